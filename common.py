@@ -1,0 +1,504 @@
+"""What every phase shares and teaches nothing: config, processes, FSDP, AdamW, checkpoints, signals, metrics.
+
+Three things hold for every phase script:
+* `python SCRIPT.py CONFIG.py --section.key=value` (or `torchrun … SCRIPT.py …`); an unknown key or a wrong type is an error.
+* A run lives in out/<run>/<phase>/: step_<n>/ folders (whole or absent), metrics.jsonl, samples and plots.
+* All randomness is drawn from (seed, step), so a checkpoint needs no random state: a resumed run repeats an unbroken one.
+"""
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import sys
+import typing
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace, UnionType
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_model_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+class UserError(Exception):
+    """Something that the user can mend: printed as one line (what, where, what to do), exit code 2."""
+
+
+def cli(main) -> None:
+    """Runs a script's main(); a UserError becomes one line and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2) if dist.is_initialized() else sys.exit(2)  # a rank that waits in a collective must not keep us
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Config: a Python file with one dict a section, checked against the dataclass of that section
+
+SECTIONS = "model tokenizer corpus pretrain refine sft distill reward rl evaluate".split()
+OPTIONS = {
+    "run": "name of the folder under out/ (default: the config's name)",
+    "init_from": "checkpoint to start from: a phase of this run, a checkpoint folder, or a Hugging Face folder",
+    "scale": "shortens (or lengthens) every stage alike: --scale=0.1",
+}
+
+
+def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] = {}, **sections) -> SimpleNamespace:
+    """Reads `CONFIG --section.key=value …` and returns a namespace with one dataclass a section.
+
+    sections: name -> dataclass, the sections that this script uses. flags: name -> help of the script's own switches.
+    The result also holds run, out (Path), init_from, scale, command, and `raw` (the config as plain dicts, for records).
+    Raises UserError for a missing file, an unknown section, key, option, or a value of the wrong type.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or {"-h", "--help"} & set(argv):
+        print(_help(doc, flags, sections))
+        sys.exit(0 if argv else 2)
+    path = Path(argv[0])
+    if not path.is_file():
+        raise UserError(f"no config file {path}; the first argument is a config, for example configs/tiny.py")
+    raw = _read_config_file(path)
+    options = {"run": path.stem, "init_from": "", "scale": 1.0} | {flag: False for flag in flags}
+    for argument in argv[1:]:
+        name, _, text = argument.removeprefix("--").partition("=")
+        section, _, key = name.partition(".")
+        if not argument.startswith("--"):
+            raise UserError(f"argument {argument!r} is not understood; settings are written --section.key=value")
+        if key:
+            if section not in raw:
+                raise UserError(f"unknown section {section!r} in {argument!r}{_nearest(section, SECTIONS)}")
+            if section in sections:
+                raw[section][key] = _parse(text, _hints(sections[section]).get(key))
+        elif name in flags:
+            options[name] = True
+        elif name in options:
+            options[name] = type(options[name])(_parse(text, type(options[name])))
+        else:
+            raise UserError(f"unknown option {argument!r}{_nearest(name, [*options, *sections])}")
+    cfg = SimpleNamespace(raw=raw, out=Path("out") / options["run"], **options)
+    cfg.command = shlex.join([Path(sys.argv[0]).name, *argv])
+    for name, cls in sections.items():
+        setattr(cfg, name, build(cls, raw[name], f"{path}: {name}"))
+    return cfg
+
+
+def _read_config_file(path: Path) -> dict[str, dict]:
+    """Imports a config file; each public dict in it must be a known section."""
+    spec = importlib.util.spec_from_file_location("config_" + path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    if str(Path.cwd()) not in sys.path:  # so that `from configs.tiny import *` works
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} is not a valid config: {type(error).__name__}: {error}") from error
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    for name, value in public.items():
+        if isinstance(value, dict) and name not in SECTIONS:
+            raise UserError(f"{path}: unknown section {name!r}{_nearest(name, SECTIONS)}")
+    return {name: dict(public.get(name, {})) for name in SECTIONS}
+
+
+def build(cls, values: dict, where: str):
+    """Makes the dataclass cls from a dict; names the nearest key on a misspelt one, and the type on a wrong one."""
+    hints = _hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"{where}: unknown key {key!r}{_nearest(key, hints)}")
+        if isinstance(value, int) and not isinstance(value, bool) and _accepts(hints[key], float):
+            values = values | {key: float(value)} if not _accepts(hints[key], int) else values
+        elif isinstance(value, float) and value.is_integer() and not _accepts(hints[key], float):
+            values = values | {key: int(value)}  # 10e9 tokens is an int
+        if not _accepts(hints[key], type(values[key])):
+            expected = getattr(hints[key], "__name__", str(hints[key]))
+            raise UserError(f"{where}: {key} must be {expected}, not {type(value).__name__} ({value!r})")
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"{where}: {missing[0]} is missing")
+    return cls(**values)
+
+
+def _hints(cls) -> dict[str, type]:
+    return typing.get_type_hints(cls)
+
+
+def _accepts(hint, kind: type) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_accepts(h, kind) for h in typing.get_args(hint))
+    hint = typing.get_origin(hint) or hint
+    return kind in (list, tuple) if hint in (list, tuple) else kind is hint
+
+
+def _parse(text: str, hint) -> object:
+    """Command-line text to a value: a Python literal where it is one, true/false, else the text itself."""
+    if hint is str:
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _nearest(name: str, names) -> str:
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def _help(doc: str, flags: dict, sections: dict) -> str:
+    """Help text made from each dataclass's own source: `name: type = default  # meaning`."""
+    lines = [doc.strip(), "", "Usage: SCRIPT CONFIG [--section.key=value …]", ""]
+    lines += [f"  --{name:32} {text}" for name, text in (OPTIONS | flags).items()]
+    for section, cls in sections.items():
+        lines += ["", f"{section}:"]
+        for name, kind, default, meaning in re.findall(
+                r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?  +# (.*)$", inspect.getsource(cls), re.M):
+            lines.append(f"  --{section + '.' + name:32} {meaning} [{default or kind}]")
+    return "\n".join(lines)
+
+
+def config_hash(cfg: SimpleNamespace, *sections: str) -> str:
+    """12 hex digits over the named sections: what a result was made with."""
+    text = json.dumps({name: dataclasses.asdict(getattr(cfg, name)) for name in sections}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes and sharding
+
+@dataclass
+class Dist:
+    """Who this process is. mesh is None where the model stays a plain module (one CPU process in fp32)."""
+    rank: int
+    world: int
+    device: torch.device
+    mesh: object | None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums of the numbers over all ranks."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
+    """Joins torchrun's process group (or makes one of one process where FSDP's mixed precision is wanted).
+
+    dtype: compute type, "float32" or "bfloat16"; shard_size: ranks that one copy of the weights is spread over
+    (0: all of them); fewer than the world size gives a hybrid mesh (HSDP): replicas of shards, for many nodes.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world == 1 and dtype == "float32" and not cuda:
+        return Dist(0, 1, device, None)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        if "MASTER_ADDR" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    shard = shard_size or world
+    if world % shard:
+        raise UserError(f"shard_size={shard} does not divide the {world} processes")
+    if shard == world:
+        mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    else:
+        mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
+    return Dist(rank, world, device, mesh)
+
+
+def shard_model(model, d: Dist, dtype: str, compile: bool):
+    """Compiles and shards a model that was built on the meta device, block by block, and gives it memory.
+
+    Weights are kept in fp32 and gathered in `dtype` for compute; gradients are reduced in fp32. The root unit holds
+    embeddings, last norm and lm_head, and stays gathered from the forward to the end of the backward pass, because the
+    loss uses lm_head's weight outside of forward(). Gradients come out averaged over ranks.
+    """
+    for block in model.layers:
+        if compile:
+            block.compile()
+        if d.mesh is not None:
+            fully_shard(block, mesh=d.mesh, mp_policy=_precision(dtype))
+    if d.mesh is not None:
+        fully_shard(model, mesh=d.mesh, mp_policy=_precision(dtype), reshard_after_forward=False)
+    model.to_empty(device=d.device)
+    return model
+
+
+def _precision(dtype: str) -> MixedPrecisionPolicy:
+    return MixedPrecisionPolicy(param_dtype=getattr(torch, dtype), reduce_dtype=torch.float32)
+
+
+@torch.no_grad()
+def assign(parameter: torch.Tensor, full: torch.Tensor) -> None:
+    """Copies a full tensor into a parameter, sharded or not. Every rank passes the same full tensor."""
+    if isinstance(parameter, DTensor):
+        full = full.to(device=parameter.device, dtype=parameter.dtype)
+        full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(full)
+
+
+@torch.no_grad()
+def unsharded(model, replica=None):
+    """A plain module with the model's present weights, for sampling: no collective runs while it decodes.
+
+    A model that is not sharded is its own. Else its weights are gathered, one tensor at a time on every rank, into
+    `replica`: a plain module of the same shape that the caller makes once and passes in again each time.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    model.reshard()  # after a forward without backward the root unit is still gathered (pytorch #131965)
+    for source, target in zip(model.parameters(), replica.parameters(), strict=True):
+        target.copy_(source.full_tensor())
+    return replica
+
+
+def set_gradient_sync(model, last_micro_batch: bool) -> None:
+    """Gradients are reduced once a step, in the last micro-batch: no needless communication before it."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last_micro_batch)
+
+
+def adamw(model, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only: not on norms (one dimension) and embeddings (our choice)."""
+    decay, plain = [], []
+    for name, parameter in model.named_parameters():
+        (plain if parameter.ndim < 2 or "embed_tokens" in name else decay).append(parameter)
+    assert len(decay) + len(plain) == len(list(model.parameters()))
+    groups = [dict(params=decay, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def clip_grad_norm(model, max_norm: float) -> float:
+    """Clips the gradients to a global norm over all ranks; returns the norm before clipping."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints: <phase folder>/step_<n>/, written aside, then renamed; whole or absent
+
+def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: dict, keep: int = 2) -> Path | None:
+    """Writes folder/step_<n>/ and deletes older ones but the last `keep` and those whose meta says `"keep": true`.
+
+    meta: JSON values, saved beside the tensors in meta.json, which also holds size and checksum of every file and is
+    written last. Returns None, with the reason printed and nothing lost, where it could not be written (disk full).
+    """
+    final, aside = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
+    error = ""
+    try:
+        if d.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        d.barrier()
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=aside, no_dist=d.mesh is None)
+        mine = {f.name: _fingerprint(f) for f in aside.glob(f"__{d.rank}_*")}
+        if d.is_main:
+            mine[".metadata"] = _fingerprint(aside / ".metadata")
+        files = _gather(d, mine)
+        if d.is_main:
+            write_atomic(aside / "meta.json", json.dumps(meta | {"step": step, "files": files}, indent=1))
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as e:  # the last derives from BaseException
+        causes = "; ".join(str(f) for f in getattr(e, "failures", {}).values()) or str(e)
+        error = causes.strip().splitlines()[0] if causes.strip() else type(e).__name__
+    if d.sum(float(bool(error)))[0]:  # on any rank: all give up together
+        if d.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+        if error:
+            print(f"warning: checkpoint {final} could not be written ({error}); older ones are untouched", flush=True)
+        return None
+    if d.is_main:
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(aside, final)
+        _fsync(folder)
+        old = [p for p in checkpoints(folder)[keep:] if not read_meta(p).get("keep")]
+        for path in old:
+            shutil.rmtree(path, ignore_errors=True)
+    d.barrier()
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """step_<n> folders, newest first; whether they are whole is for find_checkpoint to say."""
+    return sorted(folder.glob("step_*"), key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def find_checkpoint(d: Dist, folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: every file's size and checksum is looked at, damaged ones are named."""
+    for path in checkpoints(folder):
+        problem = check(d, path)
+        if not problem:
+            return path
+        if d.is_main:
+            print(f"warning: passing over a damaged checkpoint: {problem}", flush=True)
+    return None
+
+
+def check(d: Dist, path: Path) -> str:
+    """What is wrong with a checkpoint ('' if nothing); the ranks share the reading."""
+    if not (path / "meta.json").is_file():
+        return f"{path} has no meta.json"
+    problems = {}
+    for name, fingerprint in list(read_meta(path)["files"].items())[d.rank::d.world]:
+        if not (path / name).is_file():
+            problems[name] = f"{path / name} is missing"
+        elif _fingerprint(path / name) != fingerprint:
+            problems[name] = f"{path / name} does not have the size and checksum that it was written with"
+    return next(iter(_gather(d, problems).values()), "")
+
+
+def read_meta(path: Path) -> dict:
+    """meta.json of a checkpoint; UserError where it is missing or torn."""
+    try:
+        return json.loads((path / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole checkpoint ({error})") from error
+
+
+def load_checkpoint(d: Dist, path: Path, model, optimizer=None) -> dict:
+    """Loads a checkpoint, saved at any world size, into model (and optimizer); returns its meta."""
+    problem = check(d, path)
+    if problem:
+        raise UserError(f"cannot load a damaged checkpoint: {problem}")
+    no_dist = not dist.is_initialized()
+    if optimizer is None:
+        state = {"model": model.state_dict()}
+        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
+        set_model_state_dict(model, state["model"])
+    else:
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        state = {"model": model_state, "optimizer": optimizer_state}
+        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return read_meta(path)
+
+
+def _fingerprint(path: Path) -> list[int]:
+    """[size, crc32] of a file, read in pieces of 16 MB."""
+    crc = 0
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 24):
+            crc = zlib.crc32(piece, crc)
+    return [path.stat().st_size, crc]
+
+
+def _gather(d: Dist, mine: dict) -> dict:
+    if d.world == 1:
+        return mine
+    parts = [None] * d.world
+    dist.all_gather_object(parts, mine)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a file aside, flushes it to the disk and renames it: a reader sees the old one or the new one."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(aside, path)
+
+
+def _fsync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals, metrics, the machine
+
+class StopSignal:
+    """Notes SIGTERM or SIGINT; the loop asks at each step, saves, and leaves with exit code 128 + signal."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number, frame):
+        if self.number == number == signal.SIGINT:  # a second Ctrl-C means now
+            raise KeyboardInterrupt
+        self.number = number
+
+
+class Metrics:
+    """One JSON line a step in <folder>/metrics.jsonl; lines of steps that a resumed run will repeat are dropped."""
+
+    def __init__(self, d: Dist, folder: Path, first_step: int):
+        self.path = folder / "metrics.jsonl" if d.is_main else None
+        if self.path:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in read_metrics(folder) if line["step"] < first_step]
+            write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, **line) -> None:
+        if self.path:
+            with open(self.path, "a") as f:
+                f.write(json.dumps(line) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The metrics of a run, one dict a line; a last line torn by a kill is left out."""
+    lines = []
+    if (folder / "metrics.jsonl").is_file():
+        for text in (folder / "metrics.jsonl").read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+# Dense bf16 peak in FLOP/s, from the makers' data sheets. Unknown devices have no MFU: 'n/a' beats a wrong number.
+PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12,
+              "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak bf16 FLOP/s of a CUDA device, None where it is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory of this process in GB: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

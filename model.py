@@ -1,0 +1,265 @@
+"""The decoder that every phase shares: a plain Llama, as in Nanbeige4-3B (arXiv 2512.06266, released config).
+
+Pre-norm, SwiGLU, grouped queries, rotary positions, no biases. Parameters are named as in Hugging Face's Llama, so
+hf.py has nothing to rename. `python model.py CONFIG` prints the size of each part and what memory training needs.
+
+Shapes: B batch, T time, C width, H heads, K key/value heads, D head width, V vocabulary, L layers, S cache length.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.utils.checkpoint import checkpoint
+
+from kernels.attention import attention
+from kernels.rmsnorm import add_rms_norm, rms_norm
+
+
+@dataclass
+class ModelConfig:
+    n_layers: int                # L
+    hidden_size: int             # C
+    ffn_size: int                # width of the SwiGLU layer
+    n_heads: int                 # H, query heads
+    n_kv_heads: int              # K, key/value heads; H must be a multiple
+    head_dim: int                # D
+    vocab_size: int | None = None  # V, rows of the embedding; None: the tokenizer's, rounded up to a multiple of 64
+    tie_embeddings: bool = False  # whether lm_head is the embedding
+    rope_theta: float = 10000.0  # base of the rotary frequencies; a stage of pre-training may raise it (ABF)
+    max_context: int = 4096      # positions that the model is said to handle, in exports
+    norm_eps: float = 1e-5       # RMSNorm epsilon
+    init_std: float = 0.02       # standard deviation of the initial weights
+
+
+class KVCache:
+    """Keys and values of the tokens so far: two tensors (L, B, S, K, D), and how many positions are filled."""
+
+    def __init__(self, cfg: ModelConfig, batch: int, size: int, device, dtype):
+        self.k = torch.empty(cfg.n_layers, batch, size, cfg.n_kv_heads, cfg.head_dim, device=device, dtype=dtype)
+        self.v = torch.empty_like(self.k)
+        self.length = 0
+
+    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores (B, T, K, D) behind the filled positions; returns all keys and values up to there."""
+        end = self.length + k.shape[1]
+        self.k[layer, :, self.length:end] = k
+        self.v[layer, :, self.length:end] = v
+        return self.k[layer, :, :end], self.v[layer, :, :end]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keeps only these rows of the batch: finished ones leave."""
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions (Su et al., arXiv 2104.09864), half-split layout: x (B, T, heads, D), cos and sin (…, T, 1, D/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.head_dim = cfg.head_dim
+        self.q_proj = nn.Linear(cfg.hidden_size, cfg.n_heads * cfg.head_dim, bias=False)
+        self.k_proj = nn.Linear(cfg.hidden_size, cfg.n_kv_heads * cfg.head_dim, bias=False)
+        self.v_proj = nn.Linear(cfg.hidden_size, cfg.n_kv_heads * cfg.head_dim, bias=False)
+        self.o_proj = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.hidden_size, bias=False)
+
+    def forward(self, x, cos, sin, doc_start, cache, layer):
+        B, T, _ = x.shape
+        q = rotate(self.q_proj(x).view(B, T, -1, self.head_dim), cos, sin)  # (B, T, H, D)
+        k = rotate(self.k_proj(x).view(B, T, -1, self.head_dim), cos, sin)  # (B, T, K, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        return self.o_proj(attention(q, k, v, doc_start).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(cfg.hidden_size, cfg.ffn_size, bias=False)
+        self.up_proj = nn.Linear(cfg.hidden_size, cfg.ffn_size, bias=False)
+        self.down_proj = nn.Linear(cfg.ffn_size, cfg.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.eps = cfg.norm_eps
+        self.weight = nn.Parameter(torch.empty(cfg.hidden_size))
+
+    def forward(self, x, residual=None):
+        """Without a residual: norm(x). With one: (norm(x + residual), x + residual)."""
+        if residual is None:
+            return rms_norm(x, self.weight, self.eps)
+        return add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: ModelConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.recompute = False  # activation checkpointing: keep only the block's input for the backward pass
+        self.input_layernorm = RMSNorm(cfg)
+        self.self_attn = Attention(cfg)
+        self.post_attention_layernorm = RMSNorm(cfg)
+        self.mlp = MLP(cfg)
+
+    def forward(self, x, cos, sin, doc_start=None, cache=None):
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, cos, sin, doc_start, cache, use_reentrant=False)
+        return self._forward(x, cos, sin, doc_start, cache)
+
+    def _forward(self, x, cos, sin, doc_start, cache):
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, doc_start, cache, self.layer)
+        normed, x = self.post_attention_layernorm(attended, residual=x)
+        return x + self.mlp(normed)
+
+
+class Transformer(nn.Module):
+    """Tokens to hidden states. Losses come from these and lm_head.weight, in chunks: see kernels/cross_entropy.py."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.rope_theta = cfg.rope_theta  # a plain number that a training stage may raise
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
+        self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg)
+        self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
+        if cfg.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(self, tokens: torch.Tensor, doc_start: torch.Tensor | None = None, cache: KVCache | None = None):
+        """tokens (B, T) int64 -> hidden states (B, T, C) after the last norm.
+
+        doc_start (B, T) int32: the position in the row (0..T-1; with a cache 0..S-1) where each token's document
+        begins; attention stays inside the document and rotary positions restart there. None: one document a row. With
+        a cache the tokens continue what it holds, and are added to it.
+        """
+        past = cache.length if cache is not None else 0
+        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        cos, sin = self.rotary(positions if doc_start is None else positions - doc_start)
+        x = self.embed_tokens(tokens)
+        cos, sin = cos.type_as(x), sin.type_as(x)
+        for block in self.layers:
+            x = block(x, cos, sin, doc_start, cache)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.norm(x)
+
+    def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of positions (..., T), in fp32, each (..., T, 1, D/2): frequencies rope_theta^(-2i/D)."""
+        exponent = torch.arange(0, self.cfg.head_dim, 2, device=positions.device, dtype=torch.float32)
+        inv_freq = 1.0 / self.rope_theta ** (exponent / self.cfg.head_dim)
+        angles = (positions[..., None].float() * inv_freq)[..., None, :]
+        return angles.cos(), angles.sin()
+
+
+@torch.no_grad()
+def init_weights(model: Transformer, seed: int, assign=lambda parameter, full: parameter.copy_(full)) -> None:
+    """Normal(0, init_std) matrices (report, released config) and norms of 1.
+
+    Each parameter has a generator of its own, seeded by (seed, its place), so that the weights do not depend on how
+    many processes share them; `assign(parameter, full_tensor)` puts them into place (common.assign: sharded ones).
+    """
+    for place, parameter in enumerate(model.parameters()):
+        if parameter.ndim == 1:
+            full = torch.ones(parameter.shape)
+        else:
+            generator = torch.Generator().manual_seed((seed << 20) + place)
+            full = torch.empty(parameter.shape).normal_(0.0, model.cfg.init_std, generator=generator)
+        assign(parameter, full)
+
+
+def meta_model(cfg: ModelConfig) -> Transformer:
+    """The model without memory: for counting, and to be sharded before it gets any."""
+    with torch.device("meta"):
+        return Transformer(cfg)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+
+def count_parameters(model: Transformer) -> dict[str, int]:
+    """Parameters of each part; a tied embedding counts once."""
+    layer = model.layers[0]
+    parts = {"embedding": model.embed_tokens, "attention": layer.self_attn, "mlp": layer.mlp, "lm_head": model.lm_head}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    counts["attention"] *= len(model.layers)
+    counts["mlp"] *= len(model.layers)
+    counts["norms"] = sum(p.numel() for p in model.parameters() if p.ndim == 1)
+    if model.cfg.tie_embeddings:
+        counts["lm_head"] = 0
+    counts["total"] = sum(p.numel() for p in model.parameters())
+    return counts
+
+
+def flops_per_token(cfg: ModelConfig, context: int) -> float:
+    """Training FLOPs of a token: 6 for each weight of a matrix product, and the causal half of attention's two products.
+
+    6 (N + L H D context), where N leaves out the embedding's look-up but counts lm_head (as PaLM, arXiv 2204.02311,
+    appendix B; theirs does not halve the attention).
+    """
+    counts = count_parameters(meta_model(cfg))
+    matrices = counts["attention"] + counts["mlp"] + cfg.vocab_size * cfg.hidden_size
+    return 6.0 * (matrices + cfg.n_layers * cfg.n_heads * cfg.head_dim * context)
+
+
+def training_memory_gb(cfg: ModelConfig, gpus: int, micro_tokens: int) -> dict[str, float]:
+    """Estimated GB a GPU of pretrain.py: fp32 weights, gradients and AdamW sharded; bf16 gathered; activations kept at
+    block borders only (activation checkpointing), with one block's inside and a chunk of logits. An estimate."""
+    counts = count_parameters(meta_model(cfg))
+    root = counts["embedding"] + counts["lm_head"]
+    block = (counts["total"] - root) / cfg.n_layers
+    inside = 2 * (8 * cfg.hidden_size + 3 * cfg.ffn_size) + 2 * 2 * (cfg.n_heads + cfg.n_kv_heads) * cfg.head_dim
+    return {
+        "weights, gradients, AdamW (16 bytes a parameter, sharded)": 16 * counts["total"] / gpus / 1e9,
+        "gathered: two blocks, embedding and lm_head, their gradients": (2 * block + root) * (2 + 2) / 1e9,
+        f"activations of {micro_tokens} tokens": micro_tokens * (2 * cfg.hidden_size * cfg.n_layers + inside) / 1e9,
+        "loss: a chunk of logits, lm_head's fp32 gradient": (6 * 2**28 + 4 * cfg.vocab_size * cfg.hidden_size) / 1e9,
+    }
+
+
+def main():
+    import common
+    from data.tokenizer import TokenizerConfig
+    cfg = common.load_config("Prints the sizes of a model: `python model.py configs/3b.py`",
+                             model=ModelConfig, tokenizer=TokenizerConfig)
+    m = cfg.model
+    m.vocab_size = m.vocab_size or cfg.tokenizer.vocab_size
+    counts = count_parameters(meta_model(m))
+    print(f"{cfg.run}: {m.n_layers} layers, width {m.hidden_size}, ffn {m.ffn_size}, {m.n_heads} query and "
+          f"{m.n_kv_heads} key/value heads of {m.head_dim}, vocabulary {m.vocab_size}\n\nparameters")
+    for part, n in counts.items():
+        print(f"  {part:12}{n:>16,} {n / counts['total']:7.1%}")
+    print(f"  {'not embeddings':12}{counts['total'] - counts['embedding'] - counts['lm_head']:>14,}")
+    print("\ntraining FLOPs a token")
+    for context in (m.max_context >> shift for shift in (8, 6, 4, 2, 0)):
+        if context:
+            print(f"  context {context:>7,}{flops_per_token(m, context) / 1e9:>12.3f} GFLOP")
+    cache = 2 * m.n_layers * m.n_kv_heads * m.head_dim * 2
+    print(f"\nKV cache: {cache:,} bytes a token in bf16; {cache * m.max_context / 1e9:.3f} GB at {m.max_context:,}")
+    for micro_tokens in (min(8192, m.max_context), m.max_context):
+        print(f"\nwill it fit? GB a GPU in training, {micro_tokens:,} tokens a micro-batch, by estimate")
+        rows = [training_memory_gb(m, gpus, micro_tokens) for gpus in (1, 8, 64)]
+        print(f"  {'':64}{'1 GPU':>9}{'8 GPUs':>9}{'64 GPUs':>9}")
+        for part in rows[0]:
+            print(f"  {part:64}" + "".join(f"{row[part]:9.1f}" for row in rows))
+        totals = [sum(row.values()) for row in rows]
+        print(f"  {'total':64}" + "".join(f"{total:9.1f}" for total in totals))
+        for size in (24, 80, 141):
+            print(f"  {f'a GPU of {size} GB':64}"
+                  + "".join(f"{'fits' if total < 0.92 * size else 'no':>9}" for total in totals))
+
+
+if __name__ == "__main__":
+    import common
+    common.cli(main)
