@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import typing
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # of a checkpoint of one process
+
+
 class UserError(Exception):
     """Something that the user can mend: printed as one line (what, where, what to do), exit code 2."""
 
@@ -45,6 +49,8 @@ def cli(main) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2) if dist.is_initialized() else sys.exit(2)  # a rank that waits in a collective must not keep us
+    except BrokenPipeError:  # `… | head`
+        os._exit(0)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -65,7 +71,7 @@ def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] =
     """Reads `CONFIG --section.key=value …` and returns a namespace with one dataclass a section.
 
     sections: name -> dataclass, the sections that this script uses. flags: name -> help of the script's own switches.
-    The result also holds run, out (Path), init_from, scale, command, and `raw` (the config as plain dicts, for records).
+    The result also holds path (of the config), run, out (Path), init_from, scale, command.
     Raises UserError for a missing file, an unknown section, key, option, or a value of the wrong type.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -93,7 +99,7 @@ def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] =
             options[name] = type(options[name])(_parse(text, type(options[name])))
         else:
             raise UserError(f"unknown option {argument!r}{_nearest(name, [*options, *sections])}")
-    cfg = SimpleNamespace(raw=raw, out=Path("out") / options["run"], **options)
+    cfg = SimpleNamespace(path=str(path), out=Path("out") / options["run"], **options)
     cfg.command = shlex.join([Path(sys.argv[0]).name, *argv])
     for name, cls in sections.items():
         setattr(cfg, name, build(cls, raw[name], f"{path}: {name}"))
@@ -207,6 +213,14 @@ class Dist:
         dist.all_reduce(total)
         return total.tolist()
 
+    def gather(self, mine: dict) -> dict:
+        """The union of every rank's dict (distinct keys, small picklable values), on every rank."""
+        if self.world == 1:
+            return mine
+        parts = [None] * self.world
+        dist.all_gather_object(parts, mine)
+        return {key: value for part in parts for key, value in part.items()}
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
@@ -312,11 +326,13 @@ def clip_grad_norm(model, max_norm: float) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints: <phase folder>/step_<n>/, written aside, then renamed; whole or absent
 
-def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: dict, keep: int = 2) -> Path | None:
+def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: dict, tokenizer: Path,
+                    keep: int = 2) -> Path | None:
     """Writes folder/step_<n>/ and deletes older ones but the last `keep` and those whose meta says `"keep": true`.
 
     meta: JSON values, saved beside the tensors in meta.json, which also holds size and checksum of every file and is
-    written last. Returns None, with the reason printed and nothing lost, where it could not be written (disk full).
+    written last. The tokenizer's file is copied in, so that the folder stands alone. Returns None, with the reason
+    printed and nothing lost, where it could not be written (disk full).
     """
     final, aside = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
     error = ""
@@ -329,8 +345,9 @@ def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: di
         dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=aside, no_dist=d.mesh is None)
         mine = {f.name: _fingerprint(f) for f in aside.glob(f"__{d.rank}_*")}
         if d.is_main:
-            mine[".metadata"] = _fingerprint(aside / ".metadata")
-        files = _gather(d, mine)
+            shutil.copyfile(tokenizer, aside / "tokenizer.json")
+            mine |= {name: _fingerprint(aside / name) for name in (".metadata", "tokenizer.json")}
+        files = d.gather(mine)
         if d.is_main:
             write_atomic(aside / "meta.json", json.dumps(meta | {"step": step, "files": files}, indent=1))
     except (OSError, RuntimeError, dcp.api.CheckpointException) as e:  # the last derives from BaseException
@@ -379,7 +396,7 @@ def check(d: Dist, path: Path) -> str:
             problems[name] = f"{path / name} is missing"
         elif _fingerprint(path / name) != fingerprint:
             problems[name] = f"{path / name} does not have the size and checksum that it was written with"
-    return next(iter(_gather(d, problems).values()), "")
+    return next(iter(d.gather(problems).values()), "")
 
 
 def read_meta(path: Path) -> dict:
@@ -415,14 +432,6 @@ def _fingerprint(path: Path) -> list[int]:
         while piece := f.read(1 << 24):
             crc = zlib.crc32(piece, crc)
     return [path.stat().st_size, crc]
-
-
-def _gather(d: Dist, mine: dict) -> dict:
-    if d.world == 1:
-        return mine
-    parts = [None] * d.world
-    dist.all_gather_object(parts, mine)
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -137,6 +137,12 @@ class Transformer(nn.Module):
         if cfg.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
+    def to_empty(self, *, device, recurse: bool = True):
+        super().to_empty(device=device, recurse=recurse)
+        if self.cfg.tie_embeddings and self.lm_head.weight is not self.embed_tokens.weight:
+            self.lm_head.weight = self.embed_tokens.weight  # a plain module's to_empty() makes two of the tied one
+        return self
+
     def forward(self, tokens: torch.Tensor, doc_start: torch.Tensor | None = None, cache: KVCache | None = None):
         """tokens (B, T) int64 -> hidden states (B, T, C) after the last norm.
 
@@ -243,7 +249,7 @@ def main():
     print(f"  {'not embeddings':12}{counts['total'] - counts['embedding'] - counts['lm_head']:>14,}")
     print("\ntraining FLOPs a token")
     for context in (m.max_context >> shift for shift in (8, 6, 4, 2, 0)):
-        if context:
+        if context >= 64:
             print(f"  context {context:>7,}{flops_per_token(m, context) / 1e9:>12.3f} GFLOP")
     cache = 2 * m.n_layers * m.n_kv_heads * m.head_dim * 2
     print(f"\nKV cache: {cache:,} bytes a token in bf16; {cache * m.max_context / 1e9:.3f} GB at {m.max_context:,}")

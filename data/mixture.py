@@ -52,7 +52,7 @@ class PoolStream:
         self.seed = [seed, zlib.crc32(name.encode())]
         self.size = sum(shard.n_tokens for shard in shards)  # tokens in an epoch
         self._windows: OrderedDict[tuple[int, int], _Window] = OrderedDict()
-        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._orders: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
 
     def read(self, position: int, n: int, touched: set | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, targets (int64) and document starts (int32, relative to `position`) of n stream positions.

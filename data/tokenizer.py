@@ -1,11 +1,13 @@
-"""Text to token ids and back: a byte-level BPE (or a character vocabulary), trained here, or any Llama- or GPT-type one.
+"""Text to token ids and back: a byte-level BPE or a character vocabulary trained here, or any Llama- or GPT-type one.
 
-One plain file, Hugging Face's tokenizer.json, is all there is of a tokenizer. Two libraries work on it: `tokenizers` trains
-and reads every such file, tiktoken encodes several times faster but knows fewer kinds; it is used only where the ids are
-proven equal (`_rank_of_pieces`). Control tokens are put in by id, never by text: "<|im_end|>" in a text stays text.
+A tokenizer is one plain file, Hugging Face's tokenizer.json. Two libraries work on it: `tokenizers` trains and reads
+every such file; tiktoken encodes faster and on threads, but is used only where its ids are proven equal (`_ranks`).
+Control tokens are put in by id, never by text: "<|im_end|>" written in a text stays text.
 """
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +27,8 @@ SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endof
 BOS = ["<s>", "<|begin_of_text|>", "<bos>", "<｜begin▁of▁sentence｜>", "<|startoftext|>", "<|endoftext|>"]  # first found
 EOT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>"]
 
-# How a text is cut before merging. bpe: GPT-4's pattern with every digit alone, so that numbers are spelled, not guessed.
-# char: every character alone; merges then only build the multi-byte characters. Both regex engines read both alike.
+# How a text is cut before merging. bpe: like GPT-4's, but every digit alone, which arithmetic needs. char: every
+# character alone, so that merges only build those of several bytes. Both libraries' regex engines read both alike.
 PATTERNS = {
     "bpe": r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "char": r"[\s\S]",
@@ -36,7 +38,7 @@ PATTERNS = {
 @dataclass
 class TokenizerConfig:
     kind: str = "bpe"            # "bpe" or "char"
-    vocab_size: int = 2048       # ids in all, the 256 bytes and 10 control tokens included (fewer if the text has fewer)
+    vocab_size: int = 2048       # ids in all: 256 bytes, merges, 10 control tokens (fewer if the text has fewer)
     train_mb: float = 8.0        # megabytes of text, taken from all pools alike, that it is trained on
     path: str = ""               # an existing tokenizer.json to use; nothing is trained then
 
@@ -53,12 +55,12 @@ BYTE_OF_SYMBOL = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 
 
 class Tokenizer:
-    """Ids 0 .. n_vocab-1 for texts. Made by `train_tokenizer` or `Tokenizer.load`.
+    """Made by `train_tokenizer` or `Tokenizer.load`.
 
-    n_vocab: int. special: name -> id of the control tokens. bos, eot: ids that begin and end a pre-training document;
-    im_start, im_end: ids around a chat turn. hash: 16 hex digits over all that decides ids (shards and checkpoints hold it).
+    n_vocab: ids are 0 .. n_vocab-1. special: name -> id of the control tokens. bos, eot: begin and end a document;
+    im_start, im_end: begin and end a chat turn. hash: 16 hex digits over all that decides ids, for shards, checkpoints.
     byte_lengths: (n_vocab,) int32, UTF-8 bytes that each token stands for, 0 for control tokens: for bits per byte.
-    json: the tokenizer.json itself.
+    pieces: those bytes. json: the tokenizer.json itself.
     """
 
     def __init__(self, text: str, name: str = "tokenizer"):
@@ -71,35 +73,39 @@ class Tokenizer:
             raise UserError(f"{name} is not a tokenizer.json of a Llama- or GPT-type tokenizer: {why}") from None
         self.json, self.name = text, name
         added = {token["content"]: token["id"] for token in spec["added_tokens"]}
-        self.special = {t["content"]: t["id"] for t in spec["added_tokens"] if t["special"] or t["content"] in SPECIAL_TOKENS}
+        self.special = {token["content"]: token["id"] for token in spec["added_tokens"]
+                        if token["special"] or token["content"] in SPECIAL_TOKENS}
         meaning = [spec["model"], spec["normalizer"], spec["pre_tokenizer"], sorted(added.items())]
         self.hash = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
         self._set_pieces(spec, added)
         self._hf = _without_control_tokens(spec, self.special)
-        ranks = _rank_of_pieces(spec, self.pieces)
+        ranks = _ranks(spec, self.pieces)
         self._bpe = ranks and tiktoken.Encoding(
             "nanobeige", pat_str=spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"],
             mergeable_ranks=ranks, special_tokens={})
         self._prefix_space = self.pieces[self.encode("a")[0]].startswith(b" ")
         self.bos, self.eot = self._control("document start", BOS), self._control("document end", EOT)
+        for control, i in self.special.items():
+            if i in self.encode(control):
+                raise UserError(f"{name} takes {control!r} written in a text for the control token: not safe to use")
 
     def _set_pieces(self, spec: dict, added: dict[str, int]) -> None:
-        """The bytes of each id: byte-level symbols (GPT), or words with "▁" for a space and <0xNN> for a byte (Llama)."""
-        kinds = {part["type"] for part in [spec["decoder"] or {"type": None}, *(spec["decoder"] or {}).get("decoders", [])]}
-        vocab = spec["model"]["vocab"]
-        if "ByteLevel" in kinds:
-            to_bytes = lambda piece: bytes(BYTE_OF_SYMBOL[c] for c in piece)
-        elif spec["model"]["byte_fallback"]:
-            to_bytes = lambda piece: bytes.fromhex(piece[3:5]) if piece[:3] == "<0x" else piece.replace("▁", " ").encode()
-        else:
+        """The bytes of each id: byte-level symbols (GPT), or text with "▁" for space and <0xNN> for a byte (Llama)."""
+        decoder, vocab = spec["decoder"] or {}, spec["model"]["vocab"]
+        byte_level = "ByteLevel" in {part.get("type") for part in [decoder, *decoder.get("decoders", [])]}
+        if not byte_level and not spec["model"]["byte_fallback"]:
             raise UserError(f"{self.name} cannot write every byte: take a byte-level or byte-fallback tokenizer")
         self.n_vocab = 1 + max([*vocab.values(), *added.values()])
         self.pieces = [b""] * self.n_vocab
-        for piece, i in vocab.items():
-            if piece not in added:
-                self.pieces[i] = to_bytes(piece)
-        for piece, i in added.items():
-            self.pieces[i] = piece.encode()
+        for piece, i in (vocab | added).items():
+            if piece in self.special or byte_level and (piece in added or not set(piece) <= BYTE_OF_SYMBOL.keys()):
+                self.pieces[i] = piece.encode()
+            elif byte_level:
+                self.pieces[i] = bytes(BYTE_OF_SYMBOL[c] for c in piece)
+            elif byte := re.fullmatch("<0x([0-9A-F]{2})>", piece):
+                self.pieces[i] = bytes.fromhex(byte[1])
+            else:
+                self.pieces[i] = piece.replace("▁", " ").encode()
         self.byte_lengths = np.array([len(piece) for piece in self.pieces], np.int32)
         self.byte_lengths[list(self.special.values())] = 0
 
@@ -148,7 +154,7 @@ class Tokenizer:
         try:
             return Tokenizer(Path(path).read_text(encoding="utf-8"), str(path))
         except OSError as error:
-            raise UserError(f"no tokenizer {path}: {error.strerror}; it must be a Hugging Face tokenizer.json") from None
+            raise UserError(f"no tokenizer {path} ({error.strerror}): give a Hugging Face tokenizer.json") from None
         except UnicodeDecodeError:
             raise UserError(f"{path} is not a tokenizer.json: it is not a text file") from None
 
@@ -170,7 +176,7 @@ def _without_control_tokens(spec: dict, special: dict[str, int]) -> tokenizers.T
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# tiktoken: merges the adjacent pair whose joined bytes have the lowest rank. `tokenizers`: the pair whose merge stands first.
+# tiktoken joins the neighbours whose joined bytes have the lowest rank, `tokenizers` those whose merge is listed first
 
 def _split(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """Byte-pair encoding of one piece, the plain way: joins the leftmost pair of lowest rank until none is left."""
@@ -184,7 +190,7 @@ def _split(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     return parts
 
 
-def _rank_of_pieces(spec: dict, pieces: list[bytes]) -> dict[bytes, int] | None:
+def _ranks(spec: dict, pieces: list[bytes]) -> dict[bytes, int] | None:
     """tiktoken's table bytes -> id, or None where it is not certain to give the same ids as `tokenizers`.
 
     Certain: a pattern known to mean the same to both regex engines, ids = 256 bytes then merges in order, and every
@@ -239,18 +245,21 @@ def train_tokenizer(texts: Iterable[str], cfg: TokenizerConfig) -> Tokenizer:
     if n_merges < 0:
         raise UserError(f"tokenizer.vocab_size is {cfg.vocab_size}; 256 bytes and {len(SPECIAL_TOKENS)} control tokens "
                         f"need at least {256 + len(SPECIAL_TOKENS)}")
+    texts = filter(None, texts)
+    first = next(texts, None)
+    if first is None:
+        raise UserError("there is no text to train the tokenizer on: give corpus.path or corpus.pools some")
     hf = tokenizers.Tokenizer(models.BPE())
     hf.pre_tokenizer = _pre_tokenizer(cfg.kind)
+    texts = map(_valid, _up_to(cfg.train_mb, itertools.chain([first], texts)))
     # Some more than asked for, because a few are dropped below. A merge seen once is not worth an id, a character is.
-    hf.train_from_iterator(map(_valid, _up_to(cfg.train_mb, texts)), trainers.BpeTrainer(
+    hf.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=256 + n_merges + n_merges // 50 + 8, min_frequency=2 if cfg.kind == "bpe" else 1,
         initial_alphabet=SYMBOLS, show_progress=False))
     learned = json.loads(hf.to_str())["model"]["merges"]
-    if not learned and not _seen(hf):
-        raise UserError("there is no text to train the tokenizer on: give corpus.path or corpus.pools some")
 
-    # The trainer may learn one token by two merges ("a"+"bc" and "ab"+"c"): tiktoken cannot tell them apart. Each token
-    # is kept once, made of the two parts that its own bytes come to; one that they do not come to is never made: dropped.
+    # The trainer may learn one token by two merges ("a"+"bc" and "ab"+"c"), which tiktoken cannot tell apart. Each
+    # token is kept once, made of the two parts that its own bytes come to; where they come to more it is dropped.
     ranks = {bytes([b]): b for b in range(256)}
     merges = []
     for left, right in learned:

@@ -1,0 +1,58 @@
+"""Tool use: choose one of the offered signatures and fill its arguments from the request; the answer is one JSON call.
+
+Key: the call. Level 1: two tools offered, two arguments; level 2: three arguments; level 3: three tools offered, three
+arguments, and in the request a number that is no argument.
+"""
+import json
+import random
+
+from data.tasks import Problem, between, distinct, final_answer, pick, shuffled
+
+DAYS = ("Monday", "Tuesday", "Friday", "Sunday")
+CITIES = ("Rome", "Paris", "Oslo", "Lima", "Cairo", "Delhi")
+ROOMS = ("kitchen", "garden", "hall", "office", "cellar", "attic")
+COLORS = ("red", "green", "blue", "white")
+GOODS = ("apples", "books", "pens", "lamps", "cups", "chairs")
+TONES = ("bell", "drum", "horn", "harp")
+# name: ((argument, its values; None = a number), x 3), the request with two arguments, and what the third adds to it
+TOOLS = {
+    "weather": ((("days", None), ("city", CITIES), ("time", DAYS)), "show the weather of {0} days in {1}", "from {2}"),
+    "taxi": ((("people", None), ("city", CITIES), ("day", DAYS)), "call a taxi for {0} people to {1}", "on {2}"),
+    "light": ((("level", None), ("room", ROOMS), ("color", COLORS)), "set the light to {0} in the {1}", "in {2}"),
+    "timer": ((("minutes", None), ("room", ROOMS), ("tone", TONES)), "start a timer of {0} minutes in the {1}", "with a {2}"),
+    "order": ((("count", None), ("item", GOODS), ("color", COLORS)), "order {0} {1}", "in {2}"),
+    "move": ((("count", None), ("item", GOODS), ("room", ROOMS)), "move {0} {1}", "to the {2}"),
+}
+MANNERS = ("Please {}.", "Can you {}?", "I want you to {}.")
+DISTRACTORS = ("I am {} years old.", "I live in house {}.", "I waited {} hours.")
+LARGEST = 99
+
+
+def make(rng: random.Random, level: int) -> Problem:
+    names = shuffled(rng, list(TOOLS))[:3 if level == 3 else 2]
+    name, used = pick(rng, names), 2 if level == 1 else 3
+    arguments, request, more = TOOLS[name]
+    values = {arg: between(rng, 2, LARGEST) if choices is None else pick(rng, choices) for arg, choices in arguments[:used]}
+    text = pick(rng, MANNERS).format((request if level == 1 else f"{request} {more}").format(*values.values()))
+    if level == 3:
+        text = f"{pick(rng, DISTRACTORS).format(between(rng, 2, LARGEST))} {text}"
+    offered = ", ".join(f"{n}({', '.join(arg for arg, _ in TOOLS[n][0][:used])})" for n in names)
+    steps = (f"The tool is {name}.", *(f"{arg} = {value}." for arg, value in values.items()))
+    call = json.dumps({"name": name, "arguments": values})
+    return Problem("tools", f"tools {call}", f"Tools: {offered}. {text}", steps, call, level)
+
+
+def problems(split: str, n: int, seed: int) -> list[Problem]:
+    return distinct(make, split, n, seed)
+
+
+def reward(problem: Problem, response: str) -> float:
+    """1.0 if the answer is JSON and says the same call; the order of keys and the spaces do not matter, types do."""
+    try:
+        return float(_canonical(final_answer(response)) == _canonical(problem.answer))
+    except (ValueError, RecursionError):        # no JSON, or nested too deeply to be a call
+        return 0.0
+
+
+def _canonical(text: str) -> str:
+    return json.dumps(json.loads(text), sort_keys=True)     # compared as text, since 1 == 1.0 == True in Python

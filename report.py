@@ -1,0 +1,132 @@
+"""Pictures and tables of a run: `python report.py configs/tiny.py` prints the table and draws loss.png and plan.png."""
+from pathlib import Path
+
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend that needs no screen comes first)
+import numpy as np
+
+import common
+
+COLORS = plt.get_cmap("tab10").colors
+
+
+def _figure(n: int):
+    figure, axes = plt.subplots(n, 1, figsize=(9, 2.2 * n), sharex=True, constrained_layout=True, squeeze=False)
+    for axis in axes[:, 0]:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[:, 0]
+
+
+def _save(figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _stages(axis, spans: list[tuple[str, float, float]], names: bool = False) -> None:
+    """Shades every other stage; spans: (name, from, to) on the x axis."""
+    for i, (name, first, last) in enumerate(spans):
+        if i % 2:
+            axis.axvspan(first, last, color="0.95", zorder=0)
+        if names:
+            axis.annotate(name, ((first + last) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=9)
+
+
+def plot_plan(path: Path, cfg, stages: list, plans: list, learning_rate) -> Path:
+    """Rate, mixture, context and rotary base over the run's tokens, before any training."""
+    by_name = {s.name: s for s in stages}
+    figure, (rate, data, length) = _figure(3)
+    pools = list(dict.fromkeys(pool for plan in plans for pool in plan.tokens))
+    edges = np.cumsum([0] + [sum(plan.tokens.values()) for plan in plans])
+    spans = [(plan.name, edges[i], edges[i + 1]) for i, plan in enumerate(plans)]
+    base, theta = length.twinx(), cfg.model.rope_theta
+    for plan, (name, first, last) in zip(plans, spans):
+        steps = np.unique(np.linspace(plan.first_step, plan.end_step - 1, 200).astype(int))
+        x = first + (steps + 1 - plan.first_step) / plan.n_steps * (last - first)
+        rate.plot(x, [learning_rate(cfg.pretrain, by_name[name], plan, int(s)) for s in steps], color="black")
+        bottom = 0.0
+        for i, pool in enumerate(pools):
+            share = plan.tokens.get(pool, 0) / sum(plan.tokens.values())
+            data.fill_between([first, last], bottom, bottom + share, color=COLORS[i], lw=0)
+            bottom += share
+        theta = by_name[name].rope_theta or theta
+        length.plot([first, last], [plan.context] * 2, color=COLORS[0], lw=3)
+        base.plot([first, last], [theta] * 2, color=COLORS[3], lw=2, ls="--")
+    for i, pool in enumerate(pools):
+        data.fill_between([], [], color=COLORS[i], label=pool)
+    data.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    rate.set_ylabel("learning rate")
+    data.set_ylabel("share of tokens")
+    length.set(ylabel="context (tokens)", xlabel="tokens trained on")
+    length.set_yscale("log", base=2)
+    base.set_yscale("log")
+    base.set_ylabel("RoPE base (dashed)", color=COLORS[3])
+    for axis in (rate, data, length):
+        _stages(axis, spans, names=axis is rate)
+    figure.suptitle(f"{cfg.run}: plan")
+    return _save(figure, path)
+
+
+def plot_run(folder: Path, cfg, stages: list, plans: list, learning_rate) -> list[str]:
+    """Draws plan.png, and loss.png: training and held-out loss, accuracy and rate by step, from metrics.jsonl."""
+    lines = common.read_metrics(folder)
+    steps = [line for line in lines if "loss" in line]
+    evals = [line for line in lines if "validation" in line]
+    spans = [(plan.name, plan.first_step, plan.end_step) for plan in plans]
+    scored = [line for line in evals if line["scores"]]
+    figure, (loss, accuracy, rate) = _figure(3)
+    values = np.array([line["loss"] for line in steps], dtype=float)
+    loss.plot([line["step"] for line in steps], values, color="0.75", lw=0.8, label="training, each step")
+    for i, pool in enumerate(evals[-1]["validation"] if evals else []):
+        loss.plot([line["step"] for line in evals], [line["validation"][pool]["loss"] for line in evals], "o-",
+                  color=COLORS[i], label=f"held-out {pool}")
+    if len(values):
+        loss.set_ylim(np.nanmin(values) * 0.8, np.nanpercentile(values, 98) * 1.05)
+    loss.set_ylabel("loss (nats a token)")
+    loss.legend(frameon=False, fontsize=8)
+    for i, task in enumerate(scored[-1]["scores"] if scored else []):
+        shown = [line for line in scored if task in line["scores"]]
+        accuracy.errorbar([line["step"] for line in shown], [line["scores"][task]["avg"] for line in shown],
+                          [line["scores"][task]["stderr"] for line in shown], fmt="o-", capsize=3, color=COLORS[i], label=task)
+    accuracy.set(ylabel="accuracy (avg@k ± s.e.)", ylim=(-0.02, 1.02))
+    if scored:
+        accuracy.legend(frameon=False, fontsize=8, ncols=3)
+    rate.plot([line["step"] for line in steps], [line["lr"] for line in steps], color="black")
+    rate.set(ylabel="learning rate", xlabel="step")
+    for axis in (loss, accuracy, rate):
+        _stages(axis, spans, names=axis is loss)
+    figure.suptitle(f"{cfg.run}, seed {cfg.pretrain.seed}")
+    plan = plot_plan(folder / "plan.png", cfg, stages, plans, learning_rate)
+    return [str(_save(figure, folder / "loss.png")), str(plan)]
+
+
+def run_table(folder: Path) -> str:
+    """Held-out loss and accuracy at each evaluation of a phase, as text."""
+    evals = [line for line in common.read_metrics(folder) if "validation" in line]
+    if not evals:
+        raise common.UserError(f"no evaluation in {folder / 'metrics.jsonl'} yet")
+    pools = list(evals[-1]["validation"])
+    tasks = list(evals[-1]["scores"])
+    rows = [f"{'stage':16}{'step':>6}{'min':>6}" + "".join(f"{'bpb ' + pool:>13}" for pool in pools)
+            + "".join(f"{task:>14}" for task in tasks)]
+    for line in evals:
+        cells = "".join(f"{line['validation'][pool]['bits_per_byte']:13.3f}" for pool in pools)
+        for task in tasks:
+            score = line["scores"].get(task)
+            cells += f"{score['avg']:7.3f} ±{score['stderr']:.3f}" if score else f"{'':>14}"
+        rows.append(f"{line['stage']:16}{line['step'] + 1:6}{line['seconds'] / 60:6.1f}" + cells)
+    first = next(iter(evals[-1]["scores"].values()), None)
+    note = f" and accuracy (avg@{first['k']} ± s.e., {first['n']} held-out problems a task)" if first else ""
+    return "held-out bits per byte" + note + "\n" + "\n".join(rows)
+
+
+def main():
+    cfg = common.load_config(__doc__)
+    print(run_table(cfg.out / "pretrain"))
+
+
+if __name__ == "__main__":
+    common.cli(main)

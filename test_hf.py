@@ -1,0 +1,424 @@
+"""hf.py and model.py against transformers: the same logits from the same files, in both directions."""
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+import common
+import hf
+from common import UserError
+from data.chat import render
+from data.tokenizer import TokenizerConfig, train_tokenizer
+from model import KVCache, ModelConfig, Transformer, init_weights, meta_model
+
+V = 320
+#        H  K  D   C   tied   RoPE base
+SHAPES = {
+    "GQA 4/2": (4, 2, 16, 64, False, 10000.0),
+    "GQA 5/1": (5, 1, 16, 80, True, 5e6),
+    "GQA 6/3, wide heads": (6, 3, 32, 96, False, 7e7),
+    "MHA": (4, 4, 16, 64, True, 500.0),
+    "odd MHA, narrow heads": (3, 3, 8, 48, False, 1e4),
+}
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["a small text, to be taught from; a small text to be read. " * 20], TokenizerConfig(vocab_size=V))
+
+
+def our_model(shape=SHAPES["GQA 4/2"], **changes) -> Transformer:
+    H, K, D, C, tied, theta = shape
+    cfg = ModelConfig(n_layers=2, hidden_size=C, ffn_size=3 * C // 2, n_heads=H, n_kv_heads=K, head_dim=D, vocab_size=V,
+                      tie_embeddings=tied, rope_theta=theta, max_context=256)
+    return randomize(Transformer(dataclasses.replace(cfg, **changes)))
+
+
+def their_model(shape) -> LlamaForCausalLM:
+    H, K, D, C, tied, theta = shape
+    return randomize(LlamaForCausalLM(LlamaConfig(
+        num_hidden_layers=2, hidden_size=C, intermediate_size=3 * C // 2, num_attention_heads=H, num_key_value_heads=K,
+        head_dim=D, vocab_size=V, tie_word_embeddings=tied, rms_norm_eps=3e-5, max_position_embeddings=256,
+        rope_parameters={"rope_theta": theta, "rope_type": "default"})))
+
+
+@torch.no_grad()
+def randomize(model):
+    """Weights large enough that every part counts: positions, norms and gates."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else 1.5 * noise / parameter.shape[1] ** 0.5)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model, tokens, **kwargs):
+    if isinstance(model, Transformer):
+        return model(tokens, **kwargs) @ model.lm_head.weight.T
+    return model(tokens, **kwargs).logits
+
+
+def tokens_like(*shape):
+    return torch.randint(V, shape, generator=torch.Generator().manual_seed(2))
+
+
+def assert_equal(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same function
+
+@every_shape
+def test_logits_of_their_folder(shape, tokenizer, tmp_path):
+    theirs = their_model(shape)
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    ours, _ = hf.load(tmp_path)
+    assert_equal(logits(ours, tokens_like(2, 100)), logits(theirs, tokens_like(2, 100)))
+
+
+@every_shape
+def test_logits_of_our_export(shape, tokenizer, tmp_path):
+    ours = our_model(shape)
+    ours.rope_theta *= 10  # a stage of training has raised it since
+    hf.export(ours, tokenizer, tmp_path / "export", torch.float32)
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert not any(info.values()), info
+    assert theirs.dtype == torch.float32
+    assert_equal(logits(ours, tokens_like(2, 100)), logits(theirs, tokens_like(2, 100)))
+    again, _ = hf.load(tmp_path / "export")
+    assert torch.equal(logits(again, tokens_like(2, 100)), logits(ours, tokens_like(2, 100)))
+
+
+def test_every_field_of_the_config_comes_back(tokenizer, tmp_path):
+    cfg = dataclasses.replace(our_model().cfg, norm_eps=3e-6, init_std=0.01, max_context=77, tie_embeddings=True)
+    hf.export(randomize(Transformer(cfg)), tokenizer, tmp_path / "export")
+    assert hf.config_from_hf(tmp_path / "export") == cfg
+
+
+@every_shape
+def test_cached_decoding_equals_one_pass(shape):
+    model, tokens = our_model(shape), tokens_like(3, 24)
+    cache = KVCache(model.cfg, 3, 24, "cpu", torch.float32)
+    steps = [logits(model, tokens[:, :9], cache=cache), logits(model, tokens[:, 9:14], cache=cache)]
+    steps += [logits(model, tokens[:, t:t + 1], cache=cache) for t in range(14, 24)]
+    assert cache.length == 24
+    assert_equal(torch.cat(steps, 1), logits(model, tokens))
+
+
+@every_shape
+def test_left_padded_decoding_equals_each_row_alone(shape):
+    model, tokens = our_model(shape), tokens_like(3, 24)
+    pad = torch.tensor([[0], [3], [7]], dtype=torch.int32)  # these many columns of each row are filler
+    column = torch.arange(10, dtype=torch.int32)
+    cache = KVCache(model.cfg, 3, 24, "cpu", torch.float32)
+    steps = [logits(model, tokens[:, :10], doc_start=torch.where(column < pad, column, pad), cache=cache)]
+    steps += [logits(model, tokens[:, t:t + 1], doc_start=pad, cache=cache) for t in range(10, 24)]
+    for row, n in enumerate(pad[:, 0].tolist()):
+        assert_equal(torch.cat(steps, 1)[row:row + 1, n:], logits(model, tokens[row:row + 1, n:]))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_documents_equal_separate_ones_and_transformers(attention, tokenizer, tmp_path):
+    model, tokens = our_model(), tokens_like(1, 30)
+    starts, ends = [0, 7, 8, 20], [7, 8, 20, 30]
+    doc_start = torch.tensor([[s for s, e in zip(starts, ends) for _ in range(s, e)]], dtype=torch.int32)
+    packed = logits(model, tokens, doc_start=doc_start)
+    alone = torch.cat([logits(model, tokens[:, s:e]) for s, e in zip(starts, ends)], 1)
+    assert_equal(packed, alone)
+    hf.export(model, tokenizer, tmp_path / "export", torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export", attn_implementation=attention)
+    # transformers keeps packed documents apart by restarted positions, but only so: no mask, no cache
+    positions = torch.arange(30)[None] - doc_start
+    assert_equal(packed, logits(theirs, tokens, position_ids=positions, use_cache=False))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same files
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_sharded_weights(tied, tokenizer, tmp_path, monkeypatch):
+    ours = our_model(tie_embeddings=tied)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 50_000)
+    hf.export(ours, tokenizer, tmp_path / "export", torch.float32)
+    shards = sorted((tmp_path / "export").glob("model-*.safetensors"))
+    assert len(shards) > 3 and shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
+    biggest = ours.embed_tokens.weight.nbytes
+    assert all(sum(t.nbytes for t in load_file(s).values()) <= max(50_000, biggest) for s in shards)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert_equal(logits(ours, tokens_like(2, 30)), logits(theirs, tokens_like(2, 30)))
+
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="60KB")
+    assert not (tmp_path / "theirs/model.safetensors").exists()
+    tokenizer.save(tmp_path / "theirs/tokenizer.json")
+    again, _ = hf.load(tmp_path / "theirs")
+    assert torch.equal(logits(again, tokens_like(2, 30)), logits(ours, tokens_like(2, 30)))
+
+
+def test_bfloat16_export(tokenizer, tmp_path):
+    ours = our_model()
+    hf.export(ours, tokenizer, tmp_path / "export")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert theirs.dtype == torch.bfloat16
+    assert torch.equal(theirs.lm_head.weight, ours.lm_head.weight.bfloat16())
+    in_bf16, _ = hf.load(tmp_path / "export", dtype=torch.bfloat16)
+    assert all(p.dtype == torch.bfloat16 for p in in_bf16.parameters())
+
+
+def test_loading_goes_through_assign(tmp_path):
+    ours = our_model()
+    save_file({hf._hf_name(name): p.detach().clone() for name, p in ours.named_parameters()}, tmp_path / "model.safetensors")
+    seen = {}
+    hf.load_weights(meta_model(ours.cfg), tmp_path, lambda parameter, full: seen.setdefault(id(parameter), full))
+    assert all(torch.equal(full, p) for full, p in zip(seen.values(), ours.parameters(), strict=True))
+
+
+def test_tokenizer_and_generation_config(tokenizer, tmp_path):
+    hf.export(our_model(), tokenizer, tmp_path / "export")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "export")
+    text = "a small text, 123 ünïcode 大 \n\n  of it"
+    assert theirs(text).input_ids == [tokenizer.bos, *tokenizer.encode(text)]  # as pre-training documents begin
+    assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
+    assert theirs.decode(tokenizer.encode(text)) == text
+    assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == ("<s>", "<|im_end|>", "<|endoftext|>")
+    messages = [{"role": "user", "content": "a question?"}]
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == render(messages, tokenizer, add_generation_prompt=True)
+    settings = GenerationConfig.from_pretrained(tmp_path / "export")
+    assert (settings.temperature, settings.top_p, settings.do_sample) == (0.6, 0.95, True)
+    assert set(settings.eos_token_id) == {tokenizer.im_end, tokenizer.eot}
+    assert hf.load(tmp_path / "export")[1].hash == tokenizer.hash
+
+
+def test_greedy_text_of_an_export(tokenizer, tmp_path):
+    ours = our_model(vocab_size=tokenizer.n_vocab)
+    hf.export(ours, tokenizer, tmp_path / "export", torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    their_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    for prompt in ("a small", "text: ", "123"):
+        inputs = their_tokenizer(prompt, return_tensors="pt")
+        answer = theirs.generate(**inputs, do_sample=False, temperature=None, top_p=None, max_new_tokens=40)[0]
+        tokens = torch.tensor([[tokenizer.bos, *tokenizer.encode(prompt)]])
+        for _ in range(40):
+            token = logits(ours, tokens)[:, -1:].argmax(-1)
+            tokens = torch.cat((tokens, token), 1)
+            if token.item() in (tokenizer.im_end, tokenizer.eot):
+                break
+        assert tokens[0].tolist() == answer.tolist()
+        assert tokenizer.decode(tokens[0].tolist()) == their_tokenizer.decode(answer)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our checkpoints
+
+def checkpoint(folder: Path, model: Transformer, tokenizer, step: int, tmp_path: Path) -> Path:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    optimizer = common.adamw(model, 1e-3, (0.9, 0.95), 0.1)
+    meta = {"model": dataclasses.asdict(model.cfg) | {"rope_theta": model.rope_theta}}
+    one = common.Dist(0, 1, torch.device("cpu"), None)
+    return common.save_checkpoint(one, folder, step, model, optimizer, meta, tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_checkpoint_of_ours(tied, tokenizer, tmp_path, capsys):
+    phase = tmp_path / "out/tiny/pretrain"
+    old, new = our_model(tie_embeddings=tied), our_model(tie_embeddings=tied)
+    with torch.no_grad():
+        old.norm.weight.mul_(0.5)
+    new.rope_theta = 77777.0
+    step = checkpoint(phase, old, tokenizer, 90, tmp_path)
+    newest = checkpoint(phase, new, tokenizer, 100, tmp_path)
+    tokens = tokens_like(2, 30)
+    for path, expected in ((phase, new), (str(newest), new), (step, old)):
+        model, loaded = hf.load(path)
+        assert loaded.hash == tokenizer.hash
+        assert torch.equal(logits(model, tokens), logits(expected, tokens))
+    in_bf16, _ = hf.load(phase, dtype=torch.bfloat16)
+    assert torch.equal(in_bf16.norm.weight, new.norm.weight.bfloat16())
+    assert (in_bf16.lm_head.weight is in_bf16.embed_tokens.weight) == tied
+
+    weights = next(newest.glob("__*"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    model, _ = hf.load(phase)
+    assert torch.equal(logits(model, tokens), logits(old, tokens))
+    assert "damaged" in capsys.readouterr().out
+    with pytest.raises(UserError, match="size and checksum"):
+        hf.load(newest)
+
+
+def test_start_from(tokenizer, tmp_path):
+    source = our_model()
+    checkpoint(tmp_path / "out/pretrain", source, tokenizer, 5, tmp_path)
+    hf.export(source, tokenizer, tmp_path / "export", torch.float32)
+    one = common.Dist(0, 1, torch.device("cpu"), None)
+    for name in ("pretrain", str(tmp_path / "out/pretrain/step_00000005"), str(tmp_path / "export")):
+        model = Transformer(source.cfg)
+        hf.start_from(one, model, tokenizer, name, tmp_path / "out")
+        assert torch.equal(logits(model, tokens_like(1, 30)), logits(source, tokens_like(1, 30)))
+    other_heads = our_model(n_heads=2, n_kv_heads=1, head_dim=32)  # the same shapes, another function
+    with pytest.raises(UserError, match="n_heads = 4"):
+        hf.start_from(one, other_heads, tokenizer, "pretrain", tmp_path / "out")
+    other_tokenizer = train_tokenizer(["zzz yyy " * 99], TokenizerConfig(vocab_size=270))
+    with pytest.raises(UserError, match="another tokenizer"):
+        hf.start_from(one, our_model(), other_tokenizer, "pretrain", tmp_path / "out")
+
+
+SHARDED = """
+import sys, torch, common, hf
+from model import ModelConfig, meta_model
+d = common.init_distributed("float32")
+cfg = hf.config_from_hf(sys.argv[1])
+model = common.shard_model(meta_model(cfg), d, "float32", compile=False)
+hf.start_from(d, model, hf.Tokenizer.load(sys.argv[1] + "/tokenizer.json"), sys.argv[1], hf.Path("nowhere"))
+hidden = model(torch.arange(30)[None])
+if d.is_main:
+    torch.save(hidden.detach() @ full.T, sys.argv[2])
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_loading_into_a_sharded_model(tied, tokenizer, tmp_path):
+    """Two processes load one folder into an FSDP model (odd sizes: uneven shards)."""
+    ours = our_model(SHAPES["odd MHA, narrow heads"], tie_embeddings=tied)
+    hf.export(ours, tokenizer, tmp_path / "export", torch.float32)
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+                    str(tmp_path / "sharded.py"), str(tmp_path / "export"), str(tmp_path / "logits.pt")],
+                   check=True, capture_output=True, text=True, env=environment())
+    assert_equal(torch.load(tmp_path / "logits.pt"), logits(ours, torch.arange(30)[None]))
+
+
+def environment() -> dict:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+
+
+def test_command_line(tokenizer, tmp_path):
+    checkpoint(tmp_path / "pretrain", our_model(), tokenizer, 3, tmp_path)
+    command = [sys.executable, str(Path(hf.__file__)), str(tmp_path / "pretrain"), str(tmp_path / "export")]
+    done = subprocess.run([*command, "--dtype=float32"], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and "parameters in float32" in done.stdout, done.stderr
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert_equal(logits(our_model(), tokens_like(1, 30)), logits(theirs, tokens_like(1, 30)))
+    again = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert again.returncode == 2 and again.stderr.startswith("error: ") and again.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a user can get wrong
+
+@pytest.mark.parametrize("change, message", [
+    ({"model_type": "qwen2"}, "model_type"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
+    ({"hidden_act": "gelu"}, "hidden_act"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"),
+    ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3"}}, "rope_type"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "rope_type"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ({"hidden_size": None}, "hidden_size"),
+], ids=str)
+def test_what_is_no_plain_llama_is_refused(change, message, tokenizer, tmp_path):
+    hf.export(our_model(), tokenizer, tmp_path / "export")
+    file = tmp_path / "export/config.json"
+    config = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    with pytest.raises(UserError, match=message):
+        hf.load(tmp_path / "export")
+
+
+def test_forms_of_the_config(tokenizer, tmp_path):
+    """As transformers 4 wrote it, with nothing that has a default."""
+    (tmp_path / "config.json").write_text(json.dumps(dict(
+        model_type="llama", num_hidden_layers=2, hidden_size=48, intermediate_size=64, num_attention_heads=3,
+        vocab_size=V, rope_theta=5000000, rope_scaling=None)))
+    cfg = hf.config_from_hf(tmp_path)
+    assert (cfg.n_kv_heads, cfg.head_dim, cfg.rope_theta, cfg.norm_eps, cfg.tie_embeddings) == (3, 16, 5e6, 1e-6, False)
+    theirs = LlamaConfig.from_pretrained(tmp_path)
+    assert (theirs.num_key_value_heads, theirs.head_dim, theirs.rope_parameters["rope_theta"], theirs.rms_norm_eps) == (
+        cfg.n_kv_heads, cfg.head_dim, cfg.rope_theta, cfg.norm_eps)
+
+
+def test_wrong_weights_are_named(tokenizer, tmp_path):
+    hf.export(our_model(), tokenizer, tmp_path / "export", torch.float32)
+    file = tmp_path / "export/model.safetensors"
+    whole, data = load_file(file), file.read_bytes()
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def refused(message, tensors=None):
+        if tensors is not None:
+            save_file(tensors, file)
+        with pytest.raises(UserError, match=message) as error:
+            hf.load(tmp_path / "export")
+        assert "\n" not in str(error.value)
+
+    refused(f"no tensor {name}$", {key: t for key, t in whole.items() if key != name})
+    refused("has not: model.layers.0.self_attn.q_proj.bias", whole | {"model.layers.0.self_attn.q_proj.bias": torch.ones(1)})
+    refused(rf"{name} has the shape \[4, 2\], the config says", whole | {name: torch.ones(4, 2)})
+    save_file(whole | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, file)  # old and harmless
+    hf.load(tmp_path / "export")
+
+    file.write_bytes(data[:-10])
+    refused("is the download whole")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    refused("is the download whole")
+    file.unlink()
+    refused("neither model.safetensors nor")
+    index = {"weight_map": {name: "model-00001-of-00002.safetensors" for name in whole}}
+    (tmp_path / "export/model.safetensors.index.json").write_text(json.dumps(index))
+    refused("model-00001-of-00002.safetensors")
+    (tmp_path / "export/config.json").write_text("{")
+    refused("cannot read")
+
+
+def test_a_tied_head_saved_twice_is_read(tokenizer, tmp_path):
+    ours = our_model(tie_embeddings=True)
+    hf.export(ours, tokenizer, tmp_path / "export", torch.float32)
+    file = tmp_path / "export/model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    model, _ = hf.load(tmp_path / "export")
+    assert torch.equal(logits(model, tokens_like(1, 30)), logits(ours, tokens_like(1, 30)))
+
+
+def test_wrong_paths_are_refused(tokenizer, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in ("empty", "nowhere"):
+        with pytest.raises(UserError, match="no checkpoint"):
+            hf.load(tmp_path / path)
+    hf.export(our_model(), tokenizer, tmp_path / "empty")  # an empty folder may be taken
+    with pytest.raises(UserError, match="exists"):
+        hf.export(our_model(), tokenizer, tmp_path / "empty")
+    with pytest.raises(UserError, match="multiple"):
+        hf.export(our_model((5, 1, 16, 64, False, 1e4)), tokenizer, tmp_path / "refused")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]  # nothing half-written is left
+    (tmp_path / "empty/tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no tokenizer"):
+        hf.load(tmp_path / "empty")
+
+
+def test_a_tokenizer_too_large_for_the_model_is_refused(tokenizer, tmp_path):
+    hf.export(our_model(vocab_size=tokenizer.n_vocab - 1), tokenizer, tmp_path / "export")
+    with pytest.raises(UserError, match="ids, the model only"):
+        hf.load(tmp_path / "export")
+
+
+def test_a_failed_export_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+    monkeypatch.setattr(hf, "save_file", full_disk)
+    with pytest.raises(OSError):
+        hf.export(our_model(), tokenizer, tmp_path / "export")
+    assert not list(tmp_path.iterdir())
