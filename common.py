@@ -363,9 +363,9 @@ def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: di
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
         _fsync(folder)
-        old = [p for p in checkpoints(folder)[keep:] if not read_meta(p).get("keep")]
-        for path in old:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in checkpoints(folder)[keep:]:
+            if not (path / "meta.json").is_file() or not read_meta(path).get("keep"):
+                shutil.rmtree(path, ignore_errors=True)
     d.barrier()
     return final
 
@@ -388,10 +388,12 @@ def find_checkpoint(d: Dist, folder: Path) -> Path | None:
 
 def check(d: Dist, path: Path) -> str:
     """What is wrong with a checkpoint ('' if nothing); the ranks share the reading."""
-    if not (path / "meta.json").is_file():
-        return f"{path} has no meta.json"
+    try:
+        files = read_meta(path)["files"]
+    except UserError as error:
+        return str(error)
     problems = {}
-    for name, fingerprint in list(read_meta(path)["files"].items())[d.rank::d.world]:
+    for name, fingerprint in list(files.items())[d.rank::d.world]:
         if not (path / name).is_file():
             problems[name] = f"{path / name} is missing"
         elif _fingerprint(path / name) != fingerprint:
@@ -404,7 +406,7 @@ def read_meta(path: Path) -> dict:
     try:
         return json.loads((path / "meta.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole checkpoint ({error})") from error
+        raise UserError(f"{path} is not a whole checkpoint: meta.json: {error}") from error
 
 
 def load_checkpoint(d: Dist, path: Path, model, optimizer=None) -> dict:

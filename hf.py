@@ -180,8 +180,7 @@ def export(model: Transformer, tokenizer: Tokenizer, folder: str | Path, dtype: 
     or transformers would refuse the model.
     """
     folder, cfg = Path(folder), model.cfg
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists; remove it, or name another folder to export to")
+    _must_be_free(folder)
     if cfg.hidden_size % cfg.n_heads:
         raise UserError(f"transformers refuses a Llama whose hidden_size ({cfg.hidden_size}) is not a multiple of its "
                         f"{cfg.n_heads} heads; choose model.n_heads so that it is")
@@ -189,12 +188,17 @@ def export(model: Transformer, tokenizer: Tokenizer, folder: str | Path, dtype: 
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _save_weights(model, aside, dtype)
-        for name, content in (_configs(model, tokenizer, dtype) | {"tokenizer.json": _tokenizer_json(tokenizer)}).items():
+        for name, content in _json_files(model, tokenizer, dtype).items():
             common.write_atomic(aside / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         aside.chmod(0o755)  # mkdtemp's folders are private
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _must_be_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists; remove it, or name another folder to export to")
 
 
 def _save_weights(model: Transformer, folder: Path, dtype: torch.dtype) -> None:
@@ -220,8 +224,8 @@ def _save_weights(model: Transformer, folder: Path, dtype: torch.dtype) -> None:
         common.write_atomic(folder / "model.safetensors.index.json", json.dumps(index, indent=2))
 
 
-def _configs(model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, dict]:
-    """The three config files. RoPE's base and the type are said twice: as transformers 5 and as 4 read them."""
+def _json_files(model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, dict]:
+    """The configs and the tokenizer. RoPE's base and the type are said twice: as transformers 5 and as 4 read them."""
     cfg, name_of = model.cfg, {i: name for name, i in tokenizer.special.items()}
     turn_end = tokenizer.special.get("<|im_end|>", tokenizer.eot)
     is_chat = {"<|im_start|>", "<|im_end|>"} <= tokenizer.special.keys()
@@ -243,7 +247,8 @@ def _configs(model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype) -> di
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": name_of[tokenizer.bos],
             "eos_token": name_of[turn_end], "pad_token": name_of[tokenizer.eot], "model_max_length": cfg.max_context,
-            "clean_up_tokenization_spaces": False} | ({"chat_template": CHAT_TEMPLATE} if is_chat else {})}
+            "clean_up_tokenization_spaces": False} | ({"chat_template": CHAT_TEMPLATE} if is_chat else {}),
+        "tokenizer.json": _tokenizer_json(tokenizer)}
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict:
@@ -265,6 +270,7 @@ def main():
     parser.add_argument("folder", help="the folder to write; it must not exist yet")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     args = parser.parse_args()
+    _must_be_free(Path(args.folder))  # before the long work
     dtype = getattr(torch, args.dtype)
     model, tokenizer = load(args.checkpoint, dtype=dtype)
     export(model, tokenizer, args.folder, dtype)

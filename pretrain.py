@@ -29,7 +29,7 @@ import common
 import hf
 import report
 from common import UserError
-from data.corpus import CorpusConfig, read_pool
+from data.corpus import CorpusConfig, data_folder, read_pool
 from data.mixture import Mixture, PoolStream, StagePlan, branch, plan_stages
 from data.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig, evaluate, table
@@ -165,12 +165,12 @@ def open_data(cfg, stages: list[Stage]) -> tuple[Tokenizer, dict[str, list], dic
     """
     settings = [a for a in shlex.split(cfg.command)[1:] if a.startswith(("--run=", "--corpus.", "--tokenizer."))]
     command = shlex.join(["python", "-m", "data.corpus", cfg.path, *settings])
-    path = cfg.out / "data/tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"no data in {cfg.out / 'data'}: prepare it with `{command}`")
-    tokenizer = Tokenizer.load(path)
+    folder = data_folder(cfg)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"no data in {folder}: prepare it with `{command}`")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
     names = list(dict.fromkeys(pool for s in stages for pool in (s.epochs or s.mixture)))
-    train, held_out = ({name: read_pool(cfg.out / "data" / name, split, tokenizer.hash, command) for name in names}
+    train, held_out = ({name: read_pool(folder / name, split, tokenizer.hash, command) for name in names}
                        for split in ("train", "val"))
     return tokenizer, train, {name: shards for name, shards in held_out.items() if shards}
 
@@ -376,7 +376,8 @@ def main():
                         tokens=sum(sum(q.tokens.values()) for q in plans if q.end_step <= step), command=cfg.command,
                         model=dataclasses.asdict(cfg.model) | {"rope_theta": model.rope_theta},
                         tokenizer=tokenizer.hash, pretrain=json.loads(json.dumps(dataclasses.asdict(p))))
-            saved = common.save_checkpoint(d, folder, step, model, optimizer, meta, cfg.out / "data/tokenizer.json", p.keep)
+            saved = common.save_checkpoint(d, folder, step, model, optimizer, meta, data_folder(cfg) / "tokenizer.json",
+                                           p.keep)
             if saved is None and (stopping or step == n_steps):
                 raise UserError(f"the last checkpoint could not be written to {folder}; make room and run the same command "
                                 "again")

@@ -16,7 +16,7 @@ import hf
 from common import UserError
 from data.chat import render
 from data.tokenizer import TokenizerConfig, train_tokenizer
-from model import KVCache, ModelConfig, Transformer, init_weights, meta_model
+from model import KVCache, ModelConfig, Transformer, meta_model
 
 V = 320
 #        H  K  D   C   tied   RoPE base
@@ -32,7 +32,8 @@ every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["a small text, to be taught from; a small text to be read. " * 20], TokenizerConfig(vocab_size=V))
+    text = "a small text, to be taught from; a small text to be read. "
+    return train_tokenizer([text * 20], TokenizerConfig(vocab_size=V))
 
 
 def our_model(shape=SHAPES["GQA 4/2"], **changes) -> Transformer:
@@ -178,7 +179,7 @@ def test_bfloat16_export(tokenizer, tmp_path):
 
 def test_loading_goes_through_assign(tmp_path):
     ours = our_model()
-    save_file({hf._hf_name(name): p.detach().clone() for name, p in ours.named_parameters()}, tmp_path / "model.safetensors")
+    hf._save_weights(ours, tmp_path, torch.float32)
     seen = {}
     hf.load_weights(meta_model(ours.cfg), tmp_path, lambda parameter, full: seen.setdefault(id(parameter), full))
     assert all(torch.equal(full, p) for full, p in zip(seen.values(), ours.parameters(), strict=True))
@@ -276,28 +277,31 @@ def test_start_from(tokenizer, tmp_path):
 
 SHARDED = """
 import sys, torch, common, hf
-from model import ModelConfig, meta_model
+from model import meta_model
 d = common.init_distributed("float32")
-cfg = hf.config_from_hf(sys.argv[1])
-model = common.shard_model(meta_model(cfg), d, "float32", compile=False)
-hf.start_from(d, model, hf.Tokenizer.load(sys.argv[1] + "/tokenizer.json"), sys.argv[1], hf.Path("nowhere"))
-hidden = model(torch.arange(30)[None])
-if d.is_main:
-    torch.save(hidden.detach() @ full.T, sys.argv[2])
+for folder in map(hf.Path, sys.argv[1:]):
+    model = common.shard_model(meta_model(hf.config_from_hf(folder)), d, "float32", compile=False)
+    hf.start_from(d, model, hf.Tokenizer.load(folder / "tokenizer.json"), str(folder), hf.Path("nowhere"))
+    hidden = model(torch.arange(30)[None])
+    if d.is_main:
+        torch.save((hidden @ model.lm_head.weight.T).detach(), folder / "logits.pt")
 torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_loading_into_a_sharded_model(tied, tokenizer, tmp_path):
+def test_loading_into_a_sharded_model(tokenizer, tmp_path):
     """Two processes load one folder into an FSDP model (odd sizes: uneven shards)."""
-    ours = our_model(SHAPES["odd MHA, narrow heads"], tie_embeddings=tied)
-    hf.export(ours, tokenizer, tmp_path / "export", torch.float32)
+    shape = SHAPES["odd MHA, narrow heads"]
+    models = {tmp_path / str(tied): our_model(shape, tie_embeddings=tied) for tied in (False, True)}
+    for folder, model in models.items():
+        hf.export(model, tokenizer, folder, torch.float32)
     (tmp_path / "sharded.py").write_text(SHARDED)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-                    str(tmp_path / "sharded.py"), str(tmp_path / "export"), str(tmp_path / "logits.pt")],
-                   check=True, capture_output=True, text=True, env=environment())
-    assert_equal(torch.load(tmp_path / "logits.pt"), logits(ours, torch.arange(30)[None]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
+               str(tmp_path / "sharded.py"), *map(str, models)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    for folder, model in models.items():
+        assert_equal(torch.load(folder / "logits.pt"), logits(model, torch.arange(30)[None]))
 
 
 def environment() -> dict:
@@ -364,7 +368,8 @@ def test_wrong_weights_are_named(tokenizer, tmp_path):
         assert "\n" not in str(error.value)
 
     refused(f"no tensor {name}$", {key: t for key, t in whole.items() if key != name})
-    refused("has not: model.layers.0.self_attn.q_proj.bias", whole | {"model.layers.0.self_attn.q_proj.bias": torch.ones(1)})
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    refused(f"has not: {bias}", whole | {bias: torch.ones(1)})
     refused(rf"{name} has the shape \[4, 2\], the config says", whole | {name: torch.ones(4, 2)})
     save_file(whole | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, file)  # old and harmless
     hf.load(tmp_path / "export")

@@ -8,7 +8,9 @@ from common import UserError
 
 CHAT_TEMPLATE = r"""
 {%- set turn = namespace(last_user=-1) %}
-{%- for message in messages %}{% if message.role == 'user' %}{% set turn.last_user = loop.index0 %}{% endif %}{% endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{% set turn.last_user = loop.index0 %}{% endif %}
+{%- endfor %}
 {%- for message in messages %}
     {%- if message.role not in ['system', 'user', 'assistant'] %}
         {{- raise_exception('unknown role ' + message.role) }}

@@ -46,6 +46,7 @@ class CorpusConfig:
     {"pages": n, "families": {name: weight}, "corrupt": share of faulty ones, "seed": s}    pages of data/tasks
     """
     pools: dict = field(default_factory=dict)  # pool name -> list of its sources
+    folder: str = ""               # where tokenizer and shards lie, for runs that share them (default: out/<run>/data)
     path: str = ""                 # own data: a file, folder or glob that becomes the only pool, "text"
     column: str = "text"           # where .jsonl and .parquet hold the text
     val_fraction: float = 0.02     # share of the documents held out (of a .txt file: its end)
@@ -95,16 +96,22 @@ def _read_file(path: Path, column: str, notes: Notes) -> Iterator[str]:
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as f:
             if _kind(path) == ".txt":
-                text = f.read().decode("utf-8-sig", errors="replace")
-                if "\ufffd" in text:
-                    notes.bad_line(str(path), "holds bytes that are not UTF-8; it is kept, with U+FFFD in their place")
-                yield text
+                yield _decode(f.read(), path, notes)
             elif _kind(path) == ".jsonl":
                 yield from _read_jsonl(f, path, column, notes)
             else:
                 yield from _read_parquet(f, path, column, notes)
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _decode(text: bytes, path: Path, notes: Notes) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        notes.bad_line(f"{path}:{line}", "not UTF-8; such bytes become U+FFFD")
+        return text.decode("utf-8-sig", errors="replace")
 
 
 def _read_jsonl(f: Iterable[bytes], path: Path, column: str, notes: Notes) -> Iterator[str]:
@@ -221,18 +228,25 @@ def _texts(source: dict, column: str, notes: Notes) -> Iterator[tuple[str, bool]
 
 def documents(sources: list[dict], cfg: CorpusConfig, notes: Notes) -> Iterator[tuple[str, str]]:
     """(split, text) of a pool. The text's hash decides the split, so that no copy of a held-out document is trained."""
+    trained = False
     for source in sources:
         for text, whole_file in _texts(source, cfg.column, notes):
             if not text:
                 notes.empty += 1
             elif whole_file:
                 cut = len(text) - int(len(text) * cfg.val_fraction)
+                trained = True
                 yield "train", text[:cut]
                 if text[cut:]:
                     yield "val", text[cut:]
             else:
                 digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-                yield ("val" if int.from_bytes(digest[:8]) < cfg.val_fraction * 2**64 else "train"), text
+                held_out = int.from_bytes(digest[:8]) < cfg.val_fraction * 2**64
+                trained = trained or not held_out
+                yield "val" if held_out else "train", text
+    if not trained:
+        raise UserError(f"no documents to train on in {sources}: {notes.empty} empty, {notes.bad} bad lines"
+                        + (f", the first {notes.first}" if notes.first else ""))
 
 
 def pools_of(cfg: CorpusConfig) -> dict[str, list[dict]]:
@@ -355,7 +369,6 @@ def _write(path: Path, *parts) -> None:
             os.fsync(f.fileno())
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}; mend it and run again, nothing is lost") from None
 
 
@@ -459,6 +472,7 @@ def prepare_pool(folder: Path, sources: list[dict], tokenizer: Tokenizer, cfg: C
     def close(split: str) -> None:
         path = folder / f"{split}_{counts[split]:05d}.bin"
         manifest["shards"].append(shards[split].write(path, split))
+        manifest["shards"].sort(key=lambda entry: entry["file"])
         _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
         counts[split] += 1
         shards[split] = _Open(tokenizer)
@@ -472,9 +486,6 @@ def prepare_pool(folder: Path, sources: list[dict], tokenizer: Tokenizer, cfg: C
     for split in shards:
         if shards[split].ends:
             close(split)
-    if not any(entry["split"] == "train" for entry in manifest["shards"]):
-        raise UserError(f"pool {name!r} has no documents in {sources} ({notes.empty} empty, {notes.bad} bad lines"
-                        + (f", the first {notes.first})" if notes.first else ")"))
     manifest |= {"complete": True, "bad_lines": notes.bad, "empty_documents": notes.empty}
     _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
@@ -522,6 +533,11 @@ def prepare(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusConfig, com
     return {name: prepare_pool(folder / name, pools[name], tokenizer, cfg, command) for name in pools}
 
 
+def data_folder(cfg) -> Path:
+    """Where a run's tokenizer and shards lie; cfg: what common.load_config gives."""
+    return Path(cfg.corpus.folder) if cfg.corpus.folder else cfg.out / "data"
+
+
 def print_table(manifests: dict[str, dict]) -> None:
     print(f"{'pool':12} {'split':5} {'documents':>12} {'tokens':>16} {'bytes/token':>11} {'shards':>6}")
     for name, manifest in manifests.items():
@@ -530,13 +546,13 @@ def print_table(manifests: dict[str, dict]) -> None:
             n, tokens, size = (sum(row[key] for row in rows) for key in ("documents", "tokens", "text_bytes"))
             print(f"{name:12} {split:5} {n:12,} {tokens:16,} {size / max(tokens, 1):11.3f} {len(rows):6}")
         if manifest["bad_lines"] or manifest["empty_documents"]:
-            print(f"{name:12} left out: {manifest['bad_lines']} bad lines, {manifest['empty_documents']} empty documents")
+            print(f"{name:12} bad lines: {manifest['bad_lines']}, empty documents: {manifest['empty_documents']}")
 
 
 def main() -> None:
     cfg = common.load_config(__doc__, flags={"verify": "only read every shard against its checksum"},
                              tokenizer=TokenizerConfig, corpus=CorpusConfig)
-    folder, command = cfg.out / "data", "python -m data." + cfg.command.replace(".py", "", 1)
+    folder, command = data_folder(cfg), "python -m data." + cfg.command.replace(".py", "", 1)
     if cfg.verify:
         for name in pools_of(cfg.corpus):
             print(f"pool {name}: {verify(folder / name)} shards equal their checksums")

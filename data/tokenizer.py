@@ -136,8 +136,11 @@ class Tokenizer:
             return list(pool.map(encode, texts))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for (control tokens as their names): `decode_bytes(encode(t)) == t.encode()`."""
-        data = b"".join([self.pieces[i] for i in ids])
+        """The bytes that ids stand for (control tokens as their names): `decode_bytes(encode(t)) == t.encode()`.
+
+        Ids past n_vocab stand for nothing: rows of an embedding that is padded to a round size, which can be sampled.
+        """
+        data = b"".join([self.pieces[i] for i in ids if i < self.n_vocab])
         return data[1:] if self._prefix_space and data.startswith(b" ") else data  # Llama's "▁" before a text
 
     def decode(self, ids: Iterable[int]) -> str:

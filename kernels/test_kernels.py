@@ -1,0 +1,134 @@
+"""The kernels against their definitions in float64, values and gradients."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import cross_entropy
+from kernels.attention import attention
+from kernels.cross_entropy import linear_cross_entropy, linear_logprobs
+from kernels.rmsnorm import add_rms_norm, rms_norm
+
+
+def rand(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def assert_same(ours, plain, inputs, d_out=None):
+    """Equal values, and equal gradients of the inputs for a gradient d_out of the result."""
+    torch.testing.assert_close(ours, plain)
+    for pair in zip(*(torch.autograd.grad(y, inputs, d_out, retain_graph=True) for y in (ours, plain))):
+        torch.testing.assert_close(*pair)
+
+
+def plain_attention(q, k, v, doc_start=None):
+    """The definition, one query and head at a time."""
+    (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
+    out = torch.zeros_like(q)
+    for b in range(B):
+        for t in range(T):
+            begin, end = (0 if doc_start is None else int(doc_start[b, t])), S - T + t + 1
+            for h in range(H):
+                keys, values = k[b, begin:end, h // (H // K)], v[b, begin:end, h // (H // K)]
+                out[b, t, h] = ((keys @ q[b, t, h]) / D**0.5).softmax(0) @ values
+    return out
+
+
+DOCS = torch.tensor([[0, 0, 0, 3, 4, 4, 4], [0, 1, 1, 1, 1, 1, 6]], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (5, 1), (6, 3)], ids=str)
+@pytest.mark.parametrize("T, docs", [(7, None), (7, DOCS), (3, None), (3, DOCS[:, 4:]), (1, None), (1, DOCS[:, 6:])],
+                         ids=["T=S", "T=S docs", "T<S", "T<S docs", "T=1", "T=1 docs"])
+def test_attention(heads, T, docs):
+    """T < S: the queries are the last T positions, as when a cache holds the others."""
+    (H, K), B, S, D = heads, 2, 7, 4
+    inputs = [x.requires_grad_() for x in (rand(B, T, H, D), rand(B, S, K, D), rand(B, S + 1, K, D)[:, 1:])]
+    d_out = rand(B, T, H, D + 1)[..., 1:]
+    assert_same(attention(*inputs, docs), plain_attention(*inputs, docs), inputs, d_out)
+
+
+def test_attention_in_bfloat16_stays_near():
+    q, k, v = rand(2, 7, 4, 8), rand(2, 7, 2, 8), rand(2, 7, 2, 9)[..., 1:]
+    for docs in (None, DOCS):
+        ours = attention(*(x.bfloat16() for x in (q, k, v)), docs)
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), plain_attention(q, k, v, docs), atol=0.03, rtol=0.03)
+
+
+def test_rms_norm():
+    x, residual, weight = rand(3, 5, 16).requires_grad_(), rand(3, 5, 17)[..., 1:], rand(16).requires_grad_()
+    for eps in (1e-5, 0.5):
+        assert_same(rms_norm(x, weight, eps), F.rms_norm(x, (16,), weight, eps), (x, weight), rand(3, 5, 18)[..., 2:])
+    normed, total = add_rms_norm(x, residual, weight, 1e-5)
+    torch.testing.assert_close(total, x + residual)
+    torch.testing.assert_close(normed, F.rms_norm(x + residual, (16,), weight, 1e-5))
+
+
+def test_rms_norm_keeps_its_statistics_in_fp32():
+    x = (100 * rand(4, 512)).bfloat16()
+    ours = rms_norm(x, torch.ones(512, dtype=torch.bfloat16), 1e-5)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, F.rms_norm(x.float(), (512,), eps=1e-5).bfloat16())
+
+
+@pytest.fixture(params=[300, 127, 1], ids="N={}".format)
+def problem(request, monkeypatch):
+    """hidden (N, C), weight (V, C), targets (N,), in three chunks of 128 at N = 300."""
+    monkeypatch.setattr(cross_entropy, "CHUNK", 1)
+    N, C, V = request.param, 12, 37
+    hidden, weight = rand(N, C).requires_grad_(), rand(V, C).requires_grad_()
+    assert len(cross_entropy._chunks(hidden, weight)) == -(-N // 128)
+    return hidden, weight, torch.randint(V, (N,), generator=torch.Generator().manual_seed(0))
+
+
+def test_linear_cross_entropy(problem):
+    hidden, weight, targets = problem
+    for scale in (1.0, 0.125):  # the gradient is made in the forward pass: what comes after must still scale it
+        assert_same(linear_cross_entropy(hidden, weight, targets) * scale,
+                    F.cross_entropy(hidden @ weight.T, targets, reduction="sum") * scale, (hidden, weight))
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 5])
+def test_ignored_targets_count_nothing(problem, ignore_index):
+    hidden, weight, targets = problem
+    targets = torch.where(torch.arange(len(targets)) % 3 == 1, ignore_index, targets)
+    assert_same(linear_cross_entropy(hidden, weight, targets, ignore_index),
+                F.cross_entropy(hidden @ weight.T, targets, reduction="sum", ignore_index=ignore_index), (hidden, weight))
+    all_ignored = linear_cross_entropy(hidden, weight, torch.full_like(targets, ignore_index), ignore_index)
+    assert all_ignored == 0 and not torch.autograd.grad(all_ignored, weight)[0].any()
+
+
+def test_cross_entropy_of_one_needed_gradient(problem):
+    """A frozen input gets none, the other is right."""
+    hidden, weight, targets = problem
+    for frozen in (0, 1):
+        inputs = [x.detach().requires_grad_(i != frozen) for i, x in enumerate((hidden, weight))]
+        plain = F.cross_entropy(inputs[0] @ inputs[1].T, targets, reduction="sum")
+        assert_same(linear_cross_entropy(*inputs, targets), plain, [inputs[1 - frozen]])
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets), plain)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
+def test_linear_logprobs(problem, temperature):
+    hidden, weight, targets = problem
+    plain = (hidden @ weight.T / temperature).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    ours = linear_logprobs(hidden, weight, targets, temperature)
+    assert_same(ours, plain, (hidden, weight), rand(len(targets)))  # another weight for each token
+    assert_same(ours.exp().sum(), plain.exp().sum(), (hidden, weight))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
+def test_losses_of_lower_types(problem, dtype, tolerance):
+    """fp32 results whatever the inputs; gradients in the inputs' type."""
+    hidden, weight, targets = problem
+    inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight)]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    plain = (wide[0] @ wide[1].T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    for ours in (linear_cross_entropy(*inputs, targets), -linear_logprobs(*inputs, targets).sum()):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), -plain.sum(), rtol=tolerance, atol=tolerance)
+        grads, exact = torch.autograd.grad(ours, inputs), torch.autograd.grad(-plain.sum(), wide, retain_graph=True)
+        for d_ours, d_plain in zip(grads, exact):
+            assert d_ours.dtype == dtype
+            assert (d_ours.double() - d_plain).norm() < tolerance * d_plain.norm()

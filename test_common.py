@@ -1,0 +1,164 @@
+"""Config errors that name the nearest key; checkpoints that are whole or absent; signals and metrics."""
+import json
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import common
+from common import UserError
+
+
+@dataclass
+class Settings:
+    lr: float = 1e-3             # learning rate
+    steps: int = 10              # how many
+    name: str = "x"              # a text
+    theta: float | None = None   # optional
+    stages: list = field(default_factory=list)  # a list
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text("_helper = dict(a=1)\npretrain = dict(lr=1, steps=5e3)\n")
+    return str(path)
+
+
+def load(*argv):
+    return common.load_config("doc", list(argv), flags={"plan": "a switch"}, pretrain=Settings)
+
+
+def test_values_and_types(config):
+    cfg = load(config, "--pretrain.theta=4e4", "--pretrain.stages=[1, 2]", "--run=r", "--plan", "--scale=0.1",
+               "--pretrain.name=12", "--model.n_layers=3")
+    p = cfg.pretrain
+    assert (p.lr, p.steps, p.theta, p.stages, p.name) == (1.0, 5000, 4e4, [1, 2], "12")
+    assert isinstance(p.lr, float) and isinstance(p.steps, int)
+    assert cfg.plan and cfg.scale == 0.1 and str(cfg.out) == "out/r"
+    assert load(config, "--pretrain.theta=None").pretrain.theta is None
+
+
+@pytest.mark.parametrize("argument, message", [
+    ("--pretrain.lrr=1", "unknown key 'lrr'; did you mean 'lr'"),
+    ("--pretrian.lr=1", "unknown section 'pretrian'.*did you mean 'pretrain'"),
+    ("--pretrain.steps=1.5", "steps must be int, not float"),
+    ("--pretrain.lr=fast", "lr must be float, not str"),
+    ("--pretrain.stages=3", "stages must be list, not int"),
+    ("--rnu=x", "unknown option '--rnu=x'; did you mean 'run'"),
+    ("run=x", "not understood"),
+])
+def test_what_is_wrong_is_named(config, argument, message):
+    with pytest.raises(UserError, match=message):
+        load(config, argument)
+
+
+def test_config_file_errors(tmp_path):
+    with pytest.raises(UserError, match="no config file"):
+        load(str(tmp_path / "none.py"))
+    for text, message in (("pretain = dict()", "unknown section 'pretain'; did you mean 'pretrain'"),
+                          ("x = 1 +", "not a valid config: SyntaxError")):
+        (tmp_path / "bad.py").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load(str(tmp_path / "bad.py"))
+
+
+def test_help_lists_every_setting(config, capsys):
+    with pytest.raises(SystemExit):
+        load("--help")
+    text = capsys.readouterr().out
+    for expected in ("--pretrain.lr", "learning rate [1e-3]", "optional [None]", "--plan", "--run"):
+        assert expected in text
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    model = torch.nn.Linear(4, 3)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def train(model, optimizer, steps, start=0):
+    for step in range(start, start + steps):
+        model(torch.randn(5, 4, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+D = common.Dist(0, 1, torch.device("cpu"), None)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    model, optimizer = small()
+    for step in (1, 2, 3):
+        train(model, optimizer, 1, step)
+        common.save_checkpoint(D, tmp_path, step, model, optimizer, {"keep": step == 1}, tmp_path / "tokenizer.json", keep=1)
+    return tmp_path, model, optimizer
+
+
+def test_resume_equals_going_on(saved):
+    folder, model, optimizer = saved
+    other, other_optimizer = small(seed=9)
+    assert common.load_checkpoint(D, common.find_checkpoint(D, folder), other, other_optimizer)["step"] == 3
+    train(model, optimizer, 3)
+    train(other, other_optimizer, 3)
+    assert torch.equal(model.weight, other.weight) and torch.equal(model.bias, other.bias)
+
+
+def test_old_checkpoints_go_and_stage_ends_stay(saved):
+    assert [p.name for p in common.checkpoints(saved[0])] == ["step_00000003", "step_00000001"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "no meta", "torn meta"])
+def test_damage_is_named_and_passed_over(saved, damage, capsys):
+    folder = saved[0]
+    newest = folder / "step_00000003"
+    victim = next(newest.glob("__0_*"))
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif damage == "truncate":
+        victim.write_bytes(content[:-7])
+    elif damage == "delete":
+        victim.unlink()
+    elif damage == "no meta":
+        (newest / "meta.json").unlink()
+    else:
+        (newest / "meta.json").write_text('{"step": 3, "fi')
+    assert common.find_checkpoint(D, folder).name == "step_00000001"
+    assert "step_00000003" in capsys.readouterr().out
+    with pytest.raises(UserError, match="step_00000003"):
+        common.load_checkpoint(D, newest, *small())
+
+
+def test_a_save_that_was_killed_is_no_checkpoint(saved):
+    folder = saved[0]
+    (folder / "step_00000003").rename(folder / ".step_00000004.tmp")
+    assert common.find_checkpoint(D, folder).name == "step_00000001"
+
+
+def test_a_save_that_fails_loses_nothing(saved, monkeypatch, capsys):
+    folder, model, optimizer = saved
+    monkeypatch.setattr(common.dcp, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert common.save_checkpoint(D, folder, 9, model, optimizer, {}, folder / "tokenizer.json") is None
+    assert "No space left" in capsys.readouterr().out
+    assert common.find_checkpoint(D, folder).name == "step_00000003" and not list(folder.glob(".step*"))
+
+
+def test_metrics_drop_what_will_be_repeated_and_a_torn_line(tmp_path):
+    lines = [json.dumps({"step": s, "loss": 1.0}) for s in range(6)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')
+    metrics = common.Metrics(D, tmp_path, first_step=4)
+    metrics.write(step=4, loss=2.0)
+    assert [(m["step"], m["loss"]) for m in common.read_metrics(tmp_path)] == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2)]
+
+
+def test_adamw_groups_cover_every_parameter_once():
+    from model import ModelConfig, Transformer
+    model = Transformer(ModelConfig(2, 16, 24, 2, 1, 8, vocab_size=32))
+    optimizer = common.adamw(model, 1e-3, (0.9, 0.95), 0.1)
+    decay, plain = (set(map(id, group["params"])) for group in optimizer.param_groups)
+    assert len(decay) + len(plain) == len(list(model.parameters())) and not decay & plain
+    assert id(model.embed_tokens.weight) in plain and id(model.norm.weight) in plain and id(model.lm_head.weight) in decay

@@ -1,0 +1,242 @@
+"""Pre-training by its real commands: schedule, resume, world sizes, signals, bad steps, bad input."""
+import json
+import math
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import common
+import pretrain
+from conftest import ROOT
+from data.mixture import plan_stages
+from pretrain import PretrainConfig, Stage, learning_rate
+
+
+def metrics(mini, run):
+    return common.read_metrics(mini.folder / "out" / run / "pretrain")
+
+
+def losses(mini, run):
+    return [line["loss"] for line in metrics(mini, run) if "loss" in line]
+
+
+def weights(mini, run):
+    """The weights of a run's newest checkpoint, read back by hf.load (checksums and all)."""
+    import hf
+    model, _ = hf.load(str(mini.folder / "out" / run / "pretrain"))
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def whole(mini):
+    """The run that the others are compared with."""
+    return mini.pretrain("--run=whole")
+
+
+# ---- schedule
+
+@pytest.mark.parametrize("curve, expected", [
+    ("linear", [3.5, 3.0, 2.5, 2.0]),
+    ("1-sqrt", [4 - 2 * 0.5, 4 - 2 * math.sqrt(0.5), 4 - 2 * math.sqrt(0.75), 2.0]),
+    ("cosine", [3 + math.cos(math.pi / 4), 3.0, 3 - math.cos(math.pi / 4), 2.0]),
+    ("exponential", [4 * 0.5 ** 0.25, 4 * 0.5 ** 0.5, 4 * 0.5 ** 0.75, 2.0]),
+])
+def test_decay_curves_by_hand(curve, expected):
+    """Four steps from 4 to 2."""
+    stages = [Stage("a", [0, 1], 16, tokens=64, mixture={"p": 1}), Stage("b", [1, 0.5], 16, 64, {"p": 1}, curve=curve)]
+    cfg = PretrainConfig(stages=[], batch_tokens=16, lr=4.0)
+    plans = plan_stages(stages, {"p": 1000}, 16)
+    assert [learning_rate(cfg, stages[1], plans[1], step) for step in range(4, 8)] == pytest.approx(expected)
+    assert [learning_rate(cfg, stages[0], plans[0], step) for step in range(4)] == pytest.approx([1, 2, 3, 4])
+
+
+def test_report_schedule_of_3b():
+    """arXiv 2512.06266: 0.1T, 12.4T, 6.5T, 4T; 4.5e-4 to 1.5e-6; one epoch of each pool, then a second of high."""
+    cfg = common.load_config("", [str(ROOT / "configs/3b.py")], pretrain=PretrainConfig)
+    p = cfg.pretrain
+    stages = [common.build(Stage, s, "") for s in p.stages]
+    plans = plan_stages(stages, p.pool_tokens, p.batch_tokens)
+    assert [sum(plan.tokens.values()) / 1e12 for plan in plans] == [0.1, 12.4, 6.5, 4.0]
+    warmup, diversity, high, decay = plans
+    assert {k: warmup.tokens[k] + diversity.tokens[k] for k in ("high", "medium")} == {"high": 6.5e12, "medium": 6e12}
+    assert set(high.tokens) == {"high"} and decay.context == 65536
+    rate = lambda i, step: learning_rate(p, stages[i], plans[i], step)
+    assert rate(0, warmup.end_step - 1) == rate(1, diversity.first_step) == rate(2, high.end_step - 1) == 4.5e-4
+    assert rate(3, decay.end_step - 1) == pytest.approx(1.5e-6)
+
+
+# ---- gradients
+
+def test_accumulation_does_not_change_the_gradient():
+    """1 x 8 rows = 8 x 1 accumulated, with documents of uneven lengths: one denominator for all."""
+    from data.mixture import Batch, IGNORE
+    from model import ModelConfig, Transformer, init_weights
+    rng = torch.Generator().manual_seed(0)
+    model = Transformer(ModelConfig(2, 32, 48, 2, 1, 16, vocab_size=64)).double()
+    init_weights(model, 0)
+    tokens = torch.randint(64, (8, 16), generator=rng)
+    targets = torch.where(torch.rand(8, 16, generator=rng) < torch.linspace(0, 0.9, 8)[:, None], IGNORE, tokens.roll(-1, 1))
+    batch = Batch(tokens.numpy(), targets.numpy(), torch.zeros(8, 16, dtype=torch.int32).numpy())
+    d = common.Dist(0, 1, torch.device("cpu"), None)
+    gradients = []
+    for micro in (0, 16):
+        model.zero_grad()
+        loss, n = pretrain.train_step(model, batch, PretrainConfig(stages=[], batch_tokens=128, micro_tokens=micro), d)
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        logits = model(tokens) @ model.lm_head.weight.T
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        assert loss == pytest.approx(expected.item(), abs=1e-6) and n == (targets != IGNORE).sum()
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_two_ranks_take_the_same_steps(mini, whole):
+    """Same global batch: same losses to 1e-4; saved at 2 ranks, resumed at 1, and back."""
+    stop = ["--pretrain.save_every=4"]
+    mini.pretrain("--run=ranks", *stop, ranks=2)
+    reference = losses(mini, "whole")
+    assert losses(mini, "ranks") == pytest.approx(reference, abs=1e-4)
+    for run, first, then in (("to1", 2, 0), ("to2", 0, 2)):
+        leave_early(mini, run, ranks=first)
+        output = mini.pretrain(f"--run={run}", ranks=then)
+        assert re.search(r"going on from .*step_0*12 ", output)
+        assert losses(mini, run) == pytest.approx(reference, abs=1e-4)
+    for name, tensor in weights(mini, "whole").items():
+        torch.testing.assert_close(weights(mini, "to2")[name], tensor, rtol=1e-3, atol=2e-4)
+
+
+def leave_early(mini, run, ranks=0):
+    """A run whose checkpoints after step 12 are gone: what a machine that died then leaves behind."""
+    mini.pretrain(f"--run={run}", "--pretrain.save_every=4", "--pretrain.keep=99", ranks=ranks)
+    for path in common.checkpoints(mini.folder / "out" / run / "pretrain"):
+        if int(path.name[5:]) > 12:
+            shutil.rmtree(path)
+
+
+def test_micro_batches_and_bfloat16_and_recompute(mini, whole):
+    """FSDP's mixed precision, activation checkpointing and accumulation give about the same losses on one process."""
+    mini.pretrain("--run=bf16", "--pretrain.dtype=bfloat16", "--pretrain.recompute=true", "--pretrain.micro_tokens=128")
+    assert losses(mini, "bf16") == pytest.approx(losses(mini, "whole"), abs=0.05)
+    assert losses(mini, "bf16") != losses(mini, "whole")
+
+
+# ---- resume
+
+def test_resume_is_exact_to_the_bit(mini, whole):
+    leave_early(mini, "resumed")
+    mini.pretrain("--run=resumed")
+    assert losses(mini, "resumed") == losses(mini, "whole")
+    for name, tensor in weights(mini, "whole").items():
+        assert torch.equal(weights(mini, "resumed")[name], tensor), name
+    assert "nothing to do" in mini.pretrain("--run=resumed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(mini, whole, number):
+    run = f"signal{int(number)}"
+    process = mini.popen(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", f"--run={run}",
+                         "--pretrain.log_every=1", "--pretrain.save_every=1000")
+    for line in process.stdout:
+        if line.startswith("step      9"):
+            process.send_signal(number)
+            break
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number and "stopped by signal" in output
+    mini.pretrain(f"--run={run}")
+    assert losses(mini, run) == losses(mini, "whole")
+
+
+def test_damaged_checkpoint_is_passed_over(mini, whole):
+    leave_early(mini, "flip")
+    newest = common.checkpoints(mini.folder / "out/flip/pretrain")[0]
+    victim = next(newest.glob("__0_*"))
+    content = bytearray(victim.read_bytes())
+    content[1000] ^= 4
+    victim.write_bytes(content)
+    output = mini.pretrain("--run=flip")
+    assert "damaged checkpoint" in output and victim.name in output
+    assert losses(mini, "flip") == losses(mini, "whole")
+
+
+def test_branch_shares_the_trunk(mini, whole):
+    """A decay from the stable checkpoint at step 14: the trunk's steps are not repeated, the rate falls from there."""
+    mini.pretrain("--run=trunk", "--pretrain.keep=99")
+    trunk = "out/trunk/pretrain/step_00000014"
+    output = mini.pretrain("--run=branch", f"--pretrain.branch_from={trunk}")
+    assert "step 14" in output
+    lines = [line for line in metrics(mini, "branch") if "loss" in line]
+    assert lines[0]["step"] == 14 and {line["stage"] for line in lines} == {"decay"}
+    assert lines[-1]["lr"] == pytest.approx(5e-4) and lines[0]["lr"] < 5e-3
+
+
+# ---- steps that are no numbers
+
+def poisoned(mini, run, *options, code=0):
+    """A run in which the loss of step 5 is NaN."""
+    script = ("import pretrain, sys, common; step = [0]; real = pretrain.linear_cross_entropy\n"
+              "def loss(*a):\n    step[0] += 1\n    return real(*a) * (float('nan') if step[0] == 6 else 1)\n"
+              "pretrain.linear_cross_entropy = loss; common.cli(pretrain.main)")
+    return mini.run("-c", script, "mini.py", "--corpus.folder=data", f"--run={run}", *options, code=code)
+
+
+def test_nan_never_enters_the_weights(mini, whole):
+    output = poisoned(mini, "skip")
+    assert re.search(r"step 5: loss nan.*data/high/train_00000.bin", output)
+    line = [line for line in metrics(mini, "skip") if "loss" in line][5]
+    assert not line["finite"] and all(math.isfinite(x) for i, x in enumerate(losses(mini, "skip")) if i != 5)
+    assert losses(mini, "skip")[:5] == losses(mini, "whole")[:5]
+    assert "error: step 5: loss nan" in poisoned(mini, "stop", "--pretrain.on_nonfinite=stop", code=2)
+
+
+# ---- what a user sees
+
+def test_output_and_files(mini, whole):
+    for expected in ("learning rate", "held-out high: loss", "bits per byte", "end of stage decay", "tokens/s", "MFU n/a",
+                     "loader alone", "avg@k"):
+        assert expected in whole
+    folder = mini.folder / "out/whole/pretrain"
+    assert (folder / "loss.png").stat().st_size > 5000 and (folder / "plan.png").stat().st_size > 5000
+    assert losses(mini, "whole")[-1] < losses(mini, "whole")[0] - 1
+    stage_ends = [json.loads((p / "meta.json").read_text())["stage"] for p in reversed(common.checkpoints(folder))]
+    assert list(dict.fromkeys(stage_ends)) == ["warmup", "stable", "decay"]
+    last = [line for line in metrics(mini, "whole") if "validation" in line][-1]
+    assert set(last["validation"]) == {"high", "medium"} and set(last["scores"]) == {"math"}
+
+
+def test_plan_needs_no_data(mini):
+    output = mini.run(str(ROOT / "pretrain.py"), str(ROOT / "configs/3b.py"), "--plan", "--pretrain.total_tokens=10e9")
+    assert "e+10 tokens" in output or "1e+10 tokens" in output
+    assert "high 100% (to 2.00)" not in output and "6.55e+04" not in output and "65,536" in output
+    assert (mini.folder / "out/3b/pretrain/plan.png").is_file()
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--pretrain.lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
+    (["--pretrain.batch_tokens=big"], "batch_tokens must be int"),
+    (["--model.vocab_size=5000"], "tokenizer has 400 ids but model.vocab_size is 5000"),
+    (["--corpus.folder=nowhere"], "no data in nowhere: prepare it with `python -m data.corpus mini.py"),
+    (["--pretrain.batch_tokens=80"], "no multiple of its context"),
+    (["--pretrain.dtype=float16"], "pretrain.dtype must be one of"),
+    (["--init_from=nowhere"], "nowhere"),
+])
+def test_bad_input_is_one_line(mini, options, message):
+    output = mini.pretrain("--run=bad", *options, code=2)
+    assert message in output and "Traceback" not in output
+    assert sum(line.startswith("error: ") for line in output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage, message", [("missing", "is missing"), ("truncated", "is truncated")])
+def test_damaged_shards_are_named(mini, tmp_path, damage, message):
+    shutil.copytree(mini.folder / "data", tmp_path / "data")
+    shard = tmp_path / "data/medium/train_00000.bin"
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-100])
+    output = mini.pretrain("--run=bad", f"--corpus.folder={tmp_path / 'data'}", code=2)
+    assert f"{shard} {message}" in output and "Traceback" not in output
