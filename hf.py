@@ -204,7 +204,7 @@ def _must_be_free(folder: Path) -> None:
 def _save_weights(model: Transformer, folder: Path, dtype: torch.dtype) -> None:
     """model.safetensors, or numbered files and their index where they are more than SHARD_BYTES."""
     shards, size = [[]], 0
-    for name, parameter in model.named_parameters():  # a tied lm_head comes once, as the embedding: as transformers does
+    for name, parameter in model.named_parameters():  # a tied lm_head comes once, as the embedding
         n_bytes = parameter.numel() * dtype.itemsize
         if shards[-1] and size + n_bytes > SHARD_BYTES:
             shards.append([])

@@ -132,6 +132,16 @@ def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[Stag
     return plans
 
 
+def history(plans: list[StagePlan], step: int) -> list:
+    """The plan's past at a step, as JSON: a checkpoint's must be the same for a run to go on from it."""
+    return [[p.name, p.context, p.rows, p.first_step, min(p.end_step, step), p.start] for p in plans if p.first_step < step]
+
+
+def as_json(settings) -> dict:
+    """A dataclass as it looks after a trip through JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
 def print_plan(cfg, stages: list[Stage], plans: list[StagePlan], pool_sizes: dict[str, int]) -> None:
     """The table of stages: rate, data, context and cost; and a picture of it."""
     by_name = {s.name: s for s in stages}
@@ -280,11 +290,14 @@ def main():
     newest = common.find_checkpoint(d, folder)
     step, seconds = 0, 0.0
     if newest or p.branch_from:
-        meta = common.load_checkpoint(d, newest or Path(p.branch_from), model, optimizer)
+        path = newest or Path(p.branch_from)
+        meta = common.load_checkpoint(d, path, model, optimizer)
         step, seconds, model.rope_theta = meta["step"], meta["seconds"], meta["model"]["rope_theta"]
-        changed = [k for k, v in dataclasses.asdict(p).items() if k in meta["pretrain"] and meta["pretrain"][k] != v]
+        if history(plans, step) != meta["history"]:
+            raise UserError(f"{path} was trained by other stages than these; choose another --run, or delete {folder}")
+        changed = [k for k, v in as_json(p).items() if k in meta["pretrain"] and meta["pretrain"][k] != v]
         if d.is_main:
-            print(f"going on from {newest or p.branch_from} (step {step})"
+            print(f"going on from {path} (step {step})"
                   + (f"; settings that have changed since: {', '.join(changed)}" if changed else ""))
     elif cfg.init_from:
         hf.load_weights(model, hf.resolve(cfg.init_from, cfg.out), common.assign)
@@ -293,7 +306,7 @@ def main():
 
     metrics = common.Metrics(d, folder, step)
     stop_signal = common.StopSignal()
-    n_steps, skipped = plans[-1].end_step, 0
+    n_steps, skipped, first_step, seconds_before = plans[-1].end_step, 0, step, seconds
     peak = common.peak_flops(d.device) if p.dtype == "bfloat16" else None
     if d.is_main:
         print_plan(cfg, stages, plans, pool_sizes)
@@ -342,7 +355,7 @@ def main():
         bar.update()
         step += 1
         if d.is_main and (step % p.log_every == 0 or step == n_steps):
-            left = (n_steps - step) * elapsed
+            left = (n_steps - step) * (seconds - seconds_before) / (step - first_step)
             tqdm.write(f"step {step:>6}/{n_steps} {step / n_steps:4.0%}  {plan.name:10} loss {loss:.4f}  lr {lr:.2e}  "
                        f"|g| {grad_norm:.2f}  {n_tokens / elapsed:,.0f} tokens/s  MFU {f'{mfu:.1%}' if mfu else 'n/a'}  "
                        f"{common.memory_gb(d.device):.1f} GB  {left / 60:.1f} min left")
@@ -375,7 +388,7 @@ def main():
             meta = dict(phase="pretrain", stage=plan.name, keep=stage_ends, seconds=seconds, world=d.world,
                         tokens=sum(sum(q.tokens.values()) for q in plans if q.end_step <= step), command=cfg.command,
                         model=dataclasses.asdict(cfg.model) | {"rope_theta": model.rope_theta},
-                        tokenizer=tokenizer.hash, pretrain=json.loads(json.dumps(dataclasses.asdict(p))))
+                        tokenizer=tokenizer.hash, history=history(plans, step), pretrain=as_json(p))
             saved = common.save_checkpoint(d, folder, step, model, optimizer, meta, data_folder(cfg) / "tokenizer.json",
                                            p.keep)
             if saved is None and (stopping or step == n_steps):

@@ -174,6 +174,12 @@ def test_branch_shares_the_trunk(mini, whole):
     assert lines[-1]["lr"] == pytest.approx(5e-4) and lines[0]["lr"] < 5e-3
 
 
+def test_other_stages_do_not_go_on_from_a_checkpoint(mini, whole):
+    output = mini.pretrain("--run=whole", "--scale=3", code=2)
+    assert "trained by other stages" in output
+    assert "settings that have changed since: clip" in mini.pretrain("--run=whole", "--pretrain.clip=2.0")
+
+
 # ---- steps that are no numbers
 
 def poisoned(mini, run, *options, code=0):

@@ -369,6 +369,7 @@ def _write(path: Path, *parts) -> None:
             os.fsync(f.fileno())
         os.replace(aside, path)
     except OSError as error:
+        aside.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}; mend it and run again, nothing is lost") from None
 
 

@@ -94,13 +94,12 @@ def test_save_load_and_hash(bpe, char, tmp_path):
 def test_training_is_deterministic_over_processes():
     script = ("import sys, data.test_tokenizer as t; sys.stdout.write("
               "t.train_tokenizer(t.TEXTS, t.TokenizerConfig(vocab_size=700)).hash)")
-    hashes = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-              for _ in range(2)}
-    assert hashes == {train_tokenizer(TEXTS, TokenizerConfig(vocab_size=700)).hash}
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert other == train_tokenizer(TEXTS, TokenizerConfig(vocab_size=700)).hash
 
 
-def test_ambiguous_merges_stay_exact():
-    """Texts over few letters make the trainer learn one token by two merges; both back ends must still agree."""
+def test_runs_of_few_letters_stay_exact():
+    """Overlapping merges ("aaa", "abab") are where the two libraries' rules would part first."""
     draw = random.Random(1)
     words = [" ".join("".join(draw.choices("ab", k=draw.randrange(1, 12))) for _ in range(4000))]
     tokenizer = train_tokenizer(words, TokenizerConfig(vocab_size=700))

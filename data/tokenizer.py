@@ -201,7 +201,7 @@ def _ranks(spec: dict, pieces: list[bytes]) -> dict[bytes, int] | None:
     neighbours x, y join to a token, no earlier merge crossed their outer ends, so they are that token's own two parts.
     """
     model, cut = spec["model"], spec["pre_tokenizer"]
-    known = [_machinery(kind) for kind in PATTERNS]
+    known = [json.loads(_untrained(kind).to_str())["pre_tokenizer"] for kind in PATTERNS]
     if cut not in known or spec["normalizer"] or any(model[key] for key in (
             "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")):
         return None
@@ -216,16 +216,12 @@ def _ranks(spec: dict, pieces: list[bytes]) -> dict[bytes, int] | None:
     return ranks
 
 
-def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERNS[kind]), "isolated"),
-                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _machinery(kind: str) -> dict:
-    """The pre_tokenizer entry of our own tokenizer.json."""
+def _untrained(kind: str) -> tokenizers.Tokenizer:
+    """Cuts texts by the kind's pattern and writes bytes as symbols; knows no merges yet."""
     hf = tokenizers.Tokenizer(models.BPE())
-    hf.pre_tokenizer = _pre_tokenizer(kind)
-    return json.loads(hf.to_str())["pre_tokenizer"]
+    hf.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERNS[kind]), "isolated"),
+                                                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return hf
 
 
 def _up_to(megabytes: float, texts: Iterable[str]) -> Iterator[str]:
@@ -252,26 +248,14 @@ def train_tokenizer(texts: Iterable[str], cfg: TokenizerConfig) -> Tokenizer:
     first = next(texts, None)
     if first is None:
         raise UserError("there is no text to train the tokenizer on: give corpus.path or corpus.pools some")
-    hf = tokenizers.Tokenizer(models.BPE())
-    hf.pre_tokenizer = _pre_tokenizer(cfg.kind)
+    hf = _untrained(cfg.kind)
     texts = map(_valid, _up_to(cfg.train_mb, itertools.chain([first], texts)))
-    # Some more than asked for, because a few are dropped below. A merge seen once is not worth an id, a character is.
     hf.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=256 + n_merges + n_merges // 50 + 8, min_frequency=2 if cfg.kind == "bpe" else 1,
-        initial_alphabet=SYMBOLS, show_progress=False))
-    learned = json.loads(hf.to_str())["model"]["merges"]
-
-    # The trainer may learn one token by two merges ("a"+"bc" and "ab"+"c"), which tiktoken cannot tell apart. Each
-    # token is kept once, made of the two parts that its own bytes come to; where they come to more it is dropped.
-    ranks = {bytes([b]): b for b in range(256)}
-    merges = []
-    for left, right in learned:
-        piece = bytes(BYTE_OF_SYMBOL[c] for c in left + right)
-        parts = _split(piece, ranks)
-        if len(parts) == 2 and len(merges) < n_merges:
-            merges.append(tuple("".join(SYMBOLS[b] for b in part) for part in parts))
-            ranks[piece] = len(ranks)
-    hf.model = models.BPE(vocab={"".join(SYMBOLS[b] for b in piece): i for piece, i in ranks.items()}, merges=merges)
+        vocab_size=256 + n_merges, initial_alphabet=SYMBOLS, show_progress=False,
+        min_frequency=2 if cfg.kind == "bpe" else 1))  # a merge seen once is not worth an id, a character is
+    merges = [tuple(merge) for merge in json.loads(hf.to_str())["model"]["merges"]]
+    vocab = {piece: i for i, piece in enumerate([*SYMBOLS, *("".join(merge) for merge in merges)])}
+    hf.model = models.BPE(vocab=vocab, merges=merges)  # the trainer's, but with byte b as id b
     hf.decoder = decoders.ByteLevel()
     hf.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIAL_TOKENS])
     return Tokenizer(hf.to_str(pretty=True))

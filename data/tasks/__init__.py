@@ -1,12 +1,12 @@
 """Task families: generated problems with worked steps, whose answers a program can judge.
 
 They are the textbook pages of the embedded corpus and, held out, the test of every phase. A family is a module with
-`make(rng, level)`, `problems(split, n, seed)` and `reward(problem, response)`; the page, the prompt, the chat form and the
-corrupted twin follow from the fields of a `Problem` alone and are here. The report trains on 15 % synthetic text and does
-not describe it (arXiv 2512.06266, 2.1): families, wording and levels are our choice. The wording is narrow on purpose,
-since a model of a million parameters is fluent only in a narrow language (TinyStories, arXiv 2305.07759).
+`make(rng, level)`, `problems(split, n, seed)` and `reward(problem, response)`; the page, the prompt, the chat form and
+the corrupted twin follow from the fields of a `Problem` alone and are here. The report trains on 15 % synthetic text
+and does not describe it (arXiv 2512.06266, section 2): families, wording and levels are our choice. The wording is
+narrow on purpose: a model of a million parameters is fluent only in a narrow language (TinyStories, arXiv 2305.07759).
 
-All randomness is drawn from `random.Random(seed).random()`, the one method whose numbers Python promises never to change.
+All randomness is drawn from `random.Random(seed).random()`, the one method whose numbers Python promises to keep.
 """
 import hashlib
 import random
@@ -93,8 +93,8 @@ def chat(problem: Problem) -> list[dict]:
 def final_answer(response: str) -> str:
     """What a response offers as its answer: the line after the last 'Answer:', or its last line if there is none.
 
-    A base model that runs on into a next problem is judged on its own; thoughts that never end hold no answer, and a line
-    of more than 500 characters is none.
+    A base model that runs on into a next problem is judged on its own; thoughts that never end hold no answer, and a
+    line of more than 500 characters is none.
     """
     text = response.rpartition("</think>")[2].split("\nProblem:")[0]
     if "<think>" in text:
@@ -105,7 +105,7 @@ def final_answer(response: str) -> str:
 
 
 def only_number(text: str) -> str | None:
-    """The number of a plain sentence that holds just one, as '19', '19 apples.' or 'Mia has 19.'; None for any other text."""
+    """The number of a plain sentence that holds just one: '19', '19 apples.', 'Mia has 19.'; None for other text."""
     match = re.fullmatch(r"[A-Za-z, ]*(-?[0-9]+)[A-Za-z, ]*[.!]?", text)
     return match and match[1]
 
@@ -128,7 +128,7 @@ def corrupt(problem: Problem, kind: str, rng: random.Random) -> str:
     if kind == "shuffled steps" and len(steps) > 1:
         while steps == list(problem.steps):
             steps = shuffled(rng, steps)
-    elif kind == "shuffled steps":              # nothing to shuffle: a single step, or else the question, stands backwards
+    elif kind == "shuffled steps":              # a single step, or else the question, stands backwards
         if " " not in "".join(steps):
             return document(replace(problem, question=_backwards(problem.question)))
         steps = [_backwards(steps[0])]
@@ -156,7 +156,7 @@ def _backwards(text: str) -> str:
 # ---- the stream of training pages
 
 def documents(families: dict[str, float], n: int, seed: int, corrupt: bool = False) -> Iterator[str]:
-    """n pages, never one of a dev or test problem, families drawn by weight ('drills' among them); lazy, so n may be huge.
+    """n pages, families ('drills' among them) drawn by weight, never a dev or test problem; lazy, so n may be huge.
 
     With `corrupt` the i-th page is the corrupted twin of the i-th page without it: two pools of one distribution.
     """
@@ -186,7 +186,7 @@ def _training_problem(family: str, level: int, rng: random.Random) -> Problem:
 def _faulty(page: Problem | str, rng: random.Random) -> str:
     if isinstance(page, Problem):
         return corrupt(page, pick(rng, CORRUPTIONS), rng)
-    return re.sub(r"= (\d+)", lambda fact: f"= {int(fact[1]) + between(rng, 1, 9)}", page)     # a drill: every result is wrong
+    return re.sub(r"= (\d+)", lambda fact: f"= {int(fact[1]) + between(rng, 1, 9)}", page)     # a drill: all wrong
 
 
 from data.tasks import code, form, math, recall, tools   # noqa: E402  (they need the names above)

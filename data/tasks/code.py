@@ -1,8 +1,8 @@
 """Small programs: a composition of one to three operations in words; the answer is a Python expression for it.
 
-Key: the composition with its constants, so whole compositions are held out. There
-are too few single operations to hold any out, and each must be learned: at level 1 the key has the example in it too.
-Level: the number of operations. The steps are the program with a name for each result; the answer puts them into one another.
+Key: the composition with its constants, so whole compositions are held out. There are too few single operations to hold
+any out, and each must be learned: at level 1 the key has the example in it too. Level: the number of operations. The
+steps are the program with a name for each result; the answer puts them into one another.
 
 No model-written code is executed. A response is parsed and its tree is walked by `run`, which knows only what the
 operations need and counts its work: anything else is worth nothing, and nothing can hang or fill the memory.
@@ -16,7 +16,7 @@ from itertools import combinations
 
 from data.tasks import Problem, between, distinct, final_answer, pick
 
-# phrase, code around the inner expression {x}, meaning, range of the constant {k}: first list -> list, then list -> number
+# phrase, code around the inner expression {x}, meaning, range of the constant {k}; list -> list, then list -> number
 LIST_OPERATIONS = (
     ("sort the list", "sorted({x})", lambda x, k: sorted(x), (0, 0)),
     ("reverse the list", "{x}[::-1]", lambda x, k: list(reversed(x)), (0, 0)),
@@ -45,7 +45,7 @@ TESTS = 5
 
 
 def make(rng: random.Random, level: int) -> Problem:
-    """Draws until every operation matters: leaving out any of them, or all, changes a test, so no shorter program is right."""
+    """Draws until every operation matters: without any of them, or all, a test changes, so no shorter one is right."""
     while True:
         last = LIST_OPERATIONS + NUMBER_OPERATIONS
         chosen = [pick(rng, LIST_OPERATIONS) for _ in range(level - 1)] + [pick(rng, last)]
@@ -53,10 +53,11 @@ def make(rng: random.Random, level: int) -> Problem:
         lists = [[between(rng, 0, 9) for _ in range(4 if i == 0 else between(rng, 5, 7))] for i in range(TESTS + 1)]
         try:
             results = [_apply(chosen, x) for x in lists]
-            shorter = [[_apply(some, x) for x in lists[1:]] for size in range(level) for some in combinations(chosen, size)]
+            shorter = [[_apply(some, x) for x in lists[1:]]
+                       for size in range(level) for some in combinations(chosen, size)]
         except (IndexError, TypeError):         # the largest of no numbers; a list operation on a number
             continue
-        small = all(abs(v) < 1000 for result in results for v in (result if type(result) is list else [result]))
+        small = all(abs(v) < 1000 for result in results for v in ([result] if type(result) is int else result))
         if small and results[0] != [] and results[1:] not in shorter:
             break
     wording = ", then ".join(phrase.format(k=k) for phrase, _, _, k in chosen)
@@ -66,8 +67,8 @@ def make(rng: random.Random, level: int) -> Problem:
         steps.append(f"{name} = {code.format(x=given, k=k)}.")
     example = f"f({lists[0]}) = {results[0]}"
     key = f"code {wording} {example}" if level == 1 else f"code {wording}"
-    return Problem("code", key, f"Write f(x): {wording}. Example: {example}.", tuple(steps), f"return {expression}", level,
-                   {"tests": [list(test) for test in zip(lists[1:], results[1:])]})
+    return Problem("code", key, f"Write f(x): {wording}. Example: {example}.", tuple(steps), f"return {expression}",
+                   level, {"tests": [list(test) for test in zip(lists[1:], results[1:])]})
 
 
 def _apply(chosen: Sequence[tuple], x: list[int]) -> list[int] | int:
@@ -103,8 +104,8 @@ def _same(got: object, wanted: list[int] | int) -> bool:
 MOST_CHARACTERS, MOST_WORK, LARGEST = 200, 2000, 10 ** 6
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
               ast.Mod: operator.mod}
-COMPARISONS = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-               ast.GtE: operator.ge}
+COMPARISONS = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
+               ast.Gt: operator.gt, ast.GtE: operator.ge}
 FUNCTIONS = {"sorted": sorted, "sum": sum, "max": max, "min": min, "len": len}
 
 
@@ -147,8 +148,8 @@ def run(tree: ast.expr, x: list[int]) -> list[int] | int:
                 return numbers(value, names)[slice(*ends)]
             case ast.Subscript(value=value, slice=index):
                 return numbers(value, names)[number(index, names)]
-            case ast.ListComp(elt=element, generators=[ast.comprehension(target=ast.Name(id=name), iter=source, ifs=ifs,
-                                                                  is_async=0)]):
+            case ast.ListComp(elt=element, generators=[
+                    ast.comprehension(target=ast.Name(id=name), iter=source, ifs=ifs, is_async=0)]):
                 inner = [{**names, name: v} for v in numbers(source, names)]
                 return [number(element, scope) for scope in inner if all(evaluate(test, scope) for test in ifs)]
         raise ValueError(f"{type(node).__name__} is not allowed")

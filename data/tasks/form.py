@@ -1,15 +1,16 @@
 """A small sum, and constraints on the form of the reply that a program can check (after IFEval, arXiv 2311.07911).
 
-Key: the sum and its constraints. Level: the number of constraints. The reply is one sentence; the reward asks for the right
-number and for every constraint: there is no part of it. The stories differ from those of data/tasks/math.py, so that neither
-family shows the other's held-out problems.
+Key: the sum and its constraints. Level: the number of constraints. The reply is one sentence; the reward asks for the
+right number and for every constraint, and gives nothing for a part. The units differ from the nouns of
+data/tasks/math.py, so that neither family shows the other's held-out problems.
 """
 import random
 
 from data.tasks import Problem, between, distinct, final_answer, only_number, pick, shuffled
+from data.tasks.math import NAMES
 
-NAMES = ("Mia", "Tom", "Eva", "Ben", "Lea", "Sam")
 STORIES = {"pages": "reads", "miles": "runs", "hours": "works", "euros": "saves"}
+OPENERS = ("So", "Now", "Then")
 MARKS = {"a full stop": ".", "an exclamation mark": "!"}
 CONSTRAINTS = {                                 # kind: (wording, what holds for a reply that keeps it)
     "name": ("Name the person.", lambda reply, name: name in reply.split()),
@@ -21,10 +22,10 @@ CONSTRAINTS = {                                 # kind: (wording, what holds for
 
 
 def make(rng: random.Random, level: int) -> Problem:
-    name, (unit, verb) = pick(rng, NAMES), pick(rng, list(STORIES.items()))
+    name, (unit, verb) = pick(rng, list(NAMES)), pick(rng, list(STORIES.items()))
     a, b = between(rng, 2, 90), between(rng, 2, 9)
     kinds = shuffled(rng, list(CONSTRAINTS))[:level]
-    values = {"name": name, "unit": unit, "mark": pick(rng, list(MARKS)), "opener": pick(rng, ("So", "Now", "Then"))}
+    values = {"name": name, "unit": unit, "mark": pick(rng, list(MARKS)), "opener": pick(rng, OPENERS)}
     reply = f"{name} {verb} {a + b}" if "name" in kinds else f"the total is {a + b}"
     reply = f"{values['opener']} {reply}" if "opener" in kinds else reply[0].upper() + reply[1:]
     reply += (f" {unit}" if "unit" in kinds else "") + (MARKS[values["mark"]] if "mark" in kinds else ".")
@@ -32,7 +33,7 @@ def make(rng: random.Random, level: int) -> Problem:
     asked = {kind: values[kind] for kind in kinds}
     wording = " ".join(CONSTRAINTS[kind][0].format(value) for kind, value in asked.items())
     return Problem("form", f"form {a} + {b} {sorted(asked.items())}",
-                   f"{name} {verb} {a} {unit} on Monday and {b} on Friday. What is the total? {wording}",
+                   f"{name} {verb} {a} {unit}. {NAMES[name]} {verb} {b} more. What is the total? {wording}",
                    (f"{a} + {b} = {a + b}.",), reply, level, {"number": a + b, "constraints": asked})
 
 

@@ -1,7 +1,8 @@
 """Word problems of one to three steps with numbers up to 99, and drills of the facts that their arithmetic rests on.
 
-Key: the worked equations, so a held-out problem is one whose chain of equations is in no training problem; names, nouns and
-verbs do not count. Level: the number of steps. Drills may share operands with held-out problems: they teach to calculate.
+Key: the worked equations, so a held-out problem is one whose chain of equations is in no training problem; names, nouns
+and verbs do not count. Level: the number of steps. Drills may share operands with held-out problems: they teach to
+calculate.
 """
 import random
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ FACTS = [fact for a in range(10) for b in range(10)
 
 
 def drill_stream(rng: random.Random) -> Iterator[str]:
-    """Endless drills: six digit facts, all of FACTS once in each 50 drills, and two facts of the size that problems need."""
+    """Endless drills: six digit facts, all of FACTS once in each 50 drills, and two facts as problems need them."""
     while True:
         deck = shuffled(rng, FACTS)
         while deck:

@@ -1,7 +1,7 @@
 """Passkeys: a key told early in a document and asked for at its end; what a longer context is for.
 
-Key: the person and the passkey. Level: the number of persons whose keys are told; the one asked for is told first, so that the
-number of sentences between it and the question is exactly what `filler` asks for. A filler sentence has about eight words.
+Key: the person and the passkey. Level: the number of persons whose keys are told; the one asked for is told first, so
+that the number of sentences between it and the question is exactly what `filler` asks for (about eight words each).
 """
 import random
 from functools import partial

@@ -1,4 +1,4 @@
-"""The task families: answers found a second way, splits that never meet, judges that can be neither cheated nor stopped."""
+"""The task families: answers found a second way, splits that never meet, judges that nobody can cheat or stop."""
 import hashlib
 import json
 import re
@@ -42,7 +42,7 @@ def from_question(problem):
         assert problem.level == 3 or re.findall(r"\d+", request) == [str(next(iter(call["arguments"].values())))]
         return values
     if problem.family == "form":
-        a, b = map(int, re.findall(r"(\d+)(?= [a-z]+ on Monday| on Friday)", text))
+        a, b = map(int, re.findall(r"\d+", text)[:2])
         name, verb, unit = re.match(r"(\w+) (\w+) \d+ (\w+)", text).groups()
         opener = re.search(r"Begin with (\w+)\.", text)
         reply = f"{name} {verb} {a + b}" if "Name the person." in text else f"the total is {a + b}"
@@ -74,7 +74,7 @@ def test_math_steps_are_true_and_chained():
 
 
 def test_known_programs():
-    """The stated program, run by Python itself, agrees with the evaluator on every test; so do the steps and the example."""
+    """The stated program, run by Python itself, agrees with the evaluator on every test, and with steps and example."""
     for problem in code.problems("train", 600, 1):
         scope = {}
         exec(f"def f(x):\n    {problem.answer}", scope)                                      # our own text
@@ -88,7 +88,7 @@ def test_known_programs():
 
 
 def test_every_operation_matters():
-    """A program with operations left out fails the hidden tests, and every operation is among a few hundred problems."""
+    """A program with an operation left out fails the hidden tests; each operation is in a few hundred problems."""
     operations = set()
     for problem in code.problems("train", 600, 2):
         names = dict(zip("abc", (re.sub(r"^[abc] = |\.$", "", step) for step in problem.steps)))
@@ -122,11 +122,12 @@ def test_rewards(family):
     for problem in problems[:100]:
         reply = tasks.chat(problem)[-1]
         for right in (gold(problem), tasks.document(problem), reply["content"], problem.answer,
-                      f"<think>\nAnswer: 1\n</think>\n\n{reply['content']}\n", gold(problem) + "\nProblem: x\nAnswer: 1\n"):
+                      f"<think>\nAnswer: 1\n</think>\n\n{reply['content']}\n",
+                      gold(problem) + "\nProblem: x\nAnswer: 1\n"):
             assert tasks.reward(problem, right) == 1.0, right
-        for wrong in ("", "\n", "Answer:", "Answer: \x00", "é" * 1000, f"<think>{gold(problem)}", gold(problem) + "Answer: no",
-                      f"Answer: {problem.answer} {problem.answer}", "Answer: 7 or 8", "9" * 100_000, "." * 1_000_000,
-                      "[" * 100_000, '{"name": ' * 50):
+        for wrong in ("", "\n", "Answer:", "Answer: \x00", "é" * 1000, f"<think>{gold(problem)}",
+                      gold(problem) + "Answer: no", f"Answer: {problem.answer} {problem.answer}", "Answer: 7 or 8",
+                      "9" * 100_000, "." * 1_000_000, "[" * 100_000, '{"name": ' * 50):
             assert tasks.reward(problem, wrong) == 0.0, wrong[:100]
     others = [tasks.reward(problem, gold(other)) for problem, other in zip(problems, problems[3:] + problems[:3])]
     assert sum(others) / len(others) < 0.05
@@ -156,18 +157,22 @@ def test_tool_calls_are_compared_by_meaning():
     ("words", 9, "It is 19.", "It is -19."),
 ])
 def test_form_constraints(constraint, value, right, wrong):
-    problem = replace(FAMILIES["form"].problems("train", 1, 0)[0], extra={"number": 19, "constraints": {constraint: value}})
+    extra = {"number": 19, "constraints": {constraint: value}}
+    problem = replace(FAMILIES["form"].problems("train", 1, 0)[0], extra=extra)
     assert tasks.reward(problem, f"Work: 12 + 7 = 19.\nAnswer: {right}\n") == 1.0
     assert tasks.reward(problem, f"Work: 12 + 7 = 19.\nAnswer: {wrong}\n") == 0.0
 
 
-ATTACKS = ["__import__('os').system('touch /tmp/owned')", "9**9**9", "[0]*10**9", "x*10**9", "'a'*10**9", "x.__class__", "x.sort()",
-           "(lambda: x)()", "[v for v in iter(int, 1)]", "sum(range(10**9))", "sorted(x, key=print)", "f(x)", "eval('x')", "open('/')",
-           "(" * 90 + "x" + ")" * 90, "-" * 190 + "1", "min(" * 40 + "x" + ")" * 40, "[" * 100, "x[" * 60, "x; x", "x" * 10 ** 6, "y := x",
-           "sum([sum([sum([sum([sum([u for u in x]) for v in x]) for w in x]) for a in x]) for b in x])" + " + 0" * 20,
-           "[[a for v in x] for a in [[b for v in x] for b in x]]", "999999 * 999999 * 999999 * 999999", "9" * 190, "1 // 0", "x[99]",
-           "x[::0]", "True", "x == x", "[v > 3 for v in x]", "max([v for v in x if v > 99])", "{v for v in x}", "(v for v in x)",
-           "x if x else x", "1e400", "f'{x}'", "*x", "await x", "[v async for v in x]", "list(list)", "len(len)", "None", "0x1for x in x"]
+ATTACKS = [
+    "__import__('os').system('touch /tmp/owned')", "x.__class__", "x.sort()", "eval('x')", "open('/')", "f(x)",
+    "f'{x}'", "9**9**9", "[0]*10**9", "x*10**9", "'a'*10**9", "999999 * 999999 * 999999", "9" * 190, "1e400", "1 // 0",
+    "x[99]", "x[::0]", "sum(range(10**9))", "[v for v in iter(int, 1)]", "(lambda: x)()", "sorted(x, key=print)", "y := x",
+    "*x", "await x", "x; x", "(" * 90 + "x" + ")" * 90, "-" * 190 + "1", "min(" * 40 + "x" + ")" * 40, "[" * 100, "x[" * 60,
+    "x" * 10 ** 6, "max([" * 9 + "v" + " for v in x])" * 9, "[[[[v for v in x] for v in x] for v in x] for v in x]",
+    "[[a for v in x] for a in [[b for v in x] for b in x]]", "max([v for v in x if v > 99])", "{v for v in x}",
+    "(v for v in x)", "[v async for v in x]", "[v > 3 for v in x]", "x == x", "True", "None", "x if x else x", "list(x)",
+    "len(len)", "0x1for x in x",
+]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -181,11 +186,18 @@ def test_no_program_escapes_the_evaluator(attack):
     assert time.perf_counter() - start < 1.0
 
 
-def test_a_lie_about_equality_is_no_answer():
-    problem = replace(code.problems("train", 1, 0)[0], extra={"tests": [[[1, 2], 1]]})
-    assert code.reward(problem, "Answer: x[0]") == 1.0 == code.reward(problem, "Answer: len(x) - 1")
-    for wrong in ("x[0] == 1", "True", "1.0", "[1]", "x[:1]", "1" + " * 1" * 60):       # equal to 1 or too long, no number 1
-        assert code.reward(problem, f"Answer: {wrong}") == 0.0
+def test_only_whole_numbers_and_lists_of_them_are_results():
+    problem = code.problems("train", 1, 0)[0]
+    for wanted, right, wrong in (
+            (1, ("x[0]", "len(x) - 1", "-(0 - 1)"), ("x[0] == 1", "True", "1.0", "[1]", "x[:1]", "1" + " * 1" * 60)),
+            ([1, 0], ("[v % 2 for v in x]", "[2 - v for v in x]"),
+             ("[v < 2 for v in x]", "[v % 2 async for v in x]", "[1, 0]", "x"))):
+        problem = replace(problem, extra={"tests": [[[1, 2], wanted]]})
+        assert all(code.reward(problem, f"Answer: {answer}") == 1.0 for answer in right)
+        assert all(code.reward(problem, f"Answer: {answer}") == 0.0 for answer in wrong)
+    for expression, error in ("1000001 * 1", "small"), ("max([" * 4 + "v" + " for v in x])" * 4, "work"):
+        with pytest.raises(ValueError, match=error):
+            code.run(code.ast.parse(expression, mode="eval").body, [1] * 8)
 
 
 # ---- splits, corruption, streams
@@ -212,7 +224,8 @@ def test_no_held_out_prompt_in_the_stream():
     for family, module in FAMILIES.items():
         held_out = module.problems("dev", 512, 0) + module.problems("test", 512, 0)
         assert not asked & {tasks.prompt(p).split("\n")[0] for p in held_out}
-        assert len(asked & {tasks.prompt(p).split("\n")[0] for p in module.problems("train", 1500, 0)}) > 0 or family == "recall"
+        seen = asked & {tasks.prompt(p).split("\n")[0] for p in module.problems("train", 1500, 0)}
+        assert seen or family == "recall"       # it can find something; recall's space is too large for that
 
 
 @families
@@ -240,7 +253,7 @@ def test_stream_is_lazy_repeatable_and_mixed():
         assert abs(sum(page.startswith(head) for page in pages) / 3000 - 1 / 6) < 0.03
     twins = list(tasks.documents(ALL, 3000, 5, corrupt=True))
     assert all(page != twin for page, twin in zip(pages, twins))                # the same pages, each with a fault
-    assert sum(page.split("\n")[0] == twin.split("\n")[0] for page, twin in zip(pages, twins)) > 1200   # still the same question
+    assert sum(page.split("\n")[0] == twin.split("\n")[0] for page, twin in zip(pages, twins)) > 1200   # same question
     with pytest.raises(ValueError, match="sums"):
         next(tasks.documents({"sums": 1.0}, 1, 0))
 
@@ -253,8 +266,8 @@ def test_recall_keeps_the_asked_distance():
             assert between == max(length, problem.level - 1) == problem.extra["distance"]
 
 
-GOLDEN = {"math": "b1f0689bca80", "code": "198678eec483", "tools": "951750d8115f",
-          "form": "9aaa49459c07", "recall": "d69ef80f6bee"}
+GOLDEN = {"math": "b1f0689bca80", "code": "198678eec483", "tools": "7b10166bf77c",
+          "form": "9a765aeb83ce", "recall": "d69ef80f6bee"}
 
 
 @families

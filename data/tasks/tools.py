@@ -1,7 +1,7 @@
 """Tool use: choose one of the offered signatures and fill its arguments from the request; the answer is one JSON call.
 
-Key: the call. Level 1: two tools offered, two arguments; level 2: three arguments; level 3: three tools offered, three
-arguments, and in the request a number that is no argument.
+Key: the call. Level 1: two tools offered, two arguments; level 2: three arguments; level 3: three tools offered,
+three arguments, and in the request a number that is no argument.
 """
 import json
 import random
@@ -14,12 +14,12 @@ ROOMS = ("kitchen", "garden", "hall", "office", "cellar", "attic")
 COLORS = ("red", "green", "blue", "white")
 GOODS = ("apples", "books", "pens", "lamps", "cups", "chairs")
 TONES = ("bell", "drum", "horn", "harp")
-# name: ((argument, its values; None = a number), x 3), the request with two arguments, and what the third adds to it
+# name: ((argument, its values; None = a number), x 3), the request with two arguments, what the third adds to it
 TOOLS = {
     "weather": ((("days", None), ("city", CITIES), ("time", DAYS)), "show the weather of {0} days in {1}", "from {2}"),
     "taxi": ((("people", None), ("city", CITIES), ("day", DAYS)), "call a taxi for {0} people to {1}", "on {2}"),
     "light": ((("level", None), ("room", ROOMS), ("color", COLORS)), "set the light to {0} in the {1}", "in {2}"),
-    "timer": ((("minutes", None), ("room", ROOMS), ("tone", TONES)), "start a timer of {0} minutes in the {1}", "with a {2}"),
+    "timer": ((("minutes", None), ("room", ROOMS), ("tone", TONES)), "time {0} minutes in the {1}", "with a {2}"),
     "order": ((("count", None), ("item", GOODS), ("color", COLORS)), "order {0} {1}", "in {2}"),
     "move": ((("count", None), ("item", GOODS), ("room", ROOMS)), "move {0} {1}", "to the {2}"),
 }
@@ -32,7 +32,8 @@ def make(rng: random.Random, level: int) -> Problem:
     names = shuffled(rng, list(TOOLS))[:3 if level == 3 else 2]
     name, used = pick(rng, names), 2 if level == 1 else 3
     arguments, request, more = TOOLS[name]
-    values = {arg: between(rng, 2, LARGEST) if choices is None else pick(rng, choices) for arg, choices in arguments[:used]}
+    values = {argument: between(rng, 2, LARGEST) if choices is None else pick(rng, choices)
+              for argument, choices in arguments[:used]}
     text = pick(rng, MANNERS).format((request if level == 1 else f"{request} {more}").format(*values.values()))
     if level == 3:
         text = f"{pick(rng, DISTRACTORS).format(between(rng, 2, LARGEST))} {text}"

@@ -1,0 +1,134 @@
+"""Sampling: equal to one pass without a cache, to transformers' top-k and top-p, and to the trainer's log-probabilities."""
+import pytest
+import torch
+
+import generate
+from generate import choose, sample
+from kernels.cross_entropy import linear_logprobs
+from model import ModelConfig, Transformer, init_weights
+
+V = 50
+
+
+@pytest.fixture(scope="module")
+def model():
+    m = Transformer(ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=V, init_std=0.3))
+    init_weights(m, 0)
+    return m
+
+
+def prompts(n=7, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randint(V, (int(torch.randint(1, 20, (1,), generator=g)),), generator=g).tolist() for _ in range(n)]
+
+
+def logits_of(model, tokens):
+    """(T, V) of one sequence, in one pass, without a cache."""
+    with torch.no_grad():
+        return model(torch.tensor([tokens]))[0] @ model.lm_head.weight.T
+
+
+def test_greedy_equals_argmax_without_cache(model):
+    for prompt, (answer,) in zip(prompts(), sample(model, prompts(), max_new_tokens=12, temperature=0)):
+        tokens = list(prompt)
+        for _ in range(12):
+            tokens.append(int(logits_of(model, tokens)[-1].argmax()))
+        assert answer.tokens == tokens[len(prompt):] and answer.finish == "length"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_are_those_of_the_trainer(model, temperature):
+    """Sampler (left padding, cache, rows that leave) and trainer (packed row, chunked loss) agree to 1e-5 in fp32."""
+    answers = sample(model, prompts(), n=3, max_new_tokens=16, temperature=temperature, stop=(1, 2, 3), seed=5)
+    row, starts, spans = [], [], []
+    for prompt, group in zip(prompts(), answers):
+        for answer in group:
+            spans.append((len(row) + len(prompt) - 1, answer))
+            starts += [len(row)] * (len(prompt) + len(answer.tokens))
+            row += prompt + answer.tokens
+    tokens, doc_start = torch.tensor([row]), torch.tensor([starts], dtype=torch.int32)
+    with torch.no_grad():
+        hidden = model(tokens, doc_start)[0]
+    logprobs = linear_logprobs(hidden[:-1], model.lm_head.weight, tokens[0, 1:], temperature)
+    for first, answer in spans:
+        expected = logprobs[first:first + len(answer.tokens)]
+        torch.testing.assert_close(torch.tensor(answer.logprobs), expected, atol=1e-5, rtol=0)
+    assert len({answer.finish for _, answer in spans}) == 2
+
+
+def test_stop_ends_a_row_and_is_kept(model):
+    for group in sample(model, prompts(), n=4, max_new_tokens=30, stop=(7, 8), seed=1):
+        for answer in group:
+            assert not {7, 8} & set(answer.tokens[:-1]) and len(answer.tokens) == len(answer.logprobs)
+            assert (answer.tokens[-1] in (7, 8)) == (answer.finish == "stop")
+            assert answer.finish == "stop" or len(answer.tokens) == 30
+
+
+def test_a_row_depends_on_its_seed_alone(model):
+    """Not on how many rows are decoded together, nor on the other prompts' stops."""
+    alike = lambda **k: [[a.tokens for a in group] for group in sample(model, prompts(), n=3, max_new_tokens=20, stop=(4,), **k)]
+    assert alike(seed=2) == alike(seed=2, max_rows=3) == alike(seed=2, max_rows=7)
+    assert alike(seed=2) != alike(seed=3)
+    flat = [tokens for group in alike(seed=2) for tokens in group]
+    assert len({tuple(t) for t in flat}) > len(flat) // 2
+
+
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.8), (0, 0.3), (5, 1.0), (8, 0.7), (1, 1.0), (0, 1e-6)])
+def test_top_k_and_top_p_are_those_of_transformers(top_k, top_p):
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    logits = torch.randn(6, V, generator=torch.Generator().manual_seed(0)) * 3
+    expected = TemperatureLogitsWarper(0.7)(None, logits)
+    expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
+    expected = (TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected).log_softmax(-1)
+    seen = torch.zeros(6, V, dtype=torch.bool)
+    for draw in torch.linspace(0, 1 - 1e-9, 4001, dtype=torch.float64):
+        token, logprob = choose(logits, 0.7, top_p, top_k, draw.expand(6))
+        torch.testing.assert_close(logprob, expected.gather(1, token[:, None])[:, 0], atol=1e-5, rtol=0)
+        seen[torch.arange(6), token] = True
+    likely = expected.exp() > 1e-3
+    assert (seen & ~expected.isfinite()).sum() == 0 and (likely & ~seen).sum() == 0
+
+
+def test_frequencies_follow_the_distribution():
+    logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(1)).expand(20_000, 8)
+    draws = generate.uniforms(0, [(i, 0) for i in range(20_000)], 1)[:, 0]
+    token, _ = choose(logits, 1.0, 1.0, 0, draws)
+    probs = logits[0].softmax(-1)
+    counts = torch.bincount(token, minlength=8)
+    chi2 = ((counts - 20_000 * probs) ** 2 / (20_000 * probs)).sum()
+    assert chi2 < 24.3  # 0.1 % point of 7 degrees of freedom
+
+
+SHARDED = """
+import torch, common, generate
+from model import ModelConfig, Transformer, init_weights, meta_model
+cfg = ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=50, init_std=0.3)
+d = common.init_distributed("float32")
+model = common.shard_model(meta_model(cfg), d, "float32", False)
+init_weights(model, 0, common.assign)
+plain = Transformer(cfg)
+init_weights(plain, 0)
+replica = common.unsharded(model, Transformer(cfg))
+length = 3 if d.rank == 0 else 40  # a collective inside decoding would hang here
+ours = generate.sample(replica, [[1, 2, 3]], n=2, max_new_tokens=length, seed=d.rank)
+theirs = generate.sample(plain, [[1, 2, 3]], n=2, max_new_tokens=length, seed=d.rank)
+assert ours == theirs and len(ours[0][0].tokens) == length
+d.barrier()
+print("rank", d.rank, "done")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_sharded_weights_and_rows_of_very_different_lengths(mini):
+    (mini.folder / "sharded.py").write_text(SHARDED)
+    output = mini.run("sharded.py", ranks=2)
+    assert "rank 0 done" in output and "rank 1 done" in output
+
+
+def test_command_line(mini):
+    mini.pretrain("--run=gen")
+    command = [generate.__file__, "out/gen/pretrain", "Problem: Mia", "--max_new_tokens=20"]
+    output = mini.run(*command)
+    assert "20 tokens" in output or "tokens/s" in output
+    assert mini.run(*command) .splitlines()[0] == output.splitlines()[0]
+    assert "error: " in mini.run(generate.__file__, "nowhere", "x", code=2)
