@@ -61,7 +61,7 @@ def cli(main) -> None:
 
 SECTIONS = "model tokenizer corpus pretrain refine sft distill reward rl evaluate".split()
 OPTIONS = {
-    "run": "name of the folder under out/ (default: the config's name)",
+    "run": "name of the folder under out/ (default: the config's name); torchrun wants it written --name",
     "init_from": "checkpoint to start from: a phase of this run, a checkpoint folder, or a Hugging Face folder",
     "scale": "shortens (or lengthens) every stage alike: --scale=0.1",
 }
@@ -95,7 +95,7 @@ def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] =
                 raw[section][key] = _parse(text, _hints(sections[section]).get(key))
         elif name in flags:
             options[name] = True
-        elif name in options:
+        elif (name := {"name": "run"}.get(name, name)) in options:  # torchrun takes --run for a short form of its own
             options[name] = type(options[name])(_parse(text, type(options[name])))
         else:
             raise UserError(f"unknown option {argument!r}{_nearest(name, [*options, *sections])}")
@@ -439,7 +439,7 @@ def _fingerprint(path: Path) -> list[int]:
 def write_atomic(path: Path, text: str) -> None:
     """Writes a file aside, flushes it to the disk and renames it: a reader sees the old one or the new one."""
     aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w") as f:
+    with open(aside, "w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())

@@ -54,6 +54,7 @@ class Mini:
         return self.run("-m", "data.corpus", "mini.py", *options)
 
     def pretrain(self, *options: str, ranks: int = 0, code: int = 0) -> str:
+        options = [option.replace("--run=", "--name=") for option in options]  # torchrun has a --run… of its own
         return self.run(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", *options, ranks=ranks, code=code)
 
 

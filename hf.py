@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -52,11 +51,10 @@ def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, source:
     the source has another tokenizer or computes something else than the model. RoPE's base may differ: stages set it.
     """
     folder = _find(d, out / source if (out / source).is_dir() else Path(source))
-    theirs = _config(folder)
-    for key in ("n_heads", "n_kv_heads", "head_dim", "norm_eps", "tie_embeddings"):  # the shapes say the rest
-        ours, other = getattr(model.cfg, key), getattr(theirs, key)
-        if ours != other:
-            raise UserError(f"{folder} has {key} = {other}, this run's model has {ours}: set model.{key}")
+    theirs = dataclasses.asdict(_config(folder))
+    for key, ours in dataclasses.asdict(model.cfg).items():
+        if ours != theirs[key] and key not in ("rope_theta", "max_context", "init_std"):
+            raise UserError(f"{folder} has {key} = {theirs[key]}, this run's model has {ours}: set model.{key}")
     if Tokenizer.load(folder / "tokenizer.json").hash != tokenizer.hash:
         raise UserError(f"{folder} has another tokenizer than this run: set tokenizer.path={folder}/tokenizer.json "
                         "and prepare the data again")
@@ -184,13 +182,13 @@ def export(model: Transformer, tokenizer: Tokenizer, folder: str | Path, dtype: 
     if cfg.hidden_size % cfg.n_heads:
         raise UserError(f"transformers refuses a Llama whose hidden_size ({cfg.hidden_size}) is not a multiple of its "
                         f"{cfg.n_heads} heads; choose model.n_heads so that it is")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)  # of an export that was killed
+    aside.mkdir(parents=True)
     try:
         _save_weights(model, aside, dtype)
         for name, content in _json_files(model, tokenizer, dtype).items():
             common.write_atomic(aside / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        aside.chmod(0o755)  # mkdtemp's folders are private
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -217,6 +215,7 @@ def _save_weights(model: Transformer, folder: Path, dtype: torch.dtype) -> None:
     for file, shard in zip(files, shards):
         tensors = {name: p.detach().to("cpu", dtype).contiguous() for name, p in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # save_file makes it private
     if len(shards) > 1:
         total = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
         weight_map = {name: file for file, shard in zip(files, shards) for name, _ in shard}

@@ -173,7 +173,7 @@ def open_data(cfg, stages: list[Stage]) -> tuple[Tokenizer, dict[str, list], dic
 
     Raises UserError, with the command that prepares the data, where something is missing or damaged.
     """
-    settings = [a for a in shlex.split(cfg.command)[1:] if a.startswith(("--run=", "--corpus.", "--tokenizer."))]
+    settings = [a for a in shlex.split(cfg.command)[1:] if a.startswith(("--run=", "--name=", "--corpus.", "--tokenizer."))]
     command = shlex.join(["python", "-m", "data.corpus", cfg.path, *settings])
     folder = data_folder(cfg)
     if not (folder / "tokenizer.json").is_file():
@@ -300,7 +300,7 @@ def main():
             print(f"going on from {path} (step {step})"
                   + (f"; settings that have changed since: {', '.join(changed)}" if changed else ""))
     elif cfg.init_from:
-        hf.load_weights(model, hf.resolve(cfg.init_from, cfg.out), common.assign)
+        hf.start_from(d, model, tokenizer, cfg.init_from, cfg.out)
     else:
         init_weights(model, p.seed, common.assign)
 

@@ -172,6 +172,7 @@ def test_bfloat16_export(tokenizer, tmp_path):
     hf.export(ours, tokenizer, tmp_path / "export")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert theirs.dtype == torch.bfloat16
+    assert all(file.stat().st_mode & 0o444 == 0o444 for file in (tmp_path / "export").iterdir())  # a server may read it
     assert torch.equal(theirs.lm_head.weight, ours.lm_head.weight.bfloat16())
     in_bf16, _ = hf.load(tmp_path / "export", dtype=torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 for p in in_bf16.parameters())
@@ -270,6 +271,8 @@ def test_start_from(tokenizer, tmp_path):
     other_heads = our_model(n_heads=2, n_kv_heads=1, head_dim=32)  # the same shapes, another function
     with pytest.raises(UserError, match="n_heads = 4"):
         hf.start_from(one, other_heads, tokenizer, "pretrain", tmp_path / "out")
+    with pytest.raises(UserError, match="n_layers = 2"):
+        hf.start_from(one, our_model(n_layers=1), tokenizer, "pretrain", tmp_path / "out")
     other_tokenizer = train_tokenizer(["zzz yyy " * 99], TokenizerConfig(vocab_size=270))
     with pytest.raises(UserError, match="another tokenizer"):
         hf.start_from(one, our_model(), other_tokenizer, "pretrain", tmp_path / "out")

@@ -100,6 +100,19 @@ def test_rows_leave_the_cache():
         torch.testing.assert_close(hidden, model(tokens[[2, 0]])[:, 6:])
 
 
+def test_positions_restart_in_each_document(monkeypatch):
+    """RoPE is relative, so only rounding would show it: it is asked directly."""
+    model, asked = Transformer(TINY), []
+    rotary = model.rotary
+    monkeypatch.setattr(model, "rotary", lambda positions: asked.append(positions) or rotary(positions))
+    model(torch.zeros(1, 6, dtype=torch.int64), torch.tensor([[0, 0, 2, 3, 3, 3]], dtype=torch.int32))
+    cache = KVCache(TINY, 2, 5, "cpu", torch.float32)
+    with torch.no_grad():
+        model(torch.zeros(2, 3, dtype=torch.int64), cache=cache)
+        model(torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[0], [2]], dtype=torch.int32), cache)
+    assert [positions.tolist() for positions in asked] == [[[0, 1, 0, 0, 1, 2]], [0, 1, 2], [[3, 4], [1, 2]]]
+
+
 def test_positions_far_away_are_exact():
     """Angles are made in fp32 whatever the weights' type: at 100,000 bf16 could not tell positions apart."""
     model = meta_model(dataclasses.replace(TINY, rope_theta=5e6)).bfloat16()

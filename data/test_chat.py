@@ -64,7 +64,7 @@ def test_control_tokens_in_a_message_stay_text(tokenizer, theirs):
     assert controls == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<think>", "</think>", "<|im_end|>"]
     text = theirs.apply_chat_template(messages, tokenize=False)
     assert tokenizer.decode(ids) == text  # the same text …
-    assert theirs.apply_chat_template(messages, return_dict=False) != ids  # … that cannot be told apart once it is text
+    assert theirs.apply_chat_template(messages, return_dict=False) != ids  # … in which nobody can tell them apart
 
 
 @pytest.mark.parametrize("message", [FIRST[1], {"role": "assistant", "content": "42.\n\n1"}], ids=str)

@@ -1,4 +1,4 @@
-"""Oracles: the tokenizer itself for what is in a shard, an unbroken run for a killed one, a second reader for the files."""
+"""Oracles: the tokenizer itself for what is in a shard, an unbroken run for a killed one, the texts for their files."""
 import gzip
 import json
 import os
@@ -201,16 +201,17 @@ def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, jsonl):
         assert large.decode(shard.tokens[1:int(shard.ends[0]) - 1]) in TEXTS
 
 
-BAD = ['{"text": "good"}', '{"text": "cut', "[1]", '{"text": 5}', '{"body": "x"}', "", '{"text": ""}', '{"text": "\\ud800"}',
-       b'{"text": "\xff"}', '{"text": "fine"}']
+BAD = [b'{"text": "good"}', b'{"text": "cut', b"[1]", b'{"text": 5}', b'{"body": "x"}', b"", b'{"text": ""}',
+       b'{"text": "\\ud800"}', b'{"text": "\xff"}', b'{"text": "fine"}']
 
 
 def test_bad_lines_are_named(tmp_path, tokenizer, capsys):
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in BAD))
+    path.write_bytes(b"\n".join(BAD))
     manifest = make(tmp_path / "data", tokenizer, path, val_fraction=0.0)
     assert manifest["bad_lines"] == 5 and manifest["empty_documents"] == 1
-    assert [tokenizer.decode(ids[1:-1]) for ids in read(tmp_path / "data", "train", tokenizer)] == ["good", "\ufffd", "fine"]
+    texts = [tokenizer.decode(ids[1:-1]) for ids in read(tmp_path / "data", "train", tokenizer)]
+    assert texts == ["good", "\ufffd", "fine"]
     shown = capsys.readouterr().err
     assert all(f"{path}:{line}: " in shown for line in (2, 3, 4)) and f"{path}:5" not in shown
     with pytest.raises(UserError, match="bad.jsonl:2: not JSON"):
