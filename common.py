@@ -44,16 +44,22 @@ class UserError(Exception):
 
 def cli(main) -> None:
     """Runs a script's main(); a UserError becomes one line and exit code 2."""
+    code = 0
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(2) if dist.is_initialized() else sys.exit(2)  # a rank that waits in a collective must not keep us
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
     except BrokenPipeError:  # `… | head`
         os._exit(0)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    except SystemExit as leave:
+        code = leave.code
+    if not dist.is_initialized():
+        return sys.exit(code) if code else None
+    # With processes: no rank waits for others that failed, and gloo's threads may abort Python's own way out.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -409,10 +415,12 @@ def read_meta(path: Path) -> dict:
         raise UserError(f"{path} is not a whole checkpoint: meta.json: {error}") from error
 
 
-def load_checkpoint(d: Dist, path: Path, model, optimizer=None) -> dict:
-    """Loads a checkpoint, saved at any world size, into model (and optimizer); returns its meta."""
-    problem = check(d, path)
-    if problem:
+def load_checkpoint(d: Dist, path: Path, model, optimizer=None, checked: bool = False) -> dict:
+    """Loads a checkpoint, saved at any world size, into model (and optimizer); returns its meta.
+
+    checked: find_checkpoint has just read the files against their checksums. Else UserError names a damaged one.
+    """
+    if not checked and (problem := check(d, path)):
         raise UserError(f"cannot load a damaged checkpoint: {problem}")
     no_dist = not dist.is_initialized()
     if optimizer is None:

@@ -168,8 +168,8 @@ def main():
         if args.chat:
             messages.append({"role": "user", "content": text})
             prompt = chat.render(messages, tokenizer, add_generation_prompt=True)
-            answer = tokenizer.decode([t for t in stream(model, tokenizer, prompt, stop, args) if t not in stop])
-            messages.append({"role": "assistant", "content": answer})
+            answer = stream(model, tokenizer, prompt, stop, args)
+            messages.append(chat.parse([t for t in answer if t not in stop], tokenizer))
         else:
             stream(model, tokenizer, [tokenizer.bos, *tokenizer.encode(text)], stop, args)
         if args.prompt is not None:

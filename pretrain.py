@@ -291,7 +291,7 @@ def main():
     step, seconds = 0, 0.0
     if newest or p.branch_from:
         path = newest or Path(p.branch_from)
-        meta = common.load_checkpoint(d, path, model, optimizer)
+        meta = common.load_checkpoint(d, path, model, optimizer, checked=newest is not None)
         step, seconds, model.rope_theta = meta["step"], meta["seconds"], meta["model"]["rope_theta"]
         if history(plans, step) != meta["history"]:
             raise UserError(f"{path} was trained by other stages than these; choose another --run, or delete {folder}")

@@ -11,15 +11,15 @@ import common
 COLORS = plt.get_cmap("tab10").colors
 
 
-def _figure(n: int):
-    figure, axes = plt.subplots(n, 1, figsize=(9, 2.2 * n), sharex=True, constrained_layout=True, squeeze=False)
+def new_figure(n: int, sharex: bool = True):
+    figure, axes = plt.subplots(n, 1, figsize=(9, 2.2 * n), sharex=sharex, constrained_layout=True, squeeze=False)
     for axis in axes[:, 0]:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes[:, 0]
 
 
-def _save(figure, path: Path) -> Path:
+def save_figure(figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -38,7 +38,7 @@ def _stages(axis, spans: list[tuple[str, float, float]], names: bool = False) ->
 def plot_plan(path: Path, cfg, stages: list, plans: list, learning_rate) -> Path:
     """Rate, mixture, context and rotary base over the run's tokens, before any training."""
     by_name = {s.name: s for s in stages}
-    figure, (rate, data, length) = _figure(3)
+    figure, (rate, data, length) = new_figure(3)
     pools = list(dict.fromkeys(pool for plan in plans for pool in plan.tokens))
     edges = np.cumsum([0] + [sum(plan.tokens.values()) for plan in plans])
     spans = [(plan.name, edges[i], edges[i + 1]) for i, plan in enumerate(plans)]
@@ -67,7 +67,7 @@ def plot_plan(path: Path, cfg, stages: list, plans: list, learning_rate) -> Path
     for axis in (rate, data, length):
         _stages(axis, spans, names=axis is rate)
     figure.suptitle(f"{cfg.run}: plan")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_run(folder: Path, cfg, stages: list, plans: list, learning_rate) -> list[str]:
@@ -77,7 +77,7 @@ def plot_run(folder: Path, cfg, stages: list, plans: list, learning_rate) -> lis
     evals = [line for line in lines if "validation" in line]
     spans = [(plan.name, plan.first_step, plan.end_step) for plan in plans]
     scored = [line for line in evals if line["scores"]]
-    figure, (loss, accuracy, rate) = _figure(3)
+    figure, (loss, accuracy, rate) = new_figure(3)
     values = np.array([line["loss"] for line in steps], dtype=float)
     loss.plot([line["step"] for line in steps], values, color="0.75", lw=0.8, label="training, each step")
     for i, pool in enumerate(evals[-1]["validation"] if evals else []):
@@ -100,7 +100,7 @@ def plot_run(folder: Path, cfg, stages: list, plans: list, learning_rate) -> lis
         _stages(axis, spans, names=axis is loss)
     figure.suptitle(f"{cfg.run}, seed {cfg.pretrain.seed}")
     plan = plot_plan(folder / "plan.png", cfg, stages, plans, learning_rate)
-    return [str(_save(figure, folder / "loss.png")), str(plan)]
+    return [str(save_figure(figure, folder / "loss.png")), str(plan)]
 
 
 def run_table(folder: Path) -> str:

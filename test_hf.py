@@ -281,14 +281,16 @@ def test_start_from(tokenizer, tmp_path):
 SHARDED = """
 import sys, torch, common, hf
 from model import meta_model
-d = common.init_distributed("float32")
-for folder in map(hf.Path, sys.argv[1:]):
-    model = common.shard_model(meta_model(hf.config_from_hf(folder)), d, "float32", compile=False)
-    hf.start_from(d, model, hf.Tokenizer.load(folder / "tokenizer.json"), str(folder), hf.Path("nowhere"))
-    hidden = model(torch.arange(30)[None])
-    if d.is_main:
-        torch.save((hidden @ model.lm_head.weight.T).detach(), folder / "logits.pt")
-torch.distributed.destroy_process_group()
+def main():
+    d = common.init_distributed("float32")
+    for folder in map(hf.Path, sys.argv[1:]):
+        model = common.shard_model(meta_model(hf.config_from_hf(folder)), d, "float32", compile=False)
+        hf.start_from(d, model, hf.Tokenizer.load(folder / "tokenizer.json"), str(folder), hf.Path("nowhere"))
+        hidden = model(torch.arange(30)[None])
+        if d.is_main:
+            torch.save((hidden @ model.lm_head.weight.T).detach(), folder / "logits.pt")
+    d.barrier()  # gloo's threads may still hold the last gathered tensors, and abort if Python leaves meanwhile
+common.cli(main)
 """
 
 

@@ -263,8 +263,9 @@ def pools_of(cfg: CorpusConfig) -> dict[str, list[dict]]:
         if len({"path", "stdlib", "pages"} & set(source)) != 1 or not any(set(source) <= kind for kind in kinds):
             raise UserError(f"pool {name!r}: {source} must have \"path\" (and column), \"stdlib\", "
                             f"or \"pages\" (and families, corrupt, seed)")
-        known = [*data.tasks.FAMILIES, "drills"]
-        if "pages" in source and (not source.get("families") or set(source["families"]) - set(known)):
+        known = data.tasks.PAGES
+        names = {family.partition(":")[0] for family in source.get("families", ())}
+        if "pages" in source and (not names or names - set(known)):
             raise UserError(f"pool {name!r}: the families of {source} must be some of {', '.join(known)}")
     return pools
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,8 @@ KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 from data.test_corpus import Tokenizer, make
-folder, name, path, draw, kills = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), random.Random(0), 0
+folder, name, path, pause = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), float(sys.argv[4])
+draw, kills = random.Random(0), 0
 tokenizer, manifest = Tokenizer.load(name), folder / "text" / "manifest.json"
 written = lambda: manifest.stat().st_mtime_ns if manifest.exists() else 0
 while True:
@@ -128,7 +130,7 @@ while True:
     if kills < 8:
         while written() == before and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.001)
-        time.sleep(draw.random() * 0.1)
+        time.sleep(draw.random() * pause)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if status == 0:
@@ -141,8 +143,10 @@ print("kills", kills)
 
 def test_killed_runs_end_in_the_same_bytes(tmp_path, tokenizer, jsonl):
     jsonl.write_text(jsonl.read_text() * 4)
+    started = time.time()
     make(tmp_path / "unbroken", tokenizer, jsonl)
-    result = subprocess.run([sys.executable, "-uc", KILLER, tmp_path / "killed", tokenizer.name, jsonl],
+    pause = (time.time() - started) / 20
+    result = subprocess.run([sys.executable, "-uc", KILLER, tmp_path / "killed", tokenizer.name, jsonl, str(pause)],
                             capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split("kills")[1]) >= 3 and "goes on after" in result.stdout

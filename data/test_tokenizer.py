@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from common import UserError
 from data import tokenizer as T
-from data.tokenizer import SPECIAL_TOKENS, Tokenizer, TokenizerConfig, train_tokenizer
+from data.tokenizer import MARKUP, SPECIAL_TOKENS, Tokenizer, TokenizerConfig, train_tokenizer
 
 TEXTS = [__doc__, open(T.__file__, encoding="utf-8").read(), open(__file__, encoding="utf-8").read(),
          "naïve café, Grüße, Привет, мир! 你好，世界。こんにちは 안녕 🙂👩‍👩‍👧‍👦 12345 + 67890 = 80235\r\n" * 3]
@@ -76,6 +76,8 @@ def test_transformers_reads_the_same_file(bpe, char, tmp_path):
         assert len(hf) == tokenizer.n_vocab
         assert hf.convert_tokens_to_ids(SPECIAL_TOKENS) == list(tokenizer.special.values())
         for text in fuzz(300):
+            for name in MARKUP:  # transformers has no way to keep these as text
+                text = text.replace(name, name[:-1])
             assert hf.encode(text, add_special_tokens=False, split_special_tokens=True) == tokenizer.encode(text)
         ids = [tokenizer.bos, *tokenizer.encode("Grüße 12"), tokenizer.im_end, tokenizer.eot]
         assert hf.decode(ids) == tokenizer.decode(ids) == "<s>Grüße 12<|im_end|><|endoftext|>"

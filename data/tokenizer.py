@@ -22,8 +22,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from common import UserError, write_atomic
 
 # Nanbeige4's control tokens (their ids are our own); "<s>" begins and "<|endoftext|>" ends each document: our choice.
-SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>",
-                  "<think>", "</think>", "<tool_call>", "</tool_call>"]
+MARKUP = ["<think>", "</think>", "<tool_call>", "</tool_call>"]  # programs read these in the decoded text
+SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", *MARKUP]
 BOS = ["<s>", "<|begin_of_text|>", "<bos>", "<｜begin▁of▁sentence｜>", "<|startoftext|>", "<|endoftext|>"]  # first found
 EOT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>"]
 
@@ -257,5 +257,5 @@ def train_tokenizer(texts: Iterable[str], cfg: TokenizerConfig) -> Tokenizer:
     vocab = {piece: i for i, piece in enumerate([*SYMBOLS, *("".join(merge) for merge in merges)])}
     hf.model = models.BPE(vocab=vocab, merges=merges)  # the trainer's, but with byte b as id b
     hf.decoder = decoders.ByteLevel()
-    hf.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIAL_TOKENS])
+    hf.add_tokens([AddedToken(name, normalized=False, special=name not in MARKUP) for name in SPECIAL_TOKENS])
     return Tokenizer(hf.to_str(pretty=True))

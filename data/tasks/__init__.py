@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,12 @@ def _backwards(text: str) -> str:
 # ---- the stream of training pages
 
 def documents(families: dict[str, float], n: int, seed: int, corrupt: bool = False) -> Iterator[str]:
-    """n pages, families ('drills' among them) drawn by weight, never a dev or test problem; lazy, so n may be huge.
+    """n pages, families (any of PAGES) drawn by weight, never a dev or test problem; lazy, so n may be huge.
 
     With `corrupt` the i-th page is the corrupted twin of the i-th page without it: two pools of one distribution.
     """
-    if unknown := set(families) - {*FAMILIES, "drills"}:
-        raise ValueError(f"unknown task families {sorted(unknown)}; there are {', '.join(FAMILIES)} and drills")
+    if unknown := {family.partition(":")[0] for family in families} - set(PAGES):
+        raise ValueError(f"unknown task families {sorted(unknown)}; there are {', '.join(PAGES)}")
     total, rng, faults = sum(families.values()), rng_of("documents", seed), rng_of("faults", seed)
     drills = math.drill_stream(rng_of("drills", seed))
     for _ in range(n):
@@ -178,7 +179,9 @@ def documents(families: dict[str, float], n: int, seed: int, corrupt: bool = Fal
 
 
 def _training_problem(family: str, level: int, rng: random.Random) -> Problem:
-    while split_of((problem := FAMILIES[family].make(rng, level)).key) != "train":
+    name, _, span = family.partition(":")  # "recall:9-24": so many sentences between key and question
+    make = partial(recall.make, filler=tuple(map(int, span.split("-")))) if span else FAMILIES[name].make
+    while split_of((problem := make(rng, level)).key) != "train":
         pass
     return problem
 
@@ -192,3 +195,4 @@ def _faulty(page: Problem | str, rng: random.Random) -> str:
 from data.tasks import code, form, math, recall, tools   # noqa: E402  (they need the names above)
 
 FAMILIES = {"math": math, "code": code, "tools": tools, "form": form, "recall": recall}
+PAGES = (*FAMILIES, "drills")  # what documents() can make

@@ -1,0 +1,30 @@
+"""Does the long-context stage work? The tiny model learns at 64 tokens; the decay has 256, by ABF (arXiv 2309.16039).
+
+`python -m checks.context` trains it and measures loss by position and passkeys by distance, before and after the decay.
+"""
+from configs.tiny import model, tokenizer
+
+model = model | dict(max_context=256)
+tokenizer = tokenizer | dict(train_mb=2.0)
+
+corpus = dict(
+    pools=dict(
+        short=[dict(pages=20_000, families={"recall:0-2": 3, "form": 1, "tools": 1}, seed=11)],
+        long=[dict(pages=5_000, families={"recall:0-24": 4, "form": 1}, seed=12)],
+    ),
+    val_fraction=0.05,
+)
+
+pretrain = dict(
+    lr=3e-3,
+    batch_tokens=2048,
+    stages=[
+        dict(name="warmup", tokens=102_400, lr=[0, 1], context=64, mixture=dict(short=1)),
+        dict(name="stable", tokens=1_024_000, lr=[1, 1], context=64, mixture=dict(short=1)),
+        dict(name="decay", tokens=614_400, lr=[1, 0.01], curve="1-sqrt", context=256, rope_theta=80_000.0,
+             mixture=dict(long=1)),
+    ],
+    log_every=50, save_every=1000, eval_problems=64,
+)
+
+evaluate = dict(tasks=["recall"], n_problems=128, k=1, max_new_tokens=8)
