@@ -8,6 +8,7 @@ Three things hold for every phase script:
 import ast
 import dataclasses
 import difflib
+import errno
 import hashlib
 import importlib.util
 import inspect
@@ -52,6 +53,12 @@ def cli(main) -> None:
         code = 2
     except BrokenPipeError:  # `… | head`
         os._exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: no space left on the device for {error.filename or 'a file'}; make room and run the same command "
+              "again", file=sys.stderr)
+        code = 2
     except SystemExit as leave:
         code = leave.code
     if not dist.is_initialized():
@@ -341,30 +348,40 @@ def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: di
     printed and nothing lost, where it could not be written (disk full).
     """
     final, aside = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
-    error = ""
-    try:
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+
+    def begin():
         if d.is_main:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-        d.barrier()
-        model_state, optimizer_state = get_state_dict(model, optimizer)
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=aside, no_dist=d.mesh is None)
-        mine = {f.name: _fingerprint(f) for f in aside.glob(f"__{d.rank}_*")}
-        if d.is_main:
             shutil.copyfile(tokenizer, aside / "tokenizer.json")
-            mine |= {name: _fingerprint(aside / name) for name in (".metadata", "tokenizer.json")}
-        files = d.gather(mine)
+
+    def write():
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=aside, no_dist=d.mesh is None)
+
+    def finish():
+        names = [f.name for f in aside.glob(f"__{d.rank}_*")] + [".metadata", "tokenizer.json"] * d.is_main
+        files = d.gather({name: _fingerprint(aside / name) for name in names})
         if d.is_main:
             write_atomic(aside / "meta.json", json.dumps(meta | {"step": step, "files": files}, indent=1))
-    except (OSError, RuntimeError, dcp.api.CheckpointException) as e:  # the last derives from BaseException
-        causes = "; ".join(str(f) for f in getattr(e, "failures", {}).values()) or str(e)
-        error = causes.strip().splitlines()[0] if causes.strip() else type(e).__name__
-    if d.sum(float(bool(error)))[0]:  # on any rank: all give up together
-        if d.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-        if error:
-            print(f"warning: checkpoint {final} could not be written ({error}); older ones are untouched", flush=True)
-        return None
+
+    for part in (begin, write, finish):  # after each, the ranks agree whether all of them could do it
+        error = ""
+        try:
+            part()
+        except dcp.api.CheckpointException as failed:  # derives from BaseException; holds each rank's own error
+            error = "; ".join(str(e) for e, _ in failed.failures.values())
+        except (OSError, RuntimeError) as e:
+            error = str(e)
+        if d.sum(float(bool(error)))[0]:
+            free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+            if error:
+                print(f"warning: checkpoint {final} could not be written ({error}; {free / 1e6:,.1f} MB free on the disk); "
+                      "older ones are untouched", flush=True)
+            d.barrier()
+            if d.is_main:
+                shutil.rmtree(aside, ignore_errors=True)
+            return None
     if d.is_main:
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
@@ -478,19 +495,31 @@ class StopSignal:
 
 
 class Metrics:
-    """One JSON line a step in <folder>/metrics.jsonl; lines of steps that a resumed run will repeat are dropped."""
+    """One JSON line a step in <folder>/metrics.jsonl; lines of steps that a resumed run will repeat are dropped.
+
+    Lines that a full disk refuses wait in memory for the next ones.
+    """
 
     def __init__(self, d: Dist, folder: Path, first_step: int):
         self.path = folder / "metrics.jsonl" if d.is_main else None
+        self.pending = ""
         if self.path:
             folder.mkdir(parents=True, exist_ok=True)
             kept = [line for line in read_metrics(folder) if line["step"] < first_step]
             write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **line) -> None:
-        if self.path:
+        if not self.path:
+            return
+        self.pending += json.dumps(line) + "\n"
+        size = self.path.stat().st_size
+        try:
             with open(self.path, "a") as f:
-                f.write(json.dumps(line) + "\n")
+                f.write(self.pending)
+            self.pending = ""
+        except OSError as error:
+            os.truncate(self.path, size)  # no torn line
+            print(f"warning: {self.path} could not be written ({error.strerror}); its lines wait in memory", flush=True)
 
 
 def read_metrics(folder: Path) -> list[dict]:

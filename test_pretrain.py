@@ -4,15 +4,14 @@ import math
 import re
 import shutil
 import signal
-import time
-from pathlib import Path
+import subprocess
 
 import pytest
 import torch
 
 import common
 import pretrain
-from conftest import ROOT
+from conftest import ROOT, Mini
 from data.mixture import plan_stages
 from pretrain import PretrainConfig, Stage, learning_rate
 
@@ -178,6 +177,28 @@ def test_other_stages_do_not_go_on_from_a_checkpoint(mini, whole):
     output = mini.pretrain("--run=whole", "--scale=3", code=2)
     assert "trained by other stages" in output
     assert "settings that have changed since: clip" in mini.pretrain("--run=whole", "--pretrain.clip=2.0")
+
+
+def test_no_space_left_while_saving(mini, whole, tmp_path):
+    """A disk with room for two checkpoints: later saves fail and say so, the run goes on from what is whole."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        small = Mini(disk)
+        command = ["--run=full", f"--corpus.folder={mini.folder / 'data'}", "--pretrain.keep=9"]
+        output = small.pretrain(*command, code=2)
+        assert re.search(r"could not be written \(.*; 0\.\d MB free on the disk\); older ones are untouched", output), output
+        assert "Traceback" not in output
+        assert output.count("error: ") == 1 and "make room and run the same command again" in output
+        kept = common.checkpoints(disk / "out/full/pretrain")
+        assert kept and common.find_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), kept[0].parent) == kept[0]
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert f"(step {int(kept[0].name[5:])})" in small.pretrain(*command)
+        assert losses(small, "full") == losses(mini, "whole")
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 # ---- steps that are no numbers

@@ -9,19 +9,19 @@ tokenizer = tokenizer | dict(train_mb=2.0)
 
 corpus = dict(
     pools=dict(
-        short=[dict(pages=20_000, families={"recall:0-2": 3, "form": 1, "tools": 1}, seed=11)],
-        long=[dict(pages=5_000, families={"recall:0-24": 4, "form": 1}, seed=12)],
+        short=[dict(pages=30_000, families={"math": 2, "recall:0-1": 2, "form": 1, "drills": 0.5}, seed=11)],
+        long=[dict(pages=6_000, families={"recall:0-24": 3, "math": 1}, seed=12)],
     ),
     val_fraction=0.05,
 )
 
 pretrain = dict(
-    lr=3e-3,
-    batch_tokens=2048,
+    lr=4e-3,
+    batch_tokens=4096,
     stages=[
-        dict(name="warmup", tokens=102_400, lr=[0, 1], context=64, mixture=dict(short=1)),
-        dict(name="stable", tokens=1_024_000, lr=[1, 1], context=64, mixture=dict(short=1)),
-        dict(name="decay", tokens=614_400, lr=[1, 0.01], curve="1-sqrt", context=256, rope_theta=80_000.0,
+        dict(name="warmup", tokens=150_000, lr=[0, 1], context=64, mixture=dict(short=1)),
+        dict(name="stable", tokens=2_400_000, lr=[1, 1], context=64, mixture=dict(short=1)),
+        dict(name="decay", tokens=800_000, lr=[1, 0.01], curve="1-sqrt", context=256, rope_theta=80_000.0,
              mixture=dict(long=1)),
     ],
     log_every=50, save_every=1000, eval_problems=64,
