@@ -219,18 +219,20 @@ def flops_per_token(cfg: ModelConfig, context: int) -> float:
     return 6.0 * (matrices + cfg.n_layers * cfg.n_heads * cfg.head_dim * context)
 
 
-def training_memory_gb(cfg: ModelConfig, gpus: int, micro_tokens: int) -> dict[str, float]:
-    """Estimated GB a GPU of pretrain.py: fp32 weights, gradients and AdamW sharded; bf16 gathered; activations kept at
-    block borders only (activation checkpointing), with one block's inside and a chunk of logits. An estimate."""
+def training_memory_gb(cfg: ModelConfig, gpus: int, micro_tokens: int, recompute: bool) -> dict[str, float]:
+    """Estimated GB a GPU of pretrain.py: fp32 weights, gradients and AdamW sharded; bf16 gathered; activations of one
+    forward pass, whole or at block borders only (recompute, with one block's inside); a chunk of logits."""
     counts = count_parameters(meta_model(cfg))
     root = counts["embedding"] + counts["lm_head"]
     block = (counts["total"] - root) / cfg.n_layers
     inside = 2 * (8 * cfg.hidden_size + 3 * cfg.ffn_size) + 2 * 2 * (cfg.n_heads + cfg.n_kv_heads) * cfg.head_dim
+    kept = 2 * cfg.hidden_size * cfg.n_layers + inside if recompute else inside * cfg.n_layers
+    chunk = min(2**28, micro_tokens * cfg.vocab_size)
     return {
         "weights, gradients, AdamW (16 bytes a parameter, sharded)": 16 * counts["total"] / gpus / 1e9,
         "gathered: two blocks, embedding and lm_head, their gradients": (2 * block + root) * (2 + 2) / 1e9,
-        f"activations of {micro_tokens} tokens": micro_tokens * (2 * cfg.hidden_size * cfg.n_layers + inside) / 1e9,
-        "loss: a chunk of logits, lm_head's fp32 gradient": (6 * 2**28 + 4 * cfg.vocab_size * cfg.hidden_size) / 1e9,
+        "activations": micro_tokens * kept / 1e9,
+        "loss: a chunk of logits, lm_head's fp32 gradient": (6 * chunk + 4 * cfg.vocab_size * cfg.hidden_size) / 1e9,
     }
 
 
@@ -253,9 +255,10 @@ def main():
             print(f"  context {context:>7,}{flops_per_token(m, context) / 1e9:>12.3f} GFLOP")
     cache = 2 * m.n_layers * m.n_kv_heads * m.head_dim * 2
     print(f"\nKV cache: {cache:,} bytes a token in bf16; {cache * m.max_context / 1e9:.3f} GB at {m.max_context:,}")
-    for micro_tokens in (min(8192, m.max_context), m.max_context):
-        print(f"\nwill it fit? GB a GPU in training, {micro_tokens:,} tokens a micro-batch, by estimate")
-        rows = [training_memory_gb(m, gpus, micro_tokens) for gpus in (1, 8, 64)]
+    for micro_tokens, recompute in ((8192, False), (8192, True), (max(32768, m.max_context), True)):
+        print(f"\nwill it fit? GB a GPU in training, by estimate: {micro_tokens:,} tokens a forward pass, "
+              + ("with activation checkpointing" if recompute else "all activations kept"))
+        rows = [training_memory_gb(m, gpus, micro_tokens, recompute) for gpus in (1, 8, 64)]
         print(f"  {'':64}{'1 GPU':>9}{'8 GPUs':>9}{'64 GPUs':>9}")
         for part in rows[0]:
             print(f"  {part:64}" + "".join(f"{row[part]:9.1f}" for row in rows))

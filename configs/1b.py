@@ -16,7 +16,7 @@ corpus = corpus | dict(val_fraction=0.0001)
 pretrain = dict(
     lr=4.5e-4,
     batch_tokens=2**21,
-    micro_tokens=2**14,
+    micro_tokens=2**13,
     stages=[  # the 3B's shares of 1T tokens
         dict(name="warmup", tokens=4e9, lr=[0, 1], context=4096, mixture=dict(high=6.5, medium=6.0)),
         dict(name="diversity", tokens=539e9, lr=[1, 1], context=4096, mixture=dict(high=6.5, medium=6.0)),

@@ -22,7 +22,7 @@ corpus = dict(
 pretrain = dict(
     lr=1.5e-3,
     batch_tokens=2**19,
-    micro_tokens=2**15,
+    micro_tokens=2**13,
     stages=[
         dict(name="warmup", tokens=100e6, lr=[0, 1], context=1024, mixture=dict(high=1, medium=1)),
         dict(name="diversity", tokens=1.9e9, lr=[1, 1], context=1024, mixture=dict(high=1, medium=1)),
