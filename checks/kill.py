@@ -1,7 +1,7 @@
 """Kills pre-training at random moments, saving included, and compares where it ends: `python -m checks.kill --kills=20`.
 
 A miniature run saves after every step, so about half the kills fall into a save. Each killed run is started again and
-must end with the very weights and losses of a run that was never killed. About ten minutes on one core.
+must end with the very weights and losses of a run that was never killed. About five minutes on one core.
 """
 import argparse
 import random
@@ -27,17 +27,18 @@ def main():
         mini = Mini(Path(folder))
         mini.prepare("--corpus.folder=data")
         options = ["--pretrain.save_every=1", "--pretrain.log_every=1"]
-        mini.pretrain("--run=whole", *options, ranks=args.ranks)
+        process = start(mini, "whole", options, args.ranks)
+        started = time.time()
+        while "100%" not in process.stdout.readline():  # the last step
+            pass
+        duration = time.time() - started
+        process.communicate()
         expected, losses = outcome(mini, "whole")
         in_save = 0
         for i in range(args.kills):
             run = f"killed{i}"
-            process = mini.popen(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", f"--name={run}", *options,
-                                 ranks=args.ranks)
-            for line in process.stdout:
-                if line.startswith("loader alone"):  # training begins
-                    break
-            time.sleep(rng.uniform(0, 4.0))
+            process = start(mini, run, options, args.ranks)
+            time.sleep(rng.uniform(0, duration))
             process.kill()  # SIGKILL; torchrun's workers die with their agent's pipes or are waited for below
             process.communicate()
             phase = mini.folder / "out" / run / "pretrain"
@@ -51,6 +52,15 @@ def main():
                   f"then {'the same to the bit' if same else 'DIFFERENT'}", flush=True)
             assert same
     print(f"{args.kills} runs killed, {in_save} of them while saving; all ended with the weights of a run never killed")
+
+
+def start(mini: Mini, run: str, options: list[str], ranks: int):
+    """Starts a run and comes back when training begins."""
+    process = mini.popen(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", f"--name={run}", *options, ranks=ranks)
+    for line in process.stdout:
+        if line.startswith("loader alone"):
+            return process
+    raise AssertionError("the run ended before training began")
 
 
 def outcome(mini: Mini, run: str) -> tuple[dict, list[float]]:
