@@ -14,11 +14,13 @@ import importlib.util
 import inspect
 import json
 import os
+import platform
 import re
 import resource
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import typing
 import warnings
@@ -193,6 +195,7 @@ def _help(doc: str, flags: dict, sections: dict) -> str:
         lines += ["", f"{section}:"]
         for name, kind, default, meaning in re.findall(
                 r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?  +# (.*)$", inspect.getsource(cls), re.M):
+            default = {"field(default_factory=dict)": "{}", "field(default_factory=list)": "[]"}.get(default, default)
             lines.append(f"  --{section + '.' + name:32} {meaning} [{default or kind}]")
     return "\n".join(lines)
 
@@ -376,8 +379,8 @@ def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: di
         if d.sum(float(bool(error)))[0]:
             free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
             if error:
-                print(f"warning: checkpoint {final} could not be written ({error}; {free / 1e6:,.1f} MB free on the disk); "
-                      "older ones are untouched", flush=True)
+                reason = f"no space left: {free:,} bytes free" if free < 1e6 else error
+                print(f"warning: checkpoint {final} could not be written ({reason}); older ones are untouched", flush=True)
             d.barrier()
             if d.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -550,3 +553,20 @@ def memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def machine(device: torch.device) -> str:
+    """What a result was measured on, in a few words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def record(path: Path, **result) -> None:
+    """Appends one line to results/*.jsonl, with the commit (marked where files differ from it) and the versions."""
+    git = lambda *command: subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
+    commit = git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    line = dict(commit=commit, python=platform.python_version(), torch=torch.__version__, **result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as f:
+        f.write(json.dumps(line) + "\n")

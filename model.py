@@ -17,12 +17,12 @@ from kernels.rmsnorm import add_rms_norm, rms_norm
 
 @dataclass
 class ModelConfig:
-    n_layers: int                # L
-    hidden_size: int             # C
+    n_layers: int                # L, number of blocks
+    hidden_size: int             # C, width of the residual stream
     ffn_size: int                # width of the SwiGLU layer
     n_heads: int                 # H, query heads
     n_kv_heads: int              # K, key/value heads; H must be a multiple
-    head_dim: int                # D
+    head_dim: int                # D, width of a head
     vocab_size: int | None = None  # V, rows of the embedding; None: the tokenizer's, rounded up to a multiple of 64
     tie_embeddings: bool = False  # whether lm_head is the embedding
     rope_theta: float = 10000.0  # base of the rotary frequencies; a stage of pre-training may raise it (ABF)

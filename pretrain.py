@@ -387,6 +387,7 @@ def main():
         if stage_ends or stopping or step % p.save_every == 0:
             meta = dict(phase="pretrain", stage=plan.name, keep=stage_ends, seconds=seconds, world=d.world,
                         tokens=sum(sum(q.tokens.values()) for q in plans if q.end_step <= step), command=cfg.command,
+                        machine=common.machine(d.device), config=common.config_hash(cfg, "model", "corpus", "pretrain"),
                         model=dataclasses.asdict(cfg.model) | {"rope_theta": model.rope_theta},
                         tokenizer=tokenizer.hash, history=history(plans, step), pretrain=as_json(p))
             saved = common.save_checkpoint(d, folder, step, model, optimizer, meta, data_folder(cfg) / "tokenizer.json",

@@ -1,4 +1,4 @@
-"""Pictures and tables of a run: `python report.py configs/tiny.py` prints the table and draws loss.png and plan.png."""
+"""Pictures and tables of a run: `python report.py configs/tiny.py` prints the table of a pre-training run."""
 from pathlib import Path
 
 import matplotlib
@@ -124,8 +124,14 @@ def run_table(folder: Path) -> str:
 
 
 def main():
-    cfg = common.load_config(__doc__)
-    print(run_table(cfg.out / "pretrain"))
+    cfg = common.load_config(__doc__, flags={"record": "also append the run's last evaluation to results/pretrain.jsonl"})
+    folder = cfg.out / "pretrain"
+    print(run_table(folder))
+    if cfg.record:
+        last = [line for line in common.read_metrics(folder) if "validation" in line][-1]
+        meta = common.read_meta(common.checkpoints(folder)[0])
+        common.record(Path("results/pretrain.jsonl"), **{key: meta[key] for key in ("command", "config", "machine", "seconds")},
+                      seed=meta["pretrain"]["seed"], step=meta["step"], validation=last["validation"], scores=last["scores"])
 
 
 if __name__ == "__main__":

@@ -192,8 +192,7 @@ def test_no_space_left_while_saving(mini, whole, tmp_path):
         small = Mini(disk)
         command = ["--run=full", f"--corpus.folder={mini.folder / 'data'}", "--pretrain.keep=9"]
         output = small.pretrain(*command, code=2)
-        assert re.search(r"could not be written \(.*; 0\.\d MB free on the disk\); older ones are untouched", output), output
-        assert "Traceback" not in output
+        assert "could not be written (no space left: " in output and "Traceback" not in output
         assert output.count("error: ") == 1 and "make room and run the same command again" in output
         kept = common.checkpoints(disk / "out/full/pretrain")
         assert kept and common.find_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), kept[0].parent) == kept[0]

@@ -17,7 +17,7 @@ from data.mixture import PoolStream
 from generate import sample
 from kernels.cross_entropy import linear_logprobs
 
-FILLERS = ((0, 2), (4, 7), (9, 13), (15, 19), (21, 24))  # sentences between key and question, about nine tokens each
+FILLERS = ((0, 1), (2, 4), (6, 8), (11, 13), (16, 18), (22, 24))  # sentences between key and question, about nine tokens each
 BINS = np.arange(0, 257, 32)
 
 
