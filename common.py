@@ -1,9 +1,9 @@
 """What every phase shares and teaches nothing: config, processes, FSDP, AdamW, checkpoints, signals, metrics.
 
 Three things hold for every phase script:
-* `python SCRIPT.py CONFIG.py --section.key=value` (or `torchrun … SCRIPT.py …`); an unknown key or a wrong type is an error.
+* `python SCRIPT.py CONFIG.py --section.key=value` (or under torchrun); unknown keys and wrong types are errors.
 * A run lives in out/<run>/<phase>/: step_<n>/ folders (whole or absent), metrics.jsonl, samples and plots.
-* All randomness is drawn from (seed, step), so a checkpoint needs no random state: a resumed run repeats an unbroken one.
+* All randomness is drawn from (seed, step): a checkpoint needs no random state, a resumed run repeats an unbroken one.
 """
 import ast
 import dataclasses
@@ -58,8 +58,8 @@ def cli(main) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"error: no space left on the device for {error.filename or 'a file'}; make room and run the same command "
-              "again", file=sys.stderr)
+        print(f"error: no space left on the device for {error.filename or 'a file'}; make room and run the same "
+              "command again", file=sys.stderr)
         code = 2
     except SystemExit as leave:
         code = leave.code
@@ -380,7 +380,8 @@ def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: di
             free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
             if error:
                 reason = f"no space left: {free:,} bytes free" if free < 1e6 else error
-                print(f"warning: checkpoint {final} could not be written ({reason}); older ones are untouched", flush=True)
+                print(f"warning: checkpoint {final} could not be written ({reason}); older ones are untouched",
+                      flush=True)
             d.barrier()
             if d.is_main:
                 shutil.rmtree(aside, ignore_errors=True)

@@ -33,8 +33,8 @@ class Sample:
 
 
 @torch.inference_mode()
-def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tokens: int = 128, temperature: float = 1.0,
-           top_p: float = 1.0, top_k: int = 0, stop: tuple[int, ...] = (), seed: int = 0,
+def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tokens: int = 128,
+           temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, stop: tuple[int, ...] = (), seed: int = 0,
            max_rows: int = 256) -> list[list[Sample]]:
     """n samples for each prompt (lists of token ids, of any lengths): a list of n Samples a prompt.
 
@@ -65,8 +65,9 @@ def uniforms(seed: int, rows: list[tuple[int, int]], max_new_tokens: int) -> tor
     return torch.from_numpy(np.stack([np.random.default_rng([seed, *row]).random(max_new_tokens) for row in rows]))
 
 
-def decode(model: Transformer, prompts: list[list[int]], n: int, max_new_tokens: int, temperature: float, top_p: float,
-           top_k: int, stop: tuple[int, ...], draws: torch.Tensor) -> Iterator[tuple[list[int], list[int], list[float]]]:
+def decode(model: Transformer, prompts: list[list[int]], n: int, max_new_tokens: int, temperature: float,
+           top_p: float, top_k: int, stop: tuple[int, ...],
+           draws: torch.Tensor) -> Iterator[tuple[list[int], list[int], list[float]]]:
     """Yields, a step at a time, the rows that are still going, their new tokens and log-probabilities.
 
     Prompts are padded on the left, and doc_start says where each begins: attention and positions start there. So all
@@ -155,7 +156,7 @@ def main():
     parser.add_argument("--top_p", type=float, default=0.95, help="default 0.95")
     parser.add_argument("--top_k", type=int, default=0, help="0 is off (default)")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # the prompt may stand after the options
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = hf.load(args.checkpoint, device, torch.bfloat16 if device == "cuda" else torch.float32)
     stop = tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})

@@ -52,7 +52,7 @@ class KVCache:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (Su et al., arXiv 2104.09864), half-split layout: x (B, T, heads, D), cos and sin (…, T, 1, D/2)."""
+    """Rotary positions (arXiv 2104.09864), half-split layout: x (B, T, heads, D); cos, sin (…, T, 1, D/2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -209,7 +209,7 @@ def count_parameters(model: Transformer) -> dict[str, int]:
 
 
 def flops_per_token(cfg: ModelConfig, context: int) -> float:
-    """Training FLOPs of a token: 6 for each weight of a matrix product, and the causal half of attention's two products.
+    """Training FLOPs of a token: 6 for each weight of a matrix product, and the causal half of attention's products.
 
     6 (N + L H D context), where N leaves out the embedding's look-up but counts lm_head (as PaLM, arXiv 2204.02311,
     appendix B; theirs does not halve the attention).

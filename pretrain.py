@@ -35,7 +35,7 @@ from data.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig, evaluate, table
 from generate import sample
 from kernels.cross_entropy import linear_cross_entropy
-from model import ModelConfig, Transformer, flops_per_token, init_weights, meta_model
+from model import ModelConfig, flops_per_token, init_weights, meta_model
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings
@@ -134,7 +134,8 @@ def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[Stag
 
 def history(plans: list[StagePlan], step: int) -> list:
     """The plan's past at a step, as JSON: a checkpoint's must be the same for a run to go on from it."""
-    return [[p.name, p.context, p.rows, p.first_step, min(p.end_step, step), p.start] for p in plans if p.first_step < step]
+    return [[p.name, p.context, p.rows, p.first_step, min(p.end_step, step), p.start]
+            for p in plans if p.first_step < step]
 
 
 def as_json(settings) -> dict:
@@ -158,12 +159,12 @@ def print_plan(cfg, stages: list[Stage], plans: list[StagePlan], pool_sizes: dic
         shares = ", ".join(f"{pool} {n / tokens:.0%} (to {position[pool] / pool_sizes[pool]:.2f})"
                            for pool, n in plan.tokens.items())
         rate = f"{cfg.pretrain.lr * stage.lr[0]:.2e} -> {cfg.pretrain.lr * stage.lr[1]:.2e}"
-        print(f"{plan.name:14}{plan.n_steps:>10,}{tokens:>9.3g}  {rate:22}{plan.context:>8,}{theta:>11.4g}{flops:>10.2e}  "
-              + shares)
+        print(f"{plan.name:14}{plan.n_steps:>10,}{tokens:>9.3g}  {rate:22}{plan.context:>8,}{theta:>11.4g}"
+              f"{flops:>10.2e}  {shares}")
     for pool, at in position.items():
         if at > 4 * pool_sizes[pool]:
-            print(f"note: pool {pool!r} is repeated {at / pool_sizes[pool]:.1f} times; past 4 epochs repeated tokens are "
-                  "worth little (arXiv 2305.16264)")
+            print(f"note: pool {pool!r} is repeated {at / pool_sizes[pool]:.1f} times; past 4 epochs repeated tokens "
+                  "are worth little (arXiv 2305.16264)")
     print(f"{plans[-1].end_step:,} steps, {sum(sum(p.tokens.values()) for p in plans):.4g} tokens, {total:.3g} FLOPs"
           f" = {total / (0.4 * 989e12) / 3600:,.3g} hours of one H100 at 40 % of its bf16 peak")
 
@@ -173,7 +174,8 @@ def open_data(cfg, stages: list[Stage]) -> tuple[Tokenizer, dict[str, list], dic
 
     Raises UserError, with the command that prepares the data, where something is missing or damaged.
     """
-    settings = [a for a in shlex.split(cfg.command)[1:] if a.startswith(("--run=", "--name=", "--corpus.", "--tokenizer."))]
+    shared = ("--run=", "--name=", "--corpus.", "--tokenizer.")
+    settings = [argument for argument in shlex.split(cfg.command)[1:] if argument.startswith(shared)]
     command = shlex.join(["python", "-m", "data.corpus", cfg.path, *settings])
     folder = data_folder(cfg)
     if not (folder / "tokenizer.json").is_file():
@@ -286,7 +288,7 @@ def main():
     optimizer = common.adamw(model, p.lr, (p.beta1, p.beta2), p.weight_decay)
     replica = None
     if d.mesh is not None:  # one plain copy on this device, for samples
-        replica = Transformer(cfg.model).to(d.device, getattr(torch, p.dtype)).requires_grad_(False)
+        replica = meta_model(cfg.model).to(getattr(torch, p.dtype)).to_empty(device=d.device).requires_grad_(False)
     newest = common.find_checkpoint(d, folder)
     step, seconds = 0, 0.0
     if newest or p.branch_from:
@@ -339,7 +341,8 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         skipped = 0 if finite else skipped + 1
         if not finite:
-            message = f"step {step}: loss {loss}, gradient norm {grad_norm}; read from {', '.join(mixture.sources(step))}"
+            message = (f"step {step}: loss {loss}, gradient norm {grad_norm}; read from "
+                       + ", ".join(mixture.sources(step)))
             if d.is_main:
                 print(f"warning: {message}; the weights are as before", flush=True)
             if p.on_nonfinite == "stop" or skipped == 10:
@@ -356,9 +359,9 @@ def main():
         step += 1
         if d.is_main and (step % p.log_every == 0 or step == n_steps):
             left = (n_steps - step) * (seconds - seconds_before) / (step - first_step)
+            speed = f"{n_tokens / elapsed:,.0f} tokens/s  MFU {f'{mfu:.1%}' if mfu else 'n/a'}"
             tqdm.write(f"step {step:>6}/{n_steps} {step / n_steps:4.0%}  {plan.name:10} loss {loss:.4f}  lr {lr:.2e}  "
-                       f"|g| {grad_norm:.2f}  {n_tokens / elapsed:,.0f} tokens/s  MFU {f'{mfu:.1%}' if mfu else 'n/a'}  "
-                       f"{common.memory_gb(d.device):.1f} GB  {left / 60:.1f} min left")
+                       f"|g| {grad_norm:.2f}  {speed}  {common.memory_gb(d.device):.1f} GB  {left / 60:.1f} min left")
             sys.stdout.flush()
 
         stopping = d.sum(float(stop_signal.number))[0] > 0  # all ranks leave together
@@ -393,8 +396,8 @@ def main():
             saved = common.save_checkpoint(d, folder, step, model, optimizer, meta, data_folder(cfg) / "tokenizer.json",
                                            p.keep)
             if saved is None and (stopping or step == n_steps):
-                raise UserError(f"the last checkpoint could not be written to {folder}; make room and run the same command "
-                                "again")
+                raise UserError(f"the last checkpoint could not be written to {folder}; make room and run the same "
+                                "command again")
         if stopping:
             if d.is_main:
                 print(f"stopped by signal at step {step}; the same command goes on from here", flush=True)
@@ -409,8 +412,8 @@ def set_vocab_size(model: ModelConfig, n_vocab: int) -> None:
     if model.vocab_size is None:
         model.vocab_size = -(-n_vocab // 64) * 64
     if not n_vocab <= model.vocab_size < n_vocab + 128:
-        raise UserError(f"the tokenizer has {n_vocab} ids but model.vocab_size is {model.vocab_size}; it must be the same or "
-                        "up to 127 more (padding); leave it out to take the tokenizer's")
+        raise UserError(f"the tokenizer has {n_vocab} ids but model.vocab_size is {model.vocab_size}; it must be the "
+                        "same or up to 127 more (padding); leave it out to take the tokenizer's")
 
 
 def loader_speed(mixture: Mixture, step: int, d) -> float:

@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import matplotlib
+import matplotlib.ticker
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend that needs no screen comes first)
 import numpy as np
@@ -83,14 +84,17 @@ def plot_run(folder: Path, cfg, stages: list, plans: list, learning_rate) -> lis
     for i, pool in enumerate(evals[-1]["validation"] if evals else []):
         loss.plot([line["step"] for line in evals], [line["validation"][pool]["loss"] for line in evals], "o-",
                   color=COLORS[i], label=f"held-out {pool}")
-    if len(values):
-        loss.set_ylim(np.nanmin(values) * 0.8, np.nanpercentile(values, 98) * 1.05)
+    loss.set_yscale("log")
+    loss.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     loss.set_ylabel("loss (nats a token)")
     loss.legend(frameon=False, fontsize=8)
     for i, task in enumerate(scored[-1]["scores"] if scored else []):
         shown = [line for line in scored if task in line["scores"]]
         accuracy.errorbar([line["step"] for line in shown], [line["scores"][task]["avg"] for line in shown],
-                          [line["scores"][task]["stderr"] for line in shown], fmt="o-", capsize=3, color=COLORS[i], label=task)
+                          [line["scores"][task]["stderr"] for line in shown], fmt="o-", capsize=3, color=COLORS[i],
+                          label=task)
     accuracy.set(ylabel="accuracy (avg@k ± s.e.)", ylim=(-0.02, 1.02))
     if scored:
         accuracy.legend(frameon=False, fontsize=8, ncols=3)
@@ -124,14 +128,15 @@ def run_table(folder: Path) -> str:
 
 
 def main():
-    cfg = common.load_config(__doc__, flags={"record": "also append the run's last evaluation to results/pretrain.jsonl"})
+    cfg = common.load_config(__doc__, flags={"record": "append the run's last evaluation to results/pretrain.jsonl"})
     folder = cfg.out / "pretrain"
     print(run_table(folder))
     if cfg.record:
         last = [line for line in common.read_metrics(folder) if "validation" in line][-1]
         meta = common.read_meta(common.checkpoints(folder)[0])
-        common.record(Path("results/pretrain.jsonl"), **{key: meta[key] for key in ("command", "config", "machine", "seconds")},
-                      seed=meta["pretrain"]["seed"], step=meta["step"], validation=last["validation"], scores=last["scores"])
+        common.record(Path("results/pretrain.jsonl"), command=meta["command"], seed=meta["pretrain"]["seed"],
+                      config=meta["config"], machine=meta["machine"], seconds=meta["seconds"], step=meta["step"],
+                      validation=last["validation"], scores=last["scores"])
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_sharded_weights_and_rows_of_very_different_lengths(mini):
 
 def test_command_line(mini):
     mini.pretrain("--run=gen")
-    command = [generate.__file__, "out/gen/pretrain", "Problem: Mia", "--max_new_tokens=20"]
+    command = [generate.__file__, "out/gen/pretrain", "--max_new_tokens=20", "Problem: Mia"]
     output = mini.run(*command)
     assert "20 tokens" in output or "tokens/s" in output
     assert mini.run(*command) .splitlines()[0] == output.splitlines()[0]

@@ -1,4 +1,4 @@
-"""Does the long-context stage work? `python -m checks.context` (after data.corpus and pretrain.py on configs/context.py).
+"""Does the long-context stage work? `python -m checks.context`, once configs/context.py is trained.
 
 Compares the checkpoint at the end of the stable stage (64 tokens a row) with the last one (256, RoPE base raised: ABF):
 loss by position in held-out long documents, and passkeys by the distance between the key and the question.
@@ -17,7 +17,7 @@ from data.mixture import PoolStream
 from generate import sample
 from kernels.cross_entropy import linear_logprobs
 
-FILLERS = ((0, 1), (2, 4), (6, 8), (11, 13), (16, 18), (22, 24))  # sentences between key and question, about nine tokens each
+FILLERS = ((0, 1), (2, 4), (6, 8), (11, 13), (16, 18), (22, 24))  # sentences between key and question
 BINS = np.arange(0, 257, 32)
 
 
@@ -55,7 +55,8 @@ def main():
     folder = Path("out/context")
     ends = [p for p in reversed(common.checkpoints(folder / "pretrain")) if common.read_meta(p).get("keep")]
     if len(ends) < 3:
-        raise common.UserError("train first: python -m data.corpus configs/context.py && python pretrain.py configs/context.py")
+        raise common.UserError("train first: `python -m data.corpus configs/context.py`, then `python pretrain.py "
+                               "configs/context.py`")
     results = {}
     for name, path in (("before", ends[-2]), ("after", ends[-1])):
         model, tokenizer = hf.load(path)

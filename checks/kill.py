@@ -1,4 +1,4 @@
-"""Kills pre-training at random moments, saving included, and compares where it ends: `python -m checks.kill --kills=20`.
+"""Kills pre-training at random moments, saving included, and compares where it ends: `python -m checks.kill`.
 
 A miniature run saves after every step, so about half the kills fall into a save. Each killed run is started again and
 must end with the very weights and losses of a run that was never killed. About five minutes on one core.
@@ -48,15 +48,17 @@ def main():
             mini.pretrain(f"--run={run}", *options, ranks=args.ranks)
             weights, repeated = outcome(mini, run)
             same = repeated == losses and all(torch.equal(weights[name], expected[name]) for name in expected)
-            print(f"run {i:2}: killed {'in a save' if saving else 'in a step'} after {at[0].name if at else 'no checkpoint'}, "
-                  f"then {'the same to the bit' if same else 'DIFFERENT'}", flush=True)
+            after = at[0].name if at else "no checkpoint"
+            print(f"run {i:2}: killed in a {'save' if saving else 'step'} after {after}, then "
+                  + ("the same to the bit" if same else "DIFFERENT"), flush=True)
             assert same
     print(f"{args.kills} runs killed, {in_save} of them while saving; all ended with the weights of a run never killed")
 
 
 def start(mini: Mini, run: str, options: list[str], ranks: int):
     """Starts a run and comes back when training begins."""
-    process = mini.popen(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", f"--name={run}", *options, ranks=ranks)
+    process = mini.popen(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", f"--name={run}", *options,
+                         ranks=ranks)
     for line in process.stdout:
         if line.startswith("loader alone"):
             return process

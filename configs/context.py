@@ -1,6 +1,7 @@
 """Does the long-context stage work? The tiny model learns at 64 tokens; the decay has 256, by ABF (arXiv 2309.16039).
 
-Trained like any config; then `python -m checks.context` measures loss by position and passkeys by distance, before and after the decay.
+Trained like any config; then `python -m checks.context` measures loss by position and passkeys by distance, before and
+after the decay.
 """
 from configs.tiny import model, tokenizer
 

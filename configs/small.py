@@ -1,7 +1,7 @@
 """About 126M parameters, one GPU: GPT-2's size, for ideas that the tiny model is too small for.
 
-Put text with a `text` column (or plain .txt) into the folders below: FineWeb-Edu's documents of score 3 and above make a
-good high pool, those below it a medium one; FineMath-4+ with code makes a reasoning pool. Sizes and rates: our choice.
+Put text with a `text` column (or plain .txt) into the folders below: FineWeb-Edu's documents of score 3 and above make
+a good high pool, those below it a medium one; FineMath-4+ with code makes a reasoning pool. Sizes, rates: our choice.
 """
 model = dict(
     n_layers=12, hidden_size=768, ffn_size=2048, n_heads=12, n_kv_heads=4, head_dim=64,

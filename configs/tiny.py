@@ -3,7 +3,7 @@
 The high pool is verified textbook pages; the medium pool is text of this Python installation, with corrupted copies of
 such pages in it. Sizes, rates and shares are our choice.
 """
-_pages = dict(math=3, drills=1, code=2, tools=1, form=1, recall=1)
+_pages = dict(math=4, drills=1, code=2, tools=0.8, form=1.5, recall=0.7)
 
 model = dict(
     n_layers=4, hidden_size=128, ffn_size=352, n_heads=4, n_kv_heads=2, head_dim=32,
@@ -14,9 +14,9 @@ tokenizer = dict(kind="bpe", vocab_size=1024, train_mb=4.0)
 
 corpus = dict(
     pools=dict(
-        high=[dict(pages=12_000, families=_pages, seed=1)],
+        high=[dict(pages=18_000, families=_pages, seed=1)],
         medium=[dict(pages=5_000, families=_pages, seed=2, corrupt=1.0), dict(stdlib=1.5)],
-        reasoning=[dict(pages=6_000, families=dict(math=3, code=2, recall=2), seed=3)],
+        reasoning=[dict(pages=8_000, families=dict(math=3, code=3, recall=1), seed=3)],
     ),
     val_fraction=0.03,
 )
@@ -26,9 +26,9 @@ pretrain = dict(
     batch_tokens=4096,
     stages=[
         dict(name="warmup", tokens=150_000, lr=[0, 1], context=128, mixture=dict(high=1, medium=1)),
-        dict(name="diversity", tokens=1_000_000, lr=[1, 1], context=128, mixture=dict(high=1, medium=1)),
-        dict(name="high quality", tokens=1_000_000, lr=[1, 1], context=128, mixture=dict(high=1)),
-        dict(name="decay", tokens=900_000, lr=[1, 1 / 300], curve="1-sqrt", context=256, rope_theta=40_000.0,
+        dict(name="diversity", tokens=1_150_000, lr=[1, 1], context=128, mixture=dict(high=1, medium=1)),
+        dict(name="high quality", tokens=1_700_000, lr=[1, 1], context=128, mixture=dict(high=1)),
+        dict(name="decay", tokens=1_200_000, lr=[1, 1 / 300], curve="1-sqrt", context=256, rope_theta=40_000.0,
              mixture=dict(high=1, reasoning=1)),
     ],
     log_every=20, save_every=200, eval_problems=64,

@@ -173,7 +173,7 @@ def plan_stages(stages: list, pool_sizes: dict[str, int], batch_tokens: int, sca
         shares = stage.epochs or stage.mixture
         for pool in shares:
             if pool not in pool_sizes:
-                raise UserError(f"stage {stage.name!r} takes from pool {pool!r}; the corpus has {', '.join(pool_sizes)}")
+                raise UserError(f"stage {stage.name!r} takes from pool {pool!r}; there are {', '.join(pool_sizes)}")
         if batch_tokens % stage.context:
             raise UserError(f"stage {stage.name!r}: batch_tokens={batch_tokens} is no multiple of its context "
                             f"{stage.context}")

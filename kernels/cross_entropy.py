@@ -129,4 +129,5 @@ if __name__ == "__main__":
         print(f"peak memory of loss + gradients, {N} tokens, width {C}, vocabulary {V}, fp32, above inputs and weight:")
         for kind in ("plain", "chunked"):
             command = [sys.executable, "-m", "kernels.cross_entropy", kind, str(N), str(C), str(V)]
-            print(f"  {kind:8} {float(subprocess.run(command, capture_output=True, check=True, text=True).stdout):6.2f} GB")
+            output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+            print(f"  {kind:8} {float(output):6.2f} GB")
