@@ -14,7 +14,7 @@ tokenizer = dict(kind="bpe", vocab_size=1024, train_mb=4.0)
 
 corpus = dict(
     pools=dict(
-        high=[dict(pages=18_000, families=_pages, seed=1)],
+        high=[dict(pages=16_000, families=_pages, seed=1)],
         medium=[dict(pages=5_000, families=_pages, seed=2, corrupt=1.0), dict(stdlib=1.5)],
         reasoning=[dict(pages=8_000, families=dict(math=3, code=3, recall=1), seed=3)],
     ),
@@ -26,9 +26,9 @@ pretrain = dict(
     batch_tokens=4096,
     stages=[
         dict(name="warmup", tokens=150_000, lr=[0, 1], context=128, mixture=dict(high=1, medium=1)),
-        dict(name="diversity", tokens=1_150_000, lr=[1, 1], context=128, mixture=dict(high=1, medium=1)),
-        dict(name="high quality", tokens=1_700_000, lr=[1, 1], context=128, mixture=dict(high=1)),
-        dict(name="decay", tokens=1_200_000, lr=[1, 1 / 300], curve="1-sqrt", context=256, rope_theta=40_000.0,
+        dict(name="diversity", tokens=1_000_000, lr=[1, 1], context=128, mixture=dict(high=1, medium=1)),
+        dict(name="high quality", tokens=1_150_000, lr=[1, 1], context=128, mixture=dict(high=1)),
+        dict(name="decay", tokens=900_000, lr=[1, 1 / 300], curve="1-sqrt", context=256, rope_theta=40_000.0,
              mixture=dict(high=1, reasoning=1)),
     ],
     log_every=20, save_every=200, eval_problems=64,
