@@ -18,7 +18,7 @@ phase corpus 30 python -m data.corpus configs/tiny.py --run="$run"
 phase pre-training 300 python pretrain.py configs/tiny.py --run="$run" --scale="$scale"
 phase report 20 python report.py configs/tiny.py --run="$run"
 phase sample 20 python generate.py "out/$run/pretrain" --temperature=0 \
-    "Problem: Mia has 12 apples. She buys 7 more. How many apples does Mia have now?"
+    $'Problem: Mia has 12 apples. She buys 7 more. How many apples does Mia have now?\nWork:'
 
 printf '\n%-14s%10s%10s\n' phase planned took
 slow=""

@@ -16,7 +16,7 @@ corpus = dict(
     pools=dict(
         high=[dict(pages=16_000, families=_pages, seed=1)],
         medium=[dict(pages=5_000, families=_pages, seed=2, corrupt=1.0), dict(stdlib=1.5)],
-        reasoning=[dict(pages=8_000, families=dict(math=3, code=3, recall=1), seed=3)],
+        reasoning=[dict(pages=8_000, families=dict(math=3, code=3, recall=2), seed=3)],
     ),
     val_fraction=0.03,
 )
