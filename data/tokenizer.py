@@ -157,8 +157,8 @@ class Tokenizer:
         try:
             return Tokenizer(Path(path).read_text(encoding="utf-8"), str(path))
         except OSError as error:
-            raise UserError(f"no tokenizer {path} ({error.strerror}): give a Hugging Face tokenizer.json (where only a "
-                            "tokenizer.model is released, transformers' AutoTokenizer.save_pretrained makes one)") from None
+            raise UserError(f"no tokenizer {path} ({error.strerror}): give a Hugging Face tokenizer.json; where only a "
+                            "tokenizer.model is released, transformers' AutoTokenizer can save one") from None
         except UnicodeDecodeError:
             raise UserError(f"{path} is not a tokenizer.json: it is not a text file") from None
 
