@@ -107,11 +107,11 @@ def check_settings(cfg: PretrainConfig, stages: list[Stage]) -> None:
     for s in stages:
         if bool(s.epochs) == bool(s.tokens and s.mixture):
             raise UserError(f"stage {s.name!r} needs either epochs, or tokens and mixture")
+        if len(s.lr) != 2:
+            raise UserError(f"stage {s.name!r}: lr must be [start, end], not {s.lr}")
         if s.curve not in (*CURVES, "exponential") or (s.curve == "exponential" and min(s.lr) <= 0):
             raise UserError(f"stage {s.name!r}: curve {s.curve!r} with lr {s.lr}; known: {', '.join(CURVES)}, and "
                             "exponential between rates above 0")
-        if len(s.lr) != 2:
-            raise UserError(f"stage {s.name!r}: lr must be [start, end], not {s.lr}")
     for key, allowed in (("dtype", ("float32", "bfloat16")), ("on_nonfinite", ("skip", "stop"))):
         if getattr(cfg, key) not in allowed:
             raise UserError(f"pretrain.{key} must be one of {', '.join(allowed)}, not {getattr(cfg, key)!r}")
@@ -130,6 +130,25 @@ def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[Stag
     if p.branch_from:
         plans = branch(plans, int(Path(p.branch_from).name.removeprefix("step_")), p.branch_to)
     return plans
+
+
+def resume(path: Path, checked: bool, model, optimizer, tokenizer, plans: list[StagePlan], cfg, d) -> dict:
+    """Loads a checkpoint to go on from and returns its meta; UserError where it belongs to another run than this."""
+    meta = common.read_meta(path)
+    free = ("rope_theta", "max_context", "init_std")  # with other values of these a run may go on
+    other = [f"model.{k}" for k, v in as_json(cfg.model).items() if k not in free and meta["model"][k] != v]
+    if meta["tokenizer"] != tokenizer.hash:
+        other.append("tokenizer")
+    if meta["history"] != history(plans, meta["step"]):
+        other.append("stages")
+    if other:
+        raise UserError(f"{path} was trained with other {', '.join(other)}; choose another --run, or delete it")
+    common.load_checkpoint(d, path, model, optimizer, checked)
+    changed = [k for k, v in as_json(cfg.pretrain).items() if k in meta["pretrain"] and meta["pretrain"][k] != v]
+    if d.is_main:
+        print(f"going on from {path} (step {meta['step']})"
+              + (f"; settings that have changed since: {', '.join(changed)}" if changed else ""))
+    return meta
 
 
 def history(plans: list[StagePlan], step: int) -> list:
@@ -222,6 +241,28 @@ def continuations(model, tokenizer, prompts: list[str], seed: int) -> list[str]:
     return [p + tokenizer.decode([t for t in s[0].tokens if t != tokenizer.eot]) for p, s in zip(prompts, samples)]
 
 
+def look(model, replica, tokenizer, held_out: dict[str, PoolStream], context: int, n_problems: int, cfg, d) -> dict:
+    """Held-out loss, accuracy on n_problems a task, and samples: printed, and returned for the metrics."""
+    losses = validation(model, tokenizer, held_out, context, cfg.pretrain, d)
+    plain = common.unsharded(model, replica)
+    plain.rope_theta = model.rope_theta
+    scores = {}
+    if n_problems and cfg.evaluate.tasks:
+        scores = evaluate(plain, tokenizer, dataclasses.replace(cfg.evaluate, n_problems=n_problems), d)
+    if not d.is_main:
+        return {}
+    for pool, r in losses.items():
+        tqdm.write(f"  held-out {pool}: loss {r['loss']:.4f}, {r['bits_per_byte']:.4f} bits per byte")
+    texts = continuations(plain, tokenizer, cfg.pretrain.prompts, cfg.pretrain.seed) if cfg.pretrain.prompts else []
+    for text in texts:
+        tqdm.write("  | " + text.replace("\n", "\n  | "))
+    if scores:
+        tqdm.write(table(scores))
+    sys.stdout.flush()
+    without_rows = {task: {k: v for k, v in score.items() if k != "rows"} for task, score in scores.items()}
+    return {"validation": losses, "scores": without_rows, "samples": texts}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One step
 
@@ -262,7 +303,7 @@ def main():
                   dataclasses.replace(s, epochs={"text": max(s.epochs.values())}) for s in stages]
     folder = cfg.out / "pretrain"
 
-    if cfg.plan and p.pool_tokens:
+    if cfg.plan and p.pool_tokens and not cfg.corpus.path:
         cfg.model.vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size
         plans = make_plan(cfg, stages, p.pool_tokens)
         print_plan(cfg, stages, plans, p.pool_tokens)
@@ -292,15 +333,8 @@ def main():
     newest = common.find_checkpoint(d, folder)
     step, seconds = 0, 0.0
     if newest or p.branch_from:
-        path = newest or Path(p.branch_from)
-        meta = common.load_checkpoint(d, path, model, optimizer, checked=newest is not None)
+        meta = resume(newest or Path(p.branch_from), newest is not None, model, optimizer, tokenizer, plans, cfg, d)
         step, seconds, model.rope_theta = meta["step"], meta["seconds"], meta["model"]["rope_theta"]
-        if history(plans, step) != meta["history"]:
-            raise UserError(f"{path} was trained by other stages than these; choose another --run, or delete {folder}")
-        changed = [k for k, v in as_json(p).items() if k in meta["pretrain"] and meta["pretrain"][k] != v]
-        if d.is_main:
-            print(f"going on from {path} (step {step})"
-                  + (f"; settings that have changed since: {', '.join(changed)}" if changed else ""))
     elif cfg.init_from:
         hf.start_from(d, model, tokenizer, cfg.init_from, cfg.out)
     else:
@@ -367,26 +401,11 @@ def main():
         stopping = d.sum(float(stop_signal.number))[0] > 0  # all ranks leave together
         stage_ends = step == plan.end_step
         if (stage_ends or (p.eval_every and step % p.eval_every == 0)) and not stopping:
-            held = validation(model, tokenizer, held_out, plan.context, p, d)
-            plain = common.unsharded(model, replica)
-            plain.rope_theta = model.rope_theta
-            last = step == n_steps
-            n_problems = cfg.evaluate.n_problems if last else p.eval_problems
-            scores = {}
-            if n_problems and cfg.evaluate.tasks:
-                scores = evaluate(plain, tokenizer, dataclasses.replace(cfg.evaluate, n_problems=n_problems), d)
             if d.is_main:
-                texts = continuations(plain, tokenizer, p.prompts, p.seed) if p.prompts else []
-                metrics.write(step=step - 1, stage=plan.name, seconds=seconds, validation=held, samples=texts,
-                              scores={t: {k: v for k, v in s.items() if k != "rows"} for t, s in scores.items()})
                 tqdm.write(f"--- step {step}, end of stage {plan.name}" if stage_ends else f"--- step {step}")
-                for pool, r in held.items():
-                    tqdm.write(f"  held-out {pool}: loss {r['loss']:.4f}, {r['bits_per_byte']:.4f} bits per byte")
-                for text in texts:
-                    tqdm.write("  | " + text.replace("\n", "\n  | "))
-                if scores:
-                    tqdm.write(table(scores))
-                sys.stdout.flush()
+            n_problems = cfg.evaluate.n_problems if step == n_steps else p.eval_problems
+            found = look(model, replica, tokenizer, held_out, plan.context, n_problems, cfg, d)
+            metrics.write(step=step - 1, stage=plan.name, seconds=seconds, **found)
         if stage_ends or stopping or step % p.save_every == 0:
             meta = dict(phase="pretrain", stage=plan.name, keep=stage_ends, seconds=seconds, world=d.world,
                         tokens=sum(sum(q.tokens.values()) for q in plans if q.end_step <= step), command=cfg.command,

@@ -178,7 +178,9 @@ def test_branch_shares_the_trunk(mini, whole):
 
 def test_other_stages_do_not_go_on_from_a_checkpoint(mini, whole):
     output = mini.pretrain("--run=whole", "--scale=3", code=2)
-    assert "trained by other stages" in output
+    assert "trained with other stages" in output
+    output = mini.pretrain("--run=whole", "--model.n_layers=1", "--model.ffn_size=32", code=2)
+    assert "trained with other model.n_layers, model.ffn_size" in output
     assert "settings that have changed since: clip" in mini.pretrain("--run=whole", "--pretrain.clip=2.0")
 
 
