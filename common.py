@@ -563,11 +563,8 @@ def machine(device: torch.device) -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
-def record(path: Path, **result) -> None:
-    """Appends one line to results/*.jsonl, with the commit (marked where files differ from it) and the versions."""
-    git = lambda *command: subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
-    commit = git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    line = dict(commit=commit, python=platform.python_version(), torch=torch.__version__, **result)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as f:
-        f.write(json.dumps(line) + "\n")
+def commit() -> str:
+    """The commit that the code runs from, marked where tracked files differ from it; '' outside a git checkout."""
+    git = lambda *command: subprocess.run(["git", "-C", Path(__file__).parent, *command], capture_output=True, text=True)
+    head = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+    return head and head + "+changes" * bool(git("status", "--porcelain", "-uno").stdout.strip())

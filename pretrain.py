@@ -340,10 +340,11 @@ def main():
     else:
         init_weights(model, p.seed, common.assign)
 
-    metrics = common.Metrics(d, folder, step)
+    metrics, commit = common.Metrics(d, folder, step), common.commit()
     stop_signal = common.StopSignal()
     n_steps, skipped, first_step, seconds_before = plans[-1].end_step, 0, step, seconds
     peak = common.peak_flops(d.device) if p.dtype == "bfloat16" else None
+    flops_of_token = {plan.context: flops_per_token(cfg.model, plan.context) for plan in plans}
     if d.is_main:
         print_plan(cfg, stages, plans, pool_sizes)
         n_parameters = sum(x.numel() for x in model.parameters())
@@ -384,7 +385,7 @@ def main():
 
         elapsed = time.time() - started
         seconds += elapsed
-        flops = plan.rows * plan.context * flops_per_token(cfg.model, plan.context) / elapsed / d.world
+        flops = plan.rows * plan.context * flops_of_token[plan.context] / elapsed / d.world
         mfu = flops / peak if peak else None
         metrics.write(step=step, stage=plan.name, loss=loss, lr=lr, grad_norm=grad_norm, tokens=n_tokens,
                       tokens_per_s=n_tokens / elapsed, mfu=mfu, memory_gb=common.memory_gb(d.device), seconds=seconds,
@@ -408,8 +409,9 @@ def main():
             metrics.write(step=step - 1, stage=plan.name, seconds=seconds, **found)
         if stage_ends or stopping or step % p.save_every == 0:
             meta = dict(phase="pretrain", stage=plan.name, keep=stage_ends, seconds=seconds, world=d.world,
-                        tokens=sum(sum(q.tokens.values()) for q in plans if q.end_step <= step), command=cfg.command,
-                        machine=common.machine(d.device), config=common.config_hash(cfg, "model", "corpus", "pretrain"),
+                        pools=plan.positions(step), command=cfg.command,
+                        commit=commit, machine=common.machine(d.device),
+                        config=common.config_hash(cfg, "model", "corpus", "pretrain"),
                         model=dataclasses.asdict(cfg.model) | {"rope_theta": model.rope_theta},
                         tokenizer=tokenizer.hash, history=history(plans, step), pretrain=as_json(p))
             saved = common.save_checkpoint(d, folder, step, model, optimizer, meta, data_folder(cfg) / "tokenizer.json",

@@ -1,4 +1,5 @@
 """Pictures and tables of a run: `python report.py configs/tiny.py` prints the table of a pre-training run."""
+import json
 from pathlib import Path
 
 import matplotlib
@@ -127,6 +128,14 @@ def run_table(folder: Path) -> str:
     return "held-out bits per byte" + note + "\n" + "\n".join(rows)
 
 
+def record(name: str, meta: dict, **result) -> None:
+    """Appends a result to results/<name>.jsonl, with what its checkpoint says of how it was made."""
+    line = {key: meta[key] for key in ("commit", "command", "config", "machine", "seconds", "step")}
+    line |= {"seed": meta["pretrain"]["seed"]} | result
+    with open(f"results/{name}.jsonl", "a") as f:
+        f.write(json.dumps(line) + "\n")
+
+
 def main():
     cfg = common.load_config(__doc__, flags={"record": "append the run's last evaluation to results/pretrain.jsonl"})
     folder = cfg.out / "pretrain"
@@ -134,9 +143,7 @@ def main():
     if cfg.record:
         last = [line for line in common.read_metrics(folder) if "validation" in line][-1]
         meta = common.read_meta(common.checkpoints(folder)[0])
-        common.record(Path("results/pretrain.jsonl"), command=meta["command"], seed=meta["pretrain"]["seed"],
-                      config=meta["config"], machine=meta["machine"], seconds=meta["seconds"], step=meta["step"],
-                      validation=last["validation"], scores=last["scores"])
+        record("pretrain", meta, validation=last["validation"], scores=last["scores"])
 
 
 if __name__ == "__main__":

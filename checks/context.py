@@ -1,8 +1,10 @@
 """Does the long-context stage work? `python -m checks.context`, once configs/context.py is trained.
 
 Compares the checkpoint at the end of the stable stage (64 tokens a row) with the last one (256, RoPE base raised: ABF):
-loss by position in held-out long documents, and passkeys by the distance between the key and the question.
+loss by position in held-out long documents, and passkeys by the distance between the key and the question. `--record`
+appends the result to results/context.jsonl.
 """
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,9 @@ def main():
     print("\npasskey accuracy (200 test problems each, greedy)\n" + f"{'tokens away':>12}{'before':>16}{'after':>16}")
     for before, after in zip(results["before"][1], results["after"][1]):
         print(f"{before[0]:>12.0f}{before[1]:>9.3f} ±{before[2]:.3f}{after[1]:>9.3f} ±{after[2]:.3f}")
+    if "--record" in sys.argv:
+        report.record("context", common.read_meta(ends[-1]), **{name: {"loss_by_position": losses, "passkeys": rows}
+                                                                for name, (losses, rows) in results.items()})
     figure, (loss, keys) = report.new_figure(2, sharex=False)
     for i, (name, (losses, rows)) in enumerate(results.items()):
         loss.plot(BINS[:-1] + 16, losses, "o-", color=report.COLORS[i], label=f"{name} the context stage")
