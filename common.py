@@ -565,6 +565,9 @@ def machine(device: torch.device) -> str:
 
 def commit() -> str:
     """The commit that the code runs from, marked where tracked files differ from it; '' outside a git checkout."""
-    git = lambda *command: subprocess.run(["git", "-C", Path(__file__).parent, *command], capture_output=True, text=True)
-    head = git("rev-parse", "--short=12", "HEAD").stdout.strip()
-    return head and head + "+changes" * bool(git("status", "--porcelain", "-uno").stdout.strip())
+    def git(*command: str) -> str:
+        where = ["git", "-C", Path(__file__).parent]
+        return subprocess.run([*where, *command], capture_output=True, text=True).stdout.strip()
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    return head and head + "+changes" * bool(git("status", "--porcelain", "-uno"))

@@ -20,9 +20,8 @@ pretrain = dict(
     lr=5e-3, batch_tokens=512, eval_tokens=1000, save_every=7, prompts=["Problem:"],
     stages=[
         dict(name="warmup", tokens=2_000, lr=[0, 1], context=32, mixture=dict(high=1, medium=1)),
-        dict(name="stable", tokens=10_000, lr=[1, 1], context=32, mixture=dict(high=1, medium=1)),
-        dict(name="decay", tokens=6_000, lr=[1, 0.1], curve="1-sqrt", context=64, rope_theta=40_000.0,
-             mixture=dict(high=1)),
+        dict(name="stable", tokens=10_000, lr=[1, 1], context=32, rope_theta=100.0, mixture=dict(high=1, medium=1)),
+        dict(name="decay", tokens=6_000, lr=[1, 0.1], curve="1-sqrt", context=64, mixture=dict(high=1)),
     ])
 evaluate = dict(tasks=["math"], n_problems=4, k=2, max_new_tokens=8)
 """

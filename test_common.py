@@ -155,6 +155,30 @@ def test_metrics_drop_what_will_be_repeated_and_a_torn_line(tmp_path):
     assert [(m["step"], m["loss"]) for m in common.read_metrics(tmp_path)] == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2)]
 
 
+def test_metrics_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch):
+    metrics = common.Metrics(D, tmp_path, first_step=0)
+    metrics.write(step=0, loss=1.0)
+
+    class Torn:
+        """A file of which half a line reaches the disk."""
+        def __init__(self, path, mode):
+            self.file = open(path, mode)
+        def __enter__(self):
+            return self
+        def __exit__(self, *error):
+            self.file.close()
+        def write(self, text):
+            self.file.write(text[:9])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(common, "open", Torn, raising=False)
+    metrics.write(step=1, loss=1.0)
+    assert [m["step"] for m in common.read_metrics(tmp_path)] == [0]
+    monkeypatch.undo()
+    metrics.write(step=2, loss=1.0)
+    assert [m["step"] for m in common.read_metrics(tmp_path)] == [0, 1, 2]
+
+
 def test_adamw_groups_cover_every_parameter_once():
     from model import ModelConfig, Transformer
     model = Transformer(ModelConfig(2, 16, 24, 2, 1, 8, vocab_size=32))

@@ -111,11 +111,11 @@ def test_two_ranks_take_the_same_steps(mini, whole):
         torch.testing.assert_close(weights(mini, "to2")[name], tensor, rtol=1e-3, atol=2e-4)
 
 
-def leave_early(mini, run, ranks=0):
-    """A run whose checkpoints after step 12 are gone: what a machine that died then leaves behind."""
+def leave_early(mini, run, ranks=0, last=12):
+    """A run whose checkpoints after step `last` are gone: what a machine that died then leaves behind."""
     mini.pretrain(f"--run={run}", "--pretrain.save_every=4", "--pretrain.keep=99", ranks=ranks)
     for path in common.checkpoints(mini.folder / "out" / run / "pretrain"):
-        if int(path.name[5:]) > 12:
+        if int(path.name[5:]) > last:
             shutil.rmtree(path)
 
 
@@ -128,8 +128,11 @@ def test_micro_batches_and_bfloat16_and_recompute(mini, whole):
 
 # ---- resume
 
-def test_resume_is_exact_to_the_bit(mini, whole):
-    leave_early(mini, "resumed")
+@pytest.mark.parametrize("last", [12, 28])
+def test_resume_is_exact_to_the_bit(mini, whole, last):
+    """In the stable stage, and in the decay, which inherits the RoPE base that the stable stage set."""
+    shutil.rmtree(mini.folder / "out/resumed", ignore_errors=True)
+    leave_early(mini, "resumed", last=last)
     mini.pretrain("--run=resumed")
     assert losses(mini, "resumed") == losses(mini, "whole")
     for name, tensor in weights(mini, "whole").items():

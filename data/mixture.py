@@ -232,7 +232,6 @@ class Mixture:
             length = min(plan.context, plan.tokens[pool] - k * plan.context)  # the pool's last row may be short
             columns = self.streams[pool].read(plan.start[pool] + k * plan.context, length, touched)
             batch.tokens[i, :length], batch.targets[i, :length], batch.doc_start[i, :length] = columns
-            batch.doc_start[i, length:] = length
         return batch
 
     def sources(self, step: int) -> list[str]:
