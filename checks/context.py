@@ -1,6 +1,6 @@
 """Does the long-context stage work? `python -m checks.context`, once configs/context.py is trained.
 
-Compares the checkpoint at the end of the stable stage (64 tokens a row) with the last one (256, RoPE base raised: ABF):
+`python -m checks.context out/context_no_abf` does the same for the control. Compares the checkpoint at the end of the stable stage (64 tokens a row) with the last one (256, RoPE base raised: ABF):
 loss by position in held-out long documents, and passkeys by the distance between the key and the question. `--record`
 appends the result to results/context.jsonl.
 """
@@ -54,16 +54,17 @@ def passkeys(model, tokenizer, n: int = 200) -> list[tuple[float, float, float]]
 
 
 def main():
-    folder = Path("out/context")
+    folder = Path(next((a for a in sys.argv[1:] if not a.startswith("--")), "out/context"))
     ends = [p for p in reversed(common.checkpoints(folder / "pretrain")) if common.read_meta(p).get("keep")]
-    if len(ends) < 3:
+    if not ends or len(ends) < 2 and not common.read_meta(ends[-1])["pretrain"]["branch_from"]:
         raise common.UserError("train first: `python -m data.corpus configs/context.py`, then `python pretrain.py "
                                "configs/context.py`")
     results = {}
-    for name, path in (("before", ends[-2]), ("after", ends[-1])):
+    trunk = common.read_meta(ends[-1])["pretrain"]["branch_from"]  # a branched run has its "before" in another
+    for name, path in (("before", Path(trunk) if trunk else ends[-2]), ("after", ends[-1])):
         model, tokenizer = hf.load(path)
         model.rope_theta = common.read_meta(path)["model"]["rope_theta"]
-        results[name] = loss_by_position(model, tokenizer, folder / "data"), passkeys(model, tokenizer)
+        results[name] = loss_by_position(model, tokenizer, Path("out/context/data")), passkeys(model, tokenizer)
         print(f"{name} the context stage: {path}, RoPE base {model.rope_theta:,.0f}")
     print("\nloss by position (nats a token)\n" + f"{'position':>12}{'before':>10}{'after':>10}")
     for i in range(8):
