@@ -1,8 +1,8 @@
 """Does the long-context stage work? `python -m checks.context`, once configs/context.py is trained.
 
 Compares the checkpoint at the end of the stable stage (64 tokens a row) with the last one (256, RoPE base raised: ABF):
-loss by position in held-out long documents, and passkeys by the distance between the key and the question. A run's folder
-as argument (out/context_no_abf) compares that run; `--record` appends the result to results/context.jsonl.
+loss by position in held-out long documents, and passkeys by the distance between the key and the question. A run's
+folder as argument (out/context_no_abf) compares that run; `--record` appends the result to results/context.jsonl.
 """
 import sys
 from pathlib import Path
