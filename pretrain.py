@@ -128,7 +128,10 @@ def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[Stag
         scale *= p.total_tokens / sum(sum(plan.tokens.values()) for plan in plans)
         plans = plan_stages(stages, pool_sizes, p.batch_tokens, scale)
     if p.branch_from:
-        plans = branch(plans, int(Path(p.branch_from).name.removeprefix("step_")), p.branch_to)
+        name = Path(p.branch_from).name
+        if not name.removeprefix("step_").isdecimal():
+            raise UserError(f"pretrain.branch_from must be one checkpoint (…/step_<n>), not {p.branch_from}")
+        plans = branch(plans, int(name.removeprefix("step_")), p.branch_to)
     return plans
 
 

@@ -257,6 +257,7 @@ def test_plan_needs_no_data(mini):
     (["--pretrain.batch_tokens=80"], "no multiple of its context"),
     (["--pretrain.dtype=float16"], "pretrain.dtype must be one of"),
     (["--init_from=nowhere"], "nowhere"),
+    (["--pretrain.branch_from=out/whole/pretrain"], "branch_from must be one checkpoint"),
 ])
 def test_bad_input_is_one_line(mini, options, message):
     output = mini.pretrain("--run=bad", *options, code=2)
