@@ -1,105 +1,379 @@
 """Losses from hidden states and the output matrix, without the (N, V) logits.
 
 At V = 166144 the fp32 logits of 4096 tokens are 2.7 GB, and autograd holds them more than once. So tokens go through
-in chunks: logits of one chunk, what is needed of them, next chunk. `python -m kernels.cross_entropy` shows the memory.
+in chunks: a chunk's logits, what is needed of them, the next chunk. The matrix products are PyTorch's. What lies
+between them, sums over each row of logits and the gradient that takes the row's place, is plain PyTorch, or a Triton
+program a row that goes through the vocabulary in blocks and holds nothing of the logits' size beside them.
 
-Shapes: N tokens (B * T), C width, V vocabulary. Statistics and the weight's gradient add up in fp32.
+Shapes: N tokens (B * T), R of them in a chunk, C width, V vocabulary. Statistics and the weight's gradient add up in
+fp32, or float64 for float64. `python -m kernels.cross_entropy` checks the kernels and shows the memory.
 """
+import math
 import sys
+from typing import Callable
 
 import torch
+from torch import Tensor
+
+from kernels import INTERPRETED, tl, triton, use_triton
 
 CHUNK = 1 << 21  # logits held at once on the CPU: 8 MB in fp32, about what stays in its caches
 CHUNK_GPU = 1 << 28  # 1 GB: chunks large enough that a matrix product fills the device
+BLOCK = 64 if INTERPRETED else 4096  # logits of a row that a program holds at once; the checks need several blocks
 
 
-def _chunks(hidden: torch.Tensor, weight: torch.Tensor):
-    """Slices of tokens whose logits are about a chunk; never so few that the matrix products starve."""
-    size = max(128, (CHUNK_GPU if hidden.is_cuda else CHUNK) // weight.shape[0])
-    return [slice(i, i + size) for i in range(0, hidden.shape[0], size)]
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradient is made in the forward pass, while a chunk's logits are at hand: they are never made twice."""
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, ignore_index):
-        losses = torch.zeros(hidden.shape[0], dtype=_wide(hidden[:0]).dtype, device=hidden.device)
-        need_grad = any(ctx.needs_input_grad[:2])
-        d_hidden = torch.empty_like(hidden) if need_grad else None
-        d_weight = torch.zeros_like(weight, dtype=losses.dtype) if need_grad else None
-        for rows in _chunks(hidden, weight):
-            h, target = hidden[rows], targets[rows]
-            kept = target != ignore_index
-            index = target.clamp(min=0)[:, None]
-            logits = _wide(h @ weight.T)
-            log_z = logits.logsumexp(-1)
-            losses[rows] = (log_z - logits.gather(1, index)[:, 0]) * kept
-            if need_grad:  # d loss / d logits = softmax - onehot, for the tokens that count
-                d_logits = logits.sub_(log_z[:, None]).exp_()
-                d_logits.scatter_add_(1, index, torch.full_like(d_logits[:, :1], -1.0))
-                d_logits = d_logits.mul_(kept[:, None]).to(h.dtype)
-                d_hidden[rows] = d_logits @ weight
-                d_weight += d_logits.T @ h
-        if need_grad:
-            ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
-        return losses.sum()
-
-    @staticmethod
-    def backward(ctx, d_loss):
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_loss.to(d_hidden.dtype), d_weight * d_loss.to(d_weight.dtype), None, None
-
-
-def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                         ignore_index: int = -100) -> torch.Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100,
+                         kernels: str = "auto") -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight.T)[target], in nats; a scalar, fp32.
 
     hidden (N, C), weight (V, C), targets (N,) int64. Tokens whose target is ignore_index do not count. The sum, not
     the mean: the caller divides by the global number of trained tokens, over ranks and micro-batches alike.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index)
+    needed = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight)]
+    return cross_entropy_op(hidden, weight, targets, ignore_index, _by_triton(hidden, kernels), needed)[0]
 
 
-class _LinearLogprobs(torch.autograd.Function):
-    """Log-probabilities may be used non-linearly (ratios, margins), so the backward pass makes the logits again."""
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature):
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.temperature = temperature
-        logprobs = torch.empty(hidden.shape[0], dtype=_wide(hidden[:0]).dtype, device=hidden.device)
-        for rows in _chunks(hidden, weight):
-            logits = _wide(hidden[rows] @ weight.T).div_(temperature)
-            logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - logits.logsumexp(-1)
-        return logprobs
-
-    @staticmethod
-    def backward(ctx, d_logprobs):
-        hidden, weight, targets = ctx.saved_tensors
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=d_logprobs.dtype)
-        for rows in _chunks(hidden, weight):
-            d = d_logprobs[rows, None] / ctx.temperature
-            d_logits = _wide(hidden[rows] @ weight.T).div_(ctx.temperature).softmax(-1).mul_(-d)
-            d_logits = d_logits.scatter_add_(1, targets[rows, None], d).to(hidden.dtype)
-            d_hidden[rows] = d_logits @ weight
-            d_weight += d_logits.T @ hidden[rows]
-        return d_hidden, d_weight.to(weight.dtype), None, None
-
-
-def linear_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                    temperature: float = 1.0) -> torch.Tensor:
+def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
+                    kernels: str = "auto") -> Tensor:
     """log softmax(hidden @ weight.T / temperature)[target] of each token: (N,) fp32, in nats.
 
     hidden (N, C), weight (V, C), targets (N,) int64, all valid.
     """
-    return _LinearLogprobs.apply(hidden, weight, targets, temperature)
+    return logprobs_op(hidden, weight, targets, temperature, False, _by_triton(hidden, kernels), None, [False, False])[0][0]
 
+
+def linear_logprobs_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
+                            kernels: str = "auto") -> tuple[Tensor, Tensor]:
+    """(linear_logprobs, entropy of each token's distribution at that temperature): both (N,) fp32, in nats."""
+    results, *_ = logprobs_op(hidden, weight, targets, temperature, True, _by_triton(hidden, kernels), None, [False, False])
+    return results[0], results[1]
+
+
+def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, beta: float = 0.0,
+              temperature: float = 1.0, kernels: str = "auto") -> Tensor:
+    """How far each token's student distribution q is from the teacher's p, over all of V: (N,) fp32, in nats.
+
+    q of hidden (N, C) and weight (V, C), p of teacher_hidden (N, any) and teacher_weight (V, any), both with logits
+    divided by the temperature; no factor of its square. The teacher gets no gradient. beta = 0: KL(p || q), forward.
+    beta = 1: KL(q || p), reverse. Between: beta KL(p || m) + (1 - beta) KL(q || m) of the mixture
+    m = beta p + (1 - beta) q, the generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649) as TRL writes it.
+    """
+    assert 0 <= beta <= 1, beta
+    return kl_op(hidden, weight, teacher_hidden.detach(), teacher_weight.detach(), beta, temperature,
+                 _by_triton(hidden, kernels), None, [False, False])[0][0]
+
+
+def _by_triton(hidden: Tensor, kernels: str) -> bool:
+    return use_triton(hidden, kernels) and hidden.dtype != torch.float64
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chunks of tokens, and the matrix products
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Slices of tokens whose logits are about a chunk; in multiples of 128, or the matrix products starve."""
+    size = 128 * max(1, (CHUNK_GPU if hidden.is_cuda else CHUNK) // (128 * weight.shape[0]))
+    return [slice(i, i + size) for i in range(0, hidden.shape[0], size)]
+
+
+def over_chunks(work: Callable[[slice], Tensor], hidden: Tensor, weight: Tensor,
+                needed: list[bool]) -> tuple[Tensor, Tensor]:
+    """Gradients of (hidden, weight), empty where not needed; work makes that of a slice of the logits, (R, V)."""
+    need_hidden, need_weight = needed
+    d_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
+    d_weight = torch.zeros_like(weight, dtype=wide_type(weight)) if need_weight else weight.new_empty(0)
+    for rows in _chunks(hidden, weight):
+        d_logits = work(rows)
+        if need_hidden:
+            d_hidden[rows] = d_logits @ weight
+        if need_weight:
+            add_product(d_weight, d_logits.T, hidden[rows])
+        del d_logits  # before the next chunk's logits are made
+    return d_hidden, d_weight.to(weight.dtype)
+
+
+def logits_of(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """hidden @ weight.T / temperature (R, V), in hidden's type. The product itself scales, before its one rounding."""
+    return torch.addmm(hidden.new_empty(()), hidden, weight.T, beta=0, alpha=1 / temperature)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b as one product: no second (V, C), and the total is read and written once.
+
+    A GPU's product adds bf16 factors up into an fp32 total and never rounds to bf16; a CPU's cannot.
+    """
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
+
+
+def wide_type(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What lies between the products, in plain PyTorch, or the launch of a kernel
+
+def logprobs_rows(logits: Tensor, targets: Tensor, with_entropy: bool, d: Tensor | None, by_triton: bool) -> Tensor:
+    """(1, R): log p[target] of the rows of logits (R, V); (2, R) with_entropy: and their entropy H.
+
+    With d, the gradient of these, that of the logits takes their place: d log p[target] / d logits = onehot - p, and
+    dH / d logits = -p (log p + H).
+    """
+    picked = logits.gather(1, targets[:, None])[:, 0]
+    results = logits.new_empty(1 + with_entropy, len(logits), dtype=wide_type(logits))
+    if by_triton:
+        logprobs_kernel[(len(logits),)](logits, targets, results, d, logits.stride(0), logits.shape[1],
+                                        WITH_ENTROPY=with_entropy, **launch(logits))
+        results[0] = picked - results[0]
+        return results
+    z = logits.to(results.dtype)
+    log_z = z.logsumexp(-1)
+    results[0] = picked - log_z
+    if with_entropy:
+        results[1] = torch.special.entr(z.softmax(-1)).sum(-1)
+    if d is not None:
+        log_p, factor = z.sub_(log_z[:, None]), d[0, :, None]
+        if with_entropy:
+            factor = factor + d[1, :, None] * (log_p + results[1, :, None])
+        logits.copy_(log_p.exp_().mul_(-factor).scatter_add_(1, targets[:, None], d[0, :, None]))
+    return results
+
+
+def kl_rows(q: Tensor, p: Tensor, beta: float, d_divergence: Tensor | None, by_triton: bool) -> Tensor:
+    """Divergence D of each row of student logits q from teacher logits p (R, V): (R,).
+
+    With d_divergence (R,), the gradient of the student's logits takes their place: s - q sum(s), where s = q dD/dq.
+    """
+    if by_triton:
+        divergence = q.new_empty(len(q), dtype=torch.float32)
+        kl_kernel[(len(q),)](q, p, divergence, d_divergence, q.stride(0), p.stride(0), q.shape[1], BETA=beta,
+                             **launch(q))
+        return divergence
+    log_q, log_p = (x.to(wide_type(q)).log_softmax(-1) for x in (q, p))
+    parts, s = kl_terms(log_q, log_p, beta)
+    if d_divergence is not None:
+        q.copy_((s - log_q.exp() * s.sum(-1, keepdim=True)) * d_divergence[:, None])
+    return parts.sum(-1)
+
+
+def kl_terms(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Each token's part of D, and q dD/dq up to a multiple of q, which the gradient of the logits does not see."""
+    q, p = log_q.exp(), log_p.exp()
+    if beta == 0:
+        return p * (log_p - log_q), -p
+    if beta == 1:
+        return q * (log_q - log_p), q * (log_q - log_p)
+    log_m = torch.logaddexp(log_q + math.log(1 - beta), log_p + math.log(beta))
+    s = (1 - beta) * q * (log_q - log_m)
+    return beta * p * (log_p - log_m) + s, s
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Triton: a program a row
+
+def launch(logits: Tensor) -> dict:
+    """Block and warps: 16 logits a thread."""
+    block = min(BLOCK, triton.next_power_of_2(logits.shape[1]))
+    return dict(BLOCK=block, num_warps=max(1, block // 512))
+
+
+@triton.jit
+def at(X, stride, column):
+    """Where the columns of the program's row are. Its offset may pass 2^31."""
+    return X + tl.program_id(0).to(tl.int64) * stride + column
+
+
+@triton.jit
+def minus(X, log_z, stride, column, V):
+    """The row's logits less log_z, in fp32; from V on, and at the least, -1e30: finite, for 0 * log 0 to be 0."""
+    x = tl.load(at(X, stride, column), mask=column < V, other=float("-inf")).to(tl.float32) - log_z
+    return tl.where(x < -1e30, -1e30, x)  # not a maximum: that would hide NaN
+
+
+@triton.jit
+def row_sums(X, stride, V, WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
+    """(log of the sum of e^x, entropy) of the program's row, in one pass.
+
+    Relative to top, the largest x so far: total = sum of e^(x - top), weighted = sum of (x - top) e^(x - top).
+    """
+    top, total, weighted = -1e30, 0.0, 0.0
+    for start in tl.range(0, V, BLOCK):
+        x = minus(X, 0.0, stride, start + tl.arange(0, BLOCK), V)
+        new_top = tl.maximum(top, tl.max(x, 0))
+        x, drop = x - new_top, top - new_top  # what came before is less by drop, relative to the new top
+        if WITH_ENTROPY:
+            weighted = tl.exp(drop) * (weighted + drop * total) + tl.sum(x * tl.exp(x), 0)
+        total = tl.exp(drop) * total + tl.sum(tl.exp(x), 0)
+        top = new_top
+    return top + tl.log(total), tl.log(total) - weighted / total
+
+
+@triton.jit
+def logprobs_kernel(X, TARGETS, RESULTS, D, stride, V, WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
+    """See logprobs_rows; RESULTS (1 or 2, R): log of the sum of e^x, entropy."""
+    row, R = tl.program_id(0), tl.num_programs(0)
+    log_z, entropy = row_sums(X, stride, V, WITH_ENTROPY, BLOCK)
+    tl.store(RESULTS + row, log_z)
+    if WITH_ENTROPY:
+        tl.store(RESULTS + R + row, entropy)
+    if D is not None:
+        target = tl.load(TARGETS + row)
+        for start in tl.range(0, V, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            log_p = minus(X, log_z, stride, column, V)
+            d = tl.load(D + row) * (tl.where(column == target, 1.0, 0.0) - tl.exp(log_p))
+            if WITH_ENTROPY:
+                d -= tl.load(D + R + row) * tl.exp(log_p) * (log_p + entropy)
+            tl.store(at(X, stride, column), d.to(X.dtype.element_ty), mask=column < V)
+
+
+@triton.jit
+def kl_kernel(Q, P, DIVERGENCE, D, stride_q, stride_p, V, BETA: tl.constexpr, BLOCK: tl.constexpr):
+    """See kl_rows."""
+    row = tl.program_id(0)
+    log_z_q, log_z_p = row_sums(Q, stride_q, V, False, BLOCK)[0], row_sums(P, stride_p, V, False, BLOCK)[0]
+    divergence, s_sum = 0.0, 0.0
+    for start in tl.range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        log_q, log_p = minus(Q, log_z_q, stride_q, column, V), minus(P, log_z_p, stride_p, column, V)
+        parts, s = kl_terms_triton(log_q, log_p, BETA)
+        divergence += tl.sum(parts, 0)
+        s_sum += tl.sum(s, 0)
+    tl.store(DIVERGENCE + row, divergence)
+    if D is not None:
+        for start in tl.range(0, V, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            log_q, log_p = minus(Q, log_z_q, stride_q, column, V), minus(P, log_z_p, stride_p, column, V)
+            _, s = kl_terms_triton(log_q, log_p, BETA)
+            d = tl.load(D + row) * (s - tl.exp(log_q) * s_sum)
+            tl.store(at(Q, stride_q, column), d.to(Q.dtype.element_ty), mask=column < V)
+
+
+@triton.jit
+def kl_terms_triton(log_q, log_p, BETA: tl.constexpr):
+    """kl_terms; log(m / max(p, q)) is what keeps its digits where p and q are far apart."""
+    q, p, log_ratio = tl.exp(log_q), tl.exp(log_p), log_p - log_q
+    if BETA == 0:
+        parts, s = p * log_ratio, -p
+    elif BETA == 1:
+        parts, s = -q * log_ratio, -q * log_ratio
+    else:
+        p_over, p_under = tl.maximum(log_ratio, 0.0), tl.minimum(log_ratio, 0.0)
+        log_m = tl.log((1 - BETA) * tl.exp(-p_over) + BETA * tl.exp(p_under))
+        s = (1 - BETA) * q * (-p_over - log_m)
+        parts = BETA * p * (p_under - log_m) + s
+    return parts, s
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operators that torch.compile, FSDP and activation checkpointing see as one node each. Given d_results, the gradient of
+# its results, an operator also returns those of hidden and weight, where needed: so it is its own backward pass.
+
+@torch.library.custom_op("nanobeige::linear_logprobs", mutates_args=())
+def logprobs_op(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool,
+                by_triton: bool, d_results: Tensor | None, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Results (1, N): log-probabilities; (2, N) with_entropy: and entropies."""
+    results = _results(hidden, 1 + with_entropy)
+
+    def work(rows):
+        logits = logits_of(hidden[rows], weight, temperature)
+        d = None if d_results is None else (d_results[:, rows] / temperature).contiguous()
+        results[:, rows] = logprobs_rows(logits, targets[rows].contiguous(), with_entropy, d, by_triton)
+        return logits
+
+    return results, *over_chunks(work, hidden, weight, needed)
+
+
+@logprobs_op.register_fake
+def _(hidden, weight, targets, temperature, with_entropy, by_triton, d_results, needed):
+    return _results(hidden, 1 + with_entropy), *_gradients(hidden, weight, needed)
+
+
+@torch.library.custom_op("nanobeige::linear_kl", mutates_args=())
+def kl_op(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, beta: float,
+          temperature: float, by_triton: bool, d_results: Tensor | None,
+          needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Results (1, N): divergences."""
+    results = _results(hidden, 1)
+
+    def work(rows):
+        q = logits_of(hidden[rows], weight, temperature)
+        p = logits_of(teacher_hidden[rows], teacher_weight, temperature)
+        d = None if d_results is None else (d_results[0, rows] / temperature).contiguous()
+        results[0, rows] = kl_rows(q, p, beta, d, by_triton)
+        return q
+
+    return results, *over_chunks(work, hidden, weight, needed)
+
+
+@kl_op.register_fake
+def _(hidden, weight, teacher_hidden, teacher_weight, beta, temperature, by_triton, d_results, needed):
+    return _results(hidden, 1), *_gradients(hidden, weight, needed)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.options = [x for x in inputs[:-2] if not isinstance(x, Tensor)]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+for op in (logprobs_op, kl_op):
+    def _backward(ctx, d_results, *_, op=op):  # only now: results may be used non-linearly, in ratios or margins
+        gradients = op(*ctx.saved_tensors, *ctx.options, d_results, ctx.needs_input_grad[:2])[1:]
+        return _where_needed(ctx, gradients)
+
+    op.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("nanobeige::linear_cross_entropy", mutates_args=())
+def cross_entropy_op(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, by_triton: bool,
+                     needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, its gradients of hidden and weight). They are known up to a factor, as the loss is a sum: so they are
+    made here, while a chunk's logits are at hand, and no logits are made twice."""
+    kept = targets != ignore_index
+    d_logprobs = -kept[None].to(wide_type(hidden)) if any(needed) else None
+    logprobs, *gradients = logprobs_op(hidden, weight, targets.where(kept, 0), 1.0, False, by_triton, d_logprobs, needed)
+    return -(logprobs * kept).sum(), *gradients
+
+
+@cross_entropy_op.register_fake
+def _(hidden, weight, targets, ignore_index, by_triton, needed):
+    return _results(hidden, 1).sum(), *_gradients(hidden, weight, needed)
+
+
+def _save_cross_entropy(ctx, inputs, output):
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros as gradients of the gradients
+
+
+def _backward_cross_entropy(ctx, d_loss, *_):
+    # into out: a bf16 gradient times an fp32 factor, rounded once
+    return _where_needed(ctx, (torch.mul(d, d_loss[None], out=torch.empty_like(d)) for d in ctx.saved_tensors))
+
+
+cross_entropy_op.register_autograd(_backward_cross_entropy, setup_context=_save_cross_entropy)
+
+
+def _results(hidden: Tensor, n: int) -> Tensor:
+    return hidden.new_empty(n, len(hidden), dtype=wide_type(hidden))
+
+
+def _gradients(hidden: Tensor, weight: Tensor, needed: list[bool]) -> list[Tensor]:
+    return [torch.empty_like(x) if need else x.new_empty(0) for x, need in zip((hidden, weight), needed)]
+
+
+def _where_needed(ctx, gradients) -> tuple[Tensor | None, ...]:
+    """Those of hidden and weight, and None for the other arguments."""
+    d_hidden, d_weight = (d if need else None for d, need in zip(gradients, ctx.needs_input_grad))
+    return d_hidden, d_weight, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 def _peak_memory(kind: str, N: int, C: int, V: int) -> float:
     """Peak memory in GB, above inputs and weight, of one forward and backward pass; call it in a fresh process."""
@@ -120,14 +394,22 @@ def _peak_memory(kind: str, N: int, C: int, V: int) -> float:
     return peak() - before
 
 
+def _memory_table() -> None:
+    import subprocess
+    N, C, V = 4096, 256, 166144
+    print(f"peak memory of loss + gradients, {N} tokens, width {C}, vocabulary {V}, fp32, above inputs and weight:")
+    for kind in ("plain", "chunked"):
+        command = [sys.executable, "-m", "kernels.cross_entropy", kind, str(N), str(C), str(V)]
+        output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        print(f"  {kind:8} {float(output):6.2f} GB")
+
+
 if __name__ == "__main__":
+    from kernels import check
     if len(sys.argv) > 1:
         print(_peak_memory(sys.argv[1], *map(int, sys.argv[2:])))
     else:
-        import subprocess
-        N, C, V = 4096, 256, 166144
-        print(f"peak memory of loss + gradients, {N} tokens, width {C}, vocabulary {V}, fp32, above inputs and weight:")
-        for kind in ("plain", "chunked"):
-            command = [sys.executable, "-m", "kernels.cross_entropy", kind, str(N), str(C), str(V)]
-            output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-            print(f"  {kind:8} {float(output):6.2f} GB")
+        try:
+            check.main(check.cross_entropy, __name__)
+        finally:  # it exits with what it found
+            _memory_table()

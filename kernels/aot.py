@@ -1,0 +1,156 @@
+"""Compiles every kernel, in every form that may run, for GPUs that are not here: registers, spills, shared memory.
+
+    python -m kernels.aot                       # writes results/kernels_aot.md; some minutes
+    python -m kernels.aot attention_dq --arch sm_90
+
+Triton's wheel brings LLVM and NVIDIA's ptxas, so no GPU, driver or CUDA toolkit is needed. Triton compiles what cannot be
+launched without a word: a form that needs more shared memory than the chip has, or spills registers, shows here only.
+"""
+import argparse
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__" and os.environ.get("TRITON_INTERPRET") != "0":  # the interpreter has nothing to compile
+    os.execve(sys.executable, [sys.executable, "-m", "kernels.aot", *sys.argv[1:]], os.environ | {"TRITON_INTERPRET": "0"})
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import attention, rmsnorm, tiles
+
+SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_90": 227}  # shared memory that one program may have
+TABLE = Path(__file__).parent.parent / "results" / "kernels_aot.md"
+
+
+@dataclass
+class Form:
+    """One way in which a kernel may be compiled."""
+    kernel: str
+    constants: dict[str, object]
+    dtype: str                   # of the tensors: bf16 or fp32
+    warps: int
+    stages: int
+    chosen: bool                 # whether it is what an untuned run takes
+    arch: str
+    floats: str = "fp32"         # what a Python float becomes: Inductor passes fp64
+
+    def __str__(self):
+        c = self.constants
+        what = f"D {c['D']}" if "D" in c else f"width {c['BLOCK']}"
+        what += f", tile {c['BM']} x {c['BN']}" if "BM" in c else ""
+        what += ", documents" if c.get("DOC") else ", add" if c.get("ADD") else ""
+        return f"{what}, {self.warps} warps, {self.stages} stages"
+
+
+MODULES = {"attention_": attention, "rms_norm_": rmsnorm}
+FP32 = {"LSE", "DELTA", "RSTD", "DW"}  # tensors that are fp32 whatever the others are
+INT32 = {"START", "ENDS"}
+
+
+def forms() -> list[Form]:
+    """Every kernel with every choice of tiles, head width and mask, on every chip that may run it."""
+    found = []
+    for arch, kernels in tiles.CANDIDATES.items():
+        choices = [(kernel, choice, "bf16", i == 0) for kernel, some in kernels.items() for i, choice in enumerate(some)]
+        choices += [(kernel, choice, "fp32", True) for kernel, choice in tiles.FP32.items()]
+        for (kernel, choice, dtype, chosen), D, doc in itertools.product(choices, (128, 64), (True, False)):
+            constants = dict(D=D, BM=choice.BM, BN=choice.BN, DOC=doc, PRECISION="ieee" if dtype == "fp32" else "tf32",
+                             SPLIT=attention.SPLIT) | ({} if doc else dict(START=None, ENDS=None))
+            found.append(Form(kernel + "_specialized" * choice.specialized, constants, dtype, choice.warps,
+                              choice.stages, chosen, arch))
+        for D, block in itertools.product((128, 64), (1, 128)):
+            found.append(Form("attention_join", dict(D=D, BLOCK=block), "bf16", 4, 3, True, arch))
+        for kernel, C, add, dtype in itertools.product(("rms_norm_forward", "rms_norm_backward"),
+                                                       (128, 2560, rmsnorm.MAX_WIDTH), (True, False), ("bf16", "fp32")):
+            options = rmsnorm.launch(C)
+            found.append(Form(kernel, dict(ADD=add, BLOCK=options["BLOCK"]), dtype, options["num_warps"], 3, True, arch))
+    return found
+
+
+def compile_form(form: Form):
+    """Triton's compiled kernel. Pointers and strides are multiples of 16, as they are in the model."""
+    function = getattr(next(m for prefix, m in MODULES.items() if form.kernel.startswith(prefix)), form.kernel)
+    constants = {name: value for name, value in form.constants.items() if name in function.arg_names}
+
+    def type_of(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        if name in ("scale", "eps", "temperature"):
+            return form.floats
+        if not name.isupper() or name in ("H", "G", "T", "S", "N", "C"):
+            return "i32"
+        fp32 = name in FP32 or form.kernel in ("attention_decode", "attention_join") and name == "O"
+        return "*i32" if name in INT32 else "*fp32" if fp32 else "*" + form.dtype
+
+    signature = {name: type_of(name) for name in function.arg_names}
+    place = {name: (i,) for i, name in enumerate(function.arg_names)}
+    aligned = {place[name]: [["tt.divisibility", 16]] for name, kind in signature.items()
+               if kind[0] == "*" or name.startswith("stride")}
+    source = ASTSource(fn=function, signature=signature, constexprs={place[n]: v for n, v in constants.items()},
+                       attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", int(form.arch[3:]), 32),
+                          options=dict(num_warps=form.warps, num_stages=form.stages))
+
+
+def measure(form: Form) -> dict:
+    """registers a thread, spilled bytes a thread (stores + loads), shared KiB a program, matrix instructions, any fp64."""
+    from triton.backends.nvidia.compiler import get_ptxas
+    kernel = compile_form(form)
+    ptx = kernel.asm["ptx"]
+    target = re.search(r"\.target\s+(sm_\d+a?)", ptx)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "k.ptx").write_text(ptx)
+        said = subprocess.run([get_ptxas(kernel.metadata.target.arch).path, "-v", f"--gpu-name={target}", "k.ptx", "-o",
+                               "k.o"], cwd=folder, capture_output=True, text=True, check=True).stderr
+    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    products = {name: len(re.findall(pattern, ptx)) for name, pattern in
+                {"wgmma": r"wgmma\.mma_async", "mma": r"\bmma\.sync", "fma": r"\bfma\.rn\.f32"}.items()}
+    return dict(registers=int(re.search(r"Used (\d+) registers", said)[1]), spilled=int(spilled[1]) + int(spilled[2]),
+                shared=kernel.metadata.shared / 1024, products=next((n for n, count in products.items() if count), ""),
+                fp64=".f64" in ptx, tma="cp.async.bulk.tensor" in ptx, pipelined="cp.async" in ptx)
+
+
+def problem(form: Form, found: dict) -> str:
+    """Why a form must not run ('' if it may)."""
+    if found["shared"] > SHARED_KIB[form.arch]:
+        return f"needs {found['shared']:.0f} KiB of shared memory, {form.arch} has {SHARED_KIB[form.arch]}"
+    if found["fp64"]:
+        return "computes in fp64"
+    if form.arch == "sm_90" and form.kernel.startswith("attention_") and form.dtype == "bf16" \
+            and form.kernel not in ("attention_join", "attention_decode") and found["products"] != "wgmma":
+        return "does not use Hopper's matrix instructions"
+    return ""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kernel", nargs="*", help="kernels to compile, by the beginning of their names; none: all")
+    parser.add_argument("--arch", nargs="*", choices=SHARED_KIB, default=list(SHARED_KIB))
+    parser.add_argument("--chosen", action="store_true", help="only what an untuned run takes")
+    args = parser.parse_args()
+    jobs = [form for form in forms() if form.arch in args.arch and (form.chosen or not args.chosen)
+            and (not args.kernel or form.kernel.startswith(tuple(args.kernel)))]
+    head = f"{'kernel':30} {'form':48} {'type':5} {'chip':6} {'registers':>9} {'spilled B':>9} {'shared KiB':>10}  products"
+    print(head)
+    rows, bad = [], 0
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for form, found in zip(jobs, pool.map(measure, jobs)):
+            wrong = problem(form, found)
+            bad += bool(wrong)
+            print(f"{form.kernel:30} {str(form):48} {form.dtype:5} {form.arch:6} {found['registers']:9} "
+                  f"{found['spilled']:9} {found['shared']:10.1f}  {found['products']} {wrong}", flush=True)
+            rows.append((form, found, wrong))
+    print(f"{len(rows)} forms, {bad} that must not run")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()
