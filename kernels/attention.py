@@ -286,12 +286,13 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
     # the queries that see any of these keys are first ... last - 1; whole ... tail - 1 of them see them all
     first = tl.maximum(tile * BN - past, 0) // BM * BM
     whole = tl.maximum(tile * BN + BN - 1 - past, 0)
-    tail = T
+    tail = T // BM * BM
     last = T
     if DOC:
         START += tl.cast(b, tl.int64) * T
-        tail = tl.load(ENDS + (b * tiles + tile) * 2)
-        last = tl.load(ENDS + (b * tiles + tile) * 2 + 1)
+        ENDS += (tl.cast(b, tl.int64) * tiles + tile) * 2
+        tail = tl.load(ENDS) // BM * BM
+        last = tl.load(ENDS + 1)
     steps = tl.cdiv(tl.maximum(last - first, 0), BM)
     dk = tl.zeros([BN, D], tl.float32)
     dv = tl.zeros([BN, D], tl.float32)
@@ -309,7 +310,7 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
         if DOC:
             start = tl.load(START + row, mask=row < T, other=0)
         p = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * log2_scale - lse[None, :])
-        if (row0 < whole) | (row0 + BM > tail):
+        if (row0 < whole) | (row0 >= tail):
             sees = key[:, None] <= (row + past)[None, :]
             if DOC:
                 sees &= key[:, None] >= start[None, :]
@@ -351,7 +352,7 @@ def attention_decode(Q, K, V, O, LSE, START, stride_qb, stride_qh, stride_kb, st
     acc = tl.zeros([BM, D], tl.float32)
     m = tl.full([BM], -1.0e30, tl.float32)
     l = tl.zeros([BM], tl.float32)
-    acc, m, l = walk_keys(acc, m, l, q, K, V, first, tl.minimum(split * SPLIT + SPLIT, S), start * 0 + S, start,
+    acc, m, l = walk_keys(acc, m, l, q, K, V, first, tl.minimum(split * SPLIT + SPLIT, S), start * 0 + S - 1, start,
                           stride_kt, stride_vt, S, scale, D, BN, True, DOC, PRECISION)
     l = tl.where(l == 0.0, 1.0, l)
     out = (tl.cast(b, tl.int64) * H + hk * G + g) * splits + split
