@@ -155,7 +155,10 @@ def build(cls, values: dict, where: str):
                and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     if missing:
         raise UserError(f"{where}: {missing[0]} is missing")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:  # what a dataclass's own __post_init__ refuses
+        raise UserError(f"{where}: {error}") from error
 
 
 def _hints(cls) -> dict[str, type]:

@@ -20,7 +20,7 @@ import common
 from common import UserError
 from data.chat import CHAT_TEMPLATE
 from data.tokenizer import Tokenizer
-from model import ModelConfig, Transformer, meta_model
+from model import NOT_OF_THE_WEIGHTS, ModelConfig, Transformer, meta_model
 
 SHARD_BYTES = 5e9  # a larger model is written as several files
 
@@ -53,7 +53,7 @@ def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, source:
     folder = _find(d, out / source if (out / source).is_dir() else Path(source))
     theirs = dataclasses.asdict(_config(folder))
     for key, ours in dataclasses.asdict(model.cfg).items():
-        if ours != theirs[key] and key not in ("rope_theta", "max_context", "init_std"):
+        if ours != theirs[key] and key not in NOT_OF_THE_WEIGHTS:
             raise UserError(f"{folder} has {key} = {theirs[key]}, this run's model has {ours}: set model.{key}")
     if Tokenizer.load(folder / "tokenizer.json").hash != tokenizer.hash:
         raise UserError(f"{folder} has another tokenizer than this run: set tokenizer.path={folder}/tokenizer.json "
@@ -75,7 +75,8 @@ def _find(d: common.Dist, path: Path) -> Path:
 def _config(folder: Path) -> ModelConfig:
     if (folder / "config.json").is_file():
         return config_from_hf(folder)
-    return common.build(ModelConfig, common.read_meta(folder).get("model", {}), f"{folder / 'meta.json'}: model")
+    values = common.read_meta(folder).get("model", {}) | {"kernels": "auto"}  # this machine may not be that one
+    return common.build(ModelConfig, values, f"{folder / 'meta.json'}: model")
 
 
 def _fill(d: common.Dist, model: Transformer, folder: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels import KINDS
 from kernels.attention import attention
 from kernels.rmsnorm import add_rms_norm, rms_norm
 
@@ -29,6 +30,14 @@ class ModelConfig:
     max_context: int = 4096      # positions that the model is said to handle, in exports
     norm_eps: float = 1e-5       # RMSNorm epsilon
     init_std: float = 0.02       # standard deviation of the initial weights
+    kernels: str = "auto"        # "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch"
+
+    def __post_init__(self):
+        if self.kernels not in KINDS:
+            raise ValueError(f"kernels must be one of {', '.join(KINDS)}, not {self.kernels!r}")
+
+
+NOT_OF_THE_WEIGHTS = ("rope_theta", "max_context", "init_std", "kernels")  # may differ between a checkpoint and a run
 
 
 class KVCache:
@@ -60,7 +69,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 class Attention(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.head_dim = cfg.head_dim
+        self.head_dim, self.kernels = cfg.head_dim, cfg.kernels
         self.q_proj = nn.Linear(cfg.hidden_size, cfg.n_heads * cfg.head_dim, bias=False)
         self.k_proj = nn.Linear(cfg.hidden_size, cfg.n_kv_heads * cfg.head_dim, bias=False)
         self.v_proj = nn.Linear(cfg.hidden_size, cfg.n_kv_heads * cfg.head_dim, bias=False)
@@ -73,7 +82,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        return self.o_proj(attention(q, k, v, doc_start).reshape(B, T, -1))
+        return self.o_proj(attention(q, k, v, doc_start, self.kernels).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -92,14 +101,14 @@ class MLP(nn.Module):
 class RMSNorm(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.eps = cfg.norm_eps
+        self.eps, self.kernels = cfg.norm_eps, cfg.kernels
         self.weight = nn.Parameter(torch.empty(cfg.hidden_size))
 
     def forward(self, x, residual=None):
         """Without a residual: norm(x). With one: (norm(x + residual), x + residual)."""
         if residual is None:
-            return rms_norm(x, self.weight, self.eps)
-        return add_rms_norm(x, residual, self.weight, self.eps)
+            return rms_norm(x, self.weight, self.eps, self.kernels)
+        return add_rms_norm(x, residual, self.weight, self.eps, self.kernels)
 
 
 class Block(nn.Module):

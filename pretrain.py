@@ -35,7 +35,7 @@ from data.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig, evaluate, table
 from generate import sample
 from kernels.cross_entropy import linear_cross_entropy
-from model import ModelConfig, flops_per_token, init_weights, meta_model
+from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, init_weights, meta_model
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings
@@ -138,8 +138,8 @@ def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[Stag
 def resume(path: Path, checked: bool, model, optimizer, tokenizer, plans: list[StagePlan], cfg, d) -> dict:
     """Loads a checkpoint to go on from and returns its meta; UserError where it belongs to another run than this."""
     meta = common.read_meta(path)
-    free = ("rope_theta", "max_context", "init_std")  # with other values of these a run may go on
-    other = [f"model.{k}" for k, v in as_json(cfg.model).items() if k not in free and meta["model"][k] != v]
+    other = [f"model.{k}" for k, v in as_json(cfg.model).items()
+             if k not in NOT_OF_THE_WEIGHTS and meta["model"][k] != v]
     if meta["tokenizer"] != tokenizer.hash:
         other.append("tokenizer")
     if meta["history"] != history(plans, meta["step"]):
@@ -227,7 +227,8 @@ def validation(model, tokenizer, streams: dict[str, PoolStream], context: int, c
             if first + d.rank >= n_rows:  # this rank has no row left: it only keeps the others company
                 targets.fill_(-100)
             hidden = model(tokens, doc_start)
-            nats += linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten()).item()
+            nats += linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten(),
+                                         kernels=model.cfg.kernels).item()
             kept = targets[targets >= 0].cpu().numpy()
             n_tokens, n_bytes = n_tokens + len(kept), n_bytes + int(tokenizer.byte_lengths[kept].sum())
         nats, n_tokens, n_bytes = d.sum(nats, n_tokens, n_bytes)
@@ -284,7 +285,8 @@ def train_step(model, batch, cfg: PretrainConfig, d) -> tuple[float, int]:
         rows = slice(first, first + per_pass)
         common.set_gradient_sync(model, last_micro_batch=first + per_pass >= len(tokens))
         hidden = model(tokens[rows], doc_start[rows])  # (B, T, C)
-        loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets[rows].flatten())
+        loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets[rows].flatten(),
+                                    kernels=model.cfg.kernels)
         (loss * (d.world / n_tokens)).backward()
         nats += loss.detach()
     (total,) = d.sum(nats.item())

@@ -245,7 +245,7 @@ def attention_dq(Q, K, V, O, DO, LSE, DELTA, DQ, START, stride_qb, stride_qt, st
     o = tl.load(tile_of(head_of(O, b * T, h, H * D, D), row, H * D, D), mask=inside[:, None], other=0.0)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(DELTA + tl.cast(bh, tl.int64) * T + row, delta, mask=inside)
-    lse = tl.load(LSE + tl.cast(bh, tl.int64) * T + row, mask=inside, other=float("inf"))
+    lse = tl.load(LSE + tl.cast(bh, tl.int64) * T + row, mask=inside, other=0.0)
     K = head_of(K, b, h // G, stride_kb, stride_kh)
     V = head_of(V, b, h // G, stride_vb, stride_vh)
     start = row
@@ -304,7 +304,7 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
         q = tl.load(tile_of(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, D), mask=(row < T)[:, None], other=0.0)
         do = tl.load(tile_of(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, D), mask=(row < T)[:, None],
                      other=0.0)
-        lse = tl.load(LSE + at + row, mask=row < T, other=float("inf"))  # beyond T: p = 0
+        lse = tl.load(LSE + at + row, mask=row < T, other=0.0)  # beyond T all is 0 but p
         delta = tl.load(DELTA + at + row, mask=row < T, other=0.0)
         start = row
         if DOC:

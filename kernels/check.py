@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Callable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -61,27 +62,45 @@ def compare(what: str, ours: Callable, plain: Callable, inputs: list[torch.Tenso
 
 @contextlib.contextmanager
 def guards():
-    """While it holds, every launch in the interpreter works on copies of its tensors that lie in poisoned memory."""
+    """While it holds, launches in the interpreter work on copies of their tensors that lie in poisoned memory, and an
+    access outside of every tensor is an AssertionError."""
     if not INTERPRETED:
         yield
         return
-    executor = triton.runtime.interpreter.GridExecutor
-    launch = executor.__call__
+    executor, builder = triton.runtime.interpreter.GridExecutor, triton.runtime.interpreter.InterpreterBuilder
+    launch, load, store = executor.__call__, builder.create_masked_load, builder.create_masked_store
+    extents = []  # (first, last byte) of each tensor of this launch
 
-    def guarded(self, *args, **kwargs):
+    def inside(pointers, mask):
+        used = pointers.data[np.asarray(mask.data)]
+        if used.size:
+            low, high = used.min(), used.max()
+            assert any(first <= low and high <= last for first, last in extents), "an access outside of every tensor"
+
+    def guarded_load(self, pointers, mask, *rest, **named):
+        inside(pointers, mask)
+        return load(self, pointers, mask, *rest, **named)
+
+    def guarded_store(self, pointers, value, mask, *rest):
+        inside(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    def guarded_launch(self, *args, **kwargs):
         copies = [_poisoned(a) if isinstance(a, torch.Tensor) and a.numel() else (a, None, None) for a in args]
+        extents[:] = [(c.data_ptr(), c.data_ptr() + sum((n - 1) * step for n, step in zip(c.shape, c.stride()))
+                       * c.element_size()) for c, around, _ in copies if around is not None]
         launch(self, *(copy for copy, _, _ in copies), **kwargs)
         for arg, (copy, around, before) in zip(args, copies):
             if around is not None:
-                assert torch.equal(around[0][around[1]].isnan() if copy.is_floating_point() else
-                                   around[0][around[1]], before), "a store outside of its tensor"
+                after = around[0][around[1]]
+                assert torch.equal(after.isnan() if copy.is_floating_point() else after, before), "a store between rows"
                 _without_repeats(arg).copy_(_without_repeats(copy))
 
-    executor.__call__ = guarded
+    executor.__call__, builder.create_masked_load, builder.create_masked_store = guarded_launch, guarded_load, guarded_store
     try:
         yield
     finally:
-        executor.__call__ = launch
+        executor.__call__, builder.create_masked_load, builder.create_masked_store = launch, load, store
 
 
 def _poisoned(x: torch.Tensor, pad: int = 4096):
@@ -185,6 +204,8 @@ ATTENTION = {  # B, T, S, H, K, D, cuts of each row or None
     "behind a cache, documents": (2, 19, 60, 2, 1, 16, [[10, 50], [45]]),
     "no rows": (0, 8, 8, 2, 1, 16, None),
 }
+ATTENTION_TYPES = {"head width 64": [torch.bfloat16], "head width 128, documents": [torch.bfloat16],
+                   "5 queries a key": [torch.float32, torch.float16]}
 DECODING = {  # B, S, H, K, D, where each row's keys begin or None
     "decoding": (2, 37, 4, 2, 16, None),
     "decoding, unequal lengths, 5 queries a key": (4, 50, 5, 1, 16, [0, 13, 32, 49]),
@@ -194,40 +215,58 @@ DECODING = {  # B, S, H, K, D, where each row's keys begin or None
 
 def attention(kernels) -> Iterator[Finding]:
     """kernels: kernels.attention, or a copy of it that something was done to."""
-    plain = lambda *qkv: kernels.plain_attention(*qkv)
+    for part in (masks, layouts, decoding, visits, specialized):
+        yield from part(kernels)
+
+
+def masks(kernels) -> Iterator[Finding]:
+    """Attention at each of ATTENTION's shapes, forward and backward; and queries that see no key at all."""
     ours = lambda *qkv: kernels.attention(*qkv, kernels="triton")
-    no_gradient = torch.no_grad()(ours)
     for i, (name, (B, T, S, H, K, D, cuts)) in enumerate(ATTENTION.items()):
         docs = None if cuts is None else documents(B, T, S, cuts)
-        for dtype in (torch.float32, torch.bfloat16)[:2 if i < 4 else 1 + i % 2]:
+        for dtype in ATTENTION_TYPES.get(name, [torch.float32, torch.bfloat16] if i < 4 else [torch.float32]):
             q, k, v, d_out = (rand(*shape, dtype=dtype, seed=i + n) for n, shape in
                               enumerate([(B, T, H, D), (B, S, K, D), (B, S, K, D), (B, T, H, D)]))
-            yield from compare(f"{name}, {str(dtype)[6:]}", ours, plain, [q, k, v, docs], [d_out])
+            yield from compare(f"{name}, {str(dtype)[6:]}", ours, kernels.plain_attention, [q, k, v, docs], [d_out])
+    docs = torch.tensor([[0, 0, 4, 4, 4, 6]], dtype=torch.int32, device=DEVICE)  # 2, 3 and 5 see nothing
+    q, k, v = (rand(1, 6, 1, 16, seed=i).requires_grad_() for i in range(3))
+    o = ours(q, k, v, docs)
+    dq, _, dv = torch.autograd.grad(o.sum(), (q, k, v))
+    nothing = torch.stack([o[0, [2, 3, 5]], dq[0, [2, 3, 5]], dv[0, [2, 3, 5]]])
+    yield Finding("queries that see nothing: zero, and zero gradients", nothing.abs().max().item(), 1e-30)
+
+
+def layouts(kernels) -> Iterator[Finding]:
+    """Strides of q, k, v and of the gradient; values that make the softmax a step, or flat."""
+    ours = lambda *qkv: kernels.attention(*qkv, kernels="triton")
     B, T, H, K, D = 2, 20, 4, 2, 16
     docs = documents(B, T, T, [[4, 17], []])
     for layout, change in LAYOUTS.items():
         d_out = change(rand(B, T, H, D, seed=1))
         heads_first = [rand(B, n, T, D, seed=2).transpose(1, 2) for n in (H, K, K)]
-        yield from compare(f"gradient {layout}, heads first", ours, plain, [*heads_first, docs], [d_out])
+        yield from compare(f"gradient {layout}, heads first", ours, kernels.plain_attention, [*heads_first, docs], [d_out])
     q, k, v = rand(B, T, H + 2 * K, D, seed=3).split([H, K, K], 2)
-    yield from compare("q, k, v side by side", ours, plain, [q, k, v, docs], [rand(B, T, H, D, seed=4)])
+    yield from compare("q, k, v side by side", ours, kernels.plain_attention, [q, k, v, docs], [rand(B, T, H, D, seed=4)])
     for scale, dtype in ((300.0, torch.float32), (30.0, torch.bfloat16), (1e-4, torch.float32)):
         qkv = [rand(B, T, n, D, dtype=dtype, scale=scale, seed=5) for n in (H, K, K)]
-        yield from compare(f"values of {scale:g}, {str(dtype)[6:]}", ours, plain, [*qkv, docs],
+        yield from compare(f"values of {scale:g}, {str(dtype)[6:]}", ours, kernels.plain_attention, [*qkv, docs],
                            [rand(B, T, H, D, dtype=dtype, seed=6)])
+
+
+def decoding(kernels) -> Iterator[Finding]:
+    """One query a row against a cache, without a gradient, at each of DECODING's shapes."""
+    ours = torch.no_grad()(lambda *qkv: kernels.attention(*qkv, kernels="triton"))
     for name, (B, S, H, K, D, begin) in DECODING.items():
         docs = None if begin is None else torch.tensor(begin, dtype=torch.int32, device=DEVICE)[:, None]
         for dtype in (torch.float32, torch.bfloat16):
             qkv = [rand(*shape, dtype=dtype) for shape in ((B, 1, H, D), (B, S, K, D), (B, S, K, D))]
-            yield from compare(f"{name}, {str(dtype)[6:]}", no_gradient, plain, [*qkv, docs], [None])
-    if INTERPRETED:
-        yield from visits(kernels)
-    if INTERPRETED or torch.cuda.get_device_capability() >= (9, 0):
-        yield from specialized(kernels)
+            yield from compare(f"{name}, {str(dtype)[6:]}", ours, kernels.plain_attention, [*qkv, docs], [None])
 
 
 def specialized(kernels) -> Iterator[Finding]:
     """The warp-specialised forward: on a GPU tuning must choose it, so here it is asked for by name."""
+    if not INTERPRETED and torch.cuda.get_device_capability() < (9, 0):
+        return
     usual = kernels.tiles_for
     kernels.tiles_for = lambda kernel, *_: (Tiles(16, 16, 1, 1, True) if INTERPRETED else Tiles(128, 128, 4, 2, True)) \
         if kernel == "attention_forward" else usual(kernel, *_)
@@ -238,13 +277,15 @@ def specialized(kernels) -> Iterator[Finding]:
             docs = None if cuts is None else documents(B, T, S, cuts)
             qkv = [rand(*shape, dtype=torch.bfloat16) for shape in ((B, T, H, D), (B, S, K, D), (B, S, K, D))]
             yield from compare(f"specialized, {name}", lambda *a: kernels.attention(*a, kernels="triton"),
-                               lambda *a: kernels.plain_attention(*a), [*qkv, docs], [rand(B, T, H, D, dtype=torch.bfloat16)])
+                               kernels.plain_attention, [*qkv, docs], [rand(B, T, H, D, dtype=torch.bfloat16)])
     finally:
         kernels.tiles_for = usual
 
 
 def visits(kernels) -> Iterator[Finding]:
     """Products of tiles that the kernels make, against those of tiles in which some query sees some key."""
+    if not INTERPRETED:
+        return
     builder, made = triton.runtime.interpreter.InterpreterBuilder, []
     product = builder.create_dot
     builder.create_dot = lambda *args: made.append(1) or product(*args)
@@ -271,8 +312,8 @@ def cross_entropy(kernels) -> Iterator[Finding]:
     """kernels: the module to check: kernels.cross_entropy, or a copy of it that something was done to."""
 
     def log_softmax(hidden, weight, temperature):
-        logits = hidden @ weight.T
-        return ((logits if logits.dtype == torch.float64 else logits.float()) / temperature).log_softmax(-1)
+        logits = torch.addmm(hidden.new_zeros(()), hidden, weight.T, beta=0, alpha=1 / temperature)
+        return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
     def plain_cross_entropy(hidden, weight, targets):
         return F.nll_loss(log_softmax(hidden, weight, 1.0), targets, reduction="sum")
@@ -312,7 +353,7 @@ def cross_entropy(kernels) -> Iterator[Finding]:
         for n, ignored in (("none", targets < 0), ("some", targets % 3 == 1), ("all", targets >= 0)):
             yield from compare(f"cross_entropy, {name}, {n} ignored",
                                lambda h, w, t: kernels.linear_cross_entropy(h, w, t, kernels="triton"),
-                               plain_cross_entropy, [hidden, weight, targets.masked_fill(ignored, -100)], [rand()])
+                               plain_cross_entropy, [hidden, weight, targets.masked_fill(ignored, -100)], [rand(1)[0]])
         name += f", gradient {d_layout}, T {temperature}"
         yield from compare(f"logprobs, {name}",
                            lambda h, w, t: kernels.linear_logprobs(h, w, t, temperature, "triton"),

@@ -10,6 +10,7 @@ fp32, or float64 for float64. `python -m kernels.cross_entropy` checks the kerne
 """
 import math
 import sys
+from functools import partial
 from typing import Callable
 
 import torch
@@ -123,16 +124,15 @@ def logprobs_rows(logits: Tensor, targets: Tensor, with_entropy: bool, d: Tensor
     With d, the gradient of these, that of the logits takes their place: d log p[target] / d logits = onehot - p, and
     dH / d logits = -p (log p + H).
     """
-    picked = logits.gather(1, targets[:, None])[:, 0]
     results = logits.new_empty(1 + with_entropy, len(logits), dtype=wide_type(logits))
+    results[0] = logits.gather(1, targets[:, None])[:, 0]
     if by_triton:
         logprobs_kernel[(len(logits),)](logits, targets, results, d, logits.stride(0), logits.shape[1],
                                         WITH_ENTROPY=with_entropy, **launch(logits))
-        results[0] = picked - results[0]
         return results
     z = logits.to(results.dtype)
     log_z = z.logsumexp(-1)
-    results[0] = picked - log_z
+    results[0] -= log_z
     if with_entropy:
         results[1] = torch.special.entr(z.softmax(-1)).sum(-1)
     if d is not None:
@@ -188,43 +188,43 @@ def at(X, stride, column):
 
 
 @triton.jit
-def minus(X, log_z, stride, column, V):
-    """The row's logits less log_z, in fp32; from V on, and at the least, -1e30: finite, for 0 * log 0 to be 0."""
-    x = tl.load(at(X, stride, column), mask=column < V, other=float("-inf")).to(tl.float32) - log_z
+def minus(X, top, stride, column, V):
+    """The row's logits less top, in fp32; from V on, and at the least, -1e30: finite, for 0 * log 0 to be 0."""
+    x = tl.load(at(X, stride, column), mask=column < V, other=float("-inf")).to(tl.float32) - top
     return tl.where(x < -1e30, -1e30, x)  # not a maximum: that would hide NaN
 
 
 @triton.jit
 def row_sums(X, stride, V, WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
-    """(log of the sum of e^x, entropy) of the program's row, in one pass.
+    """(top, log total, entropy) of the program's row in one pass; a logit x has log p = x - top - log total.
 
-    Relative to top, the largest x so far: total = sum of e^(x - top), weighted = sum of (x - top) e^(x - top).
+    top is the largest x, total the sum of e^(x - top), weighted that of (x - top) e^(x - top): of those seen so far.
     """
     top, total, weighted = -1e30, 0.0, 0.0
     for start in tl.range(0, V, BLOCK):
         x = minus(X, 0.0, stride, start + tl.arange(0, BLOCK), V)
         new_top = tl.maximum(top, tl.max(x, 0))
-        x, drop = x - new_top, top - new_top  # what came before is less by drop, relative to the new top
+        x, drop = x - new_top, top - new_top  # relative to the new top, what came before is less by -drop
         if WITH_ENTROPY:
-            weighted = tl.exp(drop) * (weighted + drop * total) + tl.sum(x * tl.exp(x), 0)
+            weighted = tl.exp(drop) * weighted + drop * tl.exp(drop) * total + tl.sum(x * tl.exp(x), 0)
         total = tl.exp(drop) * total + tl.sum(tl.exp(x), 0)
         top = new_top
-    return top + tl.log(total), tl.log(total) - weighted / total
+    return top, tl.log(total), tl.log(total) - weighted / total
 
 
 @triton.jit
 def logprobs_kernel(X, TARGETS, RESULTS, D, stride, V, WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
-    """See logprobs_rows; RESULTS (1 or 2, R): log of the sum of e^x, entropy."""
+    """See logprobs_rows. RESULTS (1 or 2, R): the target's logit becomes its log p; entropy."""
     row, R = tl.program_id(0), tl.num_programs(0)
-    log_z, entropy = row_sums(X, stride, V, WITH_ENTROPY, BLOCK)
-    tl.store(RESULTS + row, log_z)
+    top, log_total, entropy = row_sums(X, stride, V, WITH_ENTROPY, BLOCK)
+    tl.store(RESULTS + row, tl.load(RESULTS + row) - top - log_total)
     if WITH_ENTROPY:
         tl.store(RESULTS + R + row, entropy)
     if D is not None:
         target = tl.load(TARGETS + row)
         for start in tl.range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            log_p = minus(X, log_z, stride, column, V)
+            log_p = minus(X, top, stride, column, V) - log_total
             d = tl.load(D + row) * (tl.where(column == target, 1.0, 0.0) - tl.exp(log_p))
             if WITH_ENTROPY:
                 d -= tl.load(D + R + row) * tl.exp(log_p) * (log_p + entropy)
@@ -235,11 +235,13 @@ def logprobs_kernel(X, TARGETS, RESULTS, D, stride, V, WITH_ENTROPY: tl.constexp
 def kl_kernel(Q, P, DIVERGENCE, D, stride_q, stride_p, V, BETA: tl.constexpr, BLOCK: tl.constexpr):
     """See kl_rows."""
     row = tl.program_id(0)
-    log_z_q, log_z_p = row_sums(Q, stride_q, V, False, BLOCK)[0], row_sums(P, stride_p, V, False, BLOCK)[0]
+    top_q, log_total_q, _q = row_sums(Q, stride_q, V, False, BLOCK)
+    top_p, log_total_p, _p = row_sums(P, stride_p, V, False, BLOCK)
     divergence, s_sum = 0.0, 0.0
     for start in tl.range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        log_q, log_p = minus(Q, log_z_q, stride_q, column, V), minus(P, log_z_p, stride_p, column, V)
+        log_q = minus(Q, top_q, stride_q, column, V) - log_total_q
+        log_p = minus(P, top_p, stride_p, column, V) - log_total_p
         parts, s = kl_terms_triton(log_q, log_p, BETA)
         divergence += tl.sum(parts, 0)
         s_sum += tl.sum(s, 0)
@@ -247,8 +249,9 @@ def kl_kernel(Q, P, DIVERGENCE, D, stride_q, stride_p, V, BETA: tl.constexpr, BL
     if D is not None:
         for start in tl.range(0, V, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            log_q, log_p = minus(Q, log_z_q, stride_q, column, V), minus(P, log_z_p, stride_p, column, V)
-            _, s = kl_terms_triton(log_q, log_p, BETA)
+            log_q = minus(Q, top_q, stride_q, column, V) - log_total_q
+            log_p = minus(P, top_p, stride_p, column, V) - log_total_p
+            s = kl_terms_triton(log_q, log_p, BETA)[1]
             d = tl.load(D + row) * (s - tl.exp(log_q) * s_sum)
             tl.store(at(Q, stride_q, column), d.to(Q.dtype.element_ty), mask=column < V)
 
@@ -321,12 +324,14 @@ def _save(ctx, inputs, output):
     ctx.mark_non_differentiable(*output[1:])
 
 
-for op in (logprobs_op, kl_op):
-    def _backward(ctx, d_results, *_, op=op):  # only now: results may be used non-linearly, in ratios or margins
-        gradients = op(*ctx.saved_tensors, *ctx.options, d_results, ctx.needs_input_grad[:2])[1:]
-        return _where_needed(ctx, gradients)
+def _backward(op, ctx, d_results, *_):
+    """The results may be used non-linearly, in ratios or margins: only here are gradients known, so logits are made
+    again."""
+    return _where_needed(ctx, op(*ctx.saved_tensors, *ctx.options, d_results, ctx.needs_input_grad[:2])[1:])
 
-    op.register_autograd(_backward, setup_context=_save)
+
+for op in (logprobs_op, kl_op):
+    op.register_autograd(partial(_backward, op), setup_context=_save)
 
 
 @torch.library.custom_op("nanobeige::linear_cross_entropy", mutates_args=())
