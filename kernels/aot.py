@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__" and os.environ.get("TRITON_INTERPRET") != "0":  # the interpreter has nothing to compile
@@ -47,7 +47,8 @@ class Form:
         what = f"D {c['D']}" if "D" in c else f"width {c['BLOCK']}"
         what += f", tile {c['BM']} x {c['BN']}" if "BM" in c else ""
         what += ", documents" if c.get("DOC") else ", add" if c.get("ADD") else ""
-        return f"{what}, {self.warps} warps, {self.stages} stages"
+        what += f", {self.warps} warps" + f", {self.stages} stages" * ("BN" in c)
+        return what + ", floats as fp64" * (self.floats == "fp64")
 
 
 MODULES = {"attention_": attention, "rms_norm_": rmsnorm}
@@ -68,15 +69,17 @@ def forms() -> list[Form]:
                               choice.stages, chosen, arch))
         for D, block in itertools.product((128, 64), (1, 128)):
             found.append(Form("attention_join", dict(D=D, BLOCK=block), "bf16", 4, 3, True, arch))
-        for kernel, C, add, dtype in itertools.product(("rms_norm_forward", "rms_norm_backward"),
-                                                       (128, 2560, rmsnorm.MAX_WIDTH), (True, False), ("bf16", "fp32")):
-            options = rmsnorm.launch(C)
-            found.append(Form(kernel, dict(ADD=add, BLOCK=options["BLOCK"]), dtype, options["num_warps"], 3, True, arch))
-    return found
+        for (kernel, elements), C, add, dtype in itertools.product(
+                (("rms_norm_forward", rmsnorm.FORWARD), ("rms_norm_backward", rmsnorm.BACKWARD)),
+                (128, 2560, rmsnorm.MAX_WIDTH), (True, False), ("bf16", "fp32")):
+            options = rmsnorm.launch(C, elements)
+            found.append(Form(kernel, dict(ADD=add, BLOCK=options["BLOCK"]), dtype, options["num_warps"], 1, True, arch))
+    first = {form.kernel: form for form in reversed(found) if form.arch == "sm_90"}
+    return found + [replace(form, floats="fp64") for form in first.values()]
 
 
 def compile_form(form: Form):
-    """Triton's compiled kernel. Pointers and strides are multiples of 16, as they are in the model."""
+    """Triton's compiled kernel. Pointers, strides and widths are multiples of 16, as they are in the model."""
     function = getattr(next(m for prefix, m in MODULES.items() if form.kernel.startswith(prefix)), form.kernel)
     constants = {name: value for name, value in form.constants.items() if name in function.arg_names}
 
@@ -93,7 +96,7 @@ def compile_form(form: Form):
     signature = {name: type_of(name) for name in function.arg_names}
     place = {name: (i,) for i, name in enumerate(function.arg_names)}
     aligned = {place[name]: [["tt.divisibility", 16]] for name, kind in signature.items()
-               if kind[0] == "*" or name.startswith("stride")}
+               if kind[0] == "*" or name.startswith("stride") or name == "C"}
     source = ASTSource(fn=function, signature=signature, constexprs={place[n]: v for n, v in constants.items()},
                        attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", int(form.arch[3:]), 32),
@@ -101,7 +104,7 @@ def compile_form(form: Form):
 
 
 def measure(form: Form) -> dict:
-    """registers a thread, spilled bytes a thread (stores + loads), shared KiB a program, matrix instructions, any fp64."""
+    """Registers and spilled bytes (stores + loads) of a thread, shared KiB of a program, matrix instructions, any fp64."""
     from triton.backends.nvidia.compiler import get_ptxas
     kernel = compile_form(form)
     ptx = kernel.asm["ptx"]
@@ -115,13 +118,15 @@ def measure(form: Form) -> dict:
                 {"wgmma": r"wgmma\.mma_async", "mma": r"\bmma\.sync", "fma": r"\bfma\.rn\.f32"}.items()}
     return dict(registers=int(re.search(r"Used (\d+) registers", said)[1]), spilled=int(spilled[1]) + int(spilled[2]),
                 shared=kernel.metadata.shared / 1024, products=next((n for n, count in products.items() if count), ""),
-                fp64=".f64" in ptx, tma="cp.async.bulk.tensor" in ptx, pipelined="cp.async" in ptx)
+                fp64=bool(re.search(r"\b(add|sub|mul|fma|div|max)\.(rn\.)?f64", ptx)))
 
 
 def problem(form: Form, found: dict) -> str:
-    """Why a form must not run ('' if it may)."""
+    """Why a form must not run ('' if it may). A forward form of bf16 must not spill; backward forms may, a little."""
     if found["shared"] > SHARED_KIB[form.arch]:
         return f"needs {found['shared']:.0f} KiB of shared memory, {form.arch} has {SHARED_KIB[form.arch]}"
+    if found["spilled"] > (0 if "forward" in form.kernel and form.dtype == "bf16" else 128):
+        return f"spills {found['spilled']} bytes"
     if found["fp64"]:
         return "computes in fp64"
     if form.arch == "sm_90" and form.kernel.startswith("attention_") and form.dtype == "bf16" \
@@ -130,25 +135,45 @@ def problem(form: Form, found: dict) -> str:
     return ""
 
 
+def markdown(rows: list[tuple[Form, dict, str]]) -> str:
+    """The table for results/: what every form needs, forms that differ in their chip only side by side."""
+    lines = [f"# The kernels, compiled ahead of time by Triton {triton.__version__}", "",
+             "`python -m kernels.aot` writes this with no GPU. Registers are a thread's (255 at most), spills its bytes "
+             "stored and loaded again, shared memory a program's; products: the instructions that multiply matrices. "
+             "The form in bold is what a run takes where `python -m kernels.bench --tune` has not been run.", ""]
+    for arch, kib in SHARED_KIB.items():
+        lines += [f"## {arch}: {kib} KiB of shared memory a program", "",
+                  "| kernel | type | form | registers | spilled, bytes | shared, KiB | products |",
+                  "|---|---|---|---|---|---|---|"]
+        for form, found, wrong in rows:
+            if form.arch == arch:
+                name = f"**{form}**" if form.chosen else str(form)
+                lines.append(f"| {form.kernel} | {form.dtype} | {name} | {found['registers']} | {found['spilled'] or ''} "
+                             f"| {found['shared']:.1f} | {wrong or found['products']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kernel", nargs="*", help="kernels to compile, by the beginning of their names; none: all")
     parser.add_argument("--arch", nargs="*", choices=SHARED_KIB, default=list(SHARED_KIB))
-    parser.add_argument("--chosen", action="store_true", help="only what an untuned run takes")
+    parser.add_argument("--only_bf16_128", action="store_true", help="only bf16 and head width 128: the tests' share")
     args = parser.parse_args()
-    jobs = [form for form in forms() if form.arch in args.arch and (form.chosen or not args.chosen)
-            and (not args.kernel or form.kernel.startswith(tuple(args.kernel)))]
-    head = f"{'kernel':30} {'form':48} {'type':5} {'chip':6} {'registers':>9} {'spilled B':>9} {'shared KiB':>10}  products"
-    print(head)
-    rows, bad = [], 0
+    jobs = [form for form in forms() if form.arch in args.arch
+            and (not args.kernel or form.kernel.startswith(tuple(args.kernel)))
+            and not (args.only_bf16_128 and (form.dtype != "bf16" or form.constants.get("D") == 64))]
+    rows = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for form, found in zip(jobs, pool.map(measure, jobs)):
-            wrong = problem(form, found)
-            bad += bool(wrong)
-            print(f"{form.kernel:30} {str(form):48} {form.dtype:5} {form.arch:6} {found['registers']:9} "
-                  f"{found['spilled']:9} {found['shared']:10.1f}  {found['products']} {wrong}", flush=True)
-            rows.append((form, found, wrong))
+            rows.append((form, found, wrong := problem(form, found)))
+            print(f"{form.arch:6} {form.dtype:5} {form.kernel:30} {str(form):68} {found['registers']:4} registers "
+                  f"{found['spilled']:6} bytes spilled {found['shared']:6.1f} KiB  {found['products']:5} {wrong}", flush=True)
+    bad = sum(bool(wrong) for _, _, wrong in rows)
     print(f"{len(rows)} forms, {bad} that must not run")
+    if len(jobs) == len(forms()):
+        TABLE.write_text(markdown(rows))
+        print("written:", TABLE.relative_to(Path.cwd()))
     sys.exit(bool(bad))
 
 
