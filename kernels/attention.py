@@ -297,8 +297,9 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
     dk = tl.zeros([BN, D], tl.float32)
     dv = tl.zeros([BN, D], tl.float32)
     for step in tl.range(0, steps * G):
-        h = hk * G + step // steps
-        row0 = first + step % steps * BM
+        g = step // steps
+        h = hk * G + g
+        row0 = first + (step - g * steps) * BM
         row = row0 + tl.arange(0, BM)
         at = tl.cast(b * H + h, tl.int64) * T
         q = tl.load(tile_of(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, D), mask=(row < T)[:, None], other=0.0)
