@@ -1,8 +1,8 @@
 """Hand-written Triton kernels, each beside the plain PyTorch that says what it computes.
 
 `kernels="auto"`, an argument of every function here and a key of the model's config, takes Triton on a GPU and PyTorch
-elsewhere; "triton" or "torch" takes one of them anywhere. Without a GPU, Triton runs in its interpreter: right, and very
-slow. Each file is one family and checks itself: `python -m kernels.attention`.
+elsewhere; "triton" or "torch" takes one of them anywhere. Without a GPU, Triton runs in its interpreter: right, and
+very slow. Each file is one family and checks itself: `python -m kernels.attention`.
 """
 import os
 from types import SimpleNamespace

@@ -3,8 +3,8 @@
     python -m kernels.aot                       # writes results/kernels_aot.md; some minutes
     python -m kernels.aot attention_dq --arch sm_90
 
-Triton's wheel brings LLVM and NVIDIA's ptxas, so no GPU, driver or CUDA toolkit is needed. Triton compiles what cannot be
-launched without a word: a form that needs more shared memory than the chip has, or spills registers, shows here only.
+Triton's wheel brings LLVM and NVIDIA's ptxas, so no GPU, driver or CUDA toolkit is needed. Triton compiles what cannot
+be launched without a word: a form that needs more shared memory than the chip has, or spills registers, shows here.
 """
 import argparse
 import itertools
@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__" and os.environ.get("TRITON_INTERPRET") != "0":  # the interpreter has nothing to compile
-    os.execve(sys.executable, [sys.executable, "-m", "kernels.aot", *sys.argv[1:]], os.environ | {"TRITON_INTERPRET": "0"})
+    os.execve(sys.executable, [sys.executable, "-m", "kernels.aot", *sys.argv[1:]],
+              os.environ | {"TRITON_INTERPRET": "0"})
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -60,7 +61,7 @@ def forms() -> list[Form]:
     """Every kernel with every choice of tiles, head width and mask, on every chip that may run it."""
     found = []
     for arch, kernels in tiles.CANDIDATES.items():
-        choices = [(kernel, choice, "bf16", i == 0) for kernel, some in kernels.items() for i, choice in enumerate(some)]
+        choices = [(kernel, choice, "bf16", choice == some[0]) for kernel, some in kernels.items() for choice in some]
         choices += [(kernel, choice, "fp32", True) for kernel, choice in tiles.FP32.items()]
         for (kernel, choice, dtype, chosen), D, doc in itertools.product(choices, (128, 64), (True, False)):
             constants = dict(D=D, BM=choice.BM, BN=choice.BN, DOC=doc, PRECISION="ieee" if dtype == "fp32" else "tf32",
@@ -73,7 +74,8 @@ def forms() -> list[Form]:
                 (("rms_norm_forward", rmsnorm.FORWARD), ("rms_norm_backward", rmsnorm.BACKWARD)),
                 (128, 2560, rmsnorm.MAX_WIDTH), (True, False), ("bf16", "fp32")):
             options = rmsnorm.launch(C, elements)
-            found.append(Form(kernel, dict(ADD=add, BLOCK=options["BLOCK"]), dtype, options["num_warps"], 1, True, arch))
+            constants = dict(ADD=add, BLOCK=options["BLOCK"])
+            found.append(Form(kernel, constants, dtype, options["num_warps"], 1, True, arch))
     first = {form.kernel: form for form in reversed(found) if form.arch == "sm_90"}
     return found + [replace(form, floats="fp64") for form in first.values()]
 
@@ -104,7 +106,7 @@ def compile_form(form: Form):
 
 
 def measure(form: Form) -> dict:
-    """Registers and spilled bytes (stores + loads) of a thread, shared KiB of a program, matrix instructions, any fp64."""
+    """Registers and spilled bytes (stores + loads) a thread, shared KiB a program, matrix instructions, any fp64."""
     from triton.backends.nvidia.compiler import get_ptxas
     kernel = compile_form(form)
     ptx = kernel.asm["ptx"]
@@ -139,7 +141,7 @@ def markdown(rows: list[tuple[Form, dict, str]]) -> str:
     """The table for results/: what every form needs, forms that differ in their chip only side by side."""
     lines = [f"# The kernels, compiled ahead of time by Triton {triton.__version__}", "",
              "`python -m kernels.aot` writes this with no GPU. Registers are a thread's (255 at most), spills its bytes "
-             "stored and loaded again, shared memory a program's; products: the instructions that multiply matrices. "
+             "stored and loaded again, shared memory a program's; products: the instructions that multiply them. "
              "The form in bold is what a run takes where `python -m kernels.bench --tune` has not been run.", ""]
     for arch, kib in SHARED_KIB.items():
         lines += [f"## {arch}: {kib} KiB of shared memory a program", "",
@@ -148,8 +150,8 @@ def markdown(rows: list[tuple[Form, dict, str]]) -> str:
         for form, found, wrong in rows:
             if form.arch == arch:
                 name = f"**{form}**" if form.chosen else str(form)
-                lines.append(f"| {form.kernel} | {form.dtype} | {name} | {found['registers']} | {found['spilled'] or ''} "
-                             f"| {found['shared']:.1f} | {wrong or found['products']} |")
+                lines.append(f"| {form.kernel} | {form.dtype} | {name} | {found['registers']} "
+                             f"| {found['spilled'] or ''} | {found['shared']:.1f} | {wrong or found['products']} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -168,7 +170,8 @@ def main():
         for form, found in zip(jobs, pool.map(measure, jobs)):
             rows.append((form, found, wrong := problem(form, found)))
             print(f"{form.arch:6} {form.dtype:5} {form.kernel:30} {str(form):68} {found['registers']:4} registers "
-                  f"{found['spilled']:6} bytes spilled {found['shared']:6.1f} KiB  {found['products']:5} {wrong}", flush=True)
+                  f"{found['spilled']:6} bytes spilled {found['shared']:6.1f} KiB  {found['products']:5} {wrong}",
+                  flush=True)
     bad = sum(bool(wrong) for _, _, wrong in rows)
     print(f"{len(rows)} forms, {bad} that must not run")
     if len(jobs) == len(forms()):

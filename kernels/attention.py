@@ -29,11 +29,11 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torc
     q (B, T, H, D); k, v (B, S, K, D) with H a multiple of K: head h reads key head h // (H / K). The queries are the
     last T of the S positions (T = S in training, T = 1 while decoding against a cache). doc_start (B, T) int32: where
     in 0..S-1 each query's document begins, never falling along a row; a query sees the keys from there to itself.
-    None: one document a row. Returns (B, T, H, D).
+    None: one document a row. Returns (B, T, H, D). The kernels take heads up to 128 wide; wider ones go to PyTorch.
     """
-    if not use_triton(q, kernels):
-        return plain_attention(q, k, v, doc_start)
     D = q.shape[-1]
+    if not use_triton(q, kernels) or D > 128:
+        return plain_attention(q, k, v, doc_start)
     padding = max(16, triton.next_power_of_2(D)) - D  # zeros add nothing to the scores
     if padding:
         q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
@@ -158,9 +158,9 @@ def attention_forward(Q, K, V, O, LSE, START, stride_qb, stride_qt, stride_qh, s
 
 
 @triton.jit
-def attention_forward_specialized(Q, K, V, O, LSE, START, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-                                  stride_vb, stride_vt, stride_vh, H, G, T, S, scale, D: tl.constexpr, BM: tl.constexpr,
-                                  BN: tl.constexpr, DOC: tl.constexpr, PRECISION: tl.constexpr):
+def attention_forward_specialized(Q, K, V, O, LSE, START, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt,
+                                  stride_kh, stride_vb, stride_vt, stride_vh, H, G, T, S, scale, D: tl.constexpr,
+                                  BM: tl.constexpr, BN: tl.constexpr, DOC: tl.constexpr, PRECISION: tl.constexpr):
     """attention_forward for Hopper: one group of warps only loads (TMA), two only compute (FlashAttention-3's form,
     arXiv 2407.08608).
 
@@ -241,7 +241,8 @@ def attention_dq(Q, K, V, O, DO, LSE, DELTA, DQ, START, stride_qb, stride_qt, st
     inside = row < T
     log2_scale = tl.cast(scale, tl.float32) * 1.4426950408889634
     q = tl.load(tile_of(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, D), mask=inside[:, None], other=0.0)
-    do = tl.load(tile_of(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, D), mask=inside[:, None], other=0.0)
+    do = tl.load(tile_of(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, D), mask=inside[:, None],
+                 other=0.0)
     o = tl.load(tile_of(head_of(O, b * T, h, H * D, D), row, H * D, D), mask=inside[:, None], other=0.0)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(DELTA + tl.cast(bh, tl.int64) * T + row, delta, mask=inside)
@@ -302,7 +303,8 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
         row0 = first + (step - g * steps) * BM
         row = row0 + tl.arange(0, BM)
         at = tl.cast(b * H + h, tl.int64) * T
-        q = tl.load(tile_of(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, D), mask=(row < T)[:, None], other=0.0)
+        q = tl.load(tile_of(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, D), mask=(row < T)[:, None],
+                    other=0.0)
         do = tl.load(tile_of(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, D), mask=(row < T)[:, None],
                      other=0.0)
         lse = tl.load(LSE + at + row, mask=row < T, other=0.0)  # beyond T all is 0 but p
@@ -330,8 +332,8 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
 # Triton: decoding, one query a row against a cache
 
 @triton.jit
-def attention_decode(Q, K, V, O, LSE, START, stride_qb, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt,
-                     stride_vh, H, G, S, splits, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+def attention_decode(Q, K, V, O, LSE, START, stride_qb, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb,
+                     stride_vt, stride_vh, H, G, S, splits, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                      SPLIT: tl.constexpr, DOC: tl.constexpr, PRECISION: tl.constexpr):
     """SPLIT keys of one key head a program, for its G query heads at once: one read of the cache serves them all.
 
@@ -481,8 +483,8 @@ def decode_op(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torc
     lse = torch.empty(B, H, splits, device=q.device, dtype=torch.float32)
     if B:
         attention_decode[(splits * B * K,)](
-            q, k, v, o, lse, starts(doc_start), q.stride(0), q.stride(2), *k.stride()[:3], *v.stride()[:3], H, H // K, S,
-            splits, scale, D=D, SPLIT=SPLIT, DOC=doc_start is not None, PRECISION=precision(q),
+            q, k, v, o, lse, starts(doc_start), q.stride(0), q.stride(2), *k.stride()[:3], *v.stride()[:3], H, H // K,
+            S, splits, scale, D=D, SPLIT=SPLIT, DOC=doc_start is not None, PRECISION=precision(q),
             **tiles.options())
         attention_join[(B * H,)](o, lse, out, splits, D=D, BLOCK=triton.next_power_of_2(splits))
     return out

@@ -53,7 +53,7 @@ def compare(what: str, ours: Callable, plain: Callable, inputs: list[torch.Tenso
         mine = run(ours, None)
     names = [f"out {i}" for i in range(len(d_outs))] + [f"gradient {i}" for i in range(len(mine) - len(d_outs))]
     for name, got, low, exact in zip(names, mine, run(plain, None), run(plain, torch.float64)):
-        assert got.dtype == low.dtype and got.shape == low.shape, (what, name, got.dtype, got.shape, low.dtype, low.shape)
+        assert (got.dtype, got.shape) == (low.dtype, low.shape), (what, name, got.dtype, got.shape)
         if exact.numel():
             largest = lambda x: (x.double() - exact).abs().max().item()
             bound = 2 * largest(low) + EPS[got.dtype] * exact.abs().max().item() + 1e-7
@@ -96,7 +96,8 @@ def guards():
                 assert torch.equal(after.isnan() if copy.is_floating_point() else after, before), "a store between rows"
                 _without_repeats(arg).copy_(_without_repeats(copy))
 
-    executor.__call__, builder.create_masked_load, builder.create_masked_store = guarded_launch, guarded_load, guarded_store
+    executor.__call__ = guarded_launch
+    builder.create_masked_load, builder.create_masked_store = guarded_load, guarded_store
     try:
         yield
     finally:
@@ -104,7 +105,7 @@ def guards():
 
 
 def _poisoned(x: torch.Tensor, pad: int = 4096):
-    """A copy of x, strides and all, in a buffer of NaN (or 2^30): the copy, where the poison is, and what it looks like."""
+    """A copy of x, strides and all, in a buffer of NaN (or 2^30); where that poison is; and what it looks like."""
     span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride()))
     buffer = torch.full((span + 2 * pad,), float("nan") if x.is_floating_point() else 2**30, dtype=x.dtype)
     outside = torch.ones(len(buffer), dtype=torch.bool)
@@ -145,7 +146,7 @@ def main(check: Callable[[object], Iterator[Finding]], module: str) -> None:
         case = finding.what.rpartition(": ")[0]
         worst[case] = max(worst.get(case, finding), finding, key=lambda f: (not f.ok, f.error / f.bound))
     for case, f in worst.items():
-        print(f"{'ok   ' if f.ok else 'WRONG'} {case:76} error at most {f.error / f.bound:4.0%} of the bound {f.bound:.0e}")
+        print(f"{'ok   ' if f.ok else 'WRONG'} {case:76} error at most {f.error / f.bound:4.0%} of {f.bound:.0e}")
     bad = sum(not f.ok for f in worst.values())
     print(f"{len(worst)} cases, " + (f"{bad} wrong" if bad else "all right"))
     sys.exit(bool(bad))
@@ -159,7 +160,8 @@ def rms_norm(kernels) -> Iterator[Finding]:
 
     def plain(x, residual, weight):
         total = x if residual is None else x + residual
-        y = F.rms_norm(total.float() if x.dtype != torch.float64 else total, (x.shape[-1],), eps=1e-5).type_as(x) * weight
+        wide = total if x.dtype == torch.float64 else total.float()
+        y = F.rms_norm(wide, (x.shape[-1],), eps=1e-5).type_as(x) * weight
         return y if residual is None else (y, total)
 
     def ours(x, residual, weight):
@@ -168,10 +170,13 @@ def rms_norm(kernels) -> Iterator[Finding]:
         return kernels.add_rms_norm(x, residual, weight, 1e-5, "triton")
 
     for seed, (N, C, dtype, x_layout, d_layout, scale) in enumerate([
-            (5, 32, torch.float32, "contiguous", "contiguous", 1.0), (7, 100, torch.float32, "sliced", "transposed", 1.0),
+            (5, 32, torch.float32, "contiguous", "contiguous", 1.0),
+            (7, 100, torch.float32, "sliced", "transposed", 1.0),
             (3, 1, torch.float32, "contiguous", "expanded", 1.0), (1, 2560, torch.float32, "contiguous", "sliced", 1e4),
-            (6, 130, torch.bfloat16, "transposed", "sliced", 1.0), (4, 48, torch.bfloat16, "rows strided", "one row", 1e-4),
-            (9, 64, torch.bfloat16, "one row", "rows strided", 1e3), (0, 16, torch.bfloat16, "contiguous", "contiguous", 1.0)]):
+            (6, 130, torch.bfloat16, "transposed", "sliced", 1.0),
+            (4, 48, torch.bfloat16, "rows strided", "one row", 1e-4),
+            (9, 64, torch.bfloat16, "one row", "rows strided", 1e3),
+            (0, 16, torch.bfloat16, "contiguous", "contiguous", 1.0)]):
         tensors = [rand(N, C, dtype=dtype, seed=seed + i, scale=scale) for i in range(2)]
         x, residual = (LAYOUTS[x_layout](t) for t in tensors)
         weight = rand(C, dtype=dtype, seed=seed + 2)
@@ -244,9 +249,11 @@ def layouts(kernels) -> Iterator[Finding]:
     for layout, change in LAYOUTS.items():
         d_out = change(rand(B, T, H, D, seed=1))
         heads_first = [rand(B, n, T, D, seed=2).transpose(1, 2) for n in (H, K, K)]
-        yield from compare(f"gradient {layout}, heads first", ours, kernels.plain_attention, [*heads_first, docs], [d_out])
+        yield from compare(f"gradient {layout}, heads first", ours, kernels.plain_attention, [*heads_first, docs],
+                           [d_out])
     q, k, v = rand(B, T, H + 2 * K, D, seed=3).split([H, K, K], 2)
-    yield from compare("q, k, v side by side", ours, kernels.plain_attention, [q, k, v, docs], [rand(B, T, H, D, seed=4)])
+    yield from compare("q, k, v side by side", ours, kernels.plain_attention, [q, k, v, docs],
+                       [rand(B, T, H, D, seed=4)])
     for scale, dtype in ((300.0, torch.float32), (30.0, torch.bfloat16), (1e-4, torch.float32)):
         qkv = [rand(B, T, n, D, dtype=dtype, scale=scale, seed=5) for n in (H, K, K)]
         yield from compare(f"values of {scale:g}, {str(dtype)[6:]}", ours, kernels.plain_attention, [*qkv, docs],

@@ -19,9 +19,10 @@ def compiled(*arguments: str) -> list[str]:
 
 
 def test_every_choice_of_the_3b_models_attention_fits():
-    """bf16, head width 128, every tile that tuning may choose: no spill forward, shared memory below the chip's, Hopper's
-    own products, and fp32 arithmetic where Inductor passes floats as fp64. results/kernels_aot.md has all forms."""
-    lines = compiled("attention_forward", "attention_dq", "attention_dkdv", "--only_bf16_128", "--arch", "sm_80", "sm_90")
+    """bf16, head width 128, every tile that tuning may choose: no spill forward, shared memory below the chip's,
+    Hopper's own products, fp32 arithmetic where Inductor passes fp64. results/kernels_aot.md has all forms."""
+    kernels = ("attention_forward", "attention_dq", "attention_dkdv")
+    lines = compiled(*kernels, "--only_bf16_128", "--arch", "sm_80", "sm_90")
     for arch in ("sm_80", "sm_90"):
         for kernel, some in CANDIDATES[arch].items():
             if kernel != "attention_decode":
@@ -36,12 +37,14 @@ def test_the_small_kernels_fit():
 
 
 def form(kernel="attention_forward", **changes) -> Form:
-    return Form(**dict(kernel=kernel, constants={}, dtype="bf16", warps=8, stages=3, chosen=True, arch="sm_90") | changes)
+    usual = dict(kernel=kernel, constants={}, dtype="bf16", warps=8, stages=3, chosen=True, arch="sm_90")
+    return Form(**usual | changes)
 
 
 @pytest.mark.parametrize("what, found, changes", [
-    ("shared", dict(shared=228.0), {}), ("shared", dict(shared=164.0), dict(arch="sm_80")), ("spills", dict(spilled=8), {}),
-    ("spills", dict(spilled=400), dict(kernel="attention_dkdv")), ("fp64", dict(fp64=True), {}),
+    ("shared", dict(shared=228.0), {}), ("shared", dict(shared=164.0), dict(arch="sm_80")),
+    ("spills", dict(spilled=8), {}), ("spills", dict(spilled=400), dict(kernel="attention_dkdv")),
+    ("fp64", dict(fp64=True), {}),
     ("Hopper", dict(products="mma"), {}), ("", {}, {}), ("", dict(spilled=8), dict(kernel="attention_dkdv"))])
 def test_what_must_not_run_is_named(what, found, changes):
     good = dict(registers=100, spilled=0, shared=100.0, products="wgmma", fp64=False)

@@ -77,7 +77,7 @@ numbers = itertools.count()
 
 
 def load(folder, name: str, old: str, new: str):
-    """kernels/<name>.py as a module of its own, with the first `old` replaced; its operators in a namespace of theirs."""
+    """kernels/<name>.py as a module of its own, the first `old` replaced, its operators in a namespace of theirs."""
     source = (ROOT / "kernels" / f"{name}.py").read_text()
     assert old in source, f"kernels/{name}.py has changed: the mutant's line is not there: {old}"
     file = folder / f"{name}_mutant{next(numbers)}.py"

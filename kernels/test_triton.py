@@ -45,13 +45,13 @@ def test_the_same_bits_every_time():
 def operators() -> dict:
     docs = documents(1, 18, 18, [[5]])
     q, k, v = (rand(1, 18, n, 16, seed=n).requires_grad_() for n in (2, 1, 1))
-    o, lse = forward_op(q, k, v, docs, 0.25)
+    o, lse = (t.detach() for t in forward_op(q, k, v, docs, 0.25))
     x, residual, weight = rand(3, 24).requires_grad_(), rand(3, 24, seed=1).requires_grad_(), rand(24).requires_grad_()
     rstd = torch.ones(3, device=DEVICE)
     return {
         "attention": (forward_op, (q, k, v, docs, 0.25)),
         "attention without documents": (forward_op, (q, k, v, None, 0.25)),
-        "attention, backward": (backward_op, (o.detach(), q.detach(), k.detach(), v.detach(), docs, o.detach(), lse.detach(), 0.25)),
+        "attention, backward": (backward_op, (*(t.detach() for t in (o, q, k, v)), docs, o, lse, 0.25)),
         "decoding": (decode_op, (q[:, :1].detach(), k.detach(), v.detach(), None, 0.25)),
         "rms_norm": (rmsnorm.forward_op, (x, None, weight, 1e-5)),
         "add_rms_norm": (rmsnorm.forward_op, (x, residual, weight, 1e-5)),
@@ -104,8 +104,8 @@ from model import ModelConfig, init_weights, meta_model
 losses = []
 for kernels in ("triton", "torch"):
     d = common.init_distributed("float32")
-    model = common.shard_model(meta_model(ModelConfig(2, 32, 48, 4, 2, 16, vocab_size=50, init_std=0.2, kernels=kernels)),
-                               d, "float32", False)
+    cfg = ModelConfig(2, 32, 48, 4, 2, 16, vocab_size=50, init_std=0.2, kernels=kernels)
+    model = common.shard_model(meta_model(cfg), d, "float32", False)
     init_weights(model, 0, common.assign)
     tokens = torch.randint(50, (1, 18), generator=torch.Generator().manual_seed(d.rank))
     hidden = model(tokens[:, :-1], torch.tensor([[0] * 7 + [7] * 10], dtype=torch.int32))
@@ -203,10 +203,11 @@ def test_bfloat16_in_the_interpreter_is_that_of_a_gpu():
         i = tl.arange(0, BLOCK)
         tl.store(Y + i, tl.load(X + i) + tl.load(W + i))
 
-    x, w, y = rand(16, 16, dtype=torch.bfloat16), rand(16, 16, dtype=torch.bfloat16, seed=1), torch.empty(16, 16).bfloat16()
+    x, w, y = (rand(16, 16, dtype=torch.bfloat16, seed=i) for i in range(3))
     multiply[(1,)](x, w, y, 16)
     torch.testing.assert_close(y, (x.float() @ w.float()).bfloat16(), atol=2**-7, rtol=2**-8)
-    halfway = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1e-40, float("nan"), 3.4e38])  # ties to even; tiny; past the range
+    # ties go to even; then tiny, not a number, and past the range
+    halfway = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1e-40, float("nan"), 3.4e38])
     rounded = torch.tensor([1.0, 1 + 2**-6, -1e-40, float("nan"), 3.4e38]).bfloat16()
     from kernels.interpreter import _convert
     bits = _convert(halfway.numpy(), tl.float32, tl.bfloat16, None)

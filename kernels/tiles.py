@@ -53,7 +53,7 @@ TUNED = Path(__file__).with_name("tuned.json")  # {GPU: {kernel and head width: 
 
 @functools.cache
 def tiles_for(kernel: str, D: int, dtype: torch.dtype, device: torch.device) -> Tiles:
-    """The same every time on one machine: tuning is a command, not a part of each run, so that a run can be repeated."""
+    """The same every time on one machine: tuning is a command, not part of a run, so that a run can be repeated."""
     if INTERPRETED:
         return Tiles(16, 16, 1, 1)
     if dtype == torch.float32:
