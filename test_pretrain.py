@@ -213,7 +213,7 @@ def test_no_space_left_while_saving(mini, whole, tmp_path):
 def poisoned(mini, run, *options, code=0):
     """A run in which the loss of step 5 is NaN."""
     script = ("import pretrain, common, torch; step = [0]; real = pretrain.linear_cross_entropy\n"
-              "def loss(*a):\n    step[0] += torch.is_grad_enabled()\n    return real(*a) * (float('nan') if step[0] == 6 else 1)\n"
+              "def loss(*a, **k):\n    step[0] += torch.is_grad_enabled()\n    return real(*a, **k) * (float('nan') if step[0] == 6 else 1)\n"
               "pretrain.linear_cross_entropy = loss; common.cli(pretrain.main)")
     return mini.run("-c", script, "mini.py", "--corpus.folder=data", f"--run={run}", *options, code=code)
 

@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import attention, rmsnorm, tiles
+from kernels import attention, cross_entropy, rmsnorm, tiles
 
 SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_90": 227}  # shared memory that one program may have
 TABLE = Path(__file__).parent.parent / "results" / "kernels_aot.md"
@@ -45,16 +45,18 @@ class Form:
 
     def __str__(self):
         c = self.constants
-        what = f"D {c['D']}" if "D" in c else f"width {c['BLOCK']}"
+        what = f"D {c['D']}" if c.get("D") else f"block {c['BLOCK']}"
         what += f", tile {c['BM']} x {c['BN']}" if "BM" in c else ""
-        what += ", documents" if c.get("DOC") else ", add" if c.get("ADD") else ""
+        what += ", documents" * bool(c.get("DOC")) + ", add" * bool(c.get("ADD"))
+        what += ", entropy" * bool(c.get("WITH_ENTROPY")) + (f", beta {c['BETA']}" if "BETA" in c else "")
+        what += ", no gradient" * ("D" in c and c["D"] is None)
         what += f", {self.warps} warps" + f", {self.stages} stages" * ("BN" in c)
         return what + ", floats as fp64" * (self.floats == "fp64")
 
 
-MODULES = {"attention_": attention, "rms_norm_": rmsnorm}
-FP32 = {"LSE", "DELTA", "RSTD", "DW"}  # tensors that are fp32 whatever the others are
-INT32 = {"START", "ENDS"}
+MODULES = (attention, rmsnorm, cross_entropy)
+TYPES = {"START": "i32", "ENDS": "i32", "TARGETS": "i64"} | dict.fromkeys(  # fp32 whatever the others are:
+    ("LSE", "DELTA", "RSTD", "DW", "RESULTS", "DIVERGENCE", "D"), "fp32")
 
 
 def forms() -> list[Form]:
@@ -76,13 +78,19 @@ def forms() -> list[Form]:
             options = rmsnorm.launch(C, elements)
             constants = dict(ADD=add, BLOCK=options["BLOCK"])
             found.append(Form(kernel, constants, dtype, options["num_warps"], 1, True, arch))
+        block = cross_entropy.BLOCK
+        for constants, dtype in itertools.product(
+                (dict(WITH_ENTROPY=False), dict(WITH_ENTROPY=False, D=None), dict(WITH_ENTROPY=True),
+                 dict(BETA=0.0), dict(BETA=0.5), dict(BETA=1.0)), ("bf16", "fp32")):
+            kernel = "kl_kernel" if "BETA" in constants else "logprobs_kernel"
+            found.append(Form(kernel, constants | dict(BLOCK=block), dtype, block // 512, 1, True, arch))
     first = {form.kernel: form for form in reversed(found) if form.arch == "sm_90"}
     return found + [replace(form, floats="fp64") for form in first.values()]
 
 
 def compile_form(form: Form):
     """Triton's compiled kernel. Pointers, strides and widths are multiples of 16, as they are in the model."""
-    function = getattr(next(m for prefix, m in MODULES.items() if form.kernel.startswith(prefix)), form.kernel)
+    function = next(getattr(module, form.kernel) for module in MODULES if hasattr(module, form.kernel))
     constants = {name: value for name, value in form.constants.items() if name in function.arg_names}
 
     def type_of(name: str) -> str:
@@ -90,15 +98,15 @@ def compile_form(form: Form):
             return "constexpr"
         if name in ("scale", "eps", "temperature"):
             return form.floats
-        if not name.isupper() or name in ("H", "G", "T", "S", "N", "C"):
+        if not name.isupper() or name in ("H", "G", "T", "S", "N", "C", "V"):
             return "i32"
-        fp32 = name in FP32 or form.kernel in ("attention_decode", "attention_join") and name == "O"
-        return "*i32" if name in INT32 else "*fp32" if fp32 else "*" + form.dtype
+        fp32 = form.kernel in ("attention_decode", "attention_join") and name == "O"
+        return "*fp32" if fp32 else "*" + TYPES.get(name, form.dtype)
 
     signature = {name: type_of(name) for name in function.arg_names}
     place = {name: (i,) for i, name in enumerate(function.arg_names)}
     aligned = {place[name]: [["tt.divisibility", 16]] for name, kind in signature.items()
-               if kind[0] == "*" or name.startswith("stride") or name == "C"}
+               if kind[0] == "*" or name.startswith("stride") or name in "CV"}
     source = ASTSource(fn=function, signature=signature, constexprs={place[n]: v for n, v in constants.items()},
                        attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", int(form.arch[3:]), 32),
@@ -140,8 +148,8 @@ def problem(form: Form, found: dict) -> str:
 def markdown(rows: list[tuple[Form, dict, str]]) -> str:
     """The table for results/: what every form needs, forms that differ in their chip only side by side."""
     lines = [f"# The kernels, compiled ahead of time by Triton {triton.__version__}", "",
-             "`python -m kernels.aot` writes this with no GPU. Registers are a thread's (255 at most), spills its bytes "
-             "stored and loaded again, shared memory a program's; products: the instructions that multiply them. "
+             "`python -m kernels.aot` writes this with no GPU. Registers are a thread's (255 at most), spills its "
+             "bytes stored and loaded again, shared memory a program's; products: the instructions that make them. "
              "The form in bold is what a run takes where `python -m kernels.bench --tune` has not been run.", ""]
     for arch, kib in SHARED_KIB.items():
         lines += [f"## {arch}: {kib} KiB of shared memory a program", "",

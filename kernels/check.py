@@ -338,40 +338,46 @@ def cross_entropy(kernels) -> Iterator[Finding]:
         log_m = torch.stack([log_q + torch.tensor(1 - beta).log(), log_p + torch.tensor(beta).log()]).logsumexp(0)
         return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
 
-    several = 2 * kernels.BLOCK + 37
+    several, fp32, bf16 = 2 * kernels.BLOCK + 37, torch.float32, torch.bfloat16
     sizes = kernels.CHUNK, kernels.CHUNK_GPU
     kernels.CHUNK = kernels.CHUNK_GPU = 1  # as small as chunks get: 128 tokens
-    for seed, (N, C, V, dtype, h_layout, w_layout, d_layout, scale, temperature, betas) in enumerate([
-            (4, 16, several, torch.float32, "contiguous", "contiguous", "contiguous", 1.0, 1.0, (0, 0.5, 0.1, 1)),
-            (3, 8, several, torch.float32, "rows strided", "transposed", "expanded", 1e4, 0.6, (0, 0.5, 0.1, 1)),
-            (1, 16, 37, torch.float32, "contiguous", "contiguous", "rows strided", 1.0, 2.0, (0, 0.9)),
-            (130, 8, 5, torch.float32, "sliced", "sliced", "rows strided", 1.0, 0.6, (1,)),
-            (3, 24, several, torch.bfloat16, "transposed", "sliced", "one row", 1.0, 0.6, (0, 0.5, 0.1, 1)),
-            (2, 32, kernels.BLOCK, torch.bfloat16, "one row", "rows strided", "contiguous", 1.0, 1.0, (0, 0.5)),
-            (2, 16, several, torch.bfloat16, "contiguous", "contiguous", "contiguous", 1e4, 2.0, (0, 0.5, 0.1, 1)),
-            (2, 4, 1, torch.float32, "contiguous", "contiguous", "contiguous", 1.0, 1.0, (0, 0.5, 1)),
-            (0, 16, 40, torch.bfloat16, "contiguous", "contiguous", "contiguous", 1.0, 1.0, (0, 0.5))]):
-        hidden = LAYOUTS[h_layout](rand(N, C, dtype=dtype, seed=seed, scale=scale))
-        weight = LAYOUTS[w_layout](rand(V, C, dtype=dtype, seed=seed + 1))
-        teacher = [rand(N, C + 3, dtype=dtype, seed=seed + 2, scale=scale), rand(V, C + 3, dtype=dtype, seed=seed + 3)]
-        targets = torch.randint(V, (N,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-        d = [LAYOUTS[d_layout](rand(N, seed=seed + i)) for i in range(2)]
-        name = f"{N} x {C} x {V} {str(dtype)[6:]}, hidden {h_layout} * {scale:g}, weight {w_layout}"
-        for n, ignored in (("none", targets < 0), ("some", targets % 3 == 1), ("all", targets >= 0)):
-            yield from compare(f"cross_entropy, {name}, {n} ignored",
-                               lambda h, w, t: kernels.linear_cross_entropy(h, w, t, kernels="triton"),
-                               plain_cross_entropy, [hidden, weight, targets.masked_fill(ignored, -100)], [rand(1)[0]])
-        name += f", gradient {d_layout}, T {temperature}"
-        yield from compare(f"logprobs, {name}",
-                           lambda h, w, t: kernels.linear_logprobs(h, w, t, temperature, "triton"),
-                           lambda h, w, t: plain_logprobs(h, w, t, temperature)[0], [hidden, weight, targets], d[:1])
-        for n, used in (("both", d), ("logprobs", [d[0], None]), ("entropy", [None, d[1]]))[:3 if seed < 2 else 1]:
-            yield from compare(f"logprobs_entropy, {name}, gradient of {n}",
-                               lambda h, w, t: kernels.linear_logprobs_entropy(h, w, t, temperature, "triton"),
-                               lambda h, w, t: plain_logprobs(h, w, t, temperature), [hidden, weight, targets], used)
-        for beta in betas:
-            yield from compare(f"kl, {name}, beta {beta}",
-                               lambda h, w, th, tw: kernels.linear_kl(h, w, th, tw, beta, temperature, "triton"),
-                               lambda h, w, th, tw: plain_kl(h, w, th, tw, beta, temperature),
-                               [hidden, weight, *teacher], d[:1])
-    kernels.CHUNK, kernels.CHUNK_GPU = sizes
+    try:
+        for seed, (N, C, V, dtype, h_layout, w_layout, d_layout, scale, temperature, betas) in enumerate([
+                (4, 16, several, fp32, "contiguous", "contiguous", "contiguous", 1.0, 1.0, (0, 0.5, 0.1, 1)),
+                (3, 8, several, fp32, "rows strided", "transposed", "expanded", 1e4, 0.6, (0, 0.5, 0.1, 1)),
+                (1, 16, 37, fp32, "contiguous", "contiguous", "rows strided", 1.0, 2.0, (0, 0.9)),
+                (130, 8, 5, fp32, "sliced", "sliced", "rows strided", 1.0, 0.6, (1,)),
+                (3, 24, several, bf16, "transposed", "sliced", "one row", 1.0, 0.6, (0, 0.5, 0.1, 1)),
+                (2, 32, kernels.BLOCK, bf16, "one row", "rows strided", "contiguous", 1.0, 1.0, (0, 0.5)),
+                (2, 16, several, bf16, "contiguous", "contiguous", "contiguous", 1e4, 2.0, (0, 0.5, 0.1, 1)),
+                (2, 4, 1, fp32, "contiguous", "contiguous", "contiguous", 1.0, 1.0, (0, 0.5, 1)),
+                (0, 16, 40, bf16, "contiguous", "contiguous", "contiguous", 1.0, 1.0, (0, 0.5))]):
+            hidden = LAYOUTS[h_layout](rand(N, C, dtype=dtype, seed=seed, scale=scale))
+            weight = LAYOUTS[w_layout](rand(V, C, dtype=dtype, seed=seed + 1))
+            teacher = [rand(N, C + 3, dtype=dtype, seed=seed + 2, scale=scale),
+                       rand(V, C + 3, dtype=dtype, seed=seed + 3)]
+            targets = torch.randint(V, (N,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+            d = [LAYOUTS[d_layout](rand(N, seed=seed + i)) for i in range(2)]
+            name = f"{N} x {C} x {V} {str(dtype)[6:]}, {h_layout} * {scale:g}, weight {w_layout}"
+            for n, ignored in (("none", targets < 0), ("some", targets % 3 == 1), ("all", targets >= 0)):
+                yield from compare(f"cross_entropy, {name}, {n} ignored",
+                                   lambda h, w, t: kernels.linear_cross_entropy(h, w, t, kernels="triton"),
+                                   plain_cross_entropy, [hidden, weight, targets.masked_fill(ignored, -100)],
+                                   [rand(1)[0]])
+            name += f", d {d_layout}, T {temperature}"
+            yield from compare(f"logprobs, {name}",
+                               lambda h, w, t: kernels.linear_logprobs(h, w, t, temperature, "triton"),
+                               lambda h, w, t: plain_logprobs(h, w, t, temperature)[0],
+                               [hidden, weight, targets], d[:1])
+            for n, used in (("both", d), ("logprobs", [d[0], None]), ("entropy", [None, d[1]]))[:3 if seed < 2 else 1]:
+                yield from compare(f"logprobs_entropy, {name}, d of {n}",
+                                   lambda h, w, t: kernels.linear_logprobs_entropy(h, w, t, temperature, "triton"),
+                                   lambda h, w, t: plain_logprobs(h, w, t, temperature),
+                                   [hidden, weight, targets], used)
+            for beta in betas:
+                yield from compare(f"kl, {name}, beta {beta}",
+                                   lambda h, w, th, tw: kernels.linear_kl(h, w, th, tw, beta, temperature, "triton"),
+                                   lambda h, w, th, tw: plain_kl(h, w, th, tw, beta, temperature),
+                                   [hidden, weight, *teacher], d[:1])
+    finally:
+        kernels.CHUNK, kernels.CHUNK_GPU = sizes

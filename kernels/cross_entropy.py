@@ -40,13 +40,15 @@ def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature
 
     hidden (N, C), weight (V, C), targets (N,) int64, all valid.
     """
-    return logprobs_op(hidden, weight, targets, temperature, False, _by_triton(hidden, kernels), None, [False, False])[0][0]
+    by_triton = _by_triton(hidden, kernels)
+    return logprobs_op(hidden, weight, targets, temperature, False, by_triton, None, [False, False])[0][0]
 
 
 def linear_logprobs_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
                             kernels: str = "auto") -> tuple[Tensor, Tensor]:
     """(linear_logprobs, entropy of each token's distribution at that temperature): both (N,) fp32, in nats."""
-    results, *_ = logprobs_op(hidden, weight, targets, temperature, True, _by_triton(hidden, kernels), None, [False, False])
+    by_triton = _by_triton(hidden, kernels)
+    results = logprobs_op(hidden, weight, targets, temperature, True, by_triton, None, [False, False])[0]
     return results[0], results[1]
 
 
@@ -60,8 +62,8 @@ def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_we
     m = beta p + (1 - beta) q, the generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649) as TRL writes it.
     """
     assert 0 <= beta <= 1, beta
-    return kl_op(hidden, weight, teacher_hidden.detach(), teacher_weight.detach(), beta, temperature,
-                 _by_triton(hidden, kernels), None, [False, False])[0][0]
+    return kl_op(hidden, weight, teacher_hidden, teacher_weight, beta, temperature, _by_triton(hidden, kernels), None,
+                 [False, False])[0][0]
 
 
 def _by_triton(hidden: Tensor, kernels: str) -> bool:
@@ -191,7 +193,7 @@ def at(X, stride, column):
 def minus(X, top, stride, column, V):
     """The row's logits less top, in fp32; from V on, and at the least, -1e30: finite, for 0 * log 0 to be 0."""
     x = tl.load(at(X, stride, column), mask=column < V, other=float("-inf")).to(tl.float32) - top
-    return tl.where(x < -1e30, -1e30, x)  # not a maximum: that would hide NaN
+    return tl.where(x < -1e30, -1e30, x)  # not tl.maximum: on a GPU it hides NaN
 
 
 @triton.jit
@@ -319,8 +321,9 @@ def _(hidden, weight, teacher_hidden, teacher_weight, beta, temperature, by_trit
 
 
 def _save(ctx, inputs, output):
+    *inputs, _, _ = inputs  # less d_results, needed
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-    ctx.options = [x for x in inputs[:-2] if not isinstance(x, Tensor)]
+    ctx.options = [x for x in inputs if not isinstance(x, Tensor)]
     ctx.mark_non_differentiable(*output[1:])
 
 
@@ -341,7 +344,8 @@ def cross_entropy_op(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_ind
     made here, while a chunk's logits are at hand, and no logits are made twice."""
     kept = targets != ignore_index
     d_logprobs = -kept[None].to(wide_type(hidden)) if any(needed) else None
-    logprobs, *gradients = logprobs_op(hidden, weight, targets.where(kept, 0), 1.0, False, by_triton, d_logprobs, needed)
+    index = targets.where(kept, 0)
+    logprobs, *gradients = logprobs_op(hidden, weight, index, 1.0, False, by_triton, d_logprobs, needed)
     return -(logprobs * kept).sum(), *gradients
 
 

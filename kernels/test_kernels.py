@@ -3,9 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import cross_entropy
 from kernels.attention import attention
-from kernels.cross_entropy import linear_cross_entropy, linear_logprobs
 from kernels.rmsnorm import add_rms_norm, rms_norm
 
 
@@ -69,66 +67,3 @@ def test_rms_norm_keeps_its_statistics_in_fp32():
     ours = rms_norm(x, torch.ones(512, dtype=torch.bfloat16), 1e-5)
     assert ours.dtype == torch.bfloat16
     assert torch.equal(ours, F.rms_norm(x.float(), (512,), eps=1e-5).bfloat16())
-
-
-@pytest.fixture(params=[300, 127, 1], ids="N={}".format)
-def problem(request, monkeypatch):
-    """hidden (N, C), weight (V, C), targets (N,), in three chunks of 128 at N = 300."""
-    monkeypatch.setattr(cross_entropy, "CHUNK", 1)
-    N, C, V = request.param, 12, 37
-    hidden, weight = rand(N, C).requires_grad_(), rand(V, C).requires_grad_()
-    assert len(cross_entropy._chunks(hidden, weight)) == -(-N // 128)
-    return hidden, weight, torch.randint(V, (N,), generator=torch.Generator().manual_seed(0))
-
-
-def test_linear_cross_entropy(problem):
-    hidden, weight, targets = problem
-    for scale in (1.0, 0.125):  # the gradient is made in the forward pass: what comes after must still scale it
-        assert_same(linear_cross_entropy(hidden, weight, targets) * scale,
-                    F.cross_entropy(hidden @ weight.T, targets, reduction="sum") * scale, (hidden, weight))
-
-
-@pytest.mark.parametrize("ignore_index", [-100, 5])
-def test_ignored_targets_count_nothing(problem, ignore_index):
-    hidden, weight, targets = problem
-    targets = torch.where(torch.arange(len(targets)) % 3 == 1, ignore_index, targets)
-    plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum", ignore_index=ignore_index)
-    assert_same(linear_cross_entropy(hidden, weight, targets, ignore_index), plain, (hidden, weight))
-    all_ignored = linear_cross_entropy(hidden, weight, torch.full_like(targets, ignore_index), ignore_index)
-    assert all_ignored == 0 and not torch.autograd.grad(all_ignored, weight)[0].any()
-
-
-def test_cross_entropy_of_one_needed_gradient(problem):
-    """A frozen input gets none, the other is right."""
-    hidden, weight, targets = problem
-    for frozen in (0, 1):
-        inputs = [x.detach().requires_grad_(i != frozen) for i, x in enumerate((hidden, weight))]
-        plain = F.cross_entropy(inputs[0] @ inputs[1].T, targets, reduction="sum")
-        assert_same(linear_cross_entropy(*inputs, targets), plain, [inputs[1 - frozen]])
-    with torch.no_grad():
-        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets), plain)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
-def test_linear_logprobs(problem, temperature):
-    hidden, weight, targets = problem
-    plain = (hidden @ weight.T / temperature).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    ours = linear_logprobs(hidden, weight, targets, temperature)
-    assert_same(ours, plain, (hidden, weight), rand(len(targets)))  # another weight for each token
-    assert_same(ours.exp().sum(), plain.exp().sum(), (hidden, weight))
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
-def test_losses_of_lower_types(problem, dtype, tolerance):
-    """fp32 results whatever the inputs; gradients in the inputs' type."""
-    hidden, weight, targets = problem
-    inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight)]
-    wide = [x.detach().double().requires_grad_() for x in inputs]
-    plain = (wide[0] @ wide[1].T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    for ours in (linear_cross_entropy(*inputs, targets), -linear_logprobs(*inputs, targets).sum()):
-        assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours.double(), -plain.sum(), rtol=tolerance, atol=tolerance)
-        grads, exact = torch.autograd.grad(ours, inputs), torch.autograd.grad(-plain.sum(), wide, retain_graph=True)
-        for d_ours, d_plain in zip(grads, exact):
-            assert d_ours.dtype == dtype
-            assert (d_ours.double() - d_plain).norm() < tolerance * d_plain.norm()

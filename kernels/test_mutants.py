@@ -71,8 +71,20 @@ MUTANTS = {
         ("* tl.load(RSTD + row)\n        g", "\n        g"),
         ("dx.to(DX.dtype.element_ty), mask=inside)", "dx.to(DX.dtype.element_ty))"),
     ],
+    check.cross_entropy: [
+        ("total = tl.exp(drop) * total + tl.sum(tl.exp(x), 0)", "total = total + tl.sum(tl.exp(x), 0)"),
+        ("new_top = tl.maximum(top, tl.max(x, 0))", "new_top = tl.max(x, 0)"),
+        (" + drop * tl.exp(drop) * total + ", " + "),
+        ("beta=0, alpha=1 / temperature)", "beta=0, alpha=1)"),
+        ("tl.where(column == target, 1.0, 0.0)", "0.0"),
+        ("mask=column < V, other=", "mask=column < V + 1, other="),
+        ("d -= tl.load(D + R + row)", "d += tl.load(D + R + row)"),
+        ("parts, s = p * log_ratio, -p", "parts, s = -q * log_ratio, -p"),  # the other KL
+        ("(s - tl.exp(log_q) * s_sum)", "s"),
+        ("total.addmm_(a, b)", "total.copy_(a @ b)"),
+    ],
 }
-FILES = {check.rms_norm: "rmsnorm"}  # the others are attention's
+FILES = {check.rms_norm: "rmsnorm", check.cross_entropy: "cross_entropy"}  # the others are attention's
 numbers = itertools.count()
 
 
