@@ -78,7 +78,7 @@ def forms() -> list[Form]:
             options = rmsnorm.launch(C, elements)
             constants = dict(ADD=add, BLOCK=options["BLOCK"])
             found.append(Form(kernel, constants, dtype, options["num_warps"], 1, True, arch))
-        block = cross_entropy.BLOCK
+        block = cross_entropy.BLOCK_GPU
         for constants, dtype in itertools.product(
                 (dict(WITH_ENTROPY=False), dict(WITH_ENTROPY=False, D=None), dict(WITH_ENTROPY=True),
                  dict(BETA=0.0), dict(BETA=0.5), dict(BETA=1.0)), ("bf16", "fp32")):
@@ -98,7 +98,8 @@ def compile_form(form: Form):
             return "constexpr"
         if name in ("scale", "eps", "temperature"):
             return form.floats
-        if not name.isupper() or name in ("H", "G", "T", "S", "N", "C", "V"):
+        vocabulary = name == "V" and not form.kernel.startswith("attention")  # there V are the values
+        if not name.isupper() or name in ("H", "G", "T", "S", "N", "C") or vocabulary:
             return "i32"
         fp32 = form.kernel in ("attention_decode", "attention_join") and name == "O"
         return "*fp32" if fp32 else "*" + TYPES.get(name, form.dtype)

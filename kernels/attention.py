@@ -76,6 +76,16 @@ def tile_of(X, row, stride_t, D: tl.constexpr):
 
 
 @triton.jit
+def load_tile(X, row, stride_t, n, D: tl.constexpr, MASK: tl.constexpr):
+    """Rows `row` of a head, (rows, D); with MASK those from n on are zeros."""
+    if MASK:
+        x = tl.load(tile_of(X, row, stride_t, D), mask=(row < n)[:, None], other=0.0)
+    else:
+        x = tl.load(tile_of(X, row, stride_t, D))
+    return x
+
+
+@triton.jit
 def seen_keys(START, b, row0, T, S, BM: tl.constexpr, BN: tl.constexpr, DOC: tl.constexpr):
     """Which keys the queries row0 ... row0 + BM - 1 see, as multiples of BN: from `first`, with the document mask, to
     `whole`; from there with no mask to `diagonal`; from there with the causal (and document) mask to `last`."""
@@ -99,12 +109,8 @@ def walk_keys(acc, m, l, q, K, V, first, last, position, start, stride_kt, strid
     """The online softmax over keys first ... last - 1. q (BM, D); acc (BM, D), m and l (BM,) in fp32."""
     for n in tl.range(first, last, BN):
         key = n + tl.arange(0, BN)
-        if MASK:
-            k = tl.load(tile_of(K, key, stride_kt, D), mask=(key < S)[:, None], other=0.0)
-            v = tl.load(tile_of(V, key, stride_vt, D), mask=(key < S)[:, None], other=0.0)
-        else:
-            k = tl.load(tile_of(K, key, stride_kt, D))
-            v = tl.load(tile_of(V, key, stride_vt, D))
+        k = load_tile(K, key, stride_kt, S, D, MASK)
+        v = load_tile(V, key, stride_vt, S, D, MASK)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BM, BN)
         if MASK:
             sees = key[None, :] <= position[:, None]
@@ -134,7 +140,7 @@ def attention_forward(Q, K, V, O, LSE, START, stride_qb, stride_qt, stride_qh, s
     row = row0 + tl.arange(0, BM)
     inside = row < T
     scale = tl.cast(scale, tl.float32) * 1.4426950408889634  # log2(e); Inductor would pass a float as fp64
-    q = tl.load(tile_of(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, D), mask=inside[:, None], other=0.0)
+    q = load_tile(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, T, D, True)
     K = head_of(K, b, h // G, stride_kb, stride_kh)
     V = head_of(V, b, h // G, stride_vb, stride_vh)
     start = row
@@ -211,12 +217,8 @@ def walk_keys_back(dq, q, do, lse, delta, K, V, first, last, position, start, st
     """Adds to dq what keys first ... last - 1 give. q, do (BM, D); dq (BM, D), lse and delta (BM,) in fp32."""
     for n in tl.range(first, last, BN):
         key = n + tl.arange(0, BN)
-        if MASK:
-            k = tl.load(tile_of(K, key, stride_kt, D), mask=(key < S)[:, None], other=0.0)
-            v = tl.load(tile_of(V, key, stride_vt, D), mask=(key < S)[:, None], other=0.0)
-        else:
-            k = tl.load(tile_of(K, key, stride_kt, D))
-            v = tl.load(tile_of(V, key, stride_vt, D))
+        k = load_tile(K, key, stride_kt, S, D, MASK)
+        v = load_tile(V, key, stride_vt, S, D, MASK)
         p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale - lse[:, None])
         if MASK:
             sees = key[None, :] <= position[:, None]
@@ -240,10 +242,9 @@ def attention_dq(Q, K, V, O, DO, LSE, DELTA, DQ, START, stride_qb, stride_qt, st
     row = row0 + tl.arange(0, BM)
     inside = row < T
     log2_scale = tl.cast(scale, tl.float32) * 1.4426950408889634
-    q = tl.load(tile_of(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, D), mask=inside[:, None], other=0.0)
-    do = tl.load(tile_of(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, D), mask=inside[:, None],
-                 other=0.0)
-    o = tl.load(tile_of(head_of(O, b * T, h, H * D, D), row, H * D, D), mask=inside[:, None], other=0.0)
+    q = load_tile(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, T, D, True)
+    do = load_tile(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, T, D, True)
+    o = load_tile(head_of(O, b * T, h, H * D, D), row, H * D, T, D, True)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(DELTA + tl.cast(bh, tl.int64) * T + row, delta, mask=inside)
     lse = tl.load(LSE + tl.cast(bh, tl.int64) * T + row, mask=inside, other=0.0)
@@ -282,8 +283,8 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
     inside = key < S
     past = S - T
     log2_scale = tl.cast(scale, tl.float32) * 1.4426950408889634
-    k = tl.load(tile_of(head_of(K, b, hk, stride_kb, stride_kh), key, stride_kt, D), mask=inside[:, None], other=0.0)
-    v = tl.load(tile_of(head_of(V, b, hk, stride_vb, stride_vh), key, stride_vt, D), mask=inside[:, None], other=0.0)
+    k = load_tile(head_of(K, b, hk, stride_kb, stride_kh), key, stride_kt, S, D, True)
+    v = load_tile(head_of(V, b, hk, stride_vb, stride_vh), key, stride_vt, S, D, True)
     # the queries that see any of these keys are first ... last - 1; whole ... tail - 1 of them see them all
     first = tl.maximum(tile * BN - past, 0) // BM * BM
     whole = tl.maximum(tile * BN + BN - 1 - past, 0)
@@ -303,10 +304,8 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
         row0 = first + (step - g * steps) * BM
         row = row0 + tl.arange(0, BM)
         at = tl.cast(b * H + h, tl.int64) * T
-        q = tl.load(tile_of(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, D), mask=(row < T)[:, None],
-                    other=0.0)
-        do = tl.load(tile_of(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, D), mask=(row < T)[:, None],
-                     other=0.0)
+        q = load_tile(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, T, D, True)
+        do = load_tile(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, T, D, True)
         lse = tl.load(LSE + at + row, mask=row < T, other=0.0)  # beyond T all is 0 but p
         delta = tl.load(DELTA + at + row, mask=row < T, other=0.0)
         start = row
@@ -344,7 +343,7 @@ def attention_decode(Q, K, V, O, LSE, START, stride_qb, stride_qh, stride_kb, st
     b, hk = bk // (H // G), bk % (H // G)
     g = tl.arange(0, BM)
     scale = tl.cast(scale, tl.float32) * 1.4426950408889634
-    q = tl.load(tile_of(head_of(Q, b, hk * G, stride_qb, stride_qh), g, stride_qh, D), mask=(g < G)[:, None], other=0.0)
+    q = load_tile(head_of(Q, b, hk * G, stride_qb, stride_qh), g, stride_qh, G, D, True)
     K = head_of(K, b, hk, stride_kb, stride_kh)
     V = head_of(V, b, hk, stride_vb, stride_vh)
     first = split * SPLIT
@@ -370,7 +369,7 @@ def attention_join(O, LSE, OUT, splits, D: tl.constexpr, BLOCK: tl.constexpr):
     split = tl.arange(0, BLOCK)
     lse = tl.load(LSE + bh * splits + split, mask=split < splits, other=float("-inf"))
     weight = tl.exp2(lse - tl.max(lse, 0))
-    o = tl.load(tile_of(O + bh * splits * D, split, D, D), mask=(split < splits)[:, None], other=0.0)
+    o = load_tile(O + bh * splits * D, split, D, splits, D, True)
     out = tl.sum(o * weight[:, None], 0) / tl.sum(weight, 0)
     tl.store(OUT + bh * D + tl.arange(0, D), out.to(OUT.dtype.element_ty))
 

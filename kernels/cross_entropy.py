@@ -20,7 +20,8 @@ from kernels import INTERPRETED, tl, triton, use_triton
 
 CHUNK = 1 << 21  # logits held at once on the CPU: 8 MB in fp32, about what stays in its caches
 CHUNK_GPU = 1 << 28  # 1 GB: chunks large enough that a matrix product fills the device
-BLOCK = 64 if INTERPRETED else 4096  # logits of a row that a program holds at once; the checks need several blocks
+BLOCK_GPU = 4096  # logits of a row that a program holds at once
+BLOCK = 64 if INTERPRETED else BLOCK_GPU  # the checks need several blocks
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100,

@@ -16,7 +16,7 @@ MUTANTS = {
         ("sees &= key[None, :] >= start[:, None]", "sees &= key[None, :] >= start[:, None] - 1"),
         ("sees = key[:, None] <= (row + past)[None, :]", "sees = key[:, None] <= row[None, :]"),
         ("sees &= key[:, None] >= start[None, :]", "sees &= key[:, None] > start[None, :]"),
-        ("mask=(key < S)[:, None], other=0.0", "mask=(key < S + BN)[:, None], other=0.0"),
+        ("mask=(row < n)[:, None], other=0.0", "mask=(row < n + 1)[:, None], other=0.0"),
         ("diagonal = tl.maximum((position + 1) // BN * BN, first)", "diagonal = tl.maximum(last // BN * BN, first)"),
         ("tl.minimum(row0 + BM, T) - 1), BN) * BN", "row0), BN) * BN"),
         ("if (row0 < whole) | (row0 >= tail):", "if row0 >= tail:"),
@@ -36,7 +36,7 @@ MUTANTS = {
         ("ds.to(k.dtype), k, dq,", "p.to(k.dtype), k, dq,"),
         # heads
         ("head_of(K, b, h // G, stride_kb, stride_kh)", "head_of(K, b, h % G, stride_kb, stride_kh)"),
-        ("h = hk * G + step // steps", "h = hk * G"),
+        ("h = hk * G + g", "h = hk * G"),
     ],
     check.layouts: [
         ("head_of(K, b, h // G, stride_kb, stride_kh)", "head_of(K, b, 0, stride_kb, stride_kh)"),
