@@ -256,6 +256,7 @@ def test_plan_needs_no_data(mini):
     (["--corpus.folder=nowhere"], "no data in nowhere: prepare it with `python -m data.corpus mini.py"),
     (["--pretrain.batch_tokens=80"], "no multiple of its context"),
     (["--pretrain.dtype=float16"], "pretrain.dtype must be one of"),
+    (["--model.kernels=cuda"], "mini.py: model: kernels must be one of auto, triton, torch, not 'cuda'"),
     (["--init_from=nowhere"], "nowhere"),
     (["--pretrain.branch_from=out/whole/pretrain"], "branch_from must be one checkpoint"),
 ])

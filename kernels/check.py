@@ -19,7 +19,8 @@ from kernels.tiles import Tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEED = 0  # of all inputs; the tests try several
-EPS = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-23}
+EPS = {torch.bfloat16: 2**-8, torch.float16: 2**-11,
+       torch.float32: 2**-23 if INTERPRETED else 2**-21}  # a GPU's exp2 is good to two units in the last place
 
 
 @dataclass
