@@ -189,6 +189,8 @@ def rms_norm(kernels) -> Iterator[Finding]:
             yield from compare(f"add_rms_norm {name}", ours, plain, [x, residual, weight], used)
     zero = torch.zeros(2, 8, device=DEVICE)
     yield from compare("rms_norm of zeros", ours, plain, [zero, None, rand(8)], [rand(2, 8)])
+    yield from compare("rms_norm, bfloat16 with a weight of float32", ours, plain,
+                       [rand(3, 20, dtype=torch.bfloat16), None, rand(20)], [rand(3, 20)])
 
 def documents(B: int, T: int, S: int, cuts: list[list[int]]) -> torch.Tensor:
     """doc_start (B, T) of rows with a document beginning at 0 and at each of the cuts."""

@@ -85,13 +85,13 @@ def rms_norm_backward(DY, DTOTAL, X, W, RSTD, DX, DW, stride_dy, stride_dt, stri
 # ---------------------------------------------------------------------------------------------------------------------
 # Launches, as operators that torch.compile, FSDP and activation checkpointing see as one node each
 
+FORWARD, BACKWARD = 16, 8  # elements a thread: the backward pass keeps more of each in registers
+
+
 def launch(C: int, elements: int) -> dict:
     """Block and warps for a width: a thread loads so many elements of each tensor, 8 of bf16 at once."""
     block = triton.next_power_of_2(C)
     return dict(BLOCK=block, num_warps=min(16, max(1, block // (32 * elements))))
-
-
-FORWARD, BACKWARD = 16, 8  # elements a thread: the backward pass keeps more of each in registers
 
 
 def programs(N: int, device: torch.device) -> int:
