@@ -26,8 +26,9 @@ KINDS = ("auto", "triton", "torch")
 
 
 def use_triton(x: torch.Tensor, kernels: str) -> bool:
-    """Whether a call on x goes to Triton; kernels: one of KINDS. "auto" leaves float64 to PyTorch."""
-    return kernels == "triton" or kernels == "auto" and x.is_cuda and x.dtype != torch.float64
+    """Whether a call on x goes to Triton; kernels: one of KINDS. float64 is always left to PyTorch."""
+    assert kernels in KINDS, kernels
+    return x.dtype != torch.float64 and (kernels == "triton" or kernels == "auto" and x.is_cuda)
 
 
 def with_last_dim_contiguous(x: torch.Tensor) -> torch.Tensor:

@@ -86,6 +86,22 @@ def load_tile(X, row, stride_t, n, D: tl.constexpr, MASK: tl.constexpr):
 
 
 @triton.jit
+def in_log2(scale):
+    """The factor that takes a product of q and k to a score in units of log 2: scale * log2(e)."""
+    return tl.cast(scale, tl.float32) * 1.4426950408889634  # Inductor would pass a float as fp64
+
+
+@triton.jit
+def query_tile(H, T, BM: tl.constexpr):
+    """(row of the batch, head, first query) of a program that holds a tile of queries.
+
+    A head's tiles with the most keys come first, so that the last programs to run are short ones."""
+    tiles = tl.cdiv(T, BM)
+    bh = tl.program_id(0) // tiles
+    return bh // H, bh % H, (tiles - 1 - tl.program_id(0) % tiles) * BM
+
+
+@triton.jit
 def seen_keys(START, b, row0, T, S, BM: tl.constexpr, BN: tl.constexpr, DOC: tl.constexpr):
     """Which keys the queries row0 ... row0 + BM - 1 see, as multiples of BN: from `first`, with the document mask, to
     `whole`; from there with no mask to `diagonal`; from there with the causal (and document) mask to `last`."""
@@ -104,9 +120,20 @@ def seen_keys(START, b, row0, T, S, BM: tl.constexpr, BN: tl.constexpr, DOC: tl.
 # Triton: forward
 
 @triton.jit
+def online_softmax(acc, m, l, s, v, scale, PRECISION: tl.constexpr):
+    """One more tile of keys: products s (BM, BN), -inf where masked, and v (BN, D). acc (BM, D), m and l (BM,) fp32."""
+    m_new = tl.maximum(m, tl.max(s, 1) * scale)  # m begins finite: a row that sees nothing here has p = 0, not NaN
+    p = tl.exp2(s * scale - m_new[:, None])
+    shrink = tl.exp2(m - m_new)
+    l = l * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, m_new, l
+
+
+@triton.jit
 def walk_keys(acc, m, l, q, K, V, first, last, position, start, stride_kt, stride_vt, S, scale,
               D: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, DOC: tl.constexpr, PRECISION: tl.constexpr):
-    """The online softmax over keys first ... last - 1. q (BM, D); acc (BM, D), m and l (BM,) in fp32."""
+    """The online softmax over keys first ... last - 1, for queries q (BM, D)."""
     for n in tl.range(first, last, BN):
         key = n + tl.arange(0, BN)
         k = load_tile(K, key, stride_kt, S, D, MASK)
@@ -117,12 +144,7 @@ def walk_keys(acc, m, l, q, K, V, first, last, position, start, stride_kt, strid
             if DOC:
                 sees &= key[None, :] >= start[:, None]
             s = tl.where(sees, s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1) * scale)  # m begins finite: a row that sees nothing here has p = 0, not NaN
-        p = tl.exp2(s * scale - m_new[:, None])
-        shrink = tl.exp2(m - m_new)
-        l = l * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-        m = m_new
+        acc, m, l = online_softmax(acc, m, l, s, v, scale, PRECISION)
     return acc, m, l
 
 
@@ -130,16 +152,11 @@ def walk_keys(acc, m, l, q, K, V, first, last, position, start, stride_kt, strid
 def attention_forward(Q, K, V, O, LSE, START, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
                       stride_vb, stride_vt, stride_vh, H, G, T, S, scale,
                       D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DOC: tl.constexpr, PRECISION: tl.constexpr):
-    """A tile of queries of one head a program: O (B, T, H, D) contiguous, LSE (B, H, T) in units of log 2.
-
-    Tiles with the most keys come first, so that the last programs to run are short ones."""
-    tiles = tl.cdiv(T, BM)
-    row0 = (tiles - 1 - tl.program_id(0) % tiles) * BM
-    bh = tl.program_id(0) // tiles
-    b, h = bh // H, bh % H
+    """A tile of queries of one head a program: O (B, T, H, D) contiguous, LSE (B, H, T) in units of log 2."""
+    b, h, row0 = query_tile(H, T, BM)
     row = row0 + tl.arange(0, BM)
     inside = row < T
-    scale = tl.cast(scale, tl.float32) * 1.4426950408889634  # log2(e); Inductor would pass a float as fp64
+    scale = in_log2(scale)
     q = load_tile(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, T, D, True)
     K = head_of(K, b, h // G, stride_kb, stride_kh)
     V = head_of(V, b, h // G, stride_vb, stride_vh)
@@ -160,7 +177,7 @@ def attention_forward(Q, K, V, O, LSE, START, stride_qb, stride_qt, stride_qh, s
     l = tl.where(l == 0.0, 1.0, l)  # a query that sees no key at all: output 0
     out = tile_of(head_of(O, b * T, h, H * D, D), row, H * D, D)
     tl.store(out, (acc / l[:, None]).to(O.dtype.element_ty), mask=inside[:, None])
-    tl.store(LSE + tl.cast(bh, tl.int64) * T + row, m + tl.log2(l), mask=inside)
+    tl.store(LSE + tl.cast(b * H + h, tl.int64) * T + row, m + tl.log2(l), mask=inside)
 
 
 @triton.jit
@@ -172,12 +189,9 @@ def attention_forward_specialized(Q, K, V, O, LSE, START, stride_qb, stride_qt, 
 
     Triton's compiler splits a loop in that way if it is the only one, so every tile is masked here, and if all that it
     reads comes through descriptors of one or two dimensions: even the documents' starts."""
-    tiles = tl.cdiv(T, BM)
-    row0 = (tiles - 1 - tl.program_id(0) % tiles) * BM
-    bh = tl.program_id(0) // tiles
-    b, h = bh // H, bh % H
+    b, h, row0 = query_tile(H, T, BM)
     row = row0 + tl.arange(0, BM)
-    scale = tl.cast(scale, tl.float32) * 1.4426950408889634
+    scale = in_log2(scale)
     q_rows = tl.make_tensor_descriptor(head_of(Q, b, h, stride_qb, stride_qh), [T, D], [stride_qt, 1], [BM, D])
     k_rows = tl.make_tensor_descriptor(head_of(K, b, h // G, stride_kb, stride_kh), [S, D], [stride_kt, 1], [BN, D])
     v_rows = tl.make_tensor_descriptor(head_of(V, b, h // G, stride_vb, stride_vh), [S, D], [stride_vt, 1], [BN, D])
@@ -196,16 +210,11 @@ def attention_forward_specialized(Q, K, V, O, LSE, START, stride_qb, stride_qt, 
         if DOC:
             sees &= key[None, :] >= start[:, None]
         s = tl.where(sees, s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1) * scale)
-        p = tl.exp2(s * scale - m_new[:, None])
-        shrink = tl.exp2(m - m_new)
-        l = l * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(V.dtype.element_ty), v_rows.load([n, 0]), acc * shrink[:, None], input_precision=PRECISION)
-        m = m_new
+        acc, m, l = online_softmax(acc, m, l, s, v_rows.load([n, 0]), scale, PRECISION)
     l = tl.where(l == 0.0, 1.0, l)
     out = tile_of(head_of(O, b * T, h, H * D, D), row, H * D, D)
     tl.store(out, (acc / l[:, None]).to(O.dtype.element_ty), mask=(row < T)[:, None])
-    tl.store(LSE + tl.cast(bh, tl.int64) * T + row, m + tl.log2(l), mask=row < T)
+    tl.store(LSE + tl.cast(b * H + h, tl.int64) * T + row, m + tl.log2(l), mask=row < T)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,19 +244,16 @@ def attention_dq(Q, K, V, O, DO, LSE, DELTA, DQ, START, stride_qb, stride_qt, st
                  stride_kh, stride_vb, stride_vt, stride_vh, stride_dob, stride_dot, stride_doh, H, G, T, S, scale,
                  D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DOC: tl.constexpr, PRECISION: tl.constexpr):
     """A tile of queries of one head a program: DQ (B, T, H, D) contiguous, and DELTA (B, H, T) for attention_dkdv."""
-    tiles = tl.cdiv(T, BM)
-    row0 = (tiles - 1 - tl.program_id(0) % tiles) * BM
-    bh = tl.program_id(0) // tiles
-    b, h = bh // H, bh % H
+    b, h, row0 = query_tile(H, T, BM)
     row = row0 + tl.arange(0, BM)
     inside = row < T
-    log2_scale = tl.cast(scale, tl.float32) * 1.4426950408889634
+    log2_scale = in_log2(scale)
     q = load_tile(head_of(Q, b, h, stride_qb, stride_qh), row, stride_qt, T, D, True)
     do = load_tile(head_of(DO, b, h, stride_dob, stride_doh), row, stride_dot, T, D, True)
     o = load_tile(head_of(O, b * T, h, H * D, D), row, H * D, T, D, True)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    tl.store(DELTA + tl.cast(bh, tl.int64) * T + row, delta, mask=inside)
-    lse = tl.load(LSE + tl.cast(bh, tl.int64) * T + row, mask=inside, other=0.0)
+    tl.store(DELTA + tl.cast(b * H + h, tl.int64) * T + row, delta, mask=inside)
+    lse = tl.load(LSE + tl.cast(b * H + h, tl.int64) * T + row, mask=inside, other=0.0)
     K = head_of(K, b, h // G, stride_kb, stride_kh)
     V = head_of(V, b, h // G, stride_vb, stride_vh)
     start = row
@@ -282,7 +288,7 @@ def attention_dkdv(Q, K, V, DO, LSE, DELTA, DK, DV, START, ENDS, stride_qb, stri
     key = tile * BN + tl.arange(0, BN)
     inside = key < S
     past = S - T
-    log2_scale = tl.cast(scale, tl.float32) * 1.4426950408889634
+    log2_scale = in_log2(scale)
     k = load_tile(head_of(K, b, hk, stride_kb, stride_kh), key, stride_kt, S, D, True)
     v = load_tile(head_of(V, b, hk, stride_vb, stride_vh), key, stride_vt, S, D, True)
     # the queries that see any of these keys are first ... last - 1; whole ... tail - 1 of them see them all
@@ -342,7 +348,7 @@ def attention_decode(Q, K, V, O, LSE, START, stride_qb, stride_qh, stride_kb, st
     bk = tl.program_id(0) // splits
     b, hk = bk // (H // G), bk % (H // G)
     g = tl.arange(0, BM)
-    scale = tl.cast(scale, tl.float32) * 1.4426950408889634
+    scale = in_log2(scale)
     q = load_tile(head_of(Q, b, hk * G, stride_qb, stride_qh), g, stride_qh, G, D, True)
     K = head_of(K, b, hk, stride_kb, stride_kh)
     V = head_of(V, b, hk, stride_vb, stride_vh)

@@ -32,7 +32,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
     the mean: the caller divides by the global number of trained tokens, over ranks and micro-batches alike.
     """
     needed = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight)]
-    return cross_entropy_op(hidden, weight, targets, ignore_index, _by_triton(hidden, kernels), needed)[0]
+    return cross_entropy_op(hidden, weight, targets, ignore_index, use_triton(hidden, kernels), needed)[0]
 
 
 def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
@@ -41,14 +41,14 @@ def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature
 
     hidden (N, C), weight (V, C), targets (N,) int64, all valid.
     """
-    by_triton = _by_triton(hidden, kernels)
+    by_triton = use_triton(hidden, kernels)
     return logprobs_op(hidden, weight, targets, temperature, False, by_triton, None, [False, False])[0][0]
 
 
 def linear_logprobs_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
                             kernels: str = "auto") -> tuple[Tensor, Tensor]:
     """(linear_logprobs, entropy of each token's distribution at that temperature): both (N,) fp32, in nats."""
-    by_triton = _by_triton(hidden, kernels)
+    by_triton = use_triton(hidden, kernels)
     results = logprobs_op(hidden, weight, targets, temperature, True, by_triton, None, [False, False])[0]
     return results[0], results[1]
 
@@ -63,12 +63,8 @@ def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_we
     m = beta p + (1 - beta) q, the generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649) as TRL writes it.
     """
     assert 0 <= beta <= 1, beta
-    return kl_op(hidden, weight, teacher_hidden, teacher_weight, beta, temperature, _by_triton(hidden, kernels), None,
+    return kl_op(hidden, weight, teacher_hidden, teacher_weight, beta, temperature, use_triton(hidden, kernels), None,
                  [False, False])[0][0]
-
-
-def _by_triton(hidden: Tensor, kernels: str) -> bool:
-    return use_triton(hidden, kernels) and hidden.dtype != torch.float64
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ MUTANTS = {
     ],
     check.specialized: [
         ("sees = key[None, :] <= (row + S - T)[:, None]", "sees = key[None, :] <= row[:, None]"),
-        ("v_rows.load([n, 0]), acc * shrink[:, None]", "v_rows.load([n, 0]), acc"),
+        ("s, v_rows.load([n, 0])", "s, v_rows.load([0, 0])"),
         ("[T], [1], [BM]).load([row0])", "[T], [1], [BM]).load([0])"),
     ],
     check.decoding: [
