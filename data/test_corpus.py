@@ -14,7 +14,8 @@ import pytest
 
 from common import UserError, cli
 from data import corpus
-from data.corpus import HEADER, CorpusConfig, Notes, documents, prepare, read_pool, verify
+from data.corpus import HEADER, CorpusConfig, documents, prepare, read_pool, verify
+from data.sources import Place
 from data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 TEXTS = [f"Document {i}: " + "naïve café 你好 🙂 <|endoftext|> 12 + 7 = 19\r\n" * (1 + i % 5) for i in range(300)]
@@ -47,6 +48,11 @@ def read(folder: Path, split: str, tokenizer: Tokenizer) -> list[list[int]]:
             for ids in np.split(shard.tokens, shard.ends[:-1].astype(int))]
 
 
+def split_texts(sources: list[dict], **settings) -> list[tuple[str, str]]:
+    """All (split, text) of sources; a bad line is an error."""
+    return [document for part in documents(sources, CorpusConfig(**settings), Place(stop=True)) for document in part]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -54,9 +60,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_shards_hold_the_documents(tmp_path, tokenizer, jsonl):
     manifest = make(tmp_path / "data", tokenizer, jsonl)
     got = {split: read(tmp_path / "data", split, tokenizer) for split in ("train", "val")}
-    cfg = CorpusConfig(path=str(jsonl), val_fraction=0.1)
     for split in got:
-        texts = [text for s, text in documents([{"path": str(jsonl)}], cfg, Notes(False)) if s == split]
+        texts = [text for s, text in split_texts([{"path": str(jsonl)}], val_fraction=0.1) if s == split]
         assert got[split] == [[tokenizer.bos, *tokenizer.encode(text), tokenizer.eot] for text in texts]
     assert len(got["train"]) + len(got["val"]) == 300 and 10 < len(got["val"]) < 60
     train = read_pool(tmp_path / "data" / "text", "train", tokenizer.hash)
@@ -76,8 +81,7 @@ def test_all_formats_give_the_same_documents(tmp_path, tokenizer, jsonl):
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / f"{i:03}.{folder}").write_bytes(pack(text.encode()))
     for name in ("texts.jsonl", "texts.jsonl.gz", "texts.parquet", "texts.parquet.gz", "txt", "txt.gz", "txt/*.txt"):
-        cfg = CorpusConfig(path=str(tmp_path / name), val_fraction=0.0)
-        assert [text for _, text in documents([{"path": cfg.path}], cfg, Notes(True))] == TEXTS, name
+        assert [text for _, text in split_texts([{"path": str(tmp_path / name)}], val_fraction=0.0)] == TEXTS, name
 
 
 def test_held_out_documents_are_in_no_training_shard(tmp_path, tokenizer):
@@ -115,19 +119,22 @@ def test_second_run_does_nothing_and_changes_are_seen(tmp_path, tokenizer, jsonl
 
 # Makes the pool in child processes that are killed at random moments soon after a shard, until one comes to its end.
 KILLER = """
-import os, random, signal, sys, time
+import json, os, random, signal, sys, time
+import datasets
 from pathlib import Path
+from data import corpus
 from data.test_corpus import Tokenizer, make
-folder, name, path, pause = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), float(sys.argv[4])
+folder, name, sources, pause = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
+corpus.BATCH = 25, 4e6
 draw, kills = random.Random(0), 0
 tokenizer, manifest = Tokenizer.load(name), folder / "text" / "manifest.json"
 written = lambda: manifest.stat().st_mtime_ns if manifest.exists() else 0
 while True:
     before, child = written(), os.fork()
     if not child:
-        make(folder, tokenizer, path)
+        make(folder, tokenizer, "", pools={"text": sources}, shard_tokens=3000)
         os._exit(0)
-    if kills < 8:
+    if kills < 5:
         while written() == before and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.001)
         time.sleep(draw.random() * pause)
@@ -141,16 +148,70 @@ print("kills", kills)
 """
 
 
-def test_killed_runs_end_in_the_same_bytes(tmp_path, tokenizer, jsonl):
-    jsonl.write_text(jsonl.read_text() * 4)
+def of_every_kind(folder: Path) -> list[dict]:
+    """Sources of all kinds, with bad, empty and left-out records, and limits; 1500 documents or so."""
+    rows = [{"id": i, "text": f"{i} {text}" if i % 50 else "", "score": i % 6} for i, text in enumerate(TEXTS * 2)]
+    for k in range(3):
+        (folder / "set").mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[k * 200:k * 200 + 200]),
+                                    folder / "set" / f"train-{k}.parquet", row_group_size=64)
+    (folder / "lines").mkdir()
+    for k in range(2):
+        lines = [json.dumps(row) for row in rows[k * 300:k * 300 + 300]]
+        (folder / "lines" / f"{k}.jsonl").write_text("\n".join([*lines[:40], "{bad", "", *lines[40:]]))
+    (folder / "book.txt").write_text("0123456789 " * 300)
+    return [{"path": str(folder / "lines"), "keep": {"score": [1, None]}}, {"path": str(folder / "book.txt")},
+            {"hf": str(folder / "set"), "keep": {"score": [2, 4]}}, {"hf": str(folder / "set"), "megabytes": 0.02},
+            {"path": str(folder / "set"), "documents": 150},
+            {"pages": 200, "families": {"math": 1}, "seed": 3}, {"stdlib": 0.05}]
+
+
+def test_killed_runs_end_in_the_same_bytes(tmp_path, tokenizer):
+    sources = of_every_kind(tmp_path)
+    make(tmp_path / "warm", tokenizer, "", pools={"text": sources})
     started = time.time()
-    make(tmp_path / "unbroken", tokenizer, jsonl)
+    manifest = make(tmp_path / "unbroken", tokenizer, "", pools={"text": sources}, shard_tokens=3000)
     pause = (time.time() - started) / 20
-    result = subprocess.run([sys.executable, "-uc", KILLER, tmp_path / "killed", tokenizer.name, jsonl, str(pause)],
-                            capture_output=True, text=True)
+    command = [sys.executable, "-uc", KILLER, tmp_path / "killed", tokenizer.name, json.dumps(sources), str(pause)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split("kills")[1]) >= 3 and "goes on after" in result.stdout
+    assert manifest["place"]["bad"] == 2 and manifest["place"]["empty"] > 5 and manifest["place"]["left_out"] > 200
     assert contents(tmp_path / "killed") == contents(tmp_path / "unbroken")
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_resumed_run_reads_little_again(tmp_path, tokenizer, monkeypatch):
+    """Stopped after each of its shards in turn: the same bytes, and no more than a batch is drawn again each time."""
+    sources = of_every_kind(tmp_path)
+    unbroken = make(tmp_path / "unbroken", tokenizer, "", pools={"text": sources})
+    total = sum(entry["documents"] for entry in unbroken["shards"])
+    monkeypatch.setattr(corpus, "BATCH", (25, 4e6))
+    drawn, texts, write = [], corpus.texts, corpus._write
+
+    def counted(*arguments):
+        for document in texts(*arguments):
+            drawn.append(document)
+            yield document
+
+    def stops(path: Path, *parts):
+        write(path, *parts)
+        if path.name == "manifest.json" and path.parent.name == "text" and not json.loads(parts[0])["complete"]:
+            raise Stop
+
+    monkeypatch.setattr(corpus, "texts", counted)
+    monkeypatch.setattr(corpus, "_write", stops)
+    for stopped in range(200):
+        try:
+            make(tmp_path / "stopped", tokenizer, "", pools={"text": sources})
+            break
+        except Stop:
+            continue
+    assert stopped > 20 and total <= len(drawn) <= total + 25 * (stopped + 1)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "unbroken")
 
 
 def test_missing_and_truncated_shards_are_named_and_made_again(tmp_path, tokenizer, jsonl):
@@ -213,7 +274,7 @@ def test_bad_lines_are_named(tmp_path, tokenizer, capsys):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b"\n".join(BAD))
     manifest = make(tmp_path / "data", tokenizer, path, val_fraction=0.0)
-    assert manifest["bad_lines"] == 5 and manifest["empty_documents"] == 1
+    assert manifest["place"]["bad"] == 5 and manifest["place"]["empty"] == 1
     texts = [tokenizer.decode(ids[1:-1]) for ids in read(tmp_path / "data", "train", tokenizer)]
     assert texts == ["good", "\ufffd", "fine"]
     shown = capsys.readouterr().err
@@ -222,7 +283,7 @@ def test_bad_lines_are_named(tmp_path, tokenizer, capsys):
         make(tmp_path / "data", tokenizer, path, on_bad_line="stop")
 
     pyarrow.parquet.write_table(pyarrow.table({"text": ["good", None, "fine"]}), tmp_path / "bad.parquet")
-    with pytest.raises(UserError, match="bad.parquet:2: 'text' is NoneType"):
+    with pytest.raises(UserError, match="bad.parquet:2: text is missing or not text"):
         make(tmp_path / "data", tokenizer, tmp_path / "bad.parquet", on_bad_line="stop")
     (tmp_path / "bad.txt").write_bytes(b"good\nbad \xff")
     with pytest.raises(UserError, match="bad.txt:2: not UTF-8"):
@@ -248,7 +309,7 @@ def test_user_errors(tmp_path, tokenizer, jsonl):
     error("bad.parquet cannot be read", path=tmp_path / "bad.parquet")
     error("cut.jsonl.gz cannot be read", path=tmp_path / "cut.jsonl.gz")
     error("texts.jsonl:1: no column 'body'.*id, text", column="body")
-    error("other.parquet: no column 'text'.*body", path=tmp_path / "other.parquet")
+    error("other.parquet:1: no column 'text'.*body", path=tmp_path / "other.parquet")
     error("val_fraction must be", val_fraction=1.0)
     error("on_bad_line is 'ignore'", on_bad_line="ignore")
     error("corpus is empty", path="")
@@ -282,14 +343,13 @@ def test_embedded_sources(tmp_path):
     """The running Python's own text, and pages with a share of faulty twins; the tokenizer is trained on all pools."""
     pages = {"pages": 200, "families": {"math": 1, "drills": 1}, "seed": 3}
     cfg = CorpusConfig(pools={"broad": [{"stdlib": 0.2}, pages | {"corrupt": 0.25}], "high": [pages]}, threads=1)
-    texts = {name: [text for _, text in documents(sources, cfg, Notes(True))] for name, sources in cfg.pools.items()}
+    texts = {name: [text for _, text in split_texts(sources)] for name, sources in cfg.pools.items()}
     stdlib, mixed = texts["broad"][:-200], texts["broad"][-200:]
     assert 100_000 < sum(len(text.encode()) for text in stdlib) <= 200_000 and len(set(stdlib)) > 10
     assert 40 <= sum(a != b for a, b in zip(mixed, texts["high"])) <= 50, "a quarter is faulty, the rest the same page"
 
     sample = list(corpus._sample(cfg.pools, cfg))
-    held_out = {text for sources in cfg.pools.values() for split, text in documents(sources, cfg, Notes(True))
-                if split == "val"}
+    held_out = {text for sources in cfg.pools.values() for split, text in split_texts(sources) if split == "val"}
     assert held_out and not held_out & set(sample), "the tokenizer sees no held-out document"
     manifests = prepare(tmp_path, TokenizerConfig(vocab_size=800, train_mb=0.2), cfg, "command")
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")

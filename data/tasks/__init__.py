@@ -138,7 +138,7 @@ def corrupt(problem: Problem, kind: str, rng: random.Random) -> str:
         answer = _replace_last(answer, old, new)
         steps[-1:] = [_replace_last(step, old, new) for step in steps[-1:]]
     elif kind in ("off-topic", "wrong result"):  # an answer without a number becomes that of another problem
-        while (other := _training_problem(problem.family, problem.level, rng)).answer == answer:
+        while (other := training_problem(problem.family, problem.level, rng)).answer == answer:
             pass
         steps, answer = list(other.steps) if kind == "off-topic" else steps, other.answer
     else:
@@ -171,14 +171,14 @@ def documents(families: dict[str, float], n: int, seed: int, corrupt: bool = Fal
             point -= weight
             if point < 0:
                 break
-        page = next(drills) if family == "drills" else _training_problem(family, between(rng, 1, 3), rng)
+        page = next(drills) if family == "drills" else training_problem(family, between(rng, 1, 3), rng)
         if corrupt:
             yield _faulty(page, faults)
         else:
             yield page if family == "drills" else document(page)
 
 
-def _training_problem(family: str, level: int, rng: random.Random) -> Problem:
+def training_problem(family: str, level: int, rng: random.Random) -> Problem:
     name, _, span = family.partition(":")  # "recall:9-24": so many sentences between key and question
     make = partial(recall.make, filler=tuple(map(int, span.split("-")))) if span else FAMILIES[name].make
     while split_of((problem := make(rng, level)).key) != "train":
