@@ -74,7 +74,7 @@ def cli(main) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Config: a Python file with one dict a section, checked against the dataclass of that section
 
-SECTIONS = "model tokenizer corpus pretrain refine sft distill reward rl evaluate".split()
+SECTIONS = "model tokenizer quality corpus pretrain refine sft distill reward rl evaluate".split()
 OPTIONS = {
     "run": "name of the folder under out/ (default: the config's name); torchrun wants it written --name",
     "init_from": "checkpoint to start from: a phase of this run, a checkpoint folder, or a Hugging Face folder",

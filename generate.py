@@ -78,14 +78,14 @@ def decode(model: Transformer, prompts: list[list[int]], n: int, max_new_tokens:
     tokens = torch.tensor([[0] * (T - len(p)) + p for p in prompts], device=device)
     pad = torch.tensor([[T - len(p)] for p in prompts], device=device, dtype=torch.int32)
     column = torch.arange(T, device=device, dtype=torch.int32)
-    doc_start = torch.where(column < pad, column, pad)  # a padding token is a document of its own
+    padded = bool(pad.any())
+    doc_start = torch.where(column < pad, column, pad) if padded else None  # a padding token is a document of its own
     cache = KVCache(model.cfg, len(prompts), T + max_new_tokens, device, model.embed_tokens.weight.dtype)
     hidden = model(tokens, doc_start, cache)[:, -1:]
     rows = torch.arange(len(prompts), device=device).repeat_interleave(n)
     if n > 1:  # the prompts' forward pass is shared by their samples
         cache.keep(rows)
         hidden, pad = hidden[rows], pad[rows]
-    padded = bool(pad.any())
     active, draws = list(range(len(rows))), draws.to(device)
     alive = torch.ones(len(rows), dtype=torch.bool, device=device)
     stop_ids = torch.tensor(list(stop), device=device, dtype=torch.int64)
@@ -124,10 +124,10 @@ def choose(logits: torch.Tensor, temperature: float, top_p: float, top_k: int,
         probs = ranked.softmax(-1)
         beyond = probs.cumsum(-1) - probs >= top_p  # the tokens before it reach top_p already
         logits = logits.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
-    logprobs = logits.log_softmax(-1)
-    cdf = logprobs.double().exp().cumsum(-1)
+    probs = logits.softmax(-1)
+    cdf = probs.cumsum(-1, dtype=torch.float64)
     token = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
-    return token[:, 0], logprobs.gather(1, token)[:, 0]
+    return token[:, 0], probs.gather(1, token)[:, 0].log()
 
 
 def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ...], args) -> list[int]:

@@ -61,9 +61,10 @@ class KVCache:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864), half-split layout: x (B, T, heads, D); cos, sin (…, T, 1, D/2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    """Rotary positions (arXiv 2104.09864), half-split layout: x (B, T, heads, D); cos, sin (…, T, 1, D).
+
+    (a cos - b sin, b cos + a sin) of x = (a, b), as x cos + (b, a) (-sin, sin): sin comes with the signs in it."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Attention(nn.Module):
@@ -163,7 +164,7 @@ class Transformer(nn.Module):
         positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
         cos, sin = self.rotary(positions if doc_start is None else positions - doc_start)
         x = self.embed_tokens(tokens)
-        cos, sin = cos.type_as(x), sin.type_as(x)
+        cos, sin = torch.cat((cos, cos), -1).type_as(x), torch.cat((-sin, sin), -1).type_as(x)  # as rotate() wants them
         for block in self.layers:
             x = block(x, cos, sin, doc_start, cache)
         if cache is not None:

@@ -72,6 +72,7 @@ class PretrainConfig:
     log_every: int = 20          # steps between lines on the screen (metrics.jsonl has every step)
     eval_every: int = 0          # steps between evaluations (0: at the end of each stage, where there is one anyway)
     eval_tokens: int = 100_000   # held-out tokens a pool for the validation loss
+    held_out: list = field(default_factory=list)  # pools of which it is taken (default: all that the stages use)
     eval_problems: int = 0       # held-out problems a task at each evaluation (0: none); the last one has evaluate's
     save_every: int = 200        # steps between checkpoints; the end of each stage has one anyway
     keep: int = 2                # newest checkpoints kept, beside those of stage ends
@@ -204,8 +205,8 @@ def open_data(cfg, stages: list[Stage]) -> tuple[Tokenizer, dict[str, list], dic
         raise UserError(f"no data in {folder}: prepare it with `{command}`")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     names = list(dict.fromkeys(pool for s in stages for pool in (s.epochs or s.mixture)))
-    train, held_out = ({name: read_pool(folder / name, split, tokenizer.hash, command) for name in names}
-                       for split in ("train", "val"))
+    train, held_out = ({name: read_pool(folder / name, split, tokenizer.hash, command) for name in chosen}
+                       for split, chosen in (("train", names), ("val", cfg.pretrain.held_out or names)))
     return tokenizer, train, {name: shards for name, shards in held_out.items() if shards}
 
 
@@ -278,13 +279,14 @@ def train_step(model, batch, cfg: PretrainConfig, d) -> tuple[float, int]:
     """
     tokens, targets, doc_start = (torch.from_numpy(a).to(d.device, non_blocking=True)
                                   for a in (batch.tokens, batch.targets, batch.doc_start))
+    packed = bool(batch.doc_start.any())  # else one document a row: the causal mask alone
     (n_tokens,) = d.sum(float((targets >= 0).sum()))
     per_pass = max(1, (cfg.micro_tokens or tokens.numel()) // tokens.shape[1])
     nats = torch.zeros((), device=d.device)
     for first in range(0, len(tokens), per_pass):
         rows = slice(first, first + per_pass)
         common.set_gradient_sync(model, last_micro_batch=first + per_pass >= len(tokens))
-        hidden = model(tokens[rows], doc_start[rows])  # (B, T, C)
+        hidden = model(tokens[rows], doc_start[rows] if packed else None)  # (B, T, C)
         loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets[rows].flatten(),
                                     kernels=model.cfg.kernels)
         (loss * (d.world / n_tokens)).backward()

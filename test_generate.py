@@ -12,7 +12,7 @@ V = 50
 
 @pytest.fixture(scope="module")
 def model():
-    m = Transformer(ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=V, init_std=0.3))
+    m = Transformer(ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=V, init_std=0.2))  # larger ones magnify fp32's rounding
     init_weights(m, 0)
     return m
 

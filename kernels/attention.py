@@ -46,17 +46,27 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torc
 
 def plain_attention(q, k, v, doc_start=None):
     """The same by PyTorch: what the kernels are held to, and what runs without a GPU. With documents, a T x S mask."""
-    T, S = q.shape[1], k.shape[1]
+    T, S, K = q.shape[1], *k.shape[1:3]
+    spelled_out = q.dtype == torch.bfloat16 and q.requires_grad and not q.is_cuda
     mask = None
-    if doc_start is not None:
+    if doc_start is not None or 1 < T < S or spelled_out:
         key, query = torch.arange(S, device=q.device), torch.arange(S - T, S, device=q.device)
-        mask = (key <= query[:, None]) & (key >= doc_start[:, :, None])  # (B, T, S)
+        sees = (key <= query[:, None])[None, None]  # (1 or B, 1, T, S)
+        if doc_start is not None:
+            sees = sees & (key >= doc_start[:, None, :, None])
         # an additive mask: SDPA would make one of a boolean mask anyway, at every layer and in the backward pass again
-        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))[:, None]
-    elif 1 < T < S:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
-                                       is_causal=mask is None and T > 1, enable_gqa=q.shape[2] != k.shape[2])
+        mask = torch.zeros(sees.shape, dtype=q.dtype, device=q.device).masked_fill_(~sees, float("-inf"))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if spelled_out or T == 1:  # the heads of a group as more queries of one: (B, K, G T, D), and no copies of k and v
+        q = q.unflatten(1, (K, -1)).flatten(2, 3)
+    if spelled_out:  # a CPU's SDPA takes several times as long for its backward pass in bfloat16
+        scores = (q * q.shape[-1]**-0.5 @ k.mT).unflatten(2, (-1, T)) + mask[:, None]  # (B, K, G, T, S)
+        o = scores.softmax(-1).flatten(2, 3) @ v
+    else:
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                                           enable_gqa=q.shape[1] != K)
+    if spelled_out or T == 1:
+        o = o.unflatten(2, (-1, T)).flatten(1, 2)
     return o.transpose(1, 2)
 
 

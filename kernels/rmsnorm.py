@@ -21,17 +21,41 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, kernels: str = "
     """
     if use_triton(x, kernels) and x.shape[-1] <= MAX_WIDTH:
         return forward_op(x, None, weight, eps)[0]
-    x32 = x if x.dtype == torch.float64 else x.float()
-    normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-    return normed.type_as(x) * weight
+    return PlainRMSNorm.apply(x, None, weight, eps)
 
 
 def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, kernels: str = "auto"):
     """(rms_norm(x + residual), x + residual): the pair that a pre-norm block needs; all (..., C)."""
     if use_triton(x, kernels) and x.shape[-1] <= MAX_WIDTH:
         return forward_op(x, residual, weight, eps)[:2]
-    total = x + residual
-    return rms_norm(total, weight, eps, kernels), total
+    return PlainRMSNorm.apply(x, residual, weight, eps)
+
+
+class PlainRMSNorm(torch.autograd.Function):
+    """The same by PyTorch. The backward pass is written out: autograd's would go through memory twice as often."""
+
+    @staticmethod
+    def forward(ctx, x, residual, weight, eps):
+        total = x if residual is None else x + residual
+        wide = total.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        rstd = (norm.square() / x.shape[-1] + eps).rsqrt()
+        normed = (wide * rstd).type_as(x)
+        ctx.save_for_backward(normed, rstd, weight)
+        return normed * weight if residual is None else (normed * weight, total)
+
+    @staticmethod
+    def backward(ctx, dy, d_total=None):
+        """dx = rstd * (g - n * mean(g * n)) with n = x * rstd and g = dy * w, and d_total on top of it."""
+        normed, rstd, weight = ctx.saved_tensors
+        product = dy * normed
+        mean = (product @ weight.type_as(product))[..., None].type_as(normed) / normed.shape[-1]
+        inner = torch.addcmul((dy * weight).type_as(normed), normed, mean, value=-1)
+        rstd, d_weight = rstd.type_as(normed), product.flatten(0, -2).sum(0).type_as(weight)
+        if d_total is None:
+            return inner.mul_(rstd), None, d_weight, None
+        dx = torch.addcmul(d_total, inner, rstd)
+        return dx, dx, d_weight, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

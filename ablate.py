@@ -1,0 +1,286 @@
+"""Experiments: trains the arms of one side by side, and says what the difference is worth.
+
+    python ablate.py fg_wsd --seeds 5       # writes results/fg_wsd.jsonl and prints the tables
+    python ablate.py fg_wsd --scale 0.02 --seeds 1      # a try of the machinery, in minutes
+
+An arm is a config with other settings. The protocol: the sweep is run on the dev split with seed 100; then all is
+frozen and seeds 0, 1, 2, … are run once on the test split, and what comes out is reported. A gain is claimed only where
+the paired 95 % interval over problems excludes 0 and all seeds agree in sign.
+
+A run is kept under out/<name>/runs/ by the hash of its settings, the code and the data: nothing runs twice, and a
+killed experiment goes on. Arms that begin alike share that part.
+"""
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import common
+from common import UserError
+
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run and its evaluation; `stages` is JSON, so that equal beginnings are equal text."""
+    experiment: str
+    table: str     # which of the experiment's tables it belongs to; "sweep"
+    arm: str
+    seed: int
+    lr: float
+    split: str
+    stages: tuple[str, ...]
+
+    def settings(self) -> dict[str, object]:
+        stages = [json.loads(stage) for stage in self.stages]
+        return {"pretrain.lr": self.lr, "pretrain.seed": self.seed, "pretrain.stages": stages}
+
+    def folder(self, made_by: str) -> Path:
+        key = hashlib.sha256(json.dumps([self.settings(), self.split, made_by]).encode()).hexdigest()[:10]
+        return Path("out") / self.experiment / "runs" / f"{self.table}-{self.arm}-{self.seed}-{key}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fg_wsd: does it help to order data by quality, when rate, tokens and documents are the same?
+
+ARMS = {
+    "a": "FG-WSD: high + medium, then high",
+    "b": "the same documents, shuffled",
+    "c": "WSD: high and medium 1:1 throughout",
+    "d": "the same documents, quality changes with the rate",
+    "e": "the same documents, high first",
+}
+STEPS = dict(warmup=30, diversity=290, quality=166, decay=102)  # as the report's 12.5T : 6.5T : 4T
+BATCH, UNIT = 2048, 256  # tokens; a stage takes whole units of each pool
+RATES = (2e-3, 4e-3, 8e-3)
+
+
+def stages(arm: str, scale: float = 1.0, prefix: str = "") -> tuple[str, ...]:
+    """An arm's table of stages: all share steps, rate and context; what differs is the units of each pool.
+
+    prefix: of the pools' names. (b), (d) and (e) take exactly (a)'s tokens of each pool, so its documents, as often.
+    """
+    n = {name: max(1, round(steps * scale)) * BATCH // UNIT for name, steps in STEPS.items()}
+    half = (n["warmup"] + n["diversity"]) // 2             # units of medium quality in (a)
+    total = sum(n.values())
+    if arm == "e":
+        late = 2 * half - n["decay"]                       # 1:1, before the decay
+        n = dict(warmup=n["warmup"], quality=total - 2 * half - n["warmup"], diversity=late, decay=n["decay"])
+    names = list(n)
+    ends = np.cumsum([n[name] for name in names])
+    if arm == "a":
+        medium = [n["warmup"] / 2, half, half, half]       # units taken up to the end of each stage
+    elif arm == "b":
+        medium = half * ends / total
+    elif arm == "c":
+        medium = ends / 2
+    elif arm == "d":
+        medium = half * np.minimum(ends / ends[-2], 1)
+    else:
+        medium = [0, 0, half * n["diversity"] / (2 * half), half]
+    medium = np.diff(np.round(medium).astype(int), prepend=0)
+    table = []
+    for name, m in zip(names, medium):
+        shares = {f"{prefix}high": int(n[name] - m) * UNIT, f"{prefix}medium": int(m) * UNIT}
+        stage = dict(name=name, tokens=n[name] * UNIT, lr=[1, 1], context=128,
+                     mixture={pool: tokens for pool, tokens in shares.items() if tokens})
+        if name == "warmup":
+            stage["lr"] = [0, 1]
+        if name == "decay":
+            stage |= dict(lr=[1, 1 / 300], curve="1-sqrt", context=256, rope_theta=40_000.0)
+        table.append(json.dumps(stage))
+    return tuple(table)
+
+
+def prepare_fg_wsd() -> None:
+    """The labelled pages, the filter, and the four pools: made once."""
+    from checks.quality import DIMENSIONS, labelled_pages
+    labels = Path("out/fg_wsd/labels.jsonl")
+    if not labels.is_file():
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        texts, grades, _ = labelled_pages(4000, seed=7, families=("code",))
+        common.write_atomic(labels, "".join(json.dumps({"text": text, "tags": dict(zip(DIMENSIONS, g))}) + "\n"
+                                            for text, g in zip(texts, grades.tolist())))
+    for step in ("data/quality.py", "data/corpus.py"):
+        call([step, "configs/fg_wsd.py"], Path("out/fg_wsd/data.log"))
+
+
+def fg_wsd(args, train) -> dict[str, list[dict]]:
+    """Runs the experiment; results by table. train: list of Runs -> their results."""
+    prepare_fg_wsd()
+    sweep = train([Run("fg_wsd", "sweep", "b", 100, lr, "dev", stages("b", args.scale)) for lr in RATES])
+    best = max(zip(RATES, sweep), key=lambda pair: pair[1]["avg"])[0]
+    print("rate of (b) on the dev split, seed 100: "
+          + ", ".join(f"{lr:g}: {r['avg']:.3f}" for lr, r in zip(RATES, sweep)) + f"; all arms take {best:g}")
+    order = ("a", "b", "d", "e", "c")  # (c) begins as (a): by its turn that part is there
+    runs = [Run("fg_wsd", table, arm, seed, best, "test", stages(arm, args.scale, prefix))
+            for table, prefix in (("true", ""), ("filter", "filtered ")) for seed in range(args.seeds) for arm in order]
+    results = train(runs)
+    tables = {"pools by the true label": [r for r in results if r["table"] == "true"],
+              "pools by the filter": [r for r in results if r["table"] == "filter"]}
+    for title, rows in tables.items():
+        print(f"\n{title}\n{compare(rows, ARMS, [('a', other) for other in 'bcde'])}")
+    return sweep + results
+
+
+EXPERIMENTS = {"fg_wsd": (fg_wsd, "configs/fg_wsd.py")}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+
+def paired(one: list[dict], other: list[dict]) -> tuple[float, float, list[float]]:
+    """Mean difference of two arms' accuracy, half its 95 % interval over problems, and the difference of each seed.
+
+    The results hold the right samples of each problem, the same problems in all; a problem's difference is its mean
+    over seeds.
+    """
+    rows = [(np.array(a["correct"]) - np.array(b["correct"])) / a["k"] for a, b in zip(one, other, strict=True)]
+    by_problem = np.mean(rows, axis=0)
+    return float(by_problem.mean()), 1.96 * float(by_problem.std(ddof=1)) / len(by_problem) ** 0.5, [
+        float(r.mean()) for r in rows]
+
+
+def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, str]]) -> str:
+    """Markdown: each arm's accuracy and bits per byte, every seed, and the differences with their verdicts."""
+    by_arm = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in arms}
+    lines = ["| arm | accuracy | each seed | bits a byte |", "|---|---|---|---|"]
+    for arm, rows in by_arm.items():
+        each = " ".join(f"{r['avg']:.3f}" for r in rows)
+        lines.append(f"| ({arm}) {arms[arm]} | {np.mean([r['avg'] for r in rows]):.3f} | {each} | "
+                     f"{np.mean([r['bits_per_byte'] for r in rows]):.4f} |")
+    lines += ["", "| difference | accuracy | 95 % over problems | each seed | bits a byte | |", "|---|---|---|---|---|---|"]
+    for one, other in pairs:
+        mean, half, each = paired(by_arm[one], by_arm[other])
+        bits = np.mean([a["bits_per_byte"] - b["bits_per_byte"] for a, b in zip(by_arm[one], by_arm[other])])
+        sure = abs(mean) > half and all(np.sign(e) == np.sign(mean) for e in each)
+        verdict = ("better" if mean > 0 else "worse") if sure else "not shown"
+        lines.append(f"| ({one}) - ({other}) | {mean:+.3f} | {mean - half:+.3f} … {mean + half:+.3f} | "
+                     f"{' '.join(f'{e:+.3f}' for e in each)} | {bits:+.4f} | {verdict} |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+
+def call(command: list[str], log: Path) -> None:
+    """Runs a script of ours with its output in a file; UserError with the last lines where it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as f:
+        code = subprocess.run([sys.executable, ROOT / command[0], *command[1:]], stdout=f, stderr=f,
+                              env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+    if code:
+        last = log.read_text(errors="replace").strip().splitlines()[-3:]
+        raise UserError(f"`{shlex.join(command)}` failed with exit code {code}; {log} ends with: {' / '.join(last)}")
+
+
+def code_and_data(config: str, folder: Path) -> str:
+    """Hash of all that a run depends on beside its settings: the code, the config, the shards."""
+    ask = "import sys, pretrain, evaluate; print(*[m.__file__ for m in sys.modules.values() if getattr(m, '__file__', '')], sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    code = sorted(path for path in map(Path, set(loaded.splitlines())) if ROOT in path.parents)
+    parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (Path(config), *code)]
+    for manifest in sorted(folder.glob("*/manifest.json")):
+        parts += [shard["sha256"] for shard in json.loads(manifest.read_text())["shards"]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def inherit(run: Run, folder: Path, others: list[tuple[Run, Path]]) -> None:
+    """Copies the checkpoint at which a finished run parts from this one, if there is one: pretrain.py goes on there."""
+    if (folder / "pretrain").exists():
+        return
+    found = []
+    for other, path in others:
+        same = 0
+        while same < len(run.stages) and other.stages[same] == run.stages[same]:
+            same += 1
+        if same and (other.lr, other.seed) == (run.lr, run.seed) and (path / "result.json").is_file():
+            name = json.loads(run.stages[same - 1])["name"]
+            found += [(same, step) for step in common.checkpoints(path / "pretrain")
+                      if (meta := common.read_meta(step))["stage"] == name and meta["keep"]]
+    if found:
+        _, step = max(found, key=lambda pair: pair[0])
+        shutil.copytree(step, folder / "pretrain.tmp" / step.name)
+        (folder / "pretrain.tmp").rename(folder / "pretrain")
+
+
+def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) -> dict:
+    """Trains and evaluates a run, as far as it is not done; returns its result: one line of results/<name>.jsonl."""
+    folder = run.folder(made_by)
+    if (folder / "result.json").is_file():
+        return json.loads((folder / "result.json").read_text())
+    inherit(run, folder, others)
+    name, corpus = str(folder.relative_to("out")), f"--corpus.folder=out/{run.experiment}/data"
+    settings = [f"--{key}={value!r}" if not isinstance(value, str) else f"--{key}={value}"
+                for key, value in run.settings().items()]
+    log = folder / "log.txt"
+    call(["pretrain.py", config, f"--run={name}", corpus, *settings, "--evaluate.tasks=[]"], log)
+    call(["evaluate.py", config, f"--run={name}", f"--evaluate.split={run.split}",
+          f"--evaluate.checkpoint={folder / 'pretrain'}"], log)
+    meta = common.read_meta(common.checkpoints(folder / "pretrain")[0])
+    last = [line for line in common.read_metrics(folder / "pretrain") if "validation" in line][-1]
+    rows = [json.loads(line) for line in (folder / "evaluate.jsonl").read_text().splitlines()]
+    correct = {}
+    for row in rows:
+        key = f"{row['task']} {row['problem']}"
+        correct[key] = correct.get(key, 0) + int(row["reward"] == 1)
+    k = len(rows) // len(correct)
+    result = dict(table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr,
+                  avg=sum(correct.values()) / len(rows), k=k, problems=len(correct),
+                  bits_per_byte=next(iter(last["validation"].values()))["bits_per_byte"],
+                  commit=meta["commit"], command="python " + meta["command"], config=meta["config"],
+                  machine=meta["machine"], seconds=meta["seconds"], correct=[correct[key] for key in sorted(correct)])
+    for step in common.checkpoints(folder / "pretrain"):  # stage ends stay, for arms that begin alike
+        if not common.read_meta(step)["keep"]:
+            shutil.rmtree(step)
+    common.write_atomic(folder / "result.json", json.dumps(result))
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=EXPERIMENTS)
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, … (default 3)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (default 2)")
+    parser.add_argument("--scale", type=float, default=1.0, help="shortens every stage alike")
+    args = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    experiment, config = EXPERIMENTS[args.name]
+    started, bar = time.time(), tqdm(unit=" runs")
+
+    def train(runs: list[Run]) -> list[dict]:
+        made_by = code_and_data(config, Path("out") / args.name / "data")
+        folders = [(run, run.folder(made_by)) for run in runs]
+        bar.total = (bar.total or 0) + len(runs)
+
+        def one(run: Run) -> dict:
+            result = finish(run, config, made_by, folders)
+            tqdm.write(f"{run.table:7} ({run.arm}) seed {run.seed:3} lr {run.lr:g}: accuracy {result['avg']:.3f}, "
+                       f"{result['bits_per_byte']:.4f} bits a byte, {result['seconds']:.0f} s")
+            bar.update()
+            return result
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            return list(pool.map(one, runs))
+
+    lines = experiment(args, train)
+    if args.scale == 1:
+        Path("results").mkdir(exist_ok=True)
+        common.write_atomic(Path("results") / f"{args.name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    bar.close()
+    print(f"\n{len(lines)} runs, {(time.time() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    common.cli(main)

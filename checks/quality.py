@@ -1,0 +1,95 @@
+"""Does the filter tell clean pages from corrupted ones? ROC AUC by kind of fault, and its speed.
+
+    python -m checks.quality                        # the table: tags (0-9 and yes/no), retrieval, hybrid, chance
+    python -m checks.quality --write                # and a line to results/quality.jsonl
+
+Pages are those of data/tasks; the filter learns from pages that a labeller with the answer key has graded 0-9 on five
+dimensions (`grade`), and is tested on other pages, each beside its corrupted twins. The other corpora are timed with
+`python -m data.quality`.
+"""
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+import common
+from data import tasks
+from data.filter import fit
+
+FAMILIES = ("math", "code", "tools", "form")
+DIMENSIONS = ("accuracy", "order", "completeness", "focus", "overall")
+
+
+def grade(problem: tasks.Problem, page: str) -> list[int]:
+    """What a labeller who knows the answer says of a page, 0-9 on each of DIMENSIONS: shares of what is there."""
+    question, _, rest = page.partition("\n") if page.startswith("Problem:") else ("", "", page)
+    work, _, answer = rest.strip().rpartition("Answer:")
+    steps = [s for s in problem.steps if s in work]
+    expected = [*problem.steps, problem.answer]
+    right = sum(s in work for s in problem.steps) + (answer.strip() == problem.answer)
+    places = [work.index(s) for s in steps]
+    in_order = sum(a < b for a, b in zip(places, places[1:])) + bool(places)
+    asked = question.removeprefix("Problem: ") == problem.question
+    known, used = set(problem.question.split()), work.split()
+    shares = (right / len(expected),
+              in_order / max(1, len(problem.steps)) if problem.steps else float(asked),
+              (2 * bool(question) + bool(work.strip()) + bool(answer.strip())) / 4 if problem.steps else
+              (bool(question) + bool(answer.strip())) / 2,
+              sum(w.strip(".,:") in " ".join(expected) or w in known for w in used) / max(1, len(used)))
+    grades = [round(9 * share) for share in shares]
+    return [*grades, min(grades)]  # a chain is as good as its weakest link
+
+
+def labelled_pages(n: int, seed: int, families=FAMILIES) -> tuple[list[str], np.ndarray, list[str]]:
+    """n pages of training problems, half of them clean: texts, grades (n, 5) and kinds of fault ("" for none)."""
+    rng = tasks.rng_of("labelled pages", seed)
+    texts, grades, kinds = [], [], []
+    for i in range(n):
+        problem = tasks.training_problem(tasks.pick(rng, families), tasks.between(rng, 1, 3), rng)
+        kind = "" if i % 2 else tasks.pick(rng, tasks.CORRUPTIONS)
+        page = tasks.corrupt(problem, kind, rng) if kind else tasks.document(problem)
+        texts.append(page)
+        grades.append(grade(problem, page))
+        kinds.append(kind)
+    return texts, np.array(grades, float), kinds
+
+
+def aucs(scores: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
+    """Chance that a clean page scores above a corrupted one, by kind of fault and over all."""
+    clean = kinds == ""
+    result = {kind: roc_auc_score(clean[clean | (kinds == kind)], scores[clean | (kinds == kind)])
+              for kind in tasks.CORRUPTIONS}
+    return result | {"all": roc_auc_score(clean, scores)}
+
+
+def main():
+    started, seed = time.time(), 0
+    texts, grades, _ = labelled_pages(4000, seed)
+    held_out, _, kinds = labelled_pages(6000, seed + 1)
+    seen = set(texts)
+    keep = [i for i, text in enumerate(held_out) if text not in seen]
+    held_out, kinds = [held_out[i] for i in keep], np.array(kinds)[keep]
+    graded = fit(texts, grades, DIMENSIONS)
+    yes_no = fit(texts, 9.0 * (grades >= 5), DIMENSIONS)
+    tags, hybrid, found = graded.scores(held_out)
+    tags_yes_no, hybrid_yes_no, _ = yes_no.scores(held_out)
+    rows = {"tags 0-9": tags[:, -1], "tags yes/no": tags_yes_no[:, -1], "lexical": found[:, 0], "vector": found[:, 1],
+            "retrieval": found.mean(1), "hybrid": hybrid, "hybrid, yes/no": hybrid_yes_no,
+            "random": np.random.default_rng(0).random(len(held_out))}
+    print(f"{len(texts)} labelled pages, {len(held_out)} held out; ROC AUC, clean against\n\n{'':16}"
+          + "".join(f"{kind:>18}" for kind in (*tasks.CORRUPTIONS, "all")))
+    table = {name: aucs(scores, kinds) for name, scores in rows.items()}
+    for name, row in table.items():
+        print(f"{name:16}" + "".join(f"{row[kind]:18.3f}" for kind in (*tasks.CORRUPTIONS, "all")))
+    if "--write" in sys.argv:
+        with open("results/quality.jsonl", "a") as f:
+            f.write(json.dumps(dict(commit=common.commit(), command="python -m checks.quality --write", seed=seed,
+                                    machine=common.machine(torch.device("cpu")), seconds=time.time() - started,
+                                    auc=table)) + "\n")
+
+
+if __name__ == "__main__":
+    common.cli(main)

@@ -1,0 +1,100 @@
+"""The arms share what they must, the statistics are scipy's, and a run that begins like another one goes on from it."""
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import ablate
+import common
+from ablate import ARMS, Run, stages
+from data.mixture import plan_stages
+
+
+def plan(arm, scale=1.0):
+    table = [SimpleNamespace(**{"epochs": {}} | json.loads(stage)) for stage in stages(arm, scale)]
+    return table, plan_stages(table, {"high": 327_000, "medium": 331_000}, ablate.BATCH)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.37, 0.02])
+def test_arms_share_rate_steps_and_context_and_documents(scale):
+    def rates(arm):  # of each step
+        table, plans = plan(arm, scale)
+        return [(s.lr, s.context, p.n_steps if s.lr != [1, 1] else 0) for s, p in zip(table, plans) if s.lr != [1, 1]]
+
+    ends = {arm: plan(arm, scale)[1][-1] for arm in ARMS}
+    assert len({json.dumps(rates(arm)) for arm in ARMS}) == 1
+    assert len({end.end_step for end in ends.values()}) == 1
+    taken = {arm: {pool: max(p.positions(p.end_step).get(pool, 0) for p in plan(arm, scale)[1])
+                   for pool in ("high", "medium")} for arm in ARMS}
+    assert taken["a"] == taken["b"] == taken["d"] == taken["e"]  # so the same documents, as often
+    assert abs(taken["c"]["high"] - taken["c"]["medium"]) <= ablate.UNIT
+    assert sum(taken["c"].values()) == sum(taken["a"].values())
+
+
+def test_what_the_arms_are():
+    shares = {arm: [s.mixture.get("high", 0) / s.tokens for s in plan(arm)[0]] for arm in ARMS}
+    assert shares["a"] == [0.5, 0.5, 1, 1] and shares["c"] == pytest.approx([0.5] * 4, abs=0.01)
+    assert np.ptp(shares["b"]) < 0.01 and shares["b"][0] == pytest.approx(0.728, abs=0.01)
+    assert np.ptp(shares["d"][:3]) < 0.01 and shares["d"][3] == 1
+    assert shares["e"][:2] == [1, 1] and shares["e"][2:] == pytest.approx([0.5, 0.5], abs=0.01)
+    assert stages("a")[:2] == stages("c")[:2]  # what (c) need not train again
+
+
+def test_paired_interval_is_scipys():
+    rng = np.random.default_rng(0)
+    one, other = ([dict(k=4, correct=rng.integers(0, 5, 200).tolist()) for _ in range(3)] for _ in range(2))
+    mean, half, each = ablate.paired(one, other)
+    a, b = (np.mean([r["correct"] for r in rows], axis=0) / 4 for rows in (one, other))
+    interval = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert mean == pytest.approx((interval.low + interval.high) / 2)
+    assert half == pytest.approx((interval.high - interval.low) / 2, rel=0.01)  # normal for Student's t
+    assert np.mean(each) == pytest.approx(mean)
+
+
+def result(arm, seed, right):
+    return dict(arm=arm, seed=seed, k=4, correct=right, avg=sum(right) / 4 / len(right), bits_per_byte=0.3)
+
+
+def test_a_gain_is_claimed_only_where_all_seeds_agree():
+    low, high = [1] * 50 + [0] * 50, [2] * 50 + [1] * 50
+    rows = [result("a", 0, high), result("a", 1, high), result("b", 0, low), result("b", 1, low)]
+    assert "| better |" in ablate.compare(rows, dict(a="", b=""), [("a", "b")])
+    assert "| worse |" in ablate.compare(rows, dict(a="", b=""), [("b", "a")])
+    rows[3] = result("b", 1, [3] + high[1:])  # one seed against it
+    assert "| not shown |" in ablate.compare(rows, dict(a="", b=""), [("a", "b")])
+
+
+CONFIG = """
+model = dict(n_layers=1, hidden_size=32, ffn_size=64, n_heads=1, n_kv_heads=1, head_dim=32, tie_embeddings=True)
+tokenizer = dict(kind="bpe", vocab_size=300, train_mb=0.05)
+corpus = dict(pools=dict(high=[dict(pages=300, families=dict(code=1))],
+                         medium=[dict(pages=300, families=dict(code=1), corrupt=1.0)]), val_fraction=0.1)
+pretrain = dict(batch_tokens=2048, stages=[], held_out=["high"], keep=1)
+evaluate = dict(tasks=["code"], n_problems=4, k=2, max_new_tokens=8)
+"""
+
+
+def test_a_run_goes_on_from_one_that_begins_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.py").write_text(CONFIG)
+    ablate.call(["data/corpus.py", "c.py", "--corpus.folder=out/t/data"], Path("log"))
+    made_by = ablate.code_and_data("c.py", Path("out/t/data"))
+    a, c = (Run("t", "true", arm, 0, 1e-3, "dev", stages(arm, 0.02)) for arm in "ac")
+    alone = ablate.finish(replace(c, table="alone"), "c.py", made_by, [])
+    others = [(run, run.folder(made_by)) for run in (a, c)]
+    first = ablate.finish(a, "c.py", made_by, others)
+    shared = ablate.finish(c, "c.py", made_by, others)
+    assert "going on from" in (c.folder(made_by) / "log.txt").read_text()
+    assert shared["bits_per_byte"] == alone["bits_per_byte"] and shared["correct"] == alone["correct"]
+    assert first["problems"] == 4 and first["k"] == 2 and len(first["correct"]) == 4
+    assert first["command"].startswith("python pretrain.py c.py --run=t/runs/true-a-0-")
+    before = (c.folder(made_by) / "log.txt").stat().st_mtime_ns
+    assert ablate.finish(c, "c.py", made_by, others) == shared  # nothing runs twice
+    assert before == (c.folder(made_by) / "log.txt").stat().st_mtime_ns
+    assert replace(c, lr=2e-3).folder(made_by) != c.folder(made_by) != c.folder("other code")
+    with pytest.raises(common.UserError, match="failed with exit code 2; .*log.txt ends with: error"):
+        ablate.finish(replace(a, stages=("{}",)), "c.py", made_by, [])
