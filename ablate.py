@@ -27,7 +27,9 @@ import numpy as np
 from tqdm import tqdm
 
 import common
+import report
 from common import UserError
+from report import plt
 
 ROOT = Path(__file__).parent
 
@@ -132,7 +134,35 @@ def fg_wsd(args, train) -> dict[str, list[dict]]:
               "pools by the filter": [r for r in results if r["table"] == "filter"]}
     for title, rows in tables.items():
         print(f"\n{title}\n{compare(rows, ARMS, [('a', other) for other in 'bcde'])}")
+    print("picture:", plot_fg_wsd(Path("out/fg_wsd/fg_wsd.png"), tables))
     return sweep + results
+
+
+def plot_fg_wsd(path: Path, tables: dict[str, list[dict]]) -> Path:
+    """What each arm reads over its tokens, and its accuracy: a dot a seed, a bar the mean."""
+    figure, axes = plt.subplots(len(ARMS), 1 + len(tables), figsize=(10, 6), sharex="col", constrained_layout=True,
+                                width_ratios=[1.4] + [1] * len(tables))
+    right = 1.1 * max(r["avg"] for rows in tables.values() for r in rows)
+    for (arm, text), (data, *scores) in zip(ARMS.items(), axes):
+        table = [json.loads(stage) for stage in stages(arm)]
+        end = np.cumsum([0] + [stage["tokens"] for stage in table]) / 1e6
+        high = [stage["mixture"].get("high", 0) / stage["tokens"] for stage in table]
+        data.stairs(np.ones(len(high)), end, fill=True, color="0.85")
+        data.stairs(high, end, fill=True, color=report.COLORS[0])
+        x = np.linspace(0, 1, 50)[1:]
+        rate = np.concatenate([[0, 1], [1], 1 - np.sqrt(x)])
+        data.plot(np.concatenate([[0, end[1]], [end[3]], end[3] + x * (end[4] - end[3])]), rate, color="black", lw=1)
+        data.set(ylim=(0, 1.05), xlim=(0, end[-1]), yticks=[])
+        data.set_title(f"({arm}) {text}", fontsize=9, loc="left")
+        for axis, rows in zip(scores, tables.values()):
+            each = [r["avg"] for r in rows if r["arm"] == arm]
+            axis.barh(0, np.mean(each), color=report.COLORS[0], alpha=0.5, height=0.6)
+            axis.plot(each, np.zeros(len(each)), "k.")
+            axis.set(xlim=(0, right or 1), ylim=(-0.6, 0.6), yticks=[])
+    for axis, title in zip(axes[-1], ["million tokens (blue: high quality; line: rate)",
+                                      *(f"accuracy, {title}" for title in tables)]):
+        axis.set_xlabel(title, fontsize=9)
+    return report.save_figure(figure, path)
 
 
 EXPERIMENTS = {"fg_wsd": (fg_wsd, "configs/fg_wsd.py")}
@@ -187,7 +217,7 @@ def call(command: list[str], log: Path) -> None:
 
 def code_and_data(config: str, folder: Path) -> str:
     """Hash of all that a run depends on beside its settings: the code, the config, the shards."""
-    ask = "import sys, pretrain, evaluate; print(*[m.__file__ for m in sys.modules.values() if getattr(m, '__file__', '')], sep='\\n')"
+    ask = "import sys, pretrain, evaluate; print(*(getattr(m, '__file__', 0) for m in [*sys.modules.values()]), sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     code = sorted(path for path in map(Path, set(loaded.splitlines())) if ROOT in path.parents)
     parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (Path(config), *code)]

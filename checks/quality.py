@@ -26,7 +26,7 @@ DIMENSIONS = ("accuracy", "order", "completeness", "focus", "overall")
 def grade(problem: tasks.Problem, page: str) -> list[int]:
     """What a labeller who knows the answer says of a page, 0-9 on each of DIMENSIONS: shares of what is there."""
     question, _, rest = page.partition("\n") if page.startswith("Problem:") else ("", "", page)
-    work, _, answer = rest.strip().rpartition("Answer:")
+    work, _, answer = rest.strip().removeprefix("Work:").rpartition("Answer:")
     steps = [s for s in problem.steps if s in work]
     expected = [*problem.steps, problem.answer]
     right = sum(s in work for s in problem.steps) + (answer.strip() == problem.answer)
