@@ -190,7 +190,7 @@ def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, st
         each = " ".join(f"{r['avg']:.3f}" for r in rows)
         lines.append(f"| ({arm}) {arms[arm]} | {np.mean([r['avg'] for r in rows]):.3f} | {each} | "
                      f"{np.mean([r['bits_per_byte'] for r in rows]):.4f} |")
-    lines += ["", "| difference | accuracy | 95 % over problems | each seed | bits a byte | |", "|---|---|---|---|---|---|"]
+    lines += ["", "| difference | accuracy | 95 % over problems | each seed | bits a byte | |", "|---" * 6 + "|"]
     for one, other in pairs:
         mean, half, each = paired(by_arm[one], by_arm[other])
         bits = np.mean([a["bits_per_byte"] - b["bits_per_byte"] for a, b in zip(by_arm[one], by_arm[other])])
@@ -217,7 +217,8 @@ def call(command: list[str], log: Path) -> None:
 
 def code_and_data(config: str, folder: Path) -> str:
     """Hash of all that a run depends on beside its settings: the code, the config, the shards."""
-    ask = "import sys, pretrain, evaluate; print(*(getattr(m, '__file__', 0) for m in [*sys.modules.values()]), sep='\\n')"
+    ask = ("import sys, pretrain, evaluate\n"
+           "for module in [*sys.modules.values()]: print(getattr(module, '__file__', None))")
     loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     code = sorted(path for path in map(Path, set(loaded.splitlines())) if ROOT in path.parents)
     parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (Path(config), *code)]
