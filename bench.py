@@ -3,6 +3,7 @@
     python bench.py configs/3b.py                 # one GPU: kernels on and off, at the stages' contexts, at most 32K
     python bench.py configs/tiny.py               # a CPU: PyTorch alone, since Triton's interpreter is no contestant
     python bench.py configs/small.py --compile --micro_batches=4 --write       # adds lines to results/bench.jsonl
+    python bench.py --peers                       # a CPU: training and sampling beside transformers (checks/peers.py)
 
 Model, FSDP, AdamW, clipping and loss are pretrain.py's, with the config's dtype, compile, recompute and micro_tokens;
 only the tokens are random, packed with documents of 512 on the mean. A step is --micro_batches=1 of them. The
@@ -120,7 +121,23 @@ def race_kernels(cfg, trainer: list, context: int, n_micro: int, contestants: li
     return lines
 
 
+def made_by(seed: int, device) -> dict:
+    """What every line of results/bench.jsonl says of its origin."""
+    return dict(commit=common.commit(), command=shlex.join(["python", "bench.py", *sys.argv[1:]]), seed=seed,
+                machine=common.machine(device), torch=torch.__version__)
+
+
+def write(origin: dict, lines: list[dict]) -> None:
+    """Appends lines to results/bench.jsonl."""
+    Path("results").mkdir(exist_ok=True)
+    with open("results/bench.jsonl", "a") as f:
+        f.writelines(json.dumps(origin | line) + "\n" for line in lines)
+
+
 def main():
+    if "--peers" in sys.argv:
+        from checks import peers  # here: it takes its steps from this file
+        return peers.main([argument for argument in sys.argv[1:] if argument != "--peers"])
     ours = [argument for argument in sys.argv[1:] if argument.startswith("--micro_batches=")]
     cfg = common.load_config(__doc__, [argument for argument in sys.argv[1:] if argument not in ours],
                              flags={"compile": "torch.compile each block, whatever the config says",
@@ -145,9 +162,8 @@ def main():
     print(f"{cfg.run}: {n_parameters:,} parameters, {p.dtype}{', compiled' * p.compile}{', recompute' * p.recompute}, "
           f"{common.machine(d.device)}, torch {torch.__version__}\n\n"
           f"{'context':>8} {'kernels':8}{'tokens':>8}{'ms/step':>10}{'tokens/s':>11}{'MFU':>7}{'peak GB':>9}")
-    made_by = dict(commit=common.commit(), command=shlex.join(["python", "bench.py", *sys.argv[1:]]), seed=p.seed,
-                   config=common.config_hash(cfg, "model", "pretrain"), machine=common.machine(d.device),
-                   torch=torch.__version__, dtype=p.dtype, compile=p.compile, recompute=p.recompute)
+    origin = made_by(p.seed, d.device) | dict(config=common.config_hash(cfg, "model", "pretrain"), dtype=p.dtype,
+                                              compile=p.compile, recompute=p.recompute)
     trainer = []
     for context in sorted({min(s.context, LONGEST) for s in stages}):
         for line in race_kernels(cfg, trainer, context, int(n_micro), contestants, d):
@@ -156,9 +172,7 @@ def main():
             print(head + (f"  {line['error']}" if "error" in line else f"{1e3 * line['seconds']:>10,.1f}"
                           f"{line['tokens_per_s']:>11,.0f}{mfu:>7}{line['memory_gb']:>9.2f}"), flush=True)
             if cfg.write:
-                Path("results").mkdir(exist_ok=True)
-                with open("results/bench.jsonl", "a") as f:
-                    f.write(json.dumps(made_by | line) + "\n")
+                write(origin, [line])
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import bench
 import common
+from checks import peers
 from conftest import ROOT, Mini
-from model import ModelConfig
+from model import ModelConfig, Transformer, flops_per_token
 from pretrain import PretrainConfig
 
 
@@ -83,3 +85,72 @@ def test_a_step_is_a_step_of_training(config):
         weights.append(model.lm_head.weight.detach())
     torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-3)
     assert batch.doc_start.shape == (16, 32) and batch.doc_start.dtype == "int32" and batch.doc_start.any()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --peers
+
+MINI = ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=64)
+
+
+def test_peers_have_the_same_sizes_and_the_products_are_all_there_are():
+    ours, theirs = Transformer(MINI), peers.llama(MINI)
+    assert sum(x.numel() for x in ours.parameters()) == sum(x.numel() for x in theirs.parameters())
+    B, T = 3, 16
+    with FlopCounterMode(display=False) as counted:
+        peers.products(MINI, B, T, torch.float32)()
+    square = 6 * 2 * B * T * T * MINI.n_layers * MINI.n_heads * MINI.head_dim  # flops_per_token counts the causal half
+    assert counted.get_total_flops() == B * T * flops_per_token(MINI, T) + square / 2
+
+
+def test_a_peers_step_is_a_step_of_training():
+    step = peers.their_step(MINI, 2, 16, torch.float32, compile=False, fused=True)
+    losses = [step() for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.01
+
+
+def test_peers_race(monkeypatch, capsys, tmp_path):
+    """All lines, on the screen and in the file; compiled contestants stand in as eager ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(peers, "SHAPES", {"small": (MINI, 2, 16)})
+    monkeypatch.setattr(peers, "NEW", 3)
+    monkeypatch.setattr(peers, "TURN", 1e-4)
+    monkeypatch.setattr(torch, "compile", lambda f: f)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--peers", "--write"])
+    bench.main()
+    lines = list(map(json.loads, open("results/bench.jsonl")))
+    assert [sum(line["shape"] == shape for line in lines) for shape in ("small", "generation")] == [13, 6]
+    for line in lines:
+        assert line["command"] == "python bench.py --peers --write" and line["machine"] and line["torch"]
+        assert line["tokens_per_s"] == pytest.approx(line["tokens"] / line["seconds"])
+    output = capsys.readouterr().out
+    assert output.count(" x transformers") == 7 + 6 and "our best, over transformers as it comes" in output
+
+
+def test_peers_ratios():
+    line = lambda who, dtype, compile, speed: dict(shape="char", contestant=who, dtype=dtype, compile=compile,
+                                                   tokens_per_s=speed)
+    found = peers.ratios([
+        line("ours", "float32", False, 6), line("ours", "bfloat16", False, 8), line("ours", "float32", True, 12),
+        line("ours", "bfloat16", True, 9), line("transformers", "float32", False, 5),
+        line("transformers", "bfloat16", False, 4), line("transformers, all bf16", "bfloat16", False, 10),
+        line("transformers", "float32", True, 8), line("transformers", "bfloat16", True, 9),
+        line("transformers, AdamW's default", "float32", False, 3), line("products", "float32", False, 99)])
+    assert found == {"eager, float32": 6 / 5, "eager, bfloat16": 8 / 10, "eager, the best of each": 8 / 10,
+                     "compiled, float32": 12 / 8, "compiled, bfloat16": 9 / 9, "compiled, the best of each": 12 / 9,
+                     "our best, over transformers as it comes": 12 / 3}
+
+
+def test_peers_profile():
+    shares = peers.profile(peers.our_step(MINI, 2, 16, "float32", False))
+    assert sum(shares.values()) == pytest.approx(1) and all(share > 0 for share in shares.values())
+
+
+def test_peers_say_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(common.UserError, match="requirements-dev.txt"):
+        peers.llama(MINI)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--peers", "--writ"])  # no short forms
+    with pytest.raises(SystemExit):
+        bench.main()
