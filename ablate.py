@@ -250,7 +250,7 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
     """Trains and evaluates a run, as far as it is not done; returns its result: one line of results/<name>.jsonl."""
     folder = run.folder(made_by)
     if (folder / "result.json").is_file():
-        return json.loads((folder / "result.json").read_text())
+        return json.loads((folder / "result.json").read_text()) | {"code": made_by}
     inherit(run, folder, others)
     name, corpus = str(folder.relative_to("out")), f"--corpus.folder=out/{run.experiment}/data"
     settings = [f"--{key}={value!r}" if not isinstance(value, str) else f"--{key}={value}"
@@ -276,7 +276,7 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
         if not common.read_meta(step)["keep"]:
             shutil.rmtree(step)
     common.write_atomic(folder / "result.json", json.dumps(result))
-    return result
+    return result | {"code": made_by}
 
 
 def main():

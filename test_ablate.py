@@ -90,6 +90,8 @@ def test_a_run_goes_on_from_one_that_begins_alike(tmp_path, monkeypatch):
     shared = ablate.finish(c, "c.py", made_by, others)
     assert "going on from" in (c.folder(made_by) / "log.txt").read_text()
     assert shared["bits_per_byte"] == alone["bits_per_byte"] and shared["correct"] == alone["correct"]
+    last = [line for line in common.read_metrics(a.folder(made_by) / "pretrain") if "validation" in line][-1]
+    assert set(last["validation"]) == {"high"}  # pretrain.held_out
     assert first["problems"] == 4 and first["k"] == 2 and len(first["correct"]) == 4
     assert first["command"].startswith("python pretrain.py c.py --run=t/runs/true-a-0-")
     before = (c.folder(made_by) / "log.txt").stat().st_mtime_ns

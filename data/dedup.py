@@ -34,6 +34,11 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(text.lower())
 
 
+def count(text: str) -> int:
+    """Number of tokens, without holding them all."""
+    return sum(len(tokens(text[first:first + PIECE])) for first in range(0, len(text), PIECE))
+
+
 def hashes(tokens: list[str]) -> np.ndarray:
     """(n,) uint64: a hash of each token, the same on every machine."""
     return _mix(np.fromiter((crc32(t.encode("utf-8", "replace")) for t in tokens), np.uint64, len(tokens)))

@@ -19,6 +19,7 @@ import importlib
 import itertools
 import json
 import multiprocessing
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ class QualityConfig:
     labels: str = ""             # .jsonl of {"text": …, "tags": {dimension: 0 … 9}}; made here if there is a writer
     writer: dict = field(default_factory=dict)  # WriterConfig of the labeller: {"url": …, "model": …}
     n_labels: int = 2000         # documents that the writer labels, spread over the shards
-    dimensions: dict = field(default_factory=lambda: dict(DIMENSIONS))  # {name: what the writer grades}
+    dimensions: dict = field(default_factory=dict)  # {name: what the writer grades}; {}: DIMENSIONS above
     curated: list = field(default_factory=list)  # sources of good documents for retrieval; none: the best labelled ones
     n_curated: int = 200         # documents taken of them
     embed: str = ""              # "module:function" of texts -> (N, E) vectors; "": TF-IDF + SVD of the labelled set
@@ -91,18 +92,18 @@ Answer with one JSON object and nothing else, like {example}
 
 def label(cfg: QualityConfig, parts: list, path: Path, writer: Callable) -> None:
     """Has the writer grade documents of all shards alike, and writes .jsonl of {"text", "tags"} to path."""
-    each = -(-cfg.n_labels // len(parts))
+    dimensions, each = cfg.dimensions or DIMENSIONS, -(-cfg.n_labels // len(parts))
     texts = [excerpt(text, cfg.excerpt) for part in parts
-             for text, _ in itertools.islice(_documents(part, cfg), each)][:cfg.n_labels]
-    rubric = dict(dimensions="\n".join(f"- {name}: {what}" for name, what in cfg.dimensions.items()),
-                  example=json.dumps(dict.fromkeys(cfg.dimensions, 5)))
+             for text, _ in itertools.islice(_documents(*part), each)][:cfg.n_labels]
+    rubric = dict(dimensions="\n".join(f"- {name}: {what}" for name, what in dimensions.items()),
+                  example=json.dumps(dict.fromkeys(dimensions, 5)))
     answers = writer([[{"role": "user", "content": RUBRIC.format(text=text, **rubric)}] for text in texts])
     lines = []
     for text, answer in zip(texts, answers):
         tags = first_json(answer or "")
-        if isinstance(tags, dict) and all(type(tags.get(d)) is int and 0 <= tags[d] <= 9 for d in cfg.dimensions):
-            lines.append(json.dumps({"text": text, "tags": {d: tags[d] for d in cfg.dimensions}}) + "\n")
-    print(f"{len(lines)} of {len(texts)} documents have a grade from 0 to 9 in each of {', '.join(cfg.dimensions)}")
+        if isinstance(tags, dict) and all(type(tags.get(d)) is int and 0 <= tags[d] <= 9 for d in dimensions):
+            lines.append(json.dumps({"text": text, "tags": {d: tags[d] for d in dimensions}}) + "\n")
+    print(f"{len(lines)} of {len(texts)} documents have a grade from 0 to 9 in each of {', '.join(dimensions)}")
     if 2 * len(lines) < len(texts):
         raise UserError(f"the writer graded only {len(lines)} of {len(texts)} documents; its first answer was "
                         f"{(answers[0] or 'none')[:200]!r}; ask another model, or give quality.labels")
@@ -128,25 +129,37 @@ def read_labels(path: Path) -> tuple[list[str], np.ndarray, list[str]]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Shards
 
-def _documents(part: tuple[dict, object], cfg: QualityConfig, bad_lines: list | None = None) -> Iterator:
+def _documents(source: dict, shard: object, score_column: str = "", bad_lines: list | None = None) -> Iterator:
     """(text, record) of a shard's records, in their order; an empty text for one that holds none.
 
-    bad_lines, if given, collects what was malformed."""
-    source, shard = part
+    bad_lines, if given, collects what was malformed. UserError for a column that is not there, score_column too.
+    """
     columns, bad_lines = text_columns(source), [] if bad_lines is None else bad_lines
     for _, record in read(source, shard, bad_line=lambda where, what: bad_lines.append(f"{where}: {what}")):
-        if not kept(record, source):
-            continue
-        if missing := [c for c in [*columns, *filter(None, [cfg.score_column])] if c not in record]:
-            raise UserError(f"{shard}: no column {missing[0]!r}; it has {', '.join(record)}")
-        found = [record[c] for c in columns]
-        yield "\n\n".join(found) if all(isinstance(t, str) for t in found) else "", record
+        if kept(record, source):
+            if missing := [c for c in (*columns, score_column) if c and c not in record]:
+                raise UserError(f"{shard}: no column {missing[0]!r}; it has {', '.join(record)}")
+            found = [record[c] for c in columns]
+            yield "\n\n".join(found) if all(isinstance(t, str) for t in found) else "", record
+
+
+def _batches(documents: Iterator) -> Iterator[list]:
+    """Documents to be scored together: few enough to fit in memory, however long they are."""
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[0])
+        if len(batch) == 64 or size > 4e6:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def sign(number: int, part: tuple, cfg: QualityConfig, folder: Path, made_by: str) -> None:
     """Signatures of a shard's documents, (documents, COLUMNS) uint64 in <folder>/<number>.npy."""
     signatures = []
-    for text, _ in _documents(part, cfg):
+    for text, _ in _documents(*part):
         signatures.append(dedup.signature(text))
         _advance(len(text))
     _save(folder / f"{number:05d}.npy", np.array(signatures, np.uint64).reshape(-1, dedup.COLUMNS))
@@ -162,29 +175,18 @@ def _save(path: Path, array: np.ndarray) -> None:
 def judge(number: int, part: tuple, cfg: QualityConfig, folder: Path, made_by: str) -> None:
     """Writes a shard's documents to <folder>/high/<number>.parquet, medium/… (text, score, tags), and what became of
     each document, with its score, to judged/<number>.parquet; judged/<number>.json, written last, marks it as done."""
-    source, shard = part
     first, found = _first_document(folder, number), np.load(folder / "duplicates.npy", mmap_mode="r")
     out = {kind: _Rows(folder / kind / f"{number:05d}.parquet") for kind in ("high", "medium", "judged")}
     table = {kind: dict(documents=0, tokens=0, bytes=0, samples=[]) for kind in CLASSES}
     reasons = dict.fromkeys(("empty", "exact duplicate", "near duplicate", "contaminated", "low score"), 0)
     at, bad_lines, evaluation_sets = 0, [], json.dumps(cfg.evaluation_sets)
-    stream = _documents(part, cfg, bad_lines)
-    while batch := list(itertools.islice(stream, 64)):
-        texts = [text for text, _ in batch]
+    for batch in _batches(_documents(*part, cfg.score_column, bad_lines)):
         duplicate = found[first + at:first + at + len(batch)]
-        if cfg.score_column:
-            scores = np.array([np.nan if record[cfg.score_column] is None else record[cfg.score_column]
-                               for _, record in batch], float)
-            tags, dimensions = np.zeros((len(batch), 0)), []
-        else:
-            tags, scores, _ = _filter(cfg, folder).scores([excerpt(text, cfg.excerpt) for text in texts])
-            dimensions = _filter(cfg, folder).dimensions
-        for text, repeated, score, grades in zip(texts, duplicate, scores, tags):
+        for (text, _), repeated, row in zip(batch, duplicate, _scores(batch, cfg, folder)):
             reason = ("empty" if not text.strip() else "exact duplicate" if repeated == 2 else
                       "near duplicate" if repeated else "contaminated" if _contamination(evaluation_sets)(text) else
-                      "" if score >= cfg.drop else "low score")
-            kind = "dropped" if reason else "high" if score >= cfg.high else "medium"
-            row = {"score": float(score), **dict(zip(dimensions, map(float, grades)))}
+                      "" if row["score"] >= cfg.drop else "low score")
+            kind = "dropped" if reason else "high" if row["score"] >= cfg.high else "medium"
             if reason:
                 reasons[reason] += 1
             else:
@@ -192,17 +194,30 @@ def judge(number: int, part: tuple, cfg: QualityConfig, folder: Path, made_by: s
             out["judged"].add({"number": at, "kind": kind, "reason": reason, **row})
             cell = table[kind]
             cell["documents"] += 1
-            cell["tokens"] += len(dedup.tokens(text))
+            cell["tokens"] += dedup.count(text)
             cell["bytes"] += len(text.encode("utf-8", "replace"))
             if len(cell["samples"]) < 2:
-                cell["samples"].append(f"{score:.1f} {reason} {' '.join(text[:300].split())[:160]}")
+                cell["samples"].append(f"{row['score']:.1f} {reason} {' '.join(text[:300].split())[:160]}")
             at += 1
             _advance(len(text))
     for rows in out.values():
         rows.close()
     common.write_atomic(folder / "judged" / f"{number:05d}.json",
-                        json.dumps({"made_by": made_by, "table": table, "reasons": reasons, "shard": str(shard),
+                        json.dumps({"made_by": made_by, "table": table, "reasons": reasons, "shard": str(part[1]),
                                     "bad_lines": len(bad_lines), "first_bad_lines": bad_lines[:3]}))
+
+
+def _scores(batch: list[tuple[str, dict]], cfg: QualityConfig, folder: Path) -> list[dict[str, float]]:
+    """Of each document its score, and its tags where the filter made it."""
+    if cfg.score_column:
+        scores = [record[cfg.score_column] for _, record in batch]
+        if wrong := [score for score in scores if not isinstance(score, int | float | None)]:
+            raise UserError(f"quality.score_column={cfg.score_column!r} must hold numbers, not {wrong[0]!r}")
+        return [{"score": float("nan" if score is None else score)} for score in scores]
+    filter = _filter(cfg, folder)
+    tags, scores, _ = filter.scores([excerpt(text, cfg.excerpt) for text, _ in batch])
+    return [{"score": score, **dict(zip(filter.dimensions, grades))} for score, grades in zip(scores.tolist(),
+                                                                                              tags.tolist())]
 
 
 class _Rows:
@@ -264,8 +279,8 @@ def _function(name: str) -> Callable | None:
 @functools.cache
 def _contamination(evaluation_sets: str) -> dedup.Contamination:
     """evaluation_sets: as JSON."""
-    return dedup.Contamination("\n\n".join(filter(None, (record.get(column) for column in text_columns(source))))
-                               for source in json.loads(evaluation_sets) for record in records(source))
+    return dedup.Contamination(text for source in json.loads(evaluation_sets) for shard in shards(source)
+                               for text, _ in _documents(source, shard))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -296,28 +311,35 @@ def run_shards(work: Callable, cfg: QualityConfig, parts: list, folder: Path, ma
     sizes = [shard.stat().st_size if isinstance(shard, Path) else 0 for _, shard in parts]
     todo.sort(key=lambda i: -sizes[i])  # large files first: no worker waits for the last one long
     print(f"{work.__name__}: {len(todo)} of {len(chosen)} shards to do")
-    workers, before = min(cfg.workers, len(todo)), _read.value
+    workers, before, started = min(cfg.workers, len(todo)), _read.value, time.time()
+    jobs = [(i, parts[i], cfg, folder, made_by) for i in todo]
     with tqdm(desc=work.__name__, unit=" characters", unit_scale=True) as bar:
-        if workers <= 1:
-            for i in todo:
-                work(i, parts[i], cfg, folder, made_by)
-                bar.update(_read.value - before - bar.n)
-            return
-        with ProcessPoolExecutor(workers, _spawn, _start_worker, (_read,)) as pool:
-            waiting = {pool.submit(work, i, parts[i], cfg, folder, made_by) for i in todo}
-            try:
-                while waiting:
-                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
-                    bar.update(_read.value - before - bar.n)
-                    for future in done:
-                        future.result()
-            except BaseException as error:  # nobody waits for shards that are under way
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                if isinstance(error, BrokenProcessPool):
-                    raise UserError("a worker was killed (too little memory?): run again with fewer --quality.workers; "
-                                    "whole shards are kept") from None
-                raise
+        for _ in (work(*job) for job in jobs) if workers <= 1 else _in_processes(work, jobs, workers):
+            bar.update(_read.value - before - bar.n)
+    if todo:
+        seconds, n = time.time() - started, (_read.value - before) / 1e6
+        whose = resource.RUSAGE_SELF if workers == 1 else resource.RUSAGE_CHILDREN
+        print(f"{work.__name__}: {n:.1f} million characters in {seconds:.0f} s, {60 * n / seconds:.0f} a minute; at most "
+              f"{resource.getrusage(whose).ru_maxrss / 1e6:.2f} GB of memory a process")
+
+
+def _in_processes(work: Callable, jobs: list[tuple], workers: int) -> Iterator[None]:
+    """Does work(*job) for each job, and yields twice a second."""
+    with ProcessPoolExecutor(workers, _spawn, _start_worker, (_read,)) as pool:
+        waiting = {pool.submit(work, *job) for job in jobs}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                yield
+        except BaseException as error:  # nobody waits for shards that are under way
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError("a worker was killed (too little memory?): run again with fewer --quality.workers; "
+                                "whole shards are kept") from None
+            raise
 
 
 def _made_by(mark: Path) -> str:
@@ -385,7 +407,7 @@ def run(cfg: QualityConfig, folder: Path) -> None:
         labels.read_text() if labels.is_file() else "", cfg.curated, cfg.n_curated, cfg.excerpt, cfg.embed)
     if "fit" in steps and not cfg.score_column and _made_by(folder / "fit.json") != fitted_by:
         texts, grades, dimensions = read_labels(labels)
-        curated = [t for source in cfg.curated for shard in shards(source) for t, _ in _documents((source, shard), cfg)]
+        curated = [t for source in cfg.curated for shard in shards(source) for t, _ in _documents(source, shard)]
         started = time.time()
         made = fit([excerpt(t, cfg.excerpt) for t in texts], grades, dimensions,
                    [excerpt(t, cfg.excerpt) for t in curated[:cfg.n_curated]], _function(cfg.embed), cfg.n_curated)
