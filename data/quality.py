@@ -319,8 +319,8 @@ def run_shards(work: Callable, cfg: QualityConfig, parts: list, folder: Path, ma
     if todo:
         seconds, n = time.time() - started, (_read.value - before) / 1e6
         whose = resource.RUSAGE_SELF if workers == 1 else resource.RUSAGE_CHILDREN
-        print(f"{work.__name__}: {n:.1f} million characters in {seconds:.0f} s, {60 * n / seconds:.0f} a minute; at most "
-              f"{resource.getrusage(whose).ru_maxrss / 1e6:.2f} GB of memory a process")
+        print(f"{work.__name__}: {n:.1f} million characters in {seconds:.0f} s, {60 * n / seconds:.0f} a minute; "
+              f"at most {resource.getrusage(whose).ru_maxrss / 1e6:.2f} GB of memory a process")
 
 
 def _in_processes(work: Callable, jobs: list[tuple], workers: int) -> Iterator[None]:
