@@ -567,10 +567,11 @@ def machine(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit that the code runs from, marked where tracked files differ from it; '' outside a git checkout."""
+    """The commit that the code runs from, marked where tracked code differs from it; '' outside a git checkout."""
     def git(*command: str) -> str:
         where = ["git", "-C", Path(__file__).parent]
         return subprocess.run([*where, *command], capture_output=True, text=True).stdout.strip()
 
     head = git("rev-parse", "--short=12", "HEAD")
-    return head and head + "+changes" * bool(git("status", "--porcelain", "-uno"))
+    texts = (":!README.md", ":!assets", ":!results")  # which no run reads
+    return head and head + "+changes" * bool(git("status", "--porcelain", "-uno", "--", ".", *texts))
