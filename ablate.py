@@ -120,8 +120,8 @@ def prepare_fg_wsd() -> None:
     clean, corrupted = (json.loads(Path(f"out/fg_wsd/quality/judged/{shard:05d}.json").read_text())["table"]
                         for shard in (0, 1))
     high, medium, wrong = clean["high"]["documents"], clean["medium"]["documents"], corrupted["high"]["documents"]
-    print(f"the filter's high pool is to {high / (high + wrong):.0%} clean, and has {high / (high + medium):.0%} of the "
-          "clean pages that are no duplicates")
+    print(f"the filter's high pool is to {high / (high + wrong):.0%} clean, and has {high / (high + medium):.0%} of "
+          "the clean pages that are no duplicates")
 
 
 def fg_wsd(args, train) -> dict[str, list[dict]]:

@@ -158,12 +158,13 @@ def _batches(documents: Iterator) -> Iterator[list]:
 
 def sign(number: int, part: tuple, cfg: QualityConfig, folder: Path, made_by: str) -> None:
     """Signatures of a shard's documents, (documents, COLUMNS) uint64 in <folder>/<number>.npy."""
-    signatures = []
+    signatures, mark = [], folder / f"{number:05d}.json"
+    mark.unlink(missing_ok=True)  # from here on the shard is not done with any settings
     for text, _ in _documents(*part):
         signatures.append(dedup.signature(text))
         _advance(len(text))
     _save(folder / f"{number:05d}.npy", np.array(signatures, np.uint64).reshape(-1, dedup.COLUMNS))
-    common.write_atomic(folder / f"{number:05d}.json", json.dumps({"made_by": made_by, "documents": len(signatures)}))
+    common.write_atomic(mark, json.dumps({"made_by": made_by, "documents": len(signatures)}))
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -175,6 +176,8 @@ def _save(path: Path, array: np.ndarray) -> None:
 def judge(number: int, part: tuple, cfg: QualityConfig, folder: Path, made_by: str) -> None:
     """Writes a shard's documents to <folder>/high/<number>.parquet, medium/… (text, score, tags), and what became of
     each document, with its score, to judged/<number>.parquet; judged/<number>.json, written last, marks it as done."""
+    mark = folder / "judged" / f"{number:05d}.json"
+    mark.unlink(missing_ok=True)
     first, found = _first_document(folder, number), np.load(folder / "duplicates.npy", mmap_mode="r")
     out = {kind: _Rows(folder / kind / f"{number:05d}.parquet") for kind in ("high", "medium", "judged")}
     table = {kind: dict(documents=0, tokens=0, bytes=0, samples=[]) for kind in CLASSES}
@@ -202,9 +205,8 @@ def judge(number: int, part: tuple, cfg: QualityConfig, folder: Path, made_by: s
             _advance(len(text))
     for rows in out.values():
         rows.close()
-    common.write_atomic(folder / "judged" / f"{number:05d}.json",
-                        json.dumps({"made_by": made_by, "table": table, "reasons": reasons, "shard": str(part[1]),
-                                    "bad_lines": len(bad_lines), "first_bad_lines": bad_lines[:3]}))
+    common.write_atomic(mark, json.dumps({"made_by": made_by, "shard": str(part[1]), "table": table, "reasons": reasons,
+                                          "bad_lines": len(bad_lines), "first_bad_lines": bad_lines[:3]}))
 
 
 def _scores(batch: list[tuple[str, dict]], cfg: QualityConfig, folder: Path) -> list[dict[str, float]]:
@@ -354,6 +356,7 @@ def merge(n: int, made_by: str, folder: Path) -> None:
         raise UserError(f"{len(missing)} of {n} shards are not signed yet, the first is {missing[0]}: run "
                         f"--quality.step=sign --quality.shards={missing[0]}:{missing[-1] + 1}")
     if _made_by(folder / "merge.json") != made_by:
+        (folder / "merge.json").unlink(missing_ok=True)
         found = dedup.duplicates([marks / f"{i:05d}.npy" for i in range(n)], folder / "duplicates.tmp.npy")
         (folder / "duplicates.tmp.npy").replace(folder / "duplicates.npy")
         common.write_atomic(folder / "merge.json", json.dumps({"made_by": made_by}))
@@ -361,9 +364,10 @@ def merge(n: int, made_by: str, folder: Path) -> None:
               "duplicates")
 
 
-def print_table(folder: Path, n: int) -> None:
-    """Documents, tokens and samples of each class, over the shards judged so far."""
+def print_table(folder: Path, n: int, made_by: str) -> None:
+    """Documents, tokens and samples of each class, over the shards judged so far with these settings."""
     done = [json.loads(path.read_text()) for path in sorted((folder / "judged").glob("*.json"))]
+    done = [line for line in done if line["made_by"] == made_by]
     print(f"\n{len(done)} of {n} shards judged\n{'':8}{'documents':>12}{'tokens*':>16}{'MB':>12}{'share':>8}")
     total = sum(cell["bytes"] for line in done for cell in line["table"].values())
     for kind in CLASSES:
@@ -423,8 +427,11 @@ def run(cfg: QualityConfig, folder: Path) -> None:
             if _made_by(folder / f"{step}.json") != made_by:
                 raise UserError(f"--quality.step={step} has not been done with these settings and sources")
         judged_by = _hash(signed_by, fitted_by, cfg.high, cfg.drop, cfg.evaluation_sets)
+        for path in (path for kind in ("high", "medium", "judged") for path in (folder / kind).glob("[0-9]*")):
+            if int(path.stem) >= len(parts):  # there were more shards once
+                path.unlink(missing_ok=True)
         run_shards(judge, cfg, parts, folder, judged_by, folder / "judged")
-        print_table(folder, len(parts))
+        print_table(folder, len(parts), judged_by)
 
 
 def _hash(*values) -> str:

@@ -99,6 +99,8 @@ def test_shards_on_several_machines_and_resuming_give_the_same(setup, capsys):
     assert run(setup) == whole
     run(setup, high=9.5)  # other settings: judged again, not signed again
     assert "sign: 0 of 2" in (printed := capsys.readouterr().out) and "judge: 2 of 2" in printed
+    (setup.tmp / "raw" / "1.jsonl").unlink()  # what came of a shard that is no more goes too
+    assert len(run(setup)["judged"]) == 30 and "1 of 1 shards judged" in capsys.readouterr().out
 
 
 def test_a_score_of_the_data_set_serves_without_labels(setup):
