@@ -300,10 +300,14 @@ def test_cached_keeps_each_answer_at_once(tmp_path):
 def test_ctrl_c_ends_it_at_once(server, tmp_path):
     path = tmp_path / "answers.jsonl"
     server.answer = lambda text: reply(text) if text == "a" else dribble()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background ignores it
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        cached(make(server, timeout=60), path)(ask(*"abcd"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cached(make(server, timeout=60), path)(ask(*"abcd"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 1 and server.lost.wait(1) and path.read_bytes().count(b"\n") == 1
 
 
