@@ -308,7 +308,7 @@ def test_ctrl_c_ends_it_at_once(server, tmp_path):
             cached(make(server, timeout=60), path)(ask(*"abcd"))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.monotonic() - start < 1 and server.lost.wait(1) and path.read_bytes().count(b"\n") == 1
+    assert time.monotonic() - start < 5 and server.lost.wait(5) and path.read_bytes().count(b"\n") == 1
 
 
 @pytest.mark.parametrize("text, value", [
