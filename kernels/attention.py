@@ -33,7 +33,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torc
     """
     D = q.shape[-1]
     if not use_triton(q, kernels) or D > 128:
-        return plain_attention(q, k, v, doc_start)
+        slow = q.dtype == torch.bfloat16 and q.requires_grad and not q.is_cuda
+        return (spelled_out_attention if slow else plain_attention)(q, k, v, doc_start)
     padding = max(16, triton.next_power_of_2(D)) - D  # zeros add nothing to the scores
     if padding:
         q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
@@ -47,27 +48,38 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torc
 def plain_attention(q, k, v, doc_start=None):
     """The same by PyTorch: what the kernels are held to, and what runs without a GPU. With documents, a T x S mask."""
     T, S, K = q.shape[1], *k.shape[1:3]
-    spelled_out = q.dtype == torch.bfloat16 and q.requires_grad and not q.is_cuda
-    mask = None
-    if doc_start is not None or 1 < T < S or spelled_out:
-        key, query = torch.arange(S, device=q.device), torch.arange(S - T, S, device=q.device)
-        sees = (key <= query[:, None])[None, None]  # (1 or B, 1, T, S)
-        if doc_start is not None:
-            sees = sees & (key >= doc_start[:, None, :, None])
-        # an additive mask: SDPA would make one of a boolean mask anyway, at every layer and in the backward pass again
-        mask = torch.zeros(sees.shape, dtype=q.dtype, device=q.device).masked_fill_(~sees, float("-inf"))
+    mask = additive_mask(q, T, S, doc_start) if doc_start is not None or 1 < T < S else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if spelled_out or T == 1:  # the heads of a group as more queries of one: (B, K, G T, D), and no copies of k and v
+    if T == 1:  # the heads of a group as more queries of one: (B, K, G, D), and no copies of k and v
         q = q.unflatten(1, (K, -1)).flatten(2, 3)
-    if spelled_out:  # a CPU's SDPA takes several times as long for its backward pass in bfloat16
-        scores = (q * q.shape[-1]**-0.5 @ k.mT).unflatten(2, (-1, T)) + mask[:, None]  # (B, K, G, T, S)
-        o = scores.softmax(-1).flatten(2, 3) @ v
-    else:
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
-                                           enable_gqa=q.shape[1] != K)
-    if spelled_out or T == 1:
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                                       enable_gqa=q.shape[1] != K)
+    if T == 1:
         o = o.unflatten(2, (-1, T)).flatten(1, 2)
     return o.transpose(1, 2)
+
+
+def spelled_out_attention(q, k, v, doc_start=None):
+    """The same in single products: in bfloat16 a CPU's SDPA takes several times as long for its backward pass."""
+    T, S, K = q.shape[1], *k.shape[1:3]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q = q.unflatten(1, (K, -1)).flatten(2, 3)  # (B, K, G T, D)
+    mask = additive_mask(q, T, S, doc_start)[:, None]
+    scores = (q * q.shape[-1]**-0.5 @ k.mT).unflatten(2, (-1, T)) + mask  # (B, K, G, T, S)
+    o = (scores.softmax(-1).flatten(2, 3) @ v).unflatten(2, (-1, T)).flatten(1, 2)
+    return o.transpose(1, 2)
+
+
+def additive_mask(like: torch.Tensor, T: int, S: int, doc_start: torch.Tensor | None) -> torch.Tensor:
+    """(1 or B, 1, T, S): 0 where a query sees a key, else -inf; of the type and device of `like`.
+
+    SDPA would make one of a boolean mask anyway, at every layer and in the backward pass again.
+    """
+    key, query = torch.arange(S, device=like.device), torch.arange(S - T, S, device=like.device)
+    sees = (key <= query[:, None])[None, None]
+    if doc_start is not None:
+        sees = sees & (key >= doc_start[:, None, :, None])
+    return torch.zeros(sees.shape, dtype=like.dtype, device=like.device).masked_fill_(~sees, float("-inf"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
