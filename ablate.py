@@ -78,8 +78,9 @@ def stages(arm: str, scale: float = 1.0, prefix: str = "") -> tuple[str, ...]:
     half = (n["warmup"] + n["diversity"]) // 2             # units of medium quality in (a)
     total = sum(n.values())
     if arm == "e":
-        late = 2 * half - n["decay"]                       # 1:1, before the decay
-        n = dict(warmup=n["warmup"], quality=total - 2 * half - n["warmup"], diversity=late, decay=n["decay"])
+        mixed = 2 * half                                   # units of the 1:1 part, which comes last here
+        n = dict(warmup=n["warmup"], quality=total - mixed - n["warmup"], diversity=mixed - n["decay"],
+                 decay=n["decay"])
     names = list(n)
     ends = np.cumsum([n[name] for name in names])
     if arm == "a":
@@ -91,7 +92,7 @@ def stages(arm: str, scale: float = 1.0, prefix: str = "") -> tuple[str, ...]:
     elif arm == "d":
         medium = half * np.minimum(ends / ends[-2], 1)
     else:
-        medium = [0, 0, half * n["diversity"] / (2 * half), half]
+        medium = [0, 0, n["diversity"] / 2, half]
     medium = np.diff(np.round(medium).astype(int), prepend=0)
     table = []
     for name, m in zip(names, medium):
@@ -124,8 +125,8 @@ def prepare_fg_wsd() -> None:
           "the clean pages that are no duplicates")
 
 
-def fg_wsd(args, train) -> dict[str, list[dict]]:
-    """Runs the experiment; results by table. train: list of Runs -> their results."""
+def fg_wsd(args, train) -> list[dict]:
+    """Runs the experiment and prints its tables; returns all results. train: list of Runs -> their results."""
     prepare_fg_wsd()
     sweep = train([Run("fg_wsd", "sweep", "b", 100, lr, "dev", stages("b", args.scale)) for lr in RATES])
     best = max(zip(RATES, sweep), key=lambda pair: pair[1]["avg"])[0]
@@ -258,8 +259,7 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
         return json.loads((folder / "result.json").read_text()) | {"code": made_by}
     inherit(run, folder, others)
     name, corpus = str(folder.relative_to("out")), f"--corpus.folder=out/{run.experiment}/data"
-    settings = [f"--{key}={value!r}" if not isinstance(value, str) else f"--{key}={value}"
-                for key, value in run.settings().items()]
+    settings = [f"--{key}={value!r}" for key, value in run.settings().items()]
     log = folder / "log.txt"
     call(["pretrain.py", config, f"--run={name}", corpus, *settings, "--evaluate.tasks=[]"], log)
     call(["evaluate.py", config, f"--run={name}", f"--evaluate.split={run.split}",

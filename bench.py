@@ -13,17 +13,16 @@ MFU is by model.flops_per_token, as in training: as if each row were one documen
 """
 import dataclasses
 import gc
-import json
 import shlex
 import statistics
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 
 import common
+import report
 from common import UserError
 from data.mixture import Batch
 from data.tokenizer import TokenizerConfig
@@ -127,13 +126,6 @@ def made_by(seed: int, device) -> dict:
                 machine=common.machine(device), torch=torch.__version__)
 
 
-def write(origin: dict, lines: list[dict]) -> None:
-    """Appends lines to results/bench.jsonl."""
-    Path("results").mkdir(exist_ok=True)
-    with open("results/bench.jsonl", "a") as f:
-        f.writelines(json.dumps(origin | line) + "\n" for line in lines)
-
-
 def main():
     if "--peers" in sys.argv:
         from checks import peers  # here: it takes its steps from this file
@@ -172,7 +164,7 @@ def main():
             print(head + (f"  {line['error']}" if "error" in line else f"{1e3 * line['seconds']:>10,.1f}"
                           f"{line['tokens_per_s']:>11,.0f}{mfu:>7}{line['memory_gb']:>9.2f}"), flush=True)
             if cfg.write:
-                write(origin, [line])
+                report.append("bench", origin | line)
 
 
 if __name__ == "__main__":

@@ -128,12 +128,18 @@ def run_table(folder: Path) -> str:
     return "held-out bits per byte" + note + "\n" + "\n".join(rows)
 
 
+def append(name: str, *lines: dict) -> None:
+    """Appends lines to results/<name>.jsonl."""
+    Path("results").mkdir(exist_ok=True)
+    with open(f"results/{name}.jsonl", "a") as f:
+        f.writelines(json.dumps(line) + "\n" for line in lines)
+
+
 def record(name: str, meta: dict, **result) -> None:
     """Appends a result to results/<name>.jsonl, with what its checkpoint says of how it was made."""
     line = {key: meta[key] for key in ("commit", "command", "config", "machine", "seconds", "step")}
     line |= {"seed": meta["pretrain"]["seed"]} | result
-    with open(f"results/{name}.jsonl", "a") as f:
-        f.write(json.dumps(line) + "\n")
+    append(name, line)
 
 
 def main():

@@ -1,6 +1,6 @@
 """Is it fast? `python bench.py --peers`: our training beside a transformers Llama, our sampling beside its generate().
 
-    OMP_NUM_THREADS=1 python bench.py --peers --write     # a CPU, half an hour; adds lines to results/bench.jsonl
+    OMP_NUM_THREADS=1 python bench.py --peers --write     # a CPU, six minutes; adds lines to results/bench.jsonl
     OMP_NUM_THREADS=1 python bench.py --peers --profile   # only where the time of our own steps and samples goes
 
 Same sizes, same tokens, same threads; all contestants live in one process and take turns, and the median of the rounds
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 import common
-from bench import build, made_by, step, timed, write
+import report
+from bench import build, made_by, step, timed
 from common import UserError
 from data.mixture import Batch
 from generate import sample
@@ -246,4 +247,4 @@ def main(argv: list[str]) -> None:
         lines = compare(shape)
         print(f"\n{shape}\n{table(lines)}", flush=True)
         if args.write:
-            write(made_by(SEED, CPU), lines)
+            report.append("bench", *(made_by(SEED, CPU) | line for line in lines))
