@@ -74,7 +74,7 @@ def cli(main) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Config: a Python file with one dict a section, checked against the dataclass of that section
 
-SECTIONS = "model tokenizer quality corpus pretrain refine sft distill reward rl evaluate".split()
+SECTIONS = "model tokenizer quality corpus synthesize pretrain refine sft distill reward rl evaluate".split()
 OPTIONS = {
     "run": "name of the folder under out/ (default: the config's name); torchrun wants it written --name",
     "init_from": "checkpoint to start from: a phase of this run, a checkpoint folder, or a Hugging Face folder",
@@ -108,8 +108,8 @@ def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] =
                 raise UserError(f"unknown section {section!r} in {argument!r}{_nearest(section, SECTIONS)}")
             if section in sections:
                 raw[section][key] = _parse(text, _hints(sections[section]).get(key))
-        elif name in flags:
-            options[name] = True
+        elif (flag := name.replace("-", "_")) in flags:
+            options[flag] = True
         elif (name := {"name": "run"}.get(name, name)) in options:  # torchrun takes --run for a short form of its own
             options[name] = type(options[name])(_parse(text, type(options[name])))
         else:

@@ -11,12 +11,12 @@ import torch
 import common
 import generate
 import hf
-from data import tasks
+from data import sandbox, tasks
 
 
 @dataclass
 class EvaluateConfig:
-    tasks: list = field(default_factory=lambda: list(tasks.FAMILIES))  # task families to score
+    tasks: list = field(default_factory=lambda: list(tasks.FAMILIES))  # task families, or sets: "gsm8k", "gsm8k=FILE"
     checkpoint: str = ""         # what to evaluate: a phase's folder, a checkpoint, or a Hugging Face folder
     split: str = "dev"           # "dev" while settings are being chosen, "test" once they are frozen
     n_problems: int = 512        # held-out problems of each family
@@ -46,20 +46,19 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
     stop = tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})
     scores = {}
     for name in cfg.tasks:
-        if name not in tasks.FAMILIES:
-            raise common.UserError(f"no task {name!r}; known: {', '.join(tasks.FAMILIES)}")
-        problems = tasks.FAMILIES[name].problems(cfg.split, cfg.n_problems, cfg.seed)
+        problems = tasks.family(name).problems(cfg.split, cfg.n_problems, cfg.seed)
         mine = list(enumerate(problems))[d.rank::d.world]
         prompts = [[tokenizer.bos, *tokenizer.encode(tasks.prompt(problem))] for _, problem in mine]
         samples = generate.sample(model, prompts, cfg.k, cfg.max_new_tokens, cfg.temperature, cfg.top_p, stop=stop,
                                   seed=cfg.seed, max_rows=cfg.max_rows)
-        rows = {}
-        for (number, problem), answers in zip(mine, samples):
-            for j, answer in enumerate(answers):
-                text = tokenizer.decode([t for t in answer.tokens if t not in stop])
-                rows[f"{number}.{j}"] = dict(task=name, problem=number, level=problem.level, answer=problem.answer,
-                                             prompt=tasks.prompt(problem), response=text, finish=answer.finish,
-                                             reward=tasks.reward(problem, text), tokens=len(answer.tokens))
+        drawn = [(number, problem, j, answer) for (number, problem), answers in zip(mine, samples)
+                 for j, answer in enumerate(answers)]
+        responses = [tokenizer.decode([t for t in answer.tokens if t not in stop]) for *_, answer in drawn]
+        rewards = tasks.rewards([problem for _, problem, _, _ in drawn], responses)
+        rows = {f"{number}.{j}": dict(task=name, problem=number, level=problem.level, answer=problem.answer,
+                                      prompt=tasks.prompt(problem), response=response, finish=answer.finish,
+                                      reward=reward, tokens=len(answer.tokens))
+                for (number, problem, j, answer), response, reward in zip(drawn, responses, rewards)}
         scores[name] = summarize(list(d.gather(rows).values()), cfg.k)
     return scores
 
@@ -98,7 +97,8 @@ def table(scores: dict[str, dict]) -> str:
 
 
 def main():
-    cfg = common.load_config(__doc__, evaluate=EvaluateConfig)
+    cfg = common.load_config(__doc__, flags=sandbox.FLAG, evaluate=EvaluateConfig)
+    sandbox.UNSAFE = cfg.unsafe_exec
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = cfg.evaluate.checkpoint or str(cfg.out / "pretrain")
     model, tokenizer = hf.load(path, device, torch.bfloat16 if device.type == "cuda" else torch.float32)

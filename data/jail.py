@@ -111,8 +111,10 @@ def readable_paths(more: list[str]) -> list[str]:
     library = os.path.dirname(os.__file__)
     entries = [os.path.join(library, name) for name in os.listdir(library)
                if name not in ("site-packages", "dist-packages", "test")]
-    return entries + ["/lib", "/lib64", "/usr/lib", "/usr/lib64", os.path.join(sys.base_prefix, "lib", "libpython3.so"),
-                      "/etc/ld.so.cache", "/dev/urandom", "/usr/share/zoneinfo", *more]
+    shared = os.path.join(sys.base_prefix, "lib")
+    entries += [os.path.join(shared, name) for name in os.listdir(shared) if ".so" in name]
+    return entries + ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/dev/urandom",
+                      "/usr/share/zoneinfo", *more]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -350,7 +352,8 @@ def encode(value: object, handle=None) -> object:
 
 
 def decode(value: object, proxy=None) -> object:
-    """What encode made, of builtin types alone; proxy(number) stands for what is no plain data. ValueError: malformed."""
+    """What encode made, of builtin types alone; proxy(number) stands for what is no plain data. Raises ValueError and
+    the like for what is malformed, and Raised."""
     if type(value) is list:
         return [decode(v, proxy) for v in value]
     if type(value) is not dict:

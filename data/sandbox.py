@@ -86,11 +86,10 @@ class Sandbox:
         self.limits = limits
         self._start = functools.partial(_Worker, python or os.path.realpath(sys._base_executable), paths, unsafe)
         self._free = queue.LifoQueue()  # the warmest first
-        self._all = []
+        for _ in range(workers - 1):
+            self._free.put(None)  # started when it is first needed, and again after one broke
+        self._free.put(self._start())
         try:
-            for _ in range(workers):
-                self._all.append(self._start())
-                self._free.put(self._all[-1])
             result = self.run("import colorsys\nprint(colorsys.rgb_to_hsv(0, 0, 1)[2])")    # a module not yet imported
             if result.stdout != "1\n":  # a jail that runs nothing passes every test of its walls
                 raise Unavailable(f"the sandbox does not run an honest program: {result.status}, {result.stderr!r}")
@@ -105,8 +104,11 @@ class Sandbox:
         self.close()
 
     def close(self):
-        for worker in self._all:
+        for worker in self.workers():
             worker.close()
+
+    def workers(self) -> list:
+        return [worker for worker in self._free.queue if worker]
 
     def run(self, program: str, stdin: str = "", limits: Limits | None = None) -> Result:
         """Runs a script; its result is what it printed."""
@@ -154,22 +156,20 @@ class Sandbox:
         return self._job(job, limits)
 
     def _job(self, body, limits: Limits | None) -> Result:
-        limits = limits or self.limits
         for _ in range(2):  # once more with another worker if one broke
             worker = self._free.get()
             try:
-                with _Job(worker, limits) as job:
+                worker = worker or self._start()
+                with _Job(worker, limits or self.limits) as job:
                     return body(job)
-            except (Broken, OSError):
-                self._all.remove(worker)
-                worker.close()
-                worker = None
-                with suppress(Unavailable, OSError):
-                    worker = self._start()
-                    self._all.append(worker)
+            except BaseException as error:
+                if worker:  # what it says next may be the answer to this job
+                    worker.close()
+                    worker = None
+                if not isinstance(error, (Broken, OSError, Unavailable)):
+                    raise
             finally:
-                if worker:
-                    self._free.put(worker)
+                self._free.put(worker)
         return Result("broken")
 
 
@@ -180,7 +180,8 @@ def _shared(pid: int, unsafe: bool) -> Sandbox:
     return box
 
 
-UNSAFE = False  # set by --unsafe-exec
+FLAG = {"unsafe_exec": "run model-written code even without the sandbox's layers: with all your rights"}
+UNSAFE = False  # set by a script that is given --unsafe-exec
 LOCK = threading.Lock()
 
 
@@ -281,7 +282,7 @@ class _Job:
 
     def __exit__(self, *_):
         try:
-            for child in self.children:
+            for child in list(self.children):
                 self.reap(child)
             self.worker.empty_folder()
         finally:

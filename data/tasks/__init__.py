@@ -9,9 +9,11 @@ narrow on purpose: a model of a million parameters is fluent only in a narrow la
 All randomness is drawn from `random.Random(seed).random()`, the one method whose numbers Python promises to keep.
 """
 import hashlib
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -111,9 +113,24 @@ def only_number(text: str) -> str | None:
     return match and match[1]
 
 
+def family(spec: str):
+    """What has `problems(split, n, seed)` and `reward(problem, response)`: one of FAMILIES, or a public set (sets.py),
+    "gsm8k" from the hub or "gsm8k=FILE"."""
+    if spec in FAMILIES:
+        return FAMILIES[spec]
+    from data.tasks import sets  # verifier and sandbox, which generated problems do without
+    return sets.family(spec)
+
+
 def reward(problem: Problem, response: str) -> float | None:
     """1.0 for a right response (the text after the prompt, or a chat reply), else 0.0; None: could not be scored."""
-    return FAMILIES[problem.family].reward(problem, response)
+    return family(problem.family).reward(problem, response)
+
+
+def rewards(problems: Sequence[Problem], responses: Sequence[str]) -> list[float | None]:
+    """The reward of each response, several at a time: programs wait for the sandbox."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(reward, problems, responses))
 
 
 # ---- corrupted twins: the same page with one planted fault, for a pool of known lower quality
