@@ -77,8 +77,8 @@ def distinct(make: Callable[[random.Random, int], Problem], split: str, n: int, 
 # ---- the forms of a problem
 
 def prompt(problem: Problem) -> str:
-    """The document up to where the model must go on."""
-    return f"Problem: {problem.question}\n" + ("Work:" if problem.steps else "Answer:")
+    """The document up to where the model must go on; a set may bring its own."""
+    return problem.extra.get("prompt") or f"Problem: {problem.question}\n" + ("Work:" if problem.steps else "Answer:")
 
 
 def document(problem: Problem) -> str:
@@ -88,9 +88,10 @@ def document(problem: Problem) -> str:
 
 
 def chat(problem: Problem) -> list[dict]:
-    """Messages for fine-tuning: the question; the work as reasoning, with the answer line as content."""
+    """Messages for fine-tuning: the question; the work as reasoning, with the answer line (or a set's reply) as content."""
+    content = problem.extra.get("reply", "Answer: {}").replace("{}", problem.answer)
     return [{"role": "user", "content": problem.question},
-            {"role": "assistant", "reasoning": " ".join(problem.steps), "content": f"Answer: {problem.answer}"}]
+            {"role": "assistant", "reasoning": " ".join(problem.steps), "content": content}]
 
 
 def final_answer(response: str) -> str:
