@@ -265,8 +265,10 @@ def child(request: dict, fds: list[int], server: int, folder: str, unsafe: bool)
         sys.argv = ["program.py"]
         random.seed(0)  # the same verdict each time
         code = {"run": run, "serve": serve, "test": test}[request["kind"]](request)
-    except SystemExit as leave:
+    except SystemExit as leave:  # as Python does: a text is an error message
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        if leave.code is not None and not isinstance(leave.code, int):
+            print(leave.code, file=sys.stderr)
     except BaseException as error:
         while (trace := error.__traceback__) and trace.tb_frame.f_code.co_filename == child.__code__.co_filename:
             error.__traceback__ = trace.tb_next  # our own lines are of no interest

@@ -145,11 +145,12 @@ def program_of(response: str, problem: Problem) -> str | None:
     if blocks:
         code = next((block for block in reversed(blocks) if defines(block)), blocks[-1])
     else:
-        code = re.split(r"^Answer:", text.split("\nProblem:")[0], flags=re.M)[-1]
+        code = re.split(r"^Answer: ?", text.split("\nProblem:")[0], flags=re.M)[-1]
     first = next((line for line in code.splitlines() if line.strip()), "")
     if prompt and (first[:1].isspace() or not defines(code)):
         return prompt + code[:min((at for stop in STOPS if (at := code.find(stop)) >= 0), default=len(code))]
-    futures = "".join(re.findall(r"^from __future__ .*\n", code, re.M))    # must stay in front
+    future = r"^from __future__ .*\n"             # must stay in front
+    futures, code = "".join(re.findall(future, code, re.M)), re.sub(future, "", code, flags=re.M)
     return f"{futures}{problem.extra.get('helpers', '')}\n{code.strip()}\n"
 
 
