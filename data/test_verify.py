@@ -1,0 +1,165 @@
+"""The verifier: what is the answer, what is equal, what is hostile."""
+import os
+import signal
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import symbolic, verify
+from data.verify import Verifier, check_golds, decide, equal, final_answer, reward
+
+ANSWERS = {
+    r"\boxed{5}": "5", r"a \boxed{3} then \boxed{\frac{1}{2}}.": r"\frac{1}{2}", r"\boxed{\{1,2\}}": r"\{1,2\}", r"\boxed 7": "7",
+    r"\fbox{8}": "8", r"\boxed{5": None, r"\boxed{3} and \boxed{4": None, r"\boxed{}": None, r"\boxed{a{b}c}": "a{b}c",
+    "work\n#### 1,200": "1,200", "#### 1\n#### 2\n": "2", "The answer is 12.": "12", "the final answer is: **3.5**.": "3.5",
+    "Answer: 7\nmore": "7", "ANSWER IS $x$": "$x$", "12": None, "": None, "<think>\\boxed{5}": None,
+    "<think>\\boxed{4}</think>\\boxed{5}": "5", "</think>\\boxed{5}<think>": None, "<think>\\boxed{4}</think> no": None,
+    "\\boxed{" + "1" * 1001 + "}": None, "\\boxed{4}</think>5": None,
+}
+
+
+@pytest.mark.parametrize("response", ANSWERS)
+def test_final_answer(response):
+    assert final_answer(response) == ANSWERS[response]
+
+
+SAME = r"""
+5 | 5.0 | +5 | 05 | 5. | $5$ | \$5 | \text{5} | x = 5 | \frac{10}{2} | 10/2 | 5 \text{ cm} | 5 apples | five
+1,000 | 1000 | 1{,}000 | 1\,000 | 1,\!000 | 1.0e3 | 10^3 | 1 \times 10^3 | 1 thousand
+\frac{1}{2} | 1/2 | 0.5 | .5 | \dfrac12 | \tfrac{1}{2} | \frac{2}{4} | 50\% | \left(\frac{1}{2}\right)
+-\frac{3}{4} | -3/4 | -0.75 | \frac{-3}{4} | −0.75
+2\frac{1}{2} | 2.5 | 5/2 | 2 1/2
+50\% | 50 | 50 percent | 50%
+5 \text{ cm}^2 | 5 | 5 \text{ square centimeters} | 5 cm^2
+\$3.50 | 3.5 | 3.50 dollars
+90^\circ | 90 | 90 degrees
+(C) | C | \text{(C)} | C. | (C) 5
+\text{east} | East | east
+yes | Yes
+(3, \frac{\pi}{2}) | (3,\pi/2) | \left( 3, \frac{\pi}{2} \right)
+[2, \infty) | \left[2,\infty\right) | x \ge 2
+\{1,2\} | {2, 1} | 1, 2 | 2 and 1
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{bmatrix}1\\2\end{bmatrix}
+\frac{\sqrt{2}}{2} | 1/\sqrt{2} | \sqrt{2}/2
+x^2+2x+1 | (x+1)^2 | 1+2x+x^2
+2\pi | 2 \cdot \pi | 6.2831853071795864769252867665590057683943387987502\pi/3.14159265358979323846264338327950288419716939937510
+y = 2x + 3 | y=3+2x | 2x - y + 3 = 0
+"""
+OTHER = r"""
+5 | 6 | -5 | 5.01 | 55 | 3 or 5 | 5, 6 | 5? | 5 hundred | 5x | 5 + 1 | x | [5] | 5!
+1,000 | 1 | 1.000 | 100
+\frac{1}{2} | 0.51 | 2 | 1/3 | 0.49999999999
+\frac{1}{3} | 0.333 | 0.3333333333
+50\% | 0.5 | 5 | 51
+0.5 | 0.5\% | 5
+5 \text{ cm} | 5 m | 5 cm^2 | 5 kg | 6
+(C) | B | C or B | (C), (D) | (C)+1 | \text{(C)} or 30 | (C) maybe D | 5
+\text{east} | seat | west | east or west | e a s t
+(1,2) | (2,1) | [1,2] | (1,2] | \{1,2\} | (1,2,3) | 1
+[2, \infty) | (2, \infty) | [3,\infty) | x > 2
+\{1,2\} | {1} | {1,3} | {1,2,3}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix} 1 & 2 \end{pmatrix} | \begin{pmatrix} 2 \\ 1 \end{pmatrix}
+x^2+2x+1 | x^2+2x | (x-1)^2 | x^2+2x+1+0.0001
+\pi | 3.14 | 22/7 | 3.14159265358979
+y = 2x + 3 | 2x + 4 = y | y = 3x + 2
+42 | 42_8
+"""
+
+
+def rows(table):
+    return [[cell.strip() for cell in line.split(" | ")] for line in table.strip().splitlines()]
+
+
+@pytest.mark.parametrize("row", rows(SAME), ids=lambda r: r[0])
+def test_equal(row):
+    for answer in row:
+        if len(answer) < 100:
+            assert reward(row[0], f"\\boxed{{{answer}}}") == 1.0, answer
+
+
+@pytest.mark.parametrize("row", rows(OTHER), ids=lambda r: r[0])
+def test_not_equal(row):
+    assert reward(row[0], f"\\boxed{{{row[0]}}}") == 1.0
+    for answer in row[1:]:
+        assert reward(row[0], f"\\boxed{{{answer}}}") == 0.0, answer
+
+
+HOSTILE = ["9^{9^{9^9}}", "9^9^9^9", "95**95**95", "99999!", "((99!)!)!", "1e999999999", "10^{10^{10}}", "{" * 400, "9" * 900,
+           "\\frac{" * 150, "\\sqrt{" * 150 + "5", "(" * 900, "5\0", "\ud800", "٥", "\u202e5", "5\u200b", "__import__('os')",
+           r"\input{/etc/passwd}", "5;os._exit(0)", "5\\\\5", "''.join([])", "lambda: 5", "nan", "inf", r"\infty", "x" * 300,
+           "x^{99999}", r"\int_0^{5} 1 dx", r"\sum_{i=1}^{5} 1", r"\lim_{x\to 5} x", "5=5", "True", "x=x", "5|5", "5\n6", "0/0",
+           "1/0", "\\text{" * 200, "the correct answer", "5 (or maybe 6)", "not 5", "5 or 6", "less than 5.1"]
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_are_wrong_and_quick(answer):
+    started = time.time()
+    for gold in "5", r"\frac{\pi}{2}", "x+5", "(1,2)":
+        assert reward(gold, f"\\boxed{{{answer}}}") == 0.0
+    assert time.time() - started < 60
+
+
+@pytest.mark.parametrize("response", [r"\boxed{" * 10 ** 6, "{" * 10 ** 6, r"\boxed{" + "{" * 10 ** 6 + "}" * 10 ** 6 + "}",
+                                      "answer is " * 10 ** 5, "#" * 10 ** 6, "</think>" * 10 ** 5, "$" * 10 ** 6,
+                                      r"\boxed{5" + " " * 10 ** 6 + "}"], ids=range(8))
+def test_huge_responses(response):
+    started = time.time()
+    assert reward("5", response) == 0.0 and time.time() - started < 5
+
+
+def test_a_killed_worker_is_replaced_and_an_endless_question_is_wrong(monkeypatch):
+    with Verifier() as verifier:
+        assert verifier.verify(r"\frac{\pi}{2}", r"\pi/2") is True
+        worker = verifier.idle.get()
+        verifier.idle.put(worker)
+        os.kill(worker.pid, signal.SIGKILL)
+        assert verifier.verify(r"\frac{\pi}{2}", r"\pi/2") is True
+        monkeypatch.setattr(symbolic, "_exchange", lambda *a: None)
+        monkeypatch.setattr(symbolic, "_end", lambda worker: -signal.SIGXCPU)
+        assert verifier.verify(r"\frac{\pi}{2}", r"\pi/3") is False
+        monkeypatch.undo()
+        monkeypatch.setattr(verifier, "_start", lambda: (_ for _ in ()).throw(symbolic.Failed()))
+        while verifier.idle.qsize():
+            symbolic._end(verifier.idle.get())
+        verifier.idle.put(None)
+        with pytest.raises(symbolic.Failed):
+            verifier.verify(r"\frac{\pi}{2}", r"\pi/2")
+        monkeypatch.setattr(verify, "decide", verifier.verify)
+        assert reward(r"\frac{\pi}{2}", r"\boxed{\pi/2}") is None and reward("5", r"\boxed{5}") == 1.0
+
+
+def test_golds_and_the_judge():
+    assert check_golds(["5", "x+1", "one of many different possible wordings of it all", "", r"\frac{1}{", "(A)", "east"]) == [2, 3, 4]
+    assert decide("a long gold in words", "the same in other words") is None
+    asked = []
+    judge = lambda gold, answer: asked.append((gold, answer)) or True  # noqa: E731
+    assert reward("a long gold in words", "\\boxed{the same in other words}", judge) == 1.0 and len(asked) == 1
+    assert reward("a long gold in words", "\\boxed{the same in other words}") == 0.0
+    assert reward("a long gold in words", "\\boxed{other words}", lambda *_: None) is None
+    assert reward("5", r"\boxed{6}", judge) == 0.0 and len(asked) == 1     # what rules decide nobody is asked
+
+
+GOLDS = ["7919", r"\frac{355}{113}", "0.4375", r"(3,\frac{\pi}{2})", "east", r"\{1,2,86\}", "x^2+97", r"37\%"]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(max_size=40), st.sampled_from(GOLDS))
+def test_random_text_is_wrong(text, gold):
+    assert equal(gold, text) is not True and reward(gold, text) == 0.0
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.fractions(-10**6, 10**6, max_denominator=400), st.fractions(-99, 99, max_denominator=20))
+def test_numbers_are_those_of_fractions(a, b):
+    """Against Python's own exact arithmetic, in several spellings."""
+    def spellings(x: Fraction) -> list[str]:
+        texts = [f"{x.numerator}/{x.denominator}", rf"\frac{{{x.numerator}}}{{{x.denominator}}}"]
+        if 10 ** 6 % x.denominator == 0:
+            texts.append(f"{float(x):.6f}")
+        return texts + ([f"{x.numerator:,}", f"{x.numerator} apples"] if x.denominator == 1 else [])
+    for gold in spellings(a):
+        assert all(equal(gold, same) for same in spellings(a))
+        assert all(equal(gold, other) is (a == b) for other in spellings(b))
