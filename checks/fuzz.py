@@ -33,8 +33,8 @@ VALUES = st.sampled_from(
 CALLS = st.sampled_from(
     "os._exit sys.exit os.fork os.kill os.write os.read os.close os.dup2 os.open os.listdir os.unlink os.rename "
     "os.dup os.chmod os.execv os.system os.pipe os.abort os.getppid sys.setrecursionlimit sys.settrace sys._getframe "
-    "eval exec gc.get_objects compile __import__ setattr getattr vars globals locals open input print repr hash iter next len "
-    "bytes bytearray memoryview signal.signal signal.alarm socket.socketpair threading.Thread ctypes.string_at "
+    "eval exec gc.get_objects compile __import__ setattr getattr vars globals locals open input print repr hash "
+    "iter next len bytes bytearray memoryview signal.signal signal.alarm socket.socketpair threading.Thread ctypes.string_at "
     "ctypes.memset ctypes.CDLL mmap.mmap resource.setrlimit fcntl.fcntl atexit.register json.dumps".split())
 EXPRESSIONS = st.recursive(
     VALUES, lambda inner: st.builds("{}({})".format, CALLS, st.lists(inner, max_size=3).map(", ".join))
@@ -61,12 +61,13 @@ def program_of(before: list[str], body: list[str], after: list[str]) -> str:
 PROGRAMS = st.builds(program_of, st.lists(LINES, max_size=3), st.lists(LINES, min_size=1, max_size=3),
                      st.lists(LINES, max_size=1))
 PIECES = st.sampled_from([
-    "\\boxed{", "}", "{", "\\frac", "\\sqrt", "^", "_", "\\left(", "\\right]", "(", ")", "[", "]", ",", ";", "9", "7", "0.5",
-    "1e9", "**", "!", "%", "\\%", "$", "$$", "\\text{", "\\pi", "x", "=", "or", " and ", "\\infty", "\n", "####",
+    "\\boxed{", "}", "{", "\\frac", "\\sqrt", "^", "_", "\\left(", "\\right]", "(", ")", "[", "]", ",", ";", "9", "7",
+    "0.5", "1e9", "**", "!", "%", "\\%", "$", "$$", "\\text{", "\\pi", "x", "=", "or", " and ", "\\infty", "\n", "####",
     "The answer is ", "</think>", "<think>", "95**95**95", "9^{9^{9^9}}", "\\begin{pmatrix}", "\\end{pmatrix}", "&",
     "\\\\", "\0", "٣", "−", "-", "+", "1,000", "cm", "B", "__import__('os')", "\\input{/etc/passwd}", "\\int_0^1",
     "\\sum", "\\lim", "½", "\u202e", "²"])
-ANSWERS = st.lists(PIECES | st.text(max_size=8) | st.integers().map(str) | st.floats().map(str), max_size=25).map("".join)
+ANSWERS = st.lists(PIECES | st.text(max_size=8) | st.integers().map(str) | st.floats().map(str), max_size=25).map(
+    "".join)
 
 
 def run(n: int, strategy, body) -> tuple[Counter, float]:

@@ -19,16 +19,16 @@ import time
 MAX_QUESTION = 300      # characters of an expression
 MEMORY = 1 << 30        # bytes of address space of a worker
 START = 120.0           # seconds in which a worker must have started: it imports sympy, perhaps on a busy machine
-FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "log",
-              "exp", "sqrt", "pi")
+FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln",
+             "log", "exp", "sqrt", "pi")
 
 
 # ---- the worker: a process that reads questions and writes verdicts, a line of JSON each
 
 _COMMANDS = ("frac", r"sqrt(?:\[[2-9]\])?", "cdot", "binom", "infty", "alpha", "beta", "theta", "lambda", "mu", "phi",
              "omega", "sigma", "delta", *FUNCTIONS)
-_MATHEMATICS = re.compile(rf"(?:\\(?:{'|'.join(_COMMANDS)})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]{{1,2}}(?![A-Za-z])|[0-9]|"
-                          r"\.[0-9]|[-+/^_(){}|= ])++")
+_MATHEMATICS = re.compile(rf"(?:\\(?:{'|'.join(_COMMANDS)})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]{{1,2}}(?![A-Za-z])|"
+                          r"[0-9]|\.[0-9]|[-+/^_(){}|= ])++")
 _HEAVY = re.compile(r"!|\^\s*(?:\{[^{}]*\^|\{?-?[0-9]{5}|[0-9A-Za-z]+\s*\^)")      # towers never end
 
 
@@ -143,8 +143,9 @@ class Pool:
             raise UserError("mathematics is judged with math-verify; pip install math-verify==0.9.0")
         # A session of its own, so that Ctrl-C does not reach it; it ends when its input does. -P: data/ is no place
         # for sympy to import from.
-        worker = subprocess.Popen([sys.executable, "-P", __file__, str(self.seconds)], bufsize=0, start_new_session=True,
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        worker = subprocess.Popen([sys.executable, "-P", __file__, str(self.seconds)], bufsize=0,
+                                  start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL)
         try:
             if not _exchange(worker, b"", START):
                 raise Failed("a worker of the verifier does not start")

@@ -1,8 +1,8 @@
 """Is the final answer to a mathematics problem right?
 
 `final_answer` finds what a response offers. `equal` compares plain answers (numbers, units, choices, words, lists,
-tuples, matrices) by exact arithmetic. Single expressions that it leaves undecided, `\\frac{\\pi}{2}` against `\\pi/2`, go
-to math-verify 0.9.0 in a process of its own, which may take long or die. `reward` is all of it.
+tuples, matrices) by exact arithmetic. Single expressions that it leaves undecided, `\\frac{\\pi}{2}` against `\\pi/2`,
+go to math-verify 0.9.0 in a process of its own, which may take long or die. `reward` is all of it.
 
 A policy finds every wrong answer that passes, so doubt means wrong, and math-verify is held short: it never sees text
 (to it 'east' is 'seat', a product of letters), units (it drops them), decimals (it rounds them), lists, tuples or
@@ -144,8 +144,8 @@ _UNITS = {variant: unit for unit, variants in {
 _KNOWN = set(_UNITS.values()) | {"mi", "km", "h"}
 # What may follow a number and change its value: then it is no unit, and the text no plain number.
 _NOT_UNITS = set("""hundred dozen score half halve third quarter fourth fifth tenth hundredth thousandth time plus minus
-    over mod root factorial negative less more fewer than not and or to squared cubed alpha beta gamma delta theta lambda
-    sigma omega phi psi mu infinity infinite""".split()) | set(FUNCTIONS)
+    over mod root factorial negative less more fewer than not and or to squared cubed alpha beta gamma delta theta
+    lambda sigma omega phi psi mu infinity infinite""".split()) | set(FUNCTIONS)
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
@@ -204,8 +204,8 @@ _CHOICE = re.compile(r'[("]*([A-J])[)"]*')
 # '(C) 5' is option C; '(C) or 5', '(C), 5', '(C)+1' and '(C) maybe D' are not
 _OPTION = re.compile(r"""[("]*([A-J])"?(?:\)"?|[.:](?=\s))(?:\s*(?=[\w$\\"({.])|\s+(?=-))
                          ((?!(?:or|and|not)\b)(?:(?!(?<![A-Za-z\\])[A-J](?![A-Za-z])).)+)""", re.VERBOSE)
-_NAME = re.compile(r"""([A-Za-z"\\][A-Za-z" ]{0,30}(?:_\{?[A-Za-z0-9]{1,5}\}?)?'?(?:\([A-Za-z]\))?)\s*(?:=|\\in(?![a-z]))
-                       \s*(.+)""", re.VERBOSE)
+_NAME = re.compile(r"""([A-Za-z"\\][A-Za-z" ]{0,30}(?:_\{?[A-Za-z0-9]{1,5}\}?)?'?(?:\([A-Za-z]\))?)
+                       \s*(?:=|\\in(?![a-z]))\s*(.+)""", re.VERBOSE)
 _NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 
@@ -250,7 +250,8 @@ def _number(text: str) -> Value | None:
                 return None
             value += int(whole)
     value *= -scale if "-" in (sign, sign_after) else scale
-    return Value("number", value, text[:match.end()].replace(currency and match[2], "").replace(",", "") if scale == 1 else str(value), unit)
+    plain = text[:match.end()].replace(currency and match[2], "").replace(",", "")
+    return Value("number", value, plain if scale == 1 else str(value), unit)
 
 
 def _split(text: str) -> list[str] | None:
@@ -376,9 +377,12 @@ def _same(gold: Value, answer: Value, ask: Ask) -> bool | None:
     if all(several):
         return _same_several(gold, answer, ask)
     if any(several):    # 3 or 4 for 3: no hedging. What may be another wording of one thing stays open
-        return None if phrase or several[0] and answer.kind == "math" or answer.kind != "list" and "math" in kinds else False
+        open_ = phrase or several[0] and answer.kind == "math" or answer.kind != "list" and "math" in kinds
+        return None if open_ else False
     if "words" in kinds:
-        return True if kinds[0] == kinds[1] and gold.body == answer.body else None if phrase or "math" in kinds else False
+        if kinds[0] == kinds[1] and gold.body == answer.body:
+            return True
+        return None if phrase or "math" in kinds else False
     agree = _units_agree(gold.unit, answer.unit)
     if kinds == ("number", "number"):
         equal = _equal_numbers(gold, answer)

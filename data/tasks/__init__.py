@@ -88,7 +88,7 @@ def document(problem: Problem) -> str:
 
 
 def chat(problem: Problem) -> list[dict]:
-    """Messages for fine-tuning: the question; the work as reasoning, with the answer line (or a set's reply) as content."""
+    """Messages for fine-tuning: the question; the work as reasoning, the answer line (or a set's reply) as content."""
     content = problem.extra.get("reply", "Answer: {}").replace("{}", problem.answer)
     return [{"role": "user", "content": problem.question},
             {"role": "assistant", "reasoning": " ".join(problem.steps), "content": content}]

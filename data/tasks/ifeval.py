@@ -4,7 +4,7 @@ All 25 constraint types, with the verdicts of the official scorer (google-resear
 copy in lm-evaluation-harness), quirks included. The reward is the paper's strict accuracy by prompt: 1.0 if every
 constraint is kept. Different from the official scorer are
     sentences     found by a rule (`sentences`) in place of nltk's punkt, whose trained model is a download of its own;
-                  the two differ at abbreviations that one of them does not know, and after initials
+                  the two differ at rare abbreviations, and at words that punkt knows to start a sentence
     language      the detector has a seed, without which its verdicts change from run to run
     letters       "#" and "!" (in two prompts) are counted; officially another letter is drawn by lot
     keywords      are plain text, not regular expressions: they differ in no prompt
@@ -33,39 +33,46 @@ def compare(count: int, relation: str, bound: int) -> bool:
     return count >= bound if relation == "at least" else count < bound
 
 
+def count_of(word: str, text: str) -> int:
+    return len(re.findall(re.escape(word), text, re.IGNORECASE))
+
+
 def up_to_last(mark: str, text: str) -> list[str]:
     """The lines with the mark, each up to its last one: a pattern that ends with it never scans a rest in vain."""
     return [line[:line.rfind(mark) + len(mark)] for line in text.split("\n") if mark in line]
 
 
 OPENING, CLOSING = "\"'“‘«([{*_", "\"'”’»)]}*_"
-NEVER_LAST = frozenset("mr mrs ms dr prof rev gen col capt lt sgt st mt no fig vs e.g i.e cf approx".split())
-SELDOM_LAST = frozenset("etc jr sr inc ltd co corp dept".split())     # of a sentence: only before a capital letter
+ABBREVIATIONS = frozenset("mr mrs ms dr prof gen col lt sen rep st jr sr inc ltd co corp bros vs ft ph.d jan feb aug "
+                          "sept oct nov dec".split())       # not etc., e.g. and i.e., which punkt does not know either
+STARTERS = frozenset("A An And As At But For From He Her His How However I If In It Its My No On Our She So Some That "
+                     "The Their Then There These They This Those To We What When Where Which Who Why You Your".split())
+INITIALS = re.compile(r"[a-z](\.[a-z])*")       # j, u.s, a.m
 
 
 def sentences(text: str) -> list[str]:
-    """A sentence ends with a word in . ? or !, closing marks aside, unless it is an abbreviation or an initial.
+    """A sentence ends with a word in . ? or !, closing marks aside; as with punkt a line break ends none.
 
-    As with punkt a line break ends none, and the number of a list ("1.") is one by itself.
+    After an abbreviation, an initial or dots (...) one ends only where a word follows that often starts one.
     """
     found, words = [], []
     for word, following in pairwise([*text.split(), ""]):
         words.append(word)
-        if not following or ends_sentence(word, following):
+        if not following or ends_sentence(word.rstrip(CLOSING), following.lstrip(OPENING)):
             found.append(" ".join(words))
             words = []
     return found
 
 
 def ends_sentence(word: str, following: str) -> bool:
-    core = word.rstrip(CLOSING)
-    if not core.endswith("."):
-        return core.endswith(("?", "!"))
-    stem = core[:-1].lstrip(OPENING).lower()
-    if stem in NEVER_LAST or len(stem) == 1 and stem.isalpha() and stem != "i":
-        return False
-    seldom = stem in SELDOM_LAST or "." in stem[1:] and stem[-1:] != "."    # a.m., U.S.
-    return not (seldom or stem.endswith(".")) or following.lstrip(OPENING)[:1].isupper()
+    if not word.endswith("."):
+        return word.endswith(("?", "!"))
+    stem = word[:-1].lstrip(OPENING).lower()
+    if stem.isdigit():                          # "1." is a sentence by itself, as officially; "on 1. may" is none
+        return not following[:1].islower()
+    if stem in ABBREVIATIONS or stem[-1:] == "." or stem not in ("e.g", "i.e", "i") and INITIALS.fullmatch(stem):
+        return following.rstrip(",") in STARTERS
+    return True
 
 
 SEPARATORS = re.compile(r"""[\]\[(){}<>?!;@#$%&*"`«»“”„‘’\u2012-\u2015]|''|--|\.{2,}|[:,](?!\d)""")
@@ -84,7 +91,7 @@ def tokens(sentence: str) -> list[str]:
     end = len(text.rstrip("])}>\"'»”’ ")) - 1
     if text[end:end + 1] == "." and text[end - 1:end] not in ("", "."):
         text = f"{text[:end]} {text[end + 1:]}"
-    text = f" {SEPARATORS.sub(r' \g<0> ', text)} "
+    text = " " + SEPARATORS.sub(r" \g<0> ", text) + " "
     for pattern in CLITICS:
         text = pattern.sub(r" \1 ", text)
     return CONTRACTIONS.sub(r" \1 \2 ", text).split()
@@ -111,38 +118,10 @@ def is_language(text: str, code: str) -> bool:
 
 # ---- the constraints; the names after `response` are the data set's, with its spelling
 
-def keywords_exist(response: str, keywords: list[str]) -> bool:
-    return all(re.search(re.escape(word), response, re.IGNORECASE) for word in keywords)
-
-
-def keyword_frequency(response: str, keyword: str, frequency: int, relation: str) -> bool:
-    return compare(len(re.findall(re.escape(keyword.strip()), response, re.IGNORECASE)), relation, frequency)
-
-
-def no_forbidden_words(response: str, forbidden_words: list[str]) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}\b", response, re.IGNORECASE) for word in forbidden_words)
-
-
-def letter_frequency(response: str, letter: str, let_frequency: int, let_relation: str) -> bool:
-    return compare(response.lower().count(letter.lower()), let_relation, let_frequency)
-
-
-def response_language(response: str, language: str) -> bool:
-    return is_language(response, language)
-
-
-def number_sentences(response: str, num_sentences: int, relation: str) -> bool:
-    return compare(len(sentences(response)), relation, num_sentences)
-
-
 def number_paragraphs(response: str, num_paragraphs: int) -> bool:
     """Between dividers; before the first and after the last one there may be nothing."""
     filled = [bool(paragraph.strip()) for paragraph in response.split("***")]
     return all(filled[1:-1]) and sum(filled) == num_paragraphs
-
-
-def number_words(response: str, num_words: int, relation: str) -> bool:
-    return compare(len(re.findall(r"\w+", response)), relation, num_words)
 
 
 def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
@@ -167,10 +146,6 @@ def postscript(response: str, postscript_marker: str) -> bool:
 def number_bullet_lists(response: str, num_bullets: int) -> bool:
     stars = re.findall(r"^[^\S\n]*\*[^*].*$", response, re.MULTILINE)
     return len(stars) + len(re.findall(r"^[^\S\n]*-", response, re.MULTILINE)) == num_bullets
-
-
-def constrained_response(response: str) -> bool:
-    return any(option in response for option in ("My answer is yes.", "My answer is no.", "My answer is maybe."))
 
 
 def number_highlighted_sections(response: str, num_highlights: int) -> bool:
@@ -204,14 +179,6 @@ def two_responses(response: str) -> bool:
     return all(parts[1:-1]) and len(replies) == 2 and replies[0] != replies[1]
 
 
-def repeat_prompt(response: str, prompt_to_repeat: str) -> bool:
-    return response.strip().lower().startswith(prompt_to_repeat.strip().lower())
-
-
-def end_checker(response: str, end_phrase: str) -> bool:
-    return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
-
-
 def quotation(response: str) -> bool:
     text = response.strip()
     return len(text) > 1 and text[0] == text[-1] == '"'
@@ -222,54 +189,50 @@ def capital_word_frequency(response: str, capital_frequency: int, capital_relati
     return compare(count, capital_relation, capital_frequency)
 
 
-def english_capital(response: str) -> bool:
-    return response.isupper() and is_language(response, "en")
-
-
-def english_lowercase(response: str) -> bool:
-    return response.islower() and is_language(response, "en")
-
-
-def no_comma(response: str) -> bool:
-    return "," not in response
-
-
+OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 CONSTRAINTS: dict[str, Callable[..., bool]] = {
-    "keywords:existence": keywords_exist,
-    "keywords:frequency": keyword_frequency,
-    "keywords:forbidden_words": no_forbidden_words,
-    "keywords:letter_frequency": letter_frequency,
-    "language:response_language": response_language,
-    "length_constraints:number_sentences": number_sentences,
+    "keywords:existence": lambda response, keywords: all(count_of(word, response) for word in keywords),
+    "keywords:frequency": lambda response, keyword, frequency, relation:
+        compare(count_of(keyword.strip(), response), relation, frequency),
+    "keywords:forbidden_words": lambda response, forbidden_words:
+        not any(re.search(rf"\b{re.escape(word)}\b", response, re.IGNORECASE) for word in forbidden_words),
+    "keywords:letter_frequency": lambda response, letter, let_frequency, let_relation:
+        compare(response.lower().count(letter.lower()), let_relation, let_frequency),
+    "language:response_language": lambda response, language: is_language(response, language),
+    "length_constraints:number_sentences": lambda response, num_sentences, relation:
+        compare(len(sentences(response)), relation, num_sentences),
     "length_constraints:number_paragraphs": number_paragraphs,
-    "length_constraints:number_words": number_words,
+    "length_constraints:number_words": lambda response, num_words, relation:
+        compare(len(re.findall(r"\w+", response)), relation, num_words),
     "length_constraints:nth_paragraph_first_word": nth_paragraph_first_word,
     "detectable_content:number_placeholders": number_placeholders,
     "detectable_content:postscript": postscript,
     "detectable_format:number_bullet_lists": number_bullet_lists,
-    "detectable_format:constrained_response": constrained_response,
+    "detectable_format:constrained_response": lambda response: any(option in response for option in OPTIONS),
     "detectable_format:number_highlighted_sections": number_highlighted_sections,
     "detectable_format:multiple_sections": multiple_sections,
     "detectable_format:json_format": json_format,
     "detectable_format:title": title,
     "combination:two_responses": two_responses,
-    "combination:repeat_prompt": repeat_prompt,
-    "startend:end_checker": end_checker,
+    "combination:repeat_prompt": lambda response, prompt_to_repeat:
+        response.strip().lower().startswith(prompt_to_repeat.strip().lower()),
+    "startend:end_checker": lambda response, end_phrase:
+        response.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
     "startend:quotation": quotation,
     "change_case:capital_word_frequency": capital_word_frequency,
-    "change_case:english_capital": english_capital,
-    "change_case:english_lowercase": english_lowercase,
-    "punctuation:no_comma": no_comma,
+    "change_case:english_capital": lambda response: response.isupper() and is_language(response, "en"),
+    "change_case:english_lowercase": lambda response: response.islower() and is_language(response, "en"),
+    "punctuation:no_comma": lambda response: "," not in response,
 }
 
 
 # ---- records and rewards
 
 def read(record: dict) -> Problem:
-    """A record of google/IFEval, as JSON line or from its Parquet, where each kwargs has every key, most of them null."""
+    """A record of google/IFEval, a JSON line or a row of its Parquet, where all kwargs have every key, most null."""
     names, kwargs, prompt = record["instruction_id_list"], record["kwargs"], record["prompt"]
-    if not names or len(names) != len(kwargs):
-        raise ValueError(f"{len(names)} constraints with {len(kwargs)} kwargs")
+    if not isinstance(prompt, str) or not names or len(names) != len(kwargs):
+        raise ValueError(f"prompt {prompt!r:.40} has {len(names)} constraints, and kwargs for {len(kwargs)}")
     extra = {"instructions": list(names), "kwargs": list(map(checked, names, kwargs)), "prompt": prompt}
     return Problem("ifeval", f"ifeval {record['key']}", prompt, (), "", min(3, len(names)), extra)
 
@@ -278,18 +241,19 @@ def checked(name: str, kwargs: dict | None) -> dict:
     """The kwargs without nulls; ValueError for one that is missing, unknown or not as the constraint needs it."""
     if name not in CONSTRAINTS:
         raise ValueError(f"unknown constraint {name!r}")
-    wanted = dict([*inspect.get_annotations(CONSTRAINTS[name]).items()][1:-1])      # without response and result
+    wanted = inspect.signature(CONSTRAINTS[name]).parameters.keys() - {"response"}
     given = {key: value for key, value in (kwargs or {}).items() if value not in (None, [])}
-    if odd := sorted(wanted.keys() ^ given.keys()):
+    if odd := sorted(wanted ^ given.keys()):
         raise ValueError(f"{name}: {'no' if odd[0] in wanted else 'unknown'} {odd[0]}")
     for key, value in given.items():
-        if wanted[key] is int:
+        if key.startswith(("num_", "nth_")) or key.endswith("frequency"):
             fits = type(value) is int and value > 0
-        elif wanted[key] is str:
-            fits = isinstance(value, str) and value.strip() != ""
+        elif key.endswith("relation"):
+            fits = value in ("at least", "less than")
         else:
-            fits = isinstance(value, list) and all(isinstance(word, str) and word.strip() for word in value)
-        if not fits or key.endswith("relation") and value not in ("at least", "less than"):
+            words = value if key in ("keywords", "forbidden_words") else [value]
+            fits = isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
+        if not fits:
             raise ValueError(f"{name}: {key} is {value!r}")
     if given.get("nth_paragraph", 0) > given.get("num_paragraphs", 0):
         raise ValueError(f"{name}: nth_paragraph is {given['nth_paragraph']} of {given['num_paragraphs']}")

@@ -3,7 +3,7 @@
 A problem's extra holds `tests`, trusted code, and `names`, what the tests use of the program; data/sandbox.py runs the
 two in different processes. So a program's changes to its own arguments stay unseen: tests that ask for them fail.
 
-HumanEval (arXiv 2107.03374): `prompt`, what a base model continues, and `helpers`, what stands there before the function.
+HumanEval (arXiv 2107.03374): `prompt`, what a base model continues, and `helpers`, what stands before the function.
 MBPP (arXiv 2108.07732): the question shows the first assertion alone, as EvalPlus does (the paper shows all), for with
 all of them in view a table of their values would pass.
 """

@@ -3,8 +3,8 @@
     gsm8k          by name, from the Hugging Face hub
     gsm8k=PATH     rows of the same form in a .jsonl, .json or .parquet file, or .gz of one, or a folder of such
 
-By name, "test" is the official test split, and "dev" a tenth of the official training split, which "train" goes without;
-a set with one split alone gives all three of it (train-only), or just "test". A PATH gives all its rows for any split.
+By name, "test" is the official test split, and "dev" a tenth of the official training split, which "train" goes
+without; a set with one split alone gives all three of it (train-only), or just "test". A PATH gives all its rows for any split.
 A hash of the problem's text decides, so that a problem which two sets share falls on the same side in both.
 
 Rows that are no problems (empty, malformed, an answer that cannot be read, a problem that was there before) are left
@@ -208,7 +208,7 @@ def rows_of_hub(source: dict) -> Iterator[tuple[str, dict]]:
 
 
 def rows_of_files(where: str, left_out: Counter) -> Iterator[tuple[str, dict]]:
-    """(file:number, row) of a file, or of a folder's .jsonl and .parquet files, or of its .json files if it has none."""
+    """(file:number, row) of a file, or of a folder's .jsonl and .parquet files, or of its .json files without such."""
     path = Path(where).expanduser()
     kinds = {file: Path(file.name.lower().removesuffix(".gz")).suffix
              for file in sorted(path.rglob("*") if path.is_dir() else [path]) if file.is_file()}

@@ -1,0 +1,48 @@
+"""Do known solutions pass their tests in the sandbox, and do wrong variants fail? HumanEval and sanitized MBPP.
+
+    python -m checks.programs --humaneval=FILE --mbpp=FILE [--write]     # a minute on 2 cores
+"""
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+import common
+import report
+from data import sandbox
+from data.tasks import rng_of, sets
+from data.tasks.programs import mutants, score
+
+VARIANTS = 8    # of each solution
+
+
+def main():
+    files = dict(a.removeprefix("--").split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a)
+    if not {"humaneval", "mbpp"} <= files.keys():
+        raise common.UserError("give --humaneval=FILE and --mbpp=FILE (sanitized)")
+    for name in ("humaneval", "mbpp"):
+        problems, started = sets.load(name, files[name], ""), time.time()
+        wrong = [mutants(problem.answer, rng_of("variants", i), VARIANTS) for i, problem in enumerate(problems)]
+        with sandbox.Sandbox(workers=2) as box, ThreadPoolExecutor(os.cpu_count()) as pool:
+            right = list(pool.map(lambda problem: score(problem.answer, problem, box), problems))
+            flat = [(i, code) for i, codes in enumerate(wrong) for code in codes]
+            scores = list(pool.map(lambda pair: score(pair[1], problems[pair[0]], box), flat))
+        seconds = time.time() - started
+        failing = {i for (i, _), value in zip(flat, scores) if value == 0.0}
+        line = dict(set=name, problems=len(problems), solutions_pass=right.count(1.0),
+                    with_a_failing_variant=len(failing), variants=len(flat), variants_fail=scores.count(0.0), broken=(right + scores).count(None),
+                    per_second=(len(flat) + len(right)) / seconds)
+        print(line)
+        for i, problem in enumerate(problems):
+            if right[i] != 1.0 or i not in failing:
+                print(f"  {problem.key}: solution {right[i]}, {len(wrong[i])} variants")
+        if "--write" in sys.argv:
+            report.append("programs", dict(
+                commit=common.commit(), command="python -m checks.programs --humaneval=… --mbpp=… --write", seed=0,
+                machine=common.machine(torch.device("cpu")), seconds=seconds) | line)
+
+
+if __name__ == "__main__":
+    common.cli(main)
