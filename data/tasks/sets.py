@@ -4,8 +4,8 @@
     gsm8k=PATH     rows of the same form in a .jsonl, .json or .parquet file, or .gz of one, or a folder of such
 
 By name, "test" is the official test split, and "dev" a tenth of the official training split, which "train" goes
-without; a set with one split alone gives all three of it (train-only), or just "test". A PATH gives all its rows for any split.
-A hash of the problem's text decides, so that a problem which two sets share falls on the same side in both.
+without. A set that has no test split is cut in three, one that has nothing else gives only "test". A PATH gives all its
+rows for any split. A hash of the problem's text decides, so that one which two sets share is on one side in both.
 
 Rows that are no problems (empty, malformed, an answer that cannot be read, a problem that was there before) are left
 out, and counted on stderr.
@@ -25,7 +25,7 @@ from types import SimpleNamespace
 
 from common import UserError
 from data import sources, verify
-from data.tasks import FAMILIES, Problem, programs, rng_of, shuffled, split_of, synthetic
+from data.tasks import FAMILIES, Problem, bfcl, ifeval, programs, rng_of, shuffled, split_of, synthetic
 
 INSTRUCTION = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 REPEATS = 10_000                # so many known problems in a row, and no fewer than are known: the set repeats itself
@@ -46,7 +46,9 @@ def text_of(record: dict, *columns: str) -> str:
 
 
 def math_problem(raw: str, answer: str, steps: tuple[str, ...] = (), level: int = 0, **extra) -> Problem:
-    return Problem("", raw, raw + INSTRUCTION, steps, answer, level, {"reply": "\\boxed{{}}", **extra})
+    question = raw + INSTRUCTION
+    extra |= {"reply": "\\boxed{{}}", "prompt": f"Problem: {question}\nWork:"}     # also where the work is not known
+    return Problem("", raw, question, steps, answer, level, extra)
 
 
 def gsm8k(record: dict) -> Problem:
@@ -92,7 +94,9 @@ def bigmath(record: dict) -> Problem:
 
 
 def math_reward(problem: Problem, response: str) -> float | None:
-    return verify.reward(problem.answer, response)
+    """A base model that runs on into a next problem is judged on its own."""
+    thoughts, end, text = response.rpartition("</think>")
+    return verify.reward(problem.answer, thoughts + end + re.split(r"(?<=\n)Problem:", text)[0])
 
 
 # ---- the table
@@ -125,6 +129,8 @@ SETS = {
                      hub("google-research-datasets/mbpp", "test", "full")),
     "kodcode": Set(programs.kodcode, programs.reward, hub("KodCode/KodCode-V1")),
     "synthetic": Set(synthetic.read, synthetic.reward),
+    "ifeval": Set(ifeval.read, ifeval.reward, test=ifeval.SOURCE),
+    "bfcl": Set(bfcl.read, bfcl.reward),        # of a PATH alone, one of its files of questions
 }
 
 
@@ -154,7 +160,7 @@ def problems(name: str, path: str, split: str, n: int, seed: int) -> list[Proble
     elif official.train:
         found = [problem for problem in load(name, "", "train") if side(problem) == split]
     else:
-        raise UserError(f"{name} has only the split \"test\"" if official.test else f"{name} is on no hub: {name}=PATH")
+        raise UserError(f"{name} has only the split \"test\"" if official.test else f"{name} wants files: {name}=PATH")
     return shuffled(rng_of("problems", seed), found)[:n]
 
 
@@ -168,8 +174,10 @@ def digest(problem: Problem) -> str:
 @functools.cache
 def load(name: str, path: str, split: str) -> tuple[Problem, ...]:
     """All problems of a file or an official split, in its order; prints how many rows were left out and why."""
+    if name == "bfcl":                          # questions and answers are two files
+        return tuple(bfcl.load(path))
     found, left_out, again = {}, Counter(), 0
-    for where, record in rows_of_files(path, left_out) if path else rows_of_hub(getattr(SETS[name], split)):
+    for where, record in rows_of_files(path, left_out) if path else rows_of_hub(name, split):
         try:
             problem = SETS[name].read(record)
         except KeyError as missing:
@@ -201,10 +209,14 @@ def load(name: str, path: str, split: str) -> tuple[Problem, ...]:
     return tuple(found)
 
 
-def rows_of_hub(source: dict) -> Iterator[tuple[str, dict]]:
-    for shard in sources.shards(source):
-        for number, record in sources.read(source, shard):
-            yield f"data set {source['hf']}, row {number}", record
+def rows_of_hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
+    source = getattr(SETS[name], split)
+    try:
+        for shard in sources.shards(source):
+            for number, row in sources.read(source, shard):
+                yield f"data set {source['hf']}, row {number}", row
+    except UserError as error:
+        raise UserError(f"{error}; as a task that is {name}=PATH") from None
 
 
 def rows_of_files(where: str, left_out: Counter) -> Iterator[tuple[str, dict]]:
