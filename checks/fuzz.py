@@ -34,7 +34,8 @@ CALLS = st.sampled_from(
     "os._exit sys.exit os.fork os.kill os.write os.read os.close os.dup2 os.open os.listdir os.unlink os.rename "
     "os.dup os.chmod os.execv os.system os.pipe os.abort os.getppid sys.setrecursionlimit sys.settrace sys._getframe "
     "eval exec gc.get_objects compile __import__ setattr getattr vars globals locals open input print repr hash "
-    "iter next len bytes bytearray memoryview signal.signal signal.alarm socket.socketpair threading.Thread ctypes.string_at "
+    "iter next len bytes bytearray memoryview signal.signal signal.alarm "
+    "socket.socketpair threading.Thread ctypes.string_at "
     "ctypes.memset ctypes.CDLL mmap.mmap resource.setrlimit fcntl.fcntl atexit.register json.dumps".split())
 EXPRESSIONS = st.recursive(
     VALUES, lambda inner: st.builds("{}({})".format, CALLS, st.lists(inner, max_size=3).map(", ".join))

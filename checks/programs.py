@@ -32,7 +32,8 @@ def main():
         seconds = time.time() - started
         failing = {i for (i, _), value in zip(flat, scores) if value == 0.0}
         line = dict(set=name, problems=len(problems), solutions_pass=right.count(1.0),
-                    with_a_failing_variant=len(failing), variants=len(flat), variants_fail=scores.count(0.0), broken=(right + scores).count(None),
+                    with_a_failing_variant=len(failing), variants=len(flat),
+                    variants_fail=scores.count(0.0), broken=(right + scores).count(None),
                     per_second=(len(flat) + len(right)) / seconds)
         print(line)
         for i, problem in enumerate(problems):

@@ -58,6 +58,7 @@ LAST = "\nNo program is run any more. End your next message with the verdict."
 
 BLOCK = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*$|\Z)",
                    re.DOTALL | re.MULTILINE)
+LANGUAGE = ("python", "python3", "py")
 VERDICT = re.compile(r"\**verdict:[* ]*(equivalent|different)\**\.?\**", re.IGNORECASE | re.ASCII)
 ESCAPED = re.compile(r"[<>&`]|\[(?=[A-Za-z/])")      # ASCII that tags, fences and [INST] are made of
 TAG = re.compile(r"<(?![\s=<])|\[(?=[A-Za-z/])")     # what begins them; a space behind it changes no Python
@@ -91,7 +92,10 @@ def judge(writer: Writer, box: Sandbox, cases: Sequence[tuple[str, str, str]], t
 
 
 def judged(writer: Writer, box: Sandbox, path: Path) -> Callable[[str, str, str], bool | None]:
-    """judge() of one case at a time, as data.verify.reward takes it; all that was said is appended to path."""
+    """judge() of one case at a time; all that was said is appended to path.
+
+    data.verify.reward takes it as judge=functools.partial(it, question).
+    """
     def equal(question: str, gold: str, answer: str) -> bool | None:
         verdict, = judge(writer, box, [(question, gold, answer)])
         save(path, [verdict])
@@ -134,7 +138,7 @@ def step(verdict: Verdict, text: str | None, box: Sandbox, last: bool) -> bool:
 def read(text: str) -> tuple[str | None, bool | None]:
     """The program of a message, or else its verdict."""
     text = visible(text)
-    programs = [textwrap.dedent(block[3]) for block in BLOCK.finditer(text) if block[2].lower() in ("python", "py")]
+    programs = [textwrap.dedent(block[3]) for block in BLOCK.finditer(text) if block[2].lower() in LANGUAGE]
     if programs:    # a verdict before the evidence is a guess
         return "\n".join(programs), None
     lines = [line for line in BLOCK.sub("```", text).split("\n") if line.strip()]   # splitlines knows more line ends

@@ -32,23 +32,34 @@ _MATHEMATICS = re.compile(rf"(?:\\(?:{'|'.join(_COMMANDS)})(?![A-Za-z])|(?<![A-Z
 _HEAVY = re.compile(r"!|\^\s*(?:\{[^{}]*\^|\{?-?[0-9]{5}|[0-9A-Za-z]+\s*\^)")      # towers never end
 
 
+# Two numbers side by side, a mixed number or a product; and 3_8, of which it drops the base
+_AMBIGUOUS = re.compile(r"[0-9] *(?: [0-9]|\\frac\{[0-9]+\}\{[0-9])|[0-9)}] *_")
+
+
 def _readable(text: str) -> bool:
-    """Whether math-verify may see it: short, its alphabet, no words, and no '3 4', which it takes for 3 + 4."""
-    return len(text) <= MAX_QUESTION and bool(_MATHEMATICS.fullmatch(text)) and not re.search("[0-9] +[0-9]", text)
+    """Whether math-verify may see it: short, its alphabet, no words, nothing ambiguous."""
+    return len(text) <= MAX_QUESTION and bool(_MATHEMATICS.fullmatch(text)) and not _AMBIGUOUS.search(text)
 
 
 def _judge(gold: str, answer: str) -> bool | None:
     """Whether two expressions, or two equations up to a factor, are equal; None where one of them is neither."""
     import sympy
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
     from math_verify import verify
 
-    config = ConversionConfig(lowercase_symbols=False)      # R is not r
+    class Parser(_Latex2Sympy):
+        def convert_postfix_list(self, factors: list, i: int = 0) -> sympy.Expr:
+            """Factors side by side; to the library 5(6) is 5 + 6, a mixed number."""
+            factor = self.convert_postfix(factors[i])
+            if not isinstance(factor, sympy.Expr):
+                raise ValueError("a set, or a derivative")
+            return factor if i == len(factors) - 1 else self.mul_flat(factor, self.convert_postfix_list(factors, i + 1))
 
     def parse(text: str) -> sympy.Expr | None:
         exact = re.sub(r"([0-9]*)\.([0-9]+)", lambda m: f"{{\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}}}", text)
         try:
-            value = latex2sympy(exact, is_real=True, normalization_config=None, conversion_config=config)
+            # lowercase_symbols=False: R is not r
+            value = Parser(is_real=True, config=ConversionConfig(lowercase_symbols=False)).parse(exact)
         except Exception:       # the parser raises just that
             return None
         return value.subs(sympy.Symbol("i", real=True), sympy.I).doit() if isinstance(value, sympy.Expr) else None

@@ -2,11 +2,13 @@
 import json
 import random
 import re
+from functools import partial
 
 import pytest
 
 from common import UserError
 from data import judge as judging
+from data import verify
 from data.judge import judge, judged, quote, read, save, shown
 from data.sandbox import Limits, Sandbox
 from data.test_writer import make, reply, server  # noqa: F401
@@ -54,9 +56,9 @@ CASE = case("4", "2 + 2")
 def sound(messages: list[dict]) -> str:
     """A small model that compares numbers: a program for the two values, one for their difference, a verdict."""
     strings = quoted(messages[1])
-    values = [re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"F(\1, \2)", strings[name]) for name in ("Gold answer",
-                                                                                            "Given answer")]
-    values = [re.sub(r"^(-?\d+)/(\d+)$", r"F(\1, \2)", re.sub(r"^(-?\d*\.\d+)$", r"F('\1')", value)) for value in values]
+    values = [strings["Gold answer"], strings["Given answer"]]
+    for form, program in ((r"\\frac\{(\d+)\}\{(\d+)\}|(-?\d+)/(\d+)", r"F('\1\3/\2\4')"), (r"-?\d*\.\d+", r"F('\g<0>')")):
+        values = [re.sub(f"^(?:{form})$", program, value) for value in values]
     if not re.fullmatch(r"[F(),'./\d +*-]+", values[1]):
         return "That is no number.\n\n**Verdict: different.**"
     last = quoted(messages[-1])
@@ -117,7 +119,7 @@ def test_what_counts_as_a_verdict(text, equal):
 
 
 @pytest.mark.parametrize("text, program", [
-    (python("print(1)"), "print(1)\n"), ("```python\nprint(1)", "print(1)"), ("```PYTHON title\nx\n```", "x\n"),
+    (python("print(1)"), "print(1)\n"), ("```python\nprint(1)", "print(1)"), ("```PYTHON3 title\nx\n```", "x\n"),
     ("```py\nx\n```\nand\n```python\ny\n```", "x\n\ny\n"), ("1. So:\n   ```python\n   x\n   ```\n", "x\n"),
     ("<think>\n```python\nx\n```\n</think>\n```python\ny\n```", "y\n"), ("````python\n'```'\n````\nz", "'```'\n"),
     ("```python\nx\n```\n\nVerdict: equivalent", "x\n"), ("Verdict: equivalent\n```python\nx\n```", "x\n"),
@@ -152,7 +154,8 @@ def test_unusable_answers_are_none_and_the_others_go_on(ask):
             return None     # no text in it
         return python("print(4)") if len(messages) == 2 else "Verdict: equivalent"
     verdicts = ask(model, [case("4", str(i)) for i in range(5)])
-    assert [v.equal for v in verdicts] == [True, None, None, True, True] and [v.runs for v in verdicts] == [1, 0, 1, 1, 1]
+    assert [v.equal for v in verdicts] == [True, None, None, True, True]
+    assert [v.runs for v in verdicts] == [1, 0, 1, 1, 1]
 
 
 def test_a_conversation_that_the_server_refuses_ends_no_run(server, box, capsys):  # noqa: F811
@@ -201,10 +204,12 @@ def test_judged_keeps_what_was_said(server, box, tmp_path):  # noqa: F811
     server.answer, path = lambda text: reply("Verdict: equivalent"), tmp_path / "judged.jsonl"
     equal = judged(make(server), box, path)
     assert equal(*CASE) is True and equal("?", "4", "") is False
+    assert verify.reward("a square", "\\boxed{a rectangle, all sides equal}", partial(equal, "Which?")) == 1.0
     verdict, = judge(make(server), box, [case("\ud800", "4")])
     save(path, [verdict, verdict])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["equal"] for line in lines] == [True, False, True, True]
+    assert [line["equal"] for line in lines] == [True, False, True, True, True]
+    assert list(quoted(lines[2]["messages"][1]).values()) == ["Which?", "a square", "a rectangle, all sides equal"]
     assert [m["role"] for m in lines[0]["messages"]] == ["system", "user", "assistant"]
 
 

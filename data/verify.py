@@ -142,10 +142,12 @@ _UNITS = {variant: unit for unit, variants in {
     "year": "year yr", "mi/h": "mph", "km/h": "kph kmh", "unit": "unit", "square": "", "cubic": "",
 }.items() for variant in variants.split()}
 _KNOWN = set(_UNITS.values()) | {"mi", "km", "h"}
-# What may follow a number and change its value: then it is no unit, and the text no plain number.
-_NOT_UNITS = set("""hundred dozen score half halve third quarter fourth fifth tenth hundredth thousandth time plus minus
-    over mod root factorial negative less more fewer than not and or to squared cubed alpha beta gamma delta theta
-    lambda sigma omega phi psi mu infinity infinite""".split()) | set(FUNCTIONS)
+# What may follow a number and change its value, or be another one: then it is no unit, and the text no plain number.
+_NOT_UNIT = re.compile(rf"""(?:hundred|dozen|score|gross|grand|lakh|crore|pair|couple|double|half|halve|third|quarter|
+    zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|time|plus|minus|over|mod|modulo|root|radical|
+    factorial|power|choose|inverse|multiplied|divided|negative|less|more|fewer|than|not|and|or|to|except|unless|versus|
+    above|below|base|squared|cubed|alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|rho|sigma|tau|phi|chi|psi|
+    omega|infinity|infinite|cosine|sine|tangent|degree|{'|'.join(FUNCTIONS)})s?|.*(?:th|teen|ty|illion)s?""", re.VERBOSE)
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
@@ -166,9 +168,10 @@ def _unit(text: str) -> str | None:
         else:
             stem = word[:-1] if len(word) > 2 and word.endswith("s") else word
             unit = _UNITS.get(word) or _UNITS.get(stem)
-            if not unit and not (apart and word.isascii() and word.isalpha() and len(word) > 2):
+            if unit and len(word) == 1 and word.isalpha() and '"' not in text:
                 return None
-            if word in _NOT_UNITS or stem in _NOT_UNITS or (len(word) == 1 and word.isalpha() and '"' not in text):
+            if not unit and not (apart and len(word) > 2 and word.isascii() and word.isalpha() and
+                                 not _NOT_UNIT.fullmatch(word)):
                 return None
             parts.append(per + (unit or stem) + power)
             power, per = "", ""

@@ -155,7 +155,7 @@ def reward(problem: Problem, response: str) -> float:
 
 
 def _all_matched(choices: list[list[int]]) -> bool:
-    """Whether each gold can have a call for itself, of those that fit it (a bipartite matching, by augmenting paths)."""
+    """Whether each gold can have a call for itself, of those that fit it (bipartite matching by augmenting paths)."""
     owner = {}
 
     def place(gold: int, tried: set[int]) -> bool:

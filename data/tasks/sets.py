@@ -96,7 +96,8 @@ def bigmath(record: dict) -> Problem:
 def math_reward(problem: Problem, response: str) -> float | None:
     """A base model that runs on into a next problem is judged on its own."""
     thoughts, end, text = response.rpartition("</think>")
-    return verify.reward(problem.answer, thoughts + end + re.split(r"(?<=\n)Problem:", text)[0])
+    own = re.sub(r"(\nAnswer:.*)\nProblem:[\s\S]*", r"\1", text)
+    return verify.reward(problem.answer, thoughts + end + own)
 
 
 # ---- the table

@@ -72,7 +72,8 @@ def test_error():
 if __name__ == "__main__":
     pytest.main()
 """)
-SETS = {"humaneval": humaneval(HUMANEVAL), "sanitized": mbpp(SANITIZED), "full": mbpp(FULL), "kodcode": kodcode(KODCODE)}
+SETS = {"humaneval": humaneval(HUMANEVAL), "sanitized": mbpp(SANITIZED), "full": mbpp(FULL),
+        "kodcode": kodcode(KODCODE)}
 every_set = pytest.mark.parametrize("name", SETS)
 
 
@@ -169,7 +170,8 @@ WRONG = "def below(numbers, limit):\n    return [7]"
     (CODE, 1), (f"Answer: {CODE}", 1), (f"Problem: x\nAnswer: {CODE}\nProblem: y\nAnswer: z", 1), (PROMPT + BODY, 1),
     (fenced(CODE), 1), (fenced(PROMPT + BODY), 1), (fenced(BODY), 1), (fenced(WRONG), 0),
     (fenced("from __future__ import annotations\n" + CODE), 1),
-    (f"```\n{CODE}\n```", 1), (f"``` py\n{CODE}\n```", 1), (f"```Python\n{CODE}", 1), (f"```python a=b\n{CODE}\n```", 1),
+    (f"```\n{CODE}\n```", 1), (f"``` py\n{CODE}\n```", 1), (f"```Python\n{CODE}", 1),
+    (f"```python a=b\n{CODE}\n```", 1),
     (f"```python\n{CODE}\n```\nRun it:\n```bash\npython x.py\n```", 1),
     (f"```bash\npip install x\n```\nthen\n```python\n{CODE}\n```", 1),
     (f"```python\n{CODE}\n```\nUse it:\n```python\nbelow([1], 2)\n```", 1),
