@@ -141,13 +141,13 @@ _UNITS = {variant: unit for unit, variants in {
     "s": "s second sec", "min": "min minute", "h": "h hour hr", "day": "day", "week": "week", "month": "month",
     "year": "year yr", "mi/h": "mph", "km/h": "kph kmh", "unit": "unit", "square": "", "cubic": "",
 }.items() for variant in variants.split()}
-_KNOWN = set(_UNITS.values()) | {"mi", "km", "h"}
+_KNOWN = set(_UNITS.values()) | {""}
 # What may follow a number and change its value, or be another one: then it is no unit, and the text no plain number.
 _NOT_UNIT = re.compile(rf"""(?:hundred|dozen|score|gross|grand|lakh|crore|pair|couple|double|half|halve|third|quarter|
     zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|time|plus|minus|over|mod|modulo|root|radical|
     factorial|power|choose|inverse|multiplied|divided|negative|less|more|fewer|than|not|and|or|to|except|unless|versus|
     above|below|base|squared|cubed|alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|rho|sigma|tau|phi|chi|psi|
-    omega|infinity|infinite|cosine|sine|tangent|degree|{'|'.join(FUNCTIONS)})s?|.*(?:th|teen|ty|illion)s?""", re.VERBOSE)
+    omega|infinity|infinite|cosine|sine|tangent|{'|'.join(FUNCTIONS)})s?|.*(?:th|teen|ty|illion)s?""", re.VERBOSE)
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
@@ -183,9 +183,12 @@ def _units_agree(gold: str, answer: str) -> bool | None:
     if not answer or gold == answer:
         return True
     if not gold:
-        return not answer.startswith("base")
-    known = all(set(re.split(r"\^.|/| ", unit)) <= _KNOWN | {""} or unit.startswith("base") for unit in (gold, answer))
-    return False if known else None         # 'egg' and 'duck egg'
+        return answer == "base 10" or not answer.startswith("base")
+    return False if _known(gold) and _known(answer) else None       # 'egg' and 'duck egg'
+
+
+def _known(unit: str) -> bool:
+    return set(re.split(r"\^.|/| ", unit)) <= _KNOWN or unit.startswith("base")
 
 
 # ---- a text to a value
@@ -339,7 +342,7 @@ def _parse(text: str, depth: int = 0) -> Value:
         number = _NUMERALS.index(words) if words in _NUMERALS else None
         return Value("words", words) if number is None else Value("number", Fraction(number), str(number))
     tail = re.search(r'(?:%|°|"[^"]*"(?:\s*\^[23])?|\s[A-Za-z][A-Za-z ]+(?:\^[23])?)$', text)
-    if tail and tail.start() and (unit := _unit(text[tail.start():])):
+    if tail and tail.start() and (unit := _unit(text[tail.start():])) and ('"' in tail[0] or _known(unit)):
         value = _parse(text[:tail.start()].strip(), depth + 1)
         return value._replace(unit=unit) if value.kind in ("number", "math") and not value.unit else nothing
     return nothing
@@ -376,6 +379,10 @@ def _same(gold: Value, answer: Value, ask: Ask) -> bool | None:
         return letters[0] == letters[1]
     if gold.name.startswith("option ") and answer.name.startswith("option ") and gold.name != answer.name:
         return False
+    if gold.name and answer.name and gold.name != answer.name:     # y = 5 for x = 5; y + 1 = 6 is another matter
+        if len(gold.name) == len(answer.name) == 1:
+            return False
+        return False if _same(gold._replace(name=""), answer._replace(name=""), ask) is False else None
     several = [isinstance(value.body, tuple) for value in (gold, answer)]
     if all(several):
         return _same_several(gold, answer, ask)
@@ -394,8 +401,6 @@ def _same(gold: Value, answer: Value, ask: Ask) -> bool | None:
         equal = gold.body == answer.body or ask(*whole)
     else:
         equal = gold.body == answer.body or (ask(gold.text, answer.text) if agree is not False else None)
-    if gold.name and answer.name and gold.name != answer.name and equal:
-        equal = None if max(len(gold.name), len(answer.name)) > 1 else False    # y = 5 for x = 5
     return False if equal is False or agree is False else None if equal is None else agree
 
 
