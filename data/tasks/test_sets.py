@@ -126,9 +126,9 @@ def test_rows_that_are_no_problems_are_left_out_and_counted(tmp_path, capsys):
 
 
 def test_malformed_rows_never_stop_a_load(tmp_path):
-    odd = [[], 7, None, "text", {}, dict(prompt=[]), dict(prompt=[7], solution="1"), dict(prompt="a", reward_model=None),
-           dict(prompt=None, solution="1"), dict(prompt="\ud800", solution="1"), dict(prompt="b" * 10 ** 6, solution="2"),
-           dict(prompt="a", solution="1" * 10 ** 6)]
+    odd = [[], 7, None, "text", {}, dict(prompt=[]), dict(prompt=[7], solution="1"), dict(prompt=None, solution="1"),
+           dict(prompt="a", reward_model=None), dict(prompt="a", solution="1" * 10 ** 6),
+           dict(prompt="\ud800", solution="1"), dict(prompt="b" * 10 ** 6, solution="2")]
     path = tmp_path / "a.json"
     path.write_text(json.dumps([dict(prompt="good", solution="1"), *odd]))
     assert len(problems(f"dapo={path}")) == 3
