@@ -2,14 +2,15 @@
 import ast
 import random
 import sys
+import time
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
 from data import sandbox, tasks
 from data.tasks import programs
-from data.tasks.programs import PYTEST, humaneval, kodcode, mbpp, mutants, program_of, reward, validated, without_bodies
+from data.tasks.programs import (
+    PYTEST, humaneval, kodcode, mbpp, mutants, program_of, reward, score, validated, without_bodies)
 
 PROMPT = '''from typing import List
 
@@ -79,7 +80,7 @@ every_set = pytest.mark.parametrize("name", SETS)
 
 @pytest.fixture(scope="module")
 def box():
-    with sandbox.Sandbox() as box:
+    with sandbox.Sandbox(limits=sandbox.Limits(seconds=0.5)) as box:
         yield box
 
 
@@ -186,6 +187,15 @@ def test_where_the_program_of_a_response_is(response, right):
     assert reward(SETS["humaneval"], response) == right
 
 
+@pytest.mark.parametrize("text", ["```" + "a" * 100_000, "```\n" * 30_000, "```python\nx\n" * 30_000, "\n" * 100_000,
+                                  "<think>" * 30_000, "Answer:\n" * 30_000, "def " * 30_000, " " * 100_000])
+def test_no_response_takes_long_to_read(text):
+    start = time.process_time()
+    program_of(text, SETS["humaneval"])
+    program_of(text, SETS["kodcode"])
+    assert time.process_time() - start < 1
+
+
 def test_a_base_models_answer_for_the_other_sets():
     problem = SETS["sanitized"]
     for response in (f" {problem.answer}\nProblem: next\nAnswer: x", f"Answer: {problem.answer}"):
@@ -221,12 +231,9 @@ CHEATS = {
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_cheats_are_worth_nothing(cheat, box):
-    short = replace(box.limits, seconds=0.5)
-    for name in ("humaneval", "kodcode") if cheat == "endless" else SETS:
-        problem = SETS[name]
+    for problem in SETS.values():
         program = program_of(fenced(CHEATS[cheat].format(problem.extra["names"][-1])), problem)
-        result = box.test(program, problem.extra["tests"], problem.extra["names"], short)
-        assert result.status not in ("passed", "broken")
+        assert score(program, problem, box) == 0.0
         assert cheat == "endless" or reward(problem, fenced(program)) == 0.0
 
 
@@ -286,6 +293,7 @@ def test_mutants_repeat_with_the_seed_and_are_as_many_as_asked():
     assert some != mutants(EVERYTHING, tasks.rng_of("b"), 5)
     assert mutants("def f(x):\n    y = x", tasks.rng_of("a"), 5) == ["def f(x):\n    pass"]
     assert mutants("def f(x):\n    'only a docstring'", tasks.rng_of("a"), 5) == []
+    assert mutants("x = 1e17", tasks.rng_of("a"), 5) == ["pass"]        # 1e17 + 1 is the same number
     inner = "def f():\n    a = b = 0\n    def g():\n        nonlocal a\n        a = 1\n    g()\n    return a"
     assert all(compile(mutant, "x", "exec") for mutant in mutants(inner, tasks.rng_of("a"), 50))
 
