@@ -1,6 +1,6 @@
 """How often the verifier errs on real golds: rewritings that are right, and answers that are wrong.
 
-    python -m checks.verify --gsm8k=FOLDER --math500=FILE [--write]     # four minutes on 2 cores
+    python -m checks.verify --gsm8k=FOLDER --math500=FILE [--write]     # half a minute on 2 cores
 
 Every gold is compared with itself, rewritten in several ways, and with answers that are wrong: another problem's, one
 more, another sign, a changed digit, a hedge, another unit. A kind of rewriting counts only where it changes the text.

@@ -29,7 +29,9 @@ _COMMANDS = ("frac", r"sqrt(?:\[[2-9]\])?", "cdot", "binom", "infty", "alpha", "
              "omega", "sigma", "delta", *FUNCTIONS)
 _MATHEMATICS = re.compile(rf"(?:\\(?:{'|'.join(_COMMANDS)})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]{{1,2}}(?![A-Za-z])|"
                           r"[0-9]|\.[0-9]|[-+/^_(){}|= ])++")
-_HEAVY = re.compile(r"!|\^\s*(?:\{[^{}]*\^|\{?-?[0-9]{5}|[0-9A-Za-z]+\s*\^)")      # towers never end
+# Towers, which never end: 9^{9^9}, 9^9^9, (9^{99})^{99}
+_HEAVY = re.compile(r"!|\^\s*(?:\{[^{}]*\}?\s*\^|\{?-?[0-9]{5}|[0-9A-Za-z]+\s*\^|"
+                    r"\{?[0-9]{2,}\}?[^()^]*\)\s*\^\s*\{?[0-9]{2})")
 
 
 # Two numbers side by side, a mixed number or a product; and 3_8, of which it drops the base
