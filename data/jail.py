@@ -281,6 +281,11 @@ def child(request: dict, fds: list[int], server: int, folder: str, unsafe: bool)
             os._exit(code & 0xFF)
 
 
+def read_source() -> str:
+    with open(3, encoding="utf-8", errors="replace") as f:
+        return f.read()
+
+
 def namespace(name: str, source: str) -> dict:
     """Of a module that becomes sys.modules[name], whose source tracebacks can show."""
     module = types.ModuleType(name)
@@ -296,8 +301,7 @@ def execute(source: str, space: dict):
 
 def run(request: dict) -> int:
     """A script: its standard input is fd 0, its source fd 3."""
-    with open(3, encoding="utf-8", errors="replace") as f:
-        source = f.read()
+    source = read_source()
     space = namespace("__main__", source)
     try:
         execute(source, space)
@@ -311,6 +315,7 @@ def run(request: dict) -> int:
 # Functions of a program, called through pipes. What travels is plain data, rebuilt on the other side from builtin types
 # alone: an object that lies about itself is only its value there. Anything else stays where it is, under a number.
 
+MOST_KEYS = 10_000   # of a set or dictionary: numbers can be chosen so that all of them collide
 PLAIN = {"tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter}
 
 
@@ -337,7 +342,7 @@ def encode(value: object, handle=None) -> object:
         if isinstance(value, complex):
             return {"complex": [value.real, value.imag]}
         if isinstance(value, (bytes, bytearray)):
-            return {type(value).__name__ if type(value) is bytearray else "bytes": bytes(value).hex()}
+            return {"bytearray" if isinstance(value, bytearray) else "bytes": bytes(value).hex()}
         if isinstance(value, list):
             return [inner(v) for v in list.__iter__(value)]
         if isinstance(value, dict):
@@ -367,6 +372,8 @@ def decode(value: object, proxy=None) -> object:
         return complex(*content)
     if kind in ("bytes", "bytearray"):
         return getattr(builtins, kind).fromhex(content)
+    if kind in ("dict", "set", "frozenset") and len(content) > MOST_KEYS:
+        raise ValueError("too many keys")
     if kind == "dict":
         return {decode(k, proxy): decode(v, proxy) for k, v in content}
     if kind == "object" and proxy and type(content) is int:
@@ -408,8 +415,7 @@ def write_all(fd: int, data: bytes):
 
 def serve(request: dict) -> int:
     """Runs the program of fd 3, then answers calls of fd 5 on fd 4: [what, number of the object, …]."""
-    with open(3, encoding="utf-8", errors="replace") as f:
-        source = f.read()
+    source = read_source()
     space = namespace("solution", source)
     execute(source, space)
     objects = [None]
@@ -474,8 +480,7 @@ def _number_of(value) -> int:
 def test(request: dict) -> int:
     """Runs the tests of fd 3 with proxies of the program's names (calls go out by fd 6, answers come in by fd 5), and
     says so on fd 4 if they all pass. A program that is gone or talks nonsense ends them at once."""
-    with open(3, encoding="utf-8", errors="replace") as f:
-        source = f.read()
+    source = read_source()
 
     def ask(*message):
         try:

@@ -28,7 +28,7 @@ import common
 from data import jail, sandbox
 from data.sandbox import Sandbox
 from data.sources import Place, texts
-from data.tasks import between, code, pick, rng_of
+from data.tasks import after_thoughts, between, code, pick, rng_of
 from data.tasks.programs import mutants
 from data.tasks.synthetic import passes
 from data.writer import Writer, WriterConfig, cached, http_writer
@@ -90,7 +90,7 @@ returned in every case, and two of the examples. Answer with the exercise and no
 def forward(writer: Writer, topics: list[str], n: int) -> list[dict]:
     """Statement, then solution, then tests, whose results the writer claims and the sandbox checks."""
     asked = [FORWARD.format(topic=topics[i % len(topics)], number=i // len(topics) + 1) for i in range(n)]
-    drafts = [{"question": text.rpartition("</think>")[2].strip()} for text in ask(writer, asked) if text]
+    drafts = [{"question": text.strip()} for text in ask(writer, asked) if text.strip()]
     drafts = solve(writer, drafts, "solution")
     answers = ask(writer, [TESTS.format(**draft) for draft in drafts])
     for draft, answer in zip(drafts, answers):
@@ -108,12 +108,14 @@ def backward(writer: Writer, functions: list[str], box: Sandbox) -> list[dict]:
     drafts = [draft for draft in drafts if draft["tests"]]
     for draft, answer in zip(drafts, ask(writer, [
             BACKWARD.format(solution=draft["solution"], examples=examples(draft, 3)) for draft in drafts])):
-        draft["question"] = (answer or "").rpartition("</think>")[2].strip()
+        draft["question"] = answer.strip()
     return solve(writer, [draft for draft in drafts if draft["question"]], "second")
 
 
-def ask(writer: Writer, prompts: list[str]) -> list[str | None]:
-    return writer([[{"role": "user", "content": prompt}] for prompt in prompts])
+def ask(writer: Writer, prompts: list[str]) -> list[str]:
+    """The answers behind their chains of thought; "" for none."""
+    answers = writer([[{"role": "user", "content": prompt}] for prompt in prompts])
+    return [after_thoughts(answer or "") or "" for answer in answers]
 
 
 def solve(writer: Writer, drafts: list[dict], key: str) -> list[dict]:
@@ -126,13 +128,13 @@ def solve(writer: Writer, drafts: list[dict], key: str) -> list[dict]:
     return [draft for draft in drafts if draft[key] and draft["name"]]
 
 
-def block(answer: str | None, language: str) -> str:
-    """The last fenced block of an answer in that language, behind its chain of thought; "" if there is none."""
-    found = re.findall(rf"```{language}\n(.*?)```", (answer or "").rpartition("</think>")[2], re.DOTALL)
+def block(answer: str, language: str) -> str:
+    """The last fenced block of an answer in that language; "" if there is none."""
+    found = re.findall(rf"```{language}\n(.*?)```", answer, re.DOTALL)
     return found[-1].strip() if found else ""
 
 
-def tests_of(answer: str | None, fits: Callable) -> list:
+def tests_of(answer: str, fits: Callable) -> list:
     try:
         tests = json.loads(block(answer, "json"))
         return tests if isinstance(tests, list) and all(isinstance(t, list) and fits(t) for t in tests) else []
@@ -249,7 +251,8 @@ def fault(draft: dict, variants: int, rng: random.Random, box: Sandbox) -> str:
 
 def run(cfg: SynthesizeConfig, folder: Path) -> Counter:
     """Makes, checks and writes; returns how many drafts of each way met which end."""
-    with Sandbox() as box, ThreadPoolExecutor(2) as pool:
+    box = sandbox.shared()
+    with ThreadPoolExecutor() as pool:
         if cfg.writer:
             writer = cached(http_writer(common.build(WriterConfig, cfg.writer, "synthesize.writer")),
                             folder / "synthetic_answers.jsonl")

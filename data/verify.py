@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from data import symbolic
 from data.symbolic import FUNCTIONS
+from data.tasks import after_thoughts
 
 MAX_ANSWER = 1000       # characters of an answer; a longer one is none
 MAX_WORDS = 6           # of a gold in words; a longer one has too many wordings
@@ -33,8 +34,8 @@ def final_answer(response: str) -> str | None:
 
     None for no answer: also thoughts that never end, a last box that never ends, more than MAX_ANSWER characters.
     """
-    text = response.rpartition("</think>")[2]
-    if "<think>" in text:
+    text = after_thoughts(response)
+    if text is None:
         return None
     if "\\boxed" in text or "\\fbox" in text:
         answer = boxed(text)

@@ -83,6 +83,8 @@ def prompt(problem: Problem) -> str:
 
 def document(problem: Problem) -> str:
     """A page for pre-training: 'Problem: ...', 'Work: ...' and 'Answer: ...', a line each."""
+    if problem.answer.startswith(prompt(problem).strip()):  # HumanEval's solution goes on from its prompt
+        return f"{problem.answer}\n"
     work = f" {' '.join(problem.steps)}\nAnswer:" if problem.steps else ""
     return f"{prompt(problem)}{work} {problem.answer}\n"
 
@@ -94,15 +96,19 @@ def chat(problem: Problem) -> list[dict]:
             {"role": "assistant", "reasoning": " ".join(problem.steps), "content": content}]
 
 
+def after_thoughts(response: str) -> str | None:
+    """What is judged: the text after the last </think>; None for thoughts that never end."""
+    text = response.rpartition("</think>")[2]
+    return None if "<think>" in text else text
+
+
 def final_answer(response: str) -> str:
     """What a response offers as its answer: the line after the last 'Answer:', or its last line if there is none.
 
     A base model that runs on into a next problem is judged on its own; thoughts that never end hold no answer, and a
     line of more than 500 characters is none.
     """
-    text = response.rpartition("</think>")[2].split("\nProblem:")[0]
-    if "<think>" in text:
-        return ""
+    text = (after_thoughts(response) or "").split("\nProblem:")[0]
     lines = [line for line in text.rpartition("Answer:")[2].splitlines() if line.strip()]
     line = lines[0 if "Answer:" in text else -1].strip() if lines else ""
     return line if len(line) <= 500 else ""

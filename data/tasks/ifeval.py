@@ -22,7 +22,7 @@ from itertools import pairwise
 from langdetect import LangDetectException
 from langdetect.detector_factory import PROFILES_DIRECTORY, DetectorFactory
 
-from data.tasks import Problem
+from data.tasks import Problem, after_thoughts
 
 SOURCE = {"hf": "google/IFEval"}        # its only split is called train
 
@@ -261,11 +261,9 @@ def checked(name: str, kwargs: dict | None) -> dict:
 
 
 def judged(response: str) -> str:
-    """What is judged: the text after the last </think>; thoughts that never end leave nothing."""
-    _, end, text = response.rpartition("</think>")
-    if "<think>" in text:
-        return ""
-    return text.lstrip("\n") if end else text
+    """The text after the thoughts, without the empty lines that follow them; thoughts that never end leave nothing."""
+    text = after_thoughts(response) or ""
+    return text.lstrip("\n") if "</think>" in response else text
 
 
 def followed(problem: Problem, response: str, loose: bool = False) -> list[bool]:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from data import sandbox
-from data.tasks import Problem, shuffled
+from data.tasks import Problem, after_thoughts, shuffled
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\nassert")     # after the body; the Codex paper's, and assert
 
@@ -131,8 +131,8 @@ def program_of(response: str, problem: Problem) -> str | None:
     text itself: a base model's answer, cut where it runs on. What begins with an indented line, or lacks HumanEval's
     function, continues the prompt.
     """
-    text = response.rpartition("</think>")[2]
-    if "<think>" in text:
+    text = after_thoughts(response)
+    if text is None:
         return None
     prompt, names = problem.extra.get("prompt"), problem.extra.get("names", ())
 

@@ -196,6 +196,13 @@ def test_no_response_takes_long_to_read(text):
     assert time.process_time() - start < 1
 
 
+def test_a_page_holds_the_program_once():
+    """HumanEval's prompt is the beginning of its solution."""
+    page = tasks.document(SETS["humaneval"])
+    assert page.startswith(PROMPT.strip()) and page.count("def below") == 1 and page.endswith(BODY.strip() + "\n")
+    assert tasks.document(SETS["sanitized"]).startswith("Problem: ")
+
+
 def test_a_base_models_answer_for_the_other_sets():
     problem = SETS["sanitized"]
     for response in (f" {problem.answer}\nProblem: next\nAnswer: x", f"Answer: {problem.answer}"):
