@@ -237,7 +237,7 @@ CHEATS = {
                "def f(x): return 1",
     "many messages": "import os\nd = b'\\0\\0\\0\\x011' * 200_000\nwhile d: d = d[os.write(4, d):]\ndef f(x): return 1",
     "colliding numbers": f"import os, struct, json\nframe = {FRAME}\nm = {{'set': [{{'int': hex((2 ** 61 - 1) * k)}} "
-                         "for k in range(1, 20_000)]}\nd = frame({'object': 1}) + frame(m) * 2\n"
+                         "for k in range(1, 20_000)]}\nd = frame({'object': 1}) + frame(m) + frame(1)\n"
                          "while d: d = d[os.write(4, d):]\nos._exit(0)",
     "crash": "import ctypes\ndef f(x): ctypes.string_at(0)",
     "stop": "import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)",
