@@ -22,6 +22,7 @@ from functools import partial
 import torch
 
 import common
+import loop
 import report
 from common import UserError
 from data.mixture import Batch
@@ -36,11 +37,7 @@ LONGEST = 32_768  # the 3B model's 64K rows do not fit one GPU of 80 GB
 def build(cfg, d):
     """(model, optimizer) as pretrain.py makes them."""
     p = cfg.pretrain
-    model = meta_model(cfg.model)
-    for block in model.layers:
-        block.recompute = p.recompute
-    common.shard_model(model, d, p.dtype, p.compile)
-    optimizer = common.adamw(model, p.lr, (p.beta1, p.beta2), p.weight_decay)
+    model, optimizer = loop.build(cfg.model, p, d)
     init_weights(model, p.seed, common.assign)
     return model, optimizer
 

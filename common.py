@@ -196,8 +196,9 @@ def _help(doc: str, flags: dict, sections: dict) -> str:
     lines += [f"  --{name:32} {text}" for name, text in (OPTIONS | flags).items()]
     for section, cls in sections.items():
         lines += ["", f"{section}:"]
+        source = "".join(inspect.getsource(base) for base in cls.__mro__ if dataclasses.is_dataclass(base))
         for name, kind, default, meaning in re.findall(
-                r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?  +# (.*)$", inspect.getsource(cls), re.M):
+                r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?  +# (.*)$", source, re.M):
             default = {"field(default_factory=dict)": "{}", "field(default_factory=list)": "[]"}.get(default, default)
             lines.append(f"  --{section + '.' + name:32} {meaning} [{default or kind}]")
     return "\n".join(lines)

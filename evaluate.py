@@ -85,6 +85,11 @@ def summarize(rows: list[dict], k: int) -> dict:
     }
 
 
+def without_rows(scores: dict[str, dict]) -> dict[str, dict]:
+    """The scores, fit for a line of metrics."""
+    return {task: {k: v for k, v in score.items() if k != "rows"} for task, score in scores.items()}
+
+
 def table(scores: dict[str, dict]) -> str:
     """The scores as a text table."""
     lines = [f"{'task':10}{'avg@k':>8}{'stderr':>8}{'pass@k':>8}   by level" + " " * 15 + "tokens  truncated"]

@@ -12,7 +12,6 @@ A stopped run goes on from its newest whole checkpoint when the same command is 
 Shapes: B rows of a micro-batch, T context, C width, V vocabulary.
 """
 import dataclasses
-import json
 import math
 import shlex
 import sys
@@ -27,15 +26,15 @@ from tqdm import tqdm
 
 import common
 import hf
+import loop
 import report
 from common import UserError
 from data.corpus import CorpusConfig, data_folder, read_pool
 from data.mixture import Mixture, PoolStream, StagePlan, branch, plan_stages
 from data.tokenizer import Tokenizer, TokenizerConfig
-from evaluate import EvaluateConfig, evaluate, table
-from generate import sample
+from evaluate import EvaluateConfig, evaluate, table, without_rows
 from kernels.cross_entropy import linear_cross_entropy
-from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, init_weights, meta_model
+from model import ModelConfig, flops_per_token, init_weights
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings
@@ -53,69 +52,23 @@ class Stage:
     rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as before
 
 
-@dataclass
-class PretrainConfig:
+@dataclass(kw_only=True)
+class PretrainConfig(loop.TrainConfig):
     stages: list                 # the FG-WSD table: see Stage
-    batch_tokens: int            # tokens of a global batch: an optimizer step
-    lr: float = 3e-4             # peak learning rate
     total_tokens: int = 0        # scales all stages alike to this many tokens; 0: as the table says
-    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole share of the batch
-    beta1: float = 0.9           # AdamW
-    beta2: float = 0.95          # AdamW
-    weight_decay: float = 0.1    # AdamW, on matrices but not on embeddings and norms
-    clip: float = 1.0            # largest global norm of the gradient
-    dtype: str = "float32"       # of compute, "float32" or "bfloat16"; weights and optimizer are always fp32
-    compile: bool = False        # torch.compile each block
-    recompute: bool = False      # activation checkpointing: less memory, a third more time
-    shard_size: int = 0          # ranks that share one copy of the weights (0: all); fewer is HSDP, for many nodes
-    seed: int = 0                # of weights, data order and samples
-    log_every: int = 20          # steps between lines on the screen (metrics.jsonl has every step)
-    eval_every: int = 0          # steps between evaluations (0: at the end of each stage, where there is one anyway)
     eval_tokens: int = 100_000   # held-out tokens a pool for the validation loss
     held_out: list = field(default_factory=list)  # pools of which it is taken (default: all that the stages use)
-    eval_problems: int = 0       # held-out problems a task at each evaluation (0: none); the last one has evaluate's
-    save_every: int = 200        # steps between checkpoints; the end of each stage has one anyway
-    keep: int = 2                # newest checkpoints kept, beside those of stage ends
-    on_nonfinite: str = "skip"   # a loss or gradient that is no number: "skip" the step, or "stop"
-    prompts: list = field(default_factory=list)  # texts that are continued at each evaluation
     branch_from: str = ""        # checkpoint of another run at which this one leaves for stage `branch_to`
     branch_to: str = "decay"     # where a branch goes on: a decay can be had from any stable checkpoint
     pool_tokens: dict = field(default_factory=dict)  # tokens a pool, for --plan where the corpus is not prepared
 
 
-CURVES = {
-    "linear": lambda x: x,
-    "1-sqrt": math.sqrt,
-    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
-}
-
-
-def learning_rate(cfg: PretrainConfig, stage: Stage, plan: StagePlan, step: int) -> float:
-    """Rate of a step: from + (to - from) * f(x), with x = 1 / n_steps at the stage's first step and 1 at its last.
-
-    f: linear; 1-sqrt (arXiv 2405.18392), which falls as 1 - sqrt(x); cosine. exponential: from * (to / from)^x.
-    The report gives 4.5e-4 -> 1.5e-6 and is silent on the curve: our choice.
-    """
-    start, end = stage.lr
-    x = (step + 1 - plan.first_step) / plan.n_steps
-    if stage.curve == "exponential":
-        return cfg.lr * start * (end / start) ** x
-    return cfg.lr * (start + (end - start) * CURVES[stage.curve](x))
-
-
-def check_settings(cfg: PretrainConfig, stages: list[Stage]) -> None:
+def check_settings(p: PretrainConfig, stages: list[Stage]) -> None:
     """What types cannot say: raises UserError."""
     for s in stages:
         if bool(s.epochs) == bool(s.tokens and s.mixture):
             raise UserError(f"stage {s.name!r} needs either epochs, or tokens and mixture")
-        if len(s.lr) != 2:
-            raise UserError(f"stage {s.name!r}: lr must be [start, end], not {s.lr}")
-        if s.curve not in (*CURVES, "exponential") or (s.curve == "exponential" and min(s.lr) <= 0):
-            raise UserError(f"stage {s.name!r}: curve {s.curve!r} with lr {s.lr}; known: {', '.join(CURVES)}, and "
-                            "exponential between rates above 0")
-    for key, allowed in (("dtype", ("float32", "bfloat16")), ("on_nonfinite", ("skip", "stop"))):
-        if getattr(cfg, key) not in allowed:
-            raise UserError(f"pretrain.{key} must be one of {', '.join(allowed)}, not {getattr(cfg, key)!r}")
+    loop.check_settings("pretrain", p, stages)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,34 +89,10 @@ def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[Stag
     return plans
 
 
-def resume(path: Path, checked: bool, model, optimizer, tokenizer, plans: list[StagePlan], cfg, d) -> dict:
-    """Loads a checkpoint to go on from and returns its meta; UserError where it belongs to another run than this."""
-    meta = common.read_meta(path)
-    other = [f"model.{k}" for k, v in as_json(cfg.model).items()
-             if k not in NOT_OF_THE_WEIGHTS and meta["model"][k] != v]
-    if meta["tokenizer"] != tokenizer.hash:
-        other.append("tokenizer")
-    if meta["history"] != history(plans, meta["step"]):
-        other.append("stages")
-    if other:
-        raise UserError(f"{path} was trained with other {', '.join(other)}; choose another --run, or delete it")
-    common.load_checkpoint(d, path, model, optimizer, checked)
-    changed = [k for k, v in as_json(cfg.pretrain).items() if k in meta["pretrain"] and meta["pretrain"][k] != v]
-    if d.is_main:
-        print(f"going on from {path} (step {meta['step']})"
-              + (f"; settings that have changed since: {', '.join(changed)}" if changed else ""))
-    return meta
-
-
 def history(plans: list[StagePlan], step: int) -> list:
     """The plan's past at a step, as JSON: a checkpoint's must be the same for a run to go on from it."""
     return [[p.name, p.context, p.rows, p.first_step, min(p.end_step, step), p.start]
             for p in plans if p.first_step < step]
-
-
-def as_json(settings) -> dict:
-    """A dataclass as it looks after a trip through JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
 def print_plan(cfg, stages: list[Stage], plans: list[StagePlan], pool_sizes: dict[str, int]) -> None:
@@ -239,33 +168,27 @@ def validation(model, tokenizer, streams: dict[str, PoolStream], context: int, c
     return results
 
 
-def continuations(model, tokenizer, prompts: list[str], seed: int) -> list[str]:
-    """What the model writes after each prompt: 60 tokens at temperature 0.6."""
-    ids = [[tokenizer.bos, *tokenizer.encode(p)] for p in prompts]
-    samples = sample(model, ids, max_new_tokens=60, temperature=0.6, top_p=0.95, stop=(tokenizer.eot,), seed=seed)
-    return [p + tokenizer.decode([t for t in s[0].tokens if t != tokenizer.eot]) for p, s in zip(prompts, samples)]
-
-
-def look(model, replica, tokenizer, held_out: dict[str, PoolStream], context: int, n_problems: int, cfg, d) -> dict:
+def look(run: loop.Run, held_out: dict[str, PoolStream], context: int, n_problems: int) -> dict:
     """Held-out loss, accuracy on n_problems a task, and samples: printed, and returned for the metrics."""
-    losses = validation(model, tokenizer, held_out, context, cfg.pretrain, d)
-    plain = common.unsharded(model, replica)
-    plain.rope_theta = model.rope_theta
-    scores = {}
+    cfg, p, d, tokenizer = run.cfg, run.p, run.d, run.tokenizer
+    losses = validation(run.model, tokenizer, held_out, context, p, d)
+    plain, scores = run.plain(), {}
     if n_problems and cfg.evaluate.tasks:
         scores = evaluate(plain, tokenizer, dataclasses.replace(cfg.evaluate, n_problems=n_problems), d)
     if not d.is_main:
         return {}
     for pool, r in losses.items():
         tqdm.write(f"  held-out {pool}: loss {r['loss']:.4f}, {r['bits_per_byte']:.4f} bits per byte")
-    texts = continuations(plain, tokenizer, cfg.pretrain.prompts, cfg.pretrain.seed) if cfg.pretrain.prompts else []
+    texts = []
+    if p.prompts:
+        ids = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in p.prompts]
+        texts = [a + b for a, b in zip(p.prompts, loop.continuations(plain, tokenizer, ids, p.seed))]
     for text in texts:
         tqdm.write("  | " + text.replace("\n", "\n  | "))
     if scores:
         tqdm.write(table(scores))
     sys.stdout.flush()
-    without_rows = {task: {k: v for k, v in score.items() if k != "rows"} for task, score in scores.items()}
-    return {"validation": losses, "scores": without_rows, "samples": texts}
+    return {"validation": losses, "scores": without_rows(scores), "samples": texts}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,11 +204,8 @@ def train_step(model, batch, cfg: PretrainConfig, d) -> tuple[float, int]:
                                   for a in (batch.tokens, batch.targets, batch.doc_start))
     packed = bool(batch.doc_start.any())  # else one document a row: the causal mask alone
     (n_tokens,) = d.sum(float((targets >= 0).sum()))
-    per_pass = max(1, (cfg.micro_tokens or tokens.numel()) // tokens.shape[1])
     nats = torch.zeros((), device=d.device)
-    for first in range(0, len(tokens), per_pass):
-        rows = slice(first, first + per_pass)
-        common.set_gradient_sync(model, last_micro_batch=first + per_pass >= len(tokens))
+    for rows in loop.micro_batches(model, tokens.shape, cfg):
         hidden = model(tokens[rows], doc_start[rows] if packed else None)  # (B, T, C)
         loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets[rows].flatten(),
                                     kernels=model.cfg.kernels)
@@ -314,134 +234,54 @@ def main():
         cfg.model.vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size
         plans = make_plan(cfg, stages, p.pool_tokens)
         print_plan(cfg, stages, plans, p.pool_tokens)
-        return print("picture:", report.plot_plan(folder / "plan.png", cfg, stages, plans, learning_rate))
+        return print("picture:", report.plot_plan(folder / "plan.png", cfg, stages, plans, loop.learning_rate))
 
     tokenizer, pools, held_out = open_data(cfg, stages)
-    set_vocab_size(cfg.model, tokenizer.n_vocab)
+    loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
     pool_sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
     plans = make_plan(cfg, stages, pool_sizes)
     if cfg.plan:
         print_plan(cfg, stages, plans, pool_sizes)
-        return print("picture:", report.plot_plan(folder / "plan.png", cfg, stages, plans, learning_rate))
+        return print("picture:", report.plot_plan(folder / "plan.png", cfg, stages, plans, loop.learning_rate))
 
     d = common.init_distributed(p.dtype, p.shard_size)
     mixture = Mixture(pools, plans, p.seed)
     held_out = {name: PoolStream(name, shards, 0, max(s.context for s in stages)) for name, shards in held_out.items()}
 
-    # model and optimizer
-    model = meta_model(cfg.model)
-    for block in model.layers:
-        block.recompute = p.recompute
-    common.shard_model(model, d, p.dtype, p.compile)
-    optimizer = common.adamw(model, p.lr, (p.beta1, p.beta2), p.weight_decay)
-    replica = None
-    if d.mesh is not None:  # one plain copy on this device, for samples
-        replica = meta_model(cfg.model).to(getattr(torch, p.dtype)).to_empty(device=d.device).requires_grad_(False)
-    newest = common.find_checkpoint(d, folder)
-    step, seconds = 0, 0.0
+    run = loop.Run("pretrain", cfg, p, tokenizer, data_folder(cfg) / "tokenizer.json", d)
+    newest = common.find_checkpoint(d, run.folder)
     if newest or p.branch_from:
-        meta = resume(newest or Path(p.branch_from), newest is not None, model, optimizer, tokenizer, plans, cfg, d)
-        step, seconds, model.rope_theta = meta["step"], meta["seconds"], meta["model"]["rope_theta"]
+        run.resume(newest or Path(p.branch_from), newest is not None, lambda step: history(plans, step))
     elif cfg.init_from:
-        hf.start_from(d, model, tokenizer, cfg.init_from, cfg.out)
+        hf.start_from(d, run.model, tokenizer, cfg.init_from, cfg.out)
     else:
-        init_weights(model, p.seed, common.assign)
-
-    metrics, commit = common.Metrics(d, folder, step), common.commit()
-    stop_signal = common.StopSignal()
-    n_steps, skipped, first_step, seconds_before = plans[-1].end_step, 0, step, seconds
-    peak = common.peak_flops(d.device) if p.dtype == "bfloat16" else None
-    flops_of_token = {plan.context: flops_per_token(cfg.model, plan.context) for plan in plans}
+        init_weights(run.model, p.seed, common.assign)
     if d.is_main:
         print_plan(cfg, stages, plans, pool_sizes)
-        n_parameters = sum(x.numel() for x in model.parameters())
-        print(f"{n_parameters:,} parameters, {d.world} process(es) on {d.device.type}, {p.dtype}")
-        print(f"loader alone: {loader_speed(mixture, step, d):,.0f} tokens/s a process")
-    if step >= n_steps and d.is_main:
-        print("this run is complete; nothing to do")
+        print(f"loader alone: {loader_speed(mixture, run.step, d):,.0f} tokens/s a process")
 
-    bar = tqdm(total=n_steps, initial=step, unit="step", disable=None if d.is_main else True, dynamic_ncols=True)
-    loader = ThreadPoolExecutor(1)
-    next_batch = loader.submit(mixture.batch, step, d.rank, d.world) if step < n_steps else None
-    while step < n_steps:
-        started = time.time()
+    n_steps, loader = plans[-1].end_step, ThreadPoolExecutor(1)
+    next_batch = loader.submit(mixture.batch, run.step, d.rank, d.world) if run.step < n_steps else None
+    for step in run.steps(n_steps):
         plan = mixture.stage(step)
         stage = next(s for s in stages if s.name == plan.name)
-        model.rope_theta = stage.rope_theta or model.rope_theta
+        run.model.rope_theta = stage.rope_theta or run.model.rope_theta
         batch = next_batch.result()
         if step + 1 < n_steps:
             next_batch = loader.submit(mixture.batch, step + 1, d.rank, d.world)
-        lr = learning_rate(p, stage, plan, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = loop.learning_rate(p, stage, plan, step)
 
-        loss, n_tokens = train_step(model, batch, p, d)
-        grad_norm = common.clip_grad_norm(model, p.clip)
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if finite:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        skipped = 0 if finite else skipped + 1
-        if not finite:
-            message = (f"step {step}: loss {loss}, gradient norm {grad_norm}; read from "
-                       + ", ".join(mixture.sources(step)))
-            if d.is_main:
-                print(f"warning: {message}; the weights are as before", flush=True)
-            if p.on_nonfinite == "stop" or skipped == 10:
-                raise UserError(f"{message}; stopped with the weights of the last checkpoint")
+        loss, n_tokens = train_step(run.model, batch, p, d)
+        grad_norm = run.update(loss, lr, where=lambda: ", ".join(mixture.sources(step)))
+        run.done(plan.name, loss, lr, grad_norm, n_tokens, (plan.rows, plan.context))
 
-        elapsed = time.time() - started
-        seconds += elapsed
-        flops = plan.rows * plan.context * flops_of_token[plan.context] / elapsed / d.world
-        mfu = flops / peak if peak else None
-        metrics.write(step=step, stage=plan.name, loss=loss, lr=lr, grad_norm=grad_norm, tokens=n_tokens,
-                      tokens_per_s=n_tokens / elapsed, mfu=mfu, memory_gb=common.memory_gb(d.device), seconds=seconds,
-                      finite=finite)
-        bar.update()
-        step += 1
-        if d.is_main and (step % p.log_every == 0 or step == n_steps):
-            left = (n_steps - step) * (seconds - seconds_before) / (step - first_step)
-            speed = f"{n_tokens / elapsed:,.0f} tokens/s  MFU {f'{mfu:.1%}' if mfu else 'n/a'}"
-            tqdm.write(f"step {step:>6}/{n_steps} {step / n_steps:4.0%}  {plan.name:10} loss {loss:.4f}  lr {lr:.2e}  "
-                       f"|g| {grad_norm:.2f}  {speed}  {common.memory_gb(d.device):.1f} GB  {left / 60:.1f} min left")
-            sys.stdout.flush()
-
-        stopping = d.sum(float(stop_signal.number))[0] > 0  # all ranks leave together
-        stage_ends = step == plan.end_step
-        if (stage_ends or (p.eval_every and step % p.eval_every == 0)) and not stopping:
-            if d.is_main:
-                tqdm.write(f"--- step {step}, end of stage {plan.name}" if stage_ends else f"--- step {step}")
-            n_problems = cfg.evaluate.n_problems if step == n_steps else p.eval_problems
-            found = look(model, replica, tokenizer, held_out, plan.context, n_problems, cfg, d)
-            metrics.write(step=step - 1, stage=plan.name, seconds=seconds, **found)
-        if stage_ends or stopping or step % p.save_every == 0:
-            meta = dict(phase="pretrain", stage=plan.name, keep=stage_ends, seconds=seconds, world=d.world,
-                        pools=plan.positions(step), command=cfg.command,
-                        commit=commit, machine=common.machine(d.device),
-                        config=common.config_hash(cfg, "model", "corpus", "pretrain"),
-                        model=dataclasses.asdict(cfg.model) | {"rope_theta": model.rope_theta},
-                        tokenizer=tokenizer.hash, history=history(plans, step), pretrain=as_json(p))
-            saved = common.save_checkpoint(d, folder, step, model, optimizer, meta, data_folder(cfg) / "tokenizer.json",
-                                           p.keep)
-            if saved is None and (stopping or step == n_steps):
-                raise UserError(f"the last checkpoint could not be written to {folder}; make room and run the same "
-                                "command again")
-        if stopping:
-            if d.is_main:
-                print(f"stopped by signal at step {step}; the same command goes on from here", flush=True)
-            sys.exit(128 + (stop_signal.number or 15))
-    bar.close()
+        n_problems = run.evaluate_now(plan)
+        if n_problems is not None:
+            found = look(run, held_out, plan.context, n_problems)
+            run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
+        run.save(plan, ("model", "corpus", "pretrain"), history(plans, run.step), pools=plan.positions(run.step))
     if d.is_main:
-        print("pictures:", report.plot_run(folder, cfg, stages, plans, learning_rate))
-
-
-def set_vocab_size(model: ModelConfig, n_vocab: int) -> None:
-    """Fills in vocab_size, or checks that the tokenizer's ids fill the embedding but for its padding."""
-    if model.vocab_size is None:
-        model.vocab_size = -(-n_vocab // 64) * 64
-    if not n_vocab <= model.vocab_size < n_vocab + 128:
-        raise UserError(f"the tokenizer has {n_vocab} ids but model.vocab_size is {model.vocab_size}; it must be the "
-                        "same or up to 127 more (padding); leave it out to take the tokenizer's")
+        print("pictures:", report.plot_run(run.folder, cfg, stages, plans, loop.learning_rate))
 
 
 def loader_speed(mixture: Mixture, step: int, d) -> float:

@@ -13,7 +13,8 @@ import common
 import pretrain
 from conftest import ROOT, Mini
 from data.mixture import plan_stages
-from pretrain import PretrainConfig, Stage, learning_rate
+from loop import learning_rate
+from pretrain import PretrainConfig, Stage
 
 
 def metrics(mini, run):
