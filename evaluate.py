@@ -11,13 +11,14 @@ import torch
 import common
 import generate
 import hf
-from data import sandbox, tasks
+from data import chat, sandbox, tasks
 
 
 @dataclass
 class EvaluateConfig:
     tasks: list = field(default_factory=lambda: list(tasks.FAMILIES))  # task families, or sets: "gsm8k", "gsm8k=FILE"
     checkpoint: str = ""         # what to evaluate: a phase's folder, a checkpoint, or a Hugging Face folder
+    form: str = ""               # how it is asked: "document", "chat"; default: document where phase 1 made it, else chat
     split: str = "dev"           # "dev" while settings are being chosen, "test" once they are frozen
     n_problems: int = 512        # held-out problems of each family
     k: int = 4                   # samples of each problem
@@ -39,6 +40,7 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
     """Scores of each task family: avg (mean reward of the k samples), stderr (over problems), pass, by level, and rows.
 
     model: a plain module on this rank (common.unsharded); the ranks of d share the problems and all get the result.
+    cfg.form "chat": the question in chat form; else the document up to where the model must go on.
     rows: one record a sample, with prompt, response and reward. A reward of None (could not be scored) is left out of
     the mean and counted in `unscored`.
     """
@@ -48,7 +50,7 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
     for name in cfg.tasks:
         problems = tasks.family(name).problems(cfg.split, cfg.n_problems, cfg.seed)
         mine = list(enumerate(problems))[d.rank::d.world]
-        prompts = [[tokenizer.bos, *tokenizer.encode(tasks.prompt(problem))] for _, problem in mine]
+        prompts = [prompt_of(problem, tokenizer, cfg.form) for _, problem in mine]
         samples = generate.sample(model, prompts, cfg.k, cfg.max_new_tokens, cfg.temperature, cfg.top_p, stop=stop,
                                   seed=cfg.seed, max_rows=cfg.max_rows)
         drawn = [(number, problem, j, answer) for (number, problem), answers in zip(mine, samples)
@@ -56,11 +58,18 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
         responses = [tokenizer.decode([t for t in answer.tokens if t not in stop]) for *_, answer in drawn]
         rewards = tasks.rewards([problem for _, problem, _, _ in drawn], responses)
         rows = {f"{number}.{j}": dict(task=name, problem=number, level=problem.level, answer=problem.answer,
-                                      prompt=tasks.prompt(problem), response=response, finish=answer.finish,
+                                      prompt=tokenizer.decode(prompt_of(problem, tokenizer, cfg.form)), response=response, finish=answer.finish,
                                       reward=reward, tokens=len(answer.tokens))
                 for (number, problem, j, answer), response, reward in zip(drawn, responses, rewards)}
         scores[name] = summarize(list(d.gather(rows).values()), cfg.k)
     return scores
+
+
+def prompt_of(problem: tasks.Problem, tokenizer, form: str) -> list[int]:
+    """What the model is given: the question in chat form, or the beginning of a page."""
+    if form == "chat":
+        return chat.render(tasks.chat(problem)[:1], tokenizer, add_generation_prompt=True)
+    return [tokenizer.bos, *tokenizer.encode(tasks.prompt(problem))]
 
 
 def summarize(rows: list[dict], k: int) -> dict:
@@ -101,13 +110,21 @@ def table(scores: dict[str, dict]) -> str:
     return "\n".join(lines) + f"\n{first['n']} problems a task, k = {first['k']}"
 
 
+def form_of(path: str) -> str:
+    """The form that a checkpoint was trained on: documents in phase 1, conversations after it."""
+    folder = hf.find(common.Dist(0, 1, torch.device("cpu"), None), path)
+    ours = (folder / "meta.json").is_file()
+    return "document" if ours and common.read_meta(folder)["phase"] == "pretrain" else "chat"
+
+
 def main():
     cfg = common.load_config(__doc__, flags=sandbox.FLAG, evaluate=EvaluateConfig)
     sandbox.UNSAFE = cfg.unsafe_exec
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = cfg.evaluate.checkpoint or str(cfg.out / "pretrain")
+    cfg.evaluate.form = cfg.evaluate.form or form_of(path)
     model, tokenizer = hf.load(path, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    print(f"{path}, split {cfg.evaluate.split}")
+    print(f"{path}, split {cfg.evaluate.split}, {cfg.evaluate.form} form")
     scores = evaluate(model, tokenizer, cfg.evaluate)
     print(table(scores))
     cfg.out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,8 @@ import torch
 import common
 import hf
 from data import chat
+from data.tasks import as_reply
+from data.writer import Writer
 from model import KVCache, Transformer
 
 
@@ -128,6 +130,47 @@ def choose(logits: torch.Tensor, temperature: float, top_p: float, top_k: int,
     cdf = probs.cumsum(-1, dtype=torch.float64)
     token = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
     return token[:, 0], probs.gather(1, token)[:, 0].log()
+
+
+def local_writer(path: str, max_new_tokens: int = 256, temperature: float = 0.6, top_p: float = 0.95, seed: int = 0,
+                 max_rows: int = 256, form: str = "chat") -> Writer:
+    """A writer (data/writer.py) that is a checkpoint on this machine.
+
+    path: as in hf.load; it is loaded when first asked. form "document": a base model, which is given the last message
+    as the beginning of a page (data/tasks). An answer that does not end is None. Draws depend on (seed, number of the
+    conversation), and conversations are decoded in fixed groups of max_rows numbers: a resumed batch repeats itself.
+    """
+    loaded = []
+
+    def write(conversations: list, on_result=lambda number, text: None) -> list[str | None]:
+        if not loaded:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            loaded.extend(hf.load(path, device, torch.bfloat16 if device == "cuda" else torch.float32))
+        model, tokenizer = loaded
+        stop, texts = {tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)}, [None] * len(conversations)
+        for first in range(0, len(conversations), max_rows):
+            asked = [i for i in range(first, min(first + max_rows, len(conversations))) if conversations[i] is not None]
+            answers = [[] for _ in asked]
+            with torch.inference_mode():
+                for rows, tokens, _ in asked and decode(
+                        model, [prompt_of(conversations[i], tokenizer, form) for i in asked], 1, max_new_tokens,
+                        temperature, top_p, 0, tuple(stop), uniforms(seed, [(i, 0) for i in asked], max_new_tokens)):
+                    for row, token in zip(rows, tokens):
+                        answers[row].append(token)
+            for i, answer in zip(asked, answers):
+                if answer[-1] in stop:
+                    text = tokenizer.decode(answer[:-1])
+                    texts[i] = as_reply(text) if form == "document" else text
+                on_result(i, texts[i])
+        return texts
+
+    return write
+
+
+def prompt_of(messages: list[dict], tokenizer, form: str) -> list[int]:
+    if form == "document":
+        return [tokenizer.bos, *tokenizer.encode(f"Problem: {messages[-1]['content']}\nWork:")]
+    return chat.render(messages, tokenizer, add_generation_prompt=True)
 
 
 def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ...], args) -> list[int]:

@@ -35,7 +35,7 @@ def load(path: str | Path, device="cpu", dtype: torch.dtype = torch.float32) -> 
     it. Raises UserError where it is none of these, damaged, or not a plain Llama.
     """
     one = common.Dist(0, 1, torch.device(device), None)
-    folder = _find(one, Path(path))
+    folder = find(one, path)
     model = meta_model(_config(folder)).to(dtype).to_empty(device=device)
     _fill(one, model, folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -44,13 +44,12 @@ def load(path: str | Path, device="cpu", dtype: torch.dtype = torch.float32) -> 
     return model, tokenizer
 
 
-def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, source: str, out: Path) -> None:
+def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, folder: Path) -> float:
     """Copies weights into a model, sharded or not, for a phase to start from; every rank calls it.
 
-    source: a phase of this run (a folder in `out`), or a path as in `load`. Raises UserError as `load` does, and where
-    the source has another tokenizer or computes something else than the model. RoPE's base may differ: stages set it.
+    folder: as `find` gives it. Returns the base of RoPE that the weights were trained with, which may differ from the
+    model's: stages set it. Raises UserError where they have another tokenizer, or another shape than the model.
     """
-    folder = _find(d, out / source if (out / source).is_dir() else Path(source))
     theirs = dataclasses.asdict(_config(folder))
     for key, ours in dataclasses.asdict(model.cfg).items():
         if ours != theirs[key] and key not in NOT_OF_THE_WEIGHTS:
@@ -59,10 +58,13 @@ def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, source:
         raise UserError(f"{folder} has another tokenizer than this run: set tokenizer.path={folder}/tokenizer.json "
                         "and prepare the data again")
     _fill(d, model, folder)
+    return theirs["rope_theta"]
 
 
-def _find(d: common.Dist, path: Path) -> Path:
-    """A Hugging Face folder as it is, or the checkpoint folder that a path of ours means."""
+def find(d: common.Dist, source: str | Path, out: Path = Path(".")) -> Path:
+    """A Hugging Face folder as it is, or the checkpoint that a path of ours means: a phase of this run (a folder in
+    `out`), or any phase's folder or checkpoint. UserError where it is none of these."""
+    path = out / source if (out / source).is_dir() else Path(source)
     if (path / "config.json").is_file() or (path / "meta.json").is_file():
         return path
     folder = common.find_checkpoint(d, path)

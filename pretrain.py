@@ -253,7 +253,7 @@ def main():
     if newest or p.branch_from:
         run.resume(newest or Path(p.branch_from), newest is not None, lambda step: history(plans, step))
     elif cfg.init_from:
-        hf.start_from(d, run.model, tokenizer, cfg.init_from, cfg.out)
+        hf.start_from(d, run.model, tokenizer, hf.find(d, cfg.init_from, cfg.out))
     else:
         init_weights(run.model, p.seed, common.assign)
     if d.is_main:
@@ -281,7 +281,8 @@ def main():
             run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
         run.save(plan, ("model", "corpus", "pretrain"), history(plans, run.step), pools=plan.positions(run.step))
     if d.is_main:
-        print("pictures:", report.plot_run(run.folder, cfg, stages, plans, loop.learning_rate))
+        print("pictures:", report.plot_run(run.folder, cfg.run, p.seed, plans),
+              report.plot_plan(run.folder / "plan.png", cfg, stages, plans, loop.learning_rate))
 
 
 def loader_speed(mixture: Mixture, step: int, d) -> float:

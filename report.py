@@ -72,17 +72,17 @@ def plot_plan(path: Path, cfg, stages: list, plans: list, learning_rate) -> Path
     return save_figure(figure, path)
 
 
-def plot_run(folder: Path, cfg, stages: list, plans: list, learning_rate) -> list[str]:
-    """Draws plan.png, and loss.png: training and held-out loss, accuracy and rate by step, from metrics.jsonl."""
+def plot_run(folder: Path, name: str, seed: int, plans: list) -> Path:
+    """Draws loss.png: training and held-out loss, accuracy and rate by step, from metrics.jsonl."""
     lines = common.read_metrics(folder)
     steps = [line for line in lines if "loss" in line]
-    evals = [line for line in lines if "validation" in line]
+    evals = [line for line in lines if "scores" in line]
     spans = [(plan.name, plan.first_step, plan.end_step) for plan in plans]
     scored = [line for line in evals if line["scores"]]
     figure, (loss, accuracy, rate) = new_figure(3)
     values = np.array([line["loss"] for line in steps], dtype=float)
     loss.plot([line["step"] for line in steps], values, color="0.75", lw=0.8, label="training, each step")
-    for i, pool in enumerate(evals[-1]["validation"] if evals else []):
+    for i, pool in enumerate(evals[-1].get("validation", []) if evals else []):
         loss.plot([line["step"] for line in evals], [line["validation"][pool]["loss"] for line in evals], "o-",
                   color=COLORS[i], label=f"held-out {pool}")
     loss.set_yscale("log")
@@ -103,9 +103,8 @@ def plot_run(folder: Path, cfg, stages: list, plans: list, learning_rate) -> lis
     rate.set(ylabel="learning rate", xlabel="step")
     for axis in (loss, accuracy, rate):
         _stages(axis, spans, names=axis is loss)
-    figure.suptitle(f"{cfg.run}, seed {cfg.pretrain.seed}")
-    plan = plot_plan(folder / "plan.png", cfg, stages, plans, learning_rate)
-    return [str(save_figure(figure, folder / "loss.png")), str(plan)]
+    figure.suptitle(f"{name}, seed {seed}")
+    return save_figure(figure, folder / "loss.png")
 
 
 def run_table(folder: Path) -> str:
@@ -126,6 +125,21 @@ def run_table(folder: Path) -> str:
     first = next(iter(evals[-1]["scores"].values()), None)
     note = f" and accuracy (avg@{first['k']} ± s.e., {first['n']} held-out problems a task)" if first else ""
     return "held-out bits per byte" + note + "\n" + "\n".join(rows)
+
+
+def gain(folder: Path) -> str:
+    """Accuracy of each task before a phase and after it, as text; "" where it was not evaluated before."""
+    if not (folder / "before.json").is_file():
+        return ""
+    before = json.loads((folder / "before.json").read_text())
+    after = [line for line in common.read_metrics(folder) if line.get("scores")][-1]["scores"]
+    rows = [f"{'task':10}{'before':>16}  {'asked in':10}{'after':>16}{'gain':>8}"]
+    for task, b in before.items():
+        a = after[task]
+        rows.append(f"{task:10}{b['avg']:10.3f} ±{b['stderr']:.3f}  {b['form']:10}{a['avg']:10.3f} ±{a['stderr']:.3f}"
+                    f"{a['avg'] - b['avg']:+8.3f}")
+    first = next(iter(before.values()))
+    return "\n".join(rows) + f"\naccuracy (avg@{first['k']} ± s.e.) on the same {first['n']} held-out problems a task"
 
 
 def append(name: str, *lines: dict) -> None:

@@ -15,5 +15,5 @@ def test_no_file_is_long_and_no_line_wide():
 
 def test_the_whole_is_small():
     assert sum(map(len, code("*.py").values())) < 3500
-    assert sum(map(len, code("data/*.py").values())) < 4800
+    assert sum(map(len, code("data/*.py").values())) < 6200
     assert sum(map(len, code("data/tasks/*.py").values())) < 2000

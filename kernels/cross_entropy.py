@@ -25,14 +25,16 @@ BLOCK = 64 if INTERPRETED else BLOCK_GPU  # the checks need several blocks
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100,
-                         kernels: str = "auto") -> Tensor:
+                         kernels: str = "auto", token_weights: Tensor | None = None) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight.T)[target], in nats; a scalar, fp32.
 
-    hidden (N, C), weight (V, C), targets (N,) int64. Tokens whose target is ignore_index do not count. The sum, not
-    the mean: the caller divides by the global number of trained tokens, over ranks and micro-batches alike.
+    hidden (N, C), weight (V, C), targets (N,) int64. Tokens whose target is ignore_index do not count, others as
+    token_weights (N,) fp32 says (None: 1 each). The sum, not the mean: the caller divides by the global number of
+    trained tokens, over ranks and micro-batches alike.
     """
     needed = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight)]
-    return cross_entropy_op(hidden, weight, targets, ignore_index, use_triton(hidden, kernels), needed)[0]
+    return cross_entropy_op(hidden, weight, targets, ignore_index, use_triton(hidden, kernels), needed,
+                            token_weights)[0]
 
 
 def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
@@ -336,18 +338,18 @@ for op in (logprobs_op, kl_op):
 
 @torch.library.custom_op("nanobeige::linear_cross_entropy", mutates_args=())
 def cross_entropy_op(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, by_triton: bool,
-                     needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+                     needed: list[bool], token_weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, its gradients of hidden and weight). They are known up to a factor, as the loss is a sum: so they are
     made here, while a chunk's logits are at hand, and no logits are made twice."""
     kept = targets != ignore_index
-    d_logprobs = -kept[None].to(wide_type(hidden)) if any(needed) else None
-    index = targets.where(kept, 0)
+    index, counts = targets.where(kept, 0), kept if token_weights is None else kept * token_weights
+    d_logprobs = -counts[None].to(wide_type(hidden)) if any(needed) else None
     logprobs, *gradients = logprobs_op(hidden, weight, index, 1.0, False, by_triton, d_logprobs, needed)
-    return -(logprobs * kept).sum(), *gradients
+    return -(logprobs * counts).sum(), *gradients
 
 
 @cross_entropy_op.register_fake
-def _(hidden, weight, targets, ignore_index, by_triton, needed):
+def _(hidden, weight, targets, ignore_index, by_triton, needed, token_weights=None):
     return _results(hidden, 1).sum(), *_gradients(hidden, weight, needed)
 
 

@@ -96,6 +96,12 @@ def chat(problem: Problem) -> list[dict]:
             {"role": "assistant", "reasoning": " ".join(problem.steps), "content": content}]
 
 
+def as_reply(page: str) -> str:
+    """A page from behind 'Work:' on in the form of a chat reply: the work as thoughts, the answer after them."""
+    work, _, answer = page.partition("\nAnswer:")
+    return f"<think>\n{work.strip()}\n</think>\n\nAnswer: {answer.strip()}"
+
+
 def after_thoughts(response: str) -> str | None:
     """What is judged: the text after the last </think>; None for thoughts that never end."""
     text = response.rpartition("</think>")[2]

@@ -1,0 +1,218 @@
+"""Responses with planted faults, and the records on which the small writers of the refinement are trained.
+
+data/refine.py never sees a gold answer; its critic and reviser can be small models because they learned from generated
+problems whose gold is known. Here it is known, so this is for training problems alone. A fault is one that models make:
+a slip that is carried on, another operation or value, a step left out, an answer that does not match the steps, a
+constraint not kept. The report is silent about all of this: our choice.
+"""
+import json
+import random
+import re
+from dataclasses import replace
+
+from data import refine, tasks
+from data.checklist import offered, runnable
+from data.tasks import Problem, between, code, form, pick, tools
+from data.tasks.math import NAMES
+
+ITEMS = {       # what no program checks: the item of a written checklist, which evaluators judge
+    "math": ["Each step follows from the story."],
+    "code": ["The operations are those asked for, in order."],
+    "tools": ["The tool and the values fit the request."],
+    "form": ["The sum is the one asked for."],
+}
+
+
+def response(problem: Problem) -> str:
+    """The problem's own steps and answer as a reply, thoughts in think tags."""
+    reply = tasks.chat(problem)[-1]
+    thoughts = f"<think>\n{reply['reasoning']}\n</think>\n\n" if reply["reasoning"] else ""
+    return thoughts + reply["content"]
+
+
+# ---- planting
+
+def plant(problem: Problem, rng: random.Random) -> tuple[str, str]:
+    """A wrong response (reward 0) to a problem of one of the ITEMS' families, and its critique."""
+    while True:
+        faulty = response(FAULTS[problem.family](problem, rng))
+        if tasks.reward(problem, faulty) == 0.0:
+            return faulty, critique(problem, faulty)
+
+
+OPERATE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+OTHER = {"+": "-", "-": "+", "*": "+"}
+
+
+def _math(problem: Problem, rng: random.Random) -> Problem:
+    """A slip, another operation, another operand, no such step; or right steps and a slip in the answer."""
+    first, *moves = re.match(r"\d+", problem.steps[0])[0], *(step.split()[1:3] for step in problem.steps)
+    kind, k, slips = between(rng, 0, 4), between(rng, 0, len(moves) - 1), [0] * len(moves)
+    if kind == 0:
+        slips[k] = _slip(rng)
+    elif kind == 1:
+        moves[k] = OTHER[moves[k][0]], moves[k][1]
+    elif kind == 2:
+        moves[k] = moves[k][0], str(between(rng, 2, 9))
+    elif kind == 3 and k:           # the first result is what the others rest on
+        del moves[k]
+    total, steps = int(first), []
+    for (sign, operand), slip in zip(moves, slips):
+        result = OPERATE[sign](total, int(operand)) + slip
+        steps.append(f"{total} {sign} {operand} = {result}.")
+        total = result
+    total += _slip(rng) if kind == 4 else 0
+    return replace(problem, steps=tuple(steps), answer=str(total))
+
+
+def _slip(rng: random.Random) -> int:
+    return pick(rng, (-10, -1, 1, 10, between(rng, 2, 9)))
+
+
+def _form(problem: Problem, rng: random.Random) -> Problem:
+    """A fault of the sum, which the reply repeats, or a constraint that the reply does not keep."""
+    if rng.random() < 0.5:
+        wrong = _math(problem, rng)
+        return replace(wrong, answer=problem.answer.replace(str(problem.extra["number"]), wrong.answer))
+    kind, value = pick(rng, list(problem.extra["constraints"].items()))
+    return replace(problem, answer=BREAK[kind](problem.answer, value, rng))
+
+
+BREAK = {       # kind of constraint: (reply, value) -> one that does not keep it
+    "name": lambda reply, name, rng: reply.replace(name, NAMES[name]),
+    "unit": lambda reply, unit, rng: reply.replace(f" {unit}", ""),
+    "mark": lambda reply, mark, rng: reply[:-1] + pick(rng, ["", *form.MARKS.values()]),
+    "opener": lambda reply, opener, rng: reply.replace(opener, pick(rng, form.OPENERS)),
+    "words": lambda reply, most, rng: reply[:-1] + pick(rng, (" now", " by now", " by now in all")) + reply[-1],
+}
+
+
+def _code(problem: Problem, rng: random.Random) -> Problem:
+    """Another operation, another constant, two operations swapped; in steps and answer, or in the answer alone."""
+    codes = [re.sub(r"\b[xab]\b", "{x}", step[4:-1]) for step in problem.steps]
+    kind, k = between(rng, 0, 2), between(rng, 0, len(codes) - 1)
+    if kind == 0:
+        _, text, _, constants = pick(rng, code.LIST_OPERATIONS + code.NUMBER_OPERATIONS * (k == len(codes) - 1))
+        codes[k] = text.format(x="{x}", k=between(rng, *constants))
+    elif kind == 1:
+        codes[k] = re.sub(r"\d", str(between(rng, 0, 9)), codes[k], count=1)
+    else:
+        codes[k], codes[k - 1] = codes[k - 1], codes[k]
+    steps, expression = [], "x"
+    for given, name, text in zip("xab", "abc", codes):
+        expression = text.format(x=expression)
+        steps.append(f"{name} = {text.format(x=given)}.")
+    steps = problem.steps if rng.random() < 0.2 else tuple(steps)
+    return replace(problem, steps=steps, answer=f"return {expression}")
+
+
+def _tools(problem: Problem, rng: random.Random) -> Problem:
+    """Another tool (with its own arguments or these), no such argument, a wrong value, also in the answer alone."""
+    call, offer = json.loads(problem.answer), offered(problem.question)[0]
+    name, values, kind = call["name"], dict(call["arguments"]), between(rng, 0, 3)
+    argument = pick(rng, list(values))
+    if kind == 0:
+        name = pick(rng, list(offer))
+        values = dict(zip(offer[name], values.values())) if rng.random() < 0.5 else values
+    elif kind == 1:
+        del values[argument]
+    else:
+        choices = dict(tools.TOOLS[name][0])[argument]
+        seen = [int(number) for number in re.findall(r"\d+", problem.question)]
+        values[argument] = pick(rng, choices or [*seen, between(rng, 2, tools.LARGEST)])
+    steps = (f"The tool is {name}.", *(f"{argument} = {value}." for argument, value in values.items()))
+    answer = json.dumps({"name": name, "arguments": values})
+    return replace(problem, steps=problem.steps if kind == 3 else steps, answer=answer)
+
+
+FAULTS = {"math": _math, "code": _code, "tools": _tools, "form": _form}
+
+
+# ---- critiques
+
+def critique(problem: Problem, response: str) -> str:
+    """What is wrong with a response in one sentence, as far as possible in data/checklist's words; "" for a right one.
+
+    What no runnable item finds is found by comparing the steps with the problem's own.
+    """
+    failed = _failed(problem, response)
+    return failed[0]["critique"] if failed else ""
+
+
+def _failed(problem: Problem, response: str) -> list[dict]:
+    """The failed items of a wrong response, as data/refine.py has them: the runnable ones, or else the judged one."""
+    if tasks.reward(problem, response) == 1.0:
+        return []
+    shown = refine.shown(response, thoughts=True)
+    ran = [(item.text, item.check(shown)) for item in runnable(problem.question)]
+    judged = [(ITEMS[problem.family][0], _compared(problem, refine.split(response)[0]))]
+    found = [(item, said) for item, said in ran if said] or judged
+    return [{"item": item, "critique": said, "by": "program"} for item, said in found]
+
+
+def _compared(problem: Problem, chain: str) -> str:
+    """Of a chain that no program faults: its first step that is not the problem's."""
+    steps = re.split(r"(?<=\.)\s+", chain.strip()) if chain.strip() else []
+    if steps == list(problem.steps):
+        return "The answer is wrong."
+    moves, left = list(map(_move, steps)), iter(map(_move, problem.steps))
+    if len(steps) < len(problem.steps) and all(move in left for move in moves):
+        return "A step is missing."
+    k = next((k for k, (step, own) in enumerate(zip(steps, problem.steps)) if step != own), len(problem.steps))
+    return "The tool is wrong." if problem.family == "tools" and k == 0 else f"Step {min(k, len(steps)) + 1} is wrong."
+
+
+def _move(step: str) -> str:
+    """What a step does, whatever it starts from: "- 5" of "32 - 5 = 27.", "x[::-1]" of "b = a[::-1]"."""
+    calculation = re.fullmatch(r"-?\d+ ([-+*] \d+) = -?\d+\.", step)
+    return calculation[1] if calculation else re.sub(r"\b[abc]\b", "x", re.sub(r"^[abc] = ", "", step))
+
+
+# ---- records: conversations whose last message is the writer's reply, for sft.py
+
+def summary(problem: Problem) -> str:
+    """The reasoning in some ten words: the bare calculation, the operations in order, or the tool's name."""
+    if problem.family == "code":
+        return re.search(r"f\(x\): (.*)\. Example", problem.question)[1].replace(", then ", ", ")
+    if problem.family == "tools":
+        return problem.steps[0].removeprefix("The tool is ").rstrip(".")
+    first = problem.steps[0].split()[0]
+    return f"{first} " + ", ".join(" ".join(step.split()[1:3]) for step in problem.steps)
+
+
+def draft_record(problem: Problem) -> dict:
+    reply = {key: text for key, text in tasks.chat(problem)[-1].items() if text}
+    return {"messages": [*_instruction(problem), reply]}
+
+
+def checklist_record(problem: Problem, prompts: dict) -> dict:
+    return _record(refine.ask_checklist(prompts, _instruction(problem)), json.dumps(ITEMS[problem.family]))
+
+
+def verdict_record(problem: Problem, response: str, prompts: dict) -> dict:
+    said, shown = critique(problem, response), refine.shown(response, thoughts=True)
+    verdict = {"pass": False, "critique": said} if said else {"pass": True}
+    return _record(refine.ask_verdicts(prompts, _instruction(problem), shown, ITEMS[problem.family]),
+                   json.dumps([verdict]))
+
+
+def revision_record(problem: Problem, response: str, prompts: dict) -> dict:
+    """From a wrong response and all that failed of it to the right one."""
+    said = refine.critique_of(prompts, _failed(problem, response))
+    request = refine.ask_revision(prompts, _instruction(problem), refine.shown(response, thoughts=True), said)
+    return {"messages": [*request, draft_record(problem)["messages"][-1]]}
+
+
+def chain_record(problem: Problem, prompts: dict) -> dict:
+    """From instruction and solution to summary and chain."""
+    reply = tasks.chat(problem)[-1]
+    return _record(refine.ask_chain(prompts, _instruction(problem), reply["content"]),
+                   f"Summary: {summary(problem)}\nChain: {reply['reasoning']}")
+
+
+def _instruction(problem: Problem) -> list[dict]:
+    return tasks.chat(problem)[:1]
+
+
+def _record(request: list[dict], reply: str) -> dict:
+    return {"messages": [*request, {"role": "assistant", "content": reply}]}

@@ -1,0 +1,224 @@
+"""Phase 2b, supervised fine-tuning: a cold start on long chains of thought, then all kinds of work.
+
+    python sft.py configs/tiny.py                    # after pretrain.py and refine.py
+    torchrun --nproc_per_node=8 sft.py configs/3b.py --init_from=Nanbeige4-3B-Base
+    python sft.py configs/3b.py --prepare            # only tokenizes the pools, which may take long
+
+The report (arXiv 2512.06266, SFT): cold start with 32K of context on 50 % mathematics, 30 % science, 20 % code; then
+64K, 40 % harder reasoning, 30 % general, 20 % agents and tools, 10 % code. It is silent on rates, batch, epochs,
+packing and loss: our choice is that only the assistant's own tokens are trained, that whole conversations are packed
+into rows (attention stays inside each), and that the loss is a sum over trained tokens by their global count.
+
+Shapes: B rows of a micro-batch, T context, C width, N trained tokens.
+"""
+import dataclasses
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import common
+import hf
+import loop
+import report
+from data import chat, sandbox
+from data.conversations import Pool, prepare, read_pool
+from data.packing import Batch, StagePlan, batch, plan_stages
+from data.tokenizer import Tokenizer
+from evaluate import EvaluateConfig, evaluate, table, without_rows
+from kernels.cross_entropy import linear_cross_entropy
+from model import ModelConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+@dataclass
+class Stage:
+    name: str
+    lr: list                     # learning rate at the start and at the end, as shares of sft.lr
+    context: int                 # tokens a row
+    conversations: int = 0       # of the stage, …
+    trained_tokens: int = 0      # … or, in their place, tokens in the loss, …
+    mixture: dict = field(default_factory=dict)  # … and each pool's share of the conversations: {pool: weight}
+    epochs: dict = field(default_factory=dict)  # or, in place of these: {pool: epochs of the whole pool}
+    curve: str = "linear"        # how the rate goes from start to end: linear, 1-sqrt, cosine, exponential
+    rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as before
+
+
+@dataclass(kw_only=True)
+class SftConfig(loop.TrainConfig):
+    stages: list                 # cold start, overall: see Stage
+    pools: dict                  # pool -> sources of conversations: see data/conversations.py
+    folder: str = ""             # of the tokenized pools (default: out/<run>/sft/data)
+    over_long: str = "drop"      # conversations longer than a row: "drop", or "cut" (which teaches never to end)
+    on_bad_line: str = "skip"    # records that are no conversation: "skip", or "stop"
+    compare: bool = True         # also evaluate what training starts from, on the same problems
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+def open_pools(cfg, stages: list[Stage], tokenizer: Tokenizer, d) -> dict[str, Pool]:
+    """The pools that the stages use, tokenized by the first rank where they are not yet."""
+    names = dict.fromkeys(pool for s in stages for pool in (s.epochs or s.mixture))
+    if missing := names.keys() - cfg.sft.pools.keys():
+        raise common.UserError(f"the stages take from pool {min(missing)!r}; sft.pools has {', '.join(cfg.sft.pools)}")
+    folder = Path(cfg.sft.folder or cfg.out / "sft" / "data")
+    if d.is_main:
+        for name in names:
+            prepare(folder, name, cfg.sft.pools[name], tokenizer, on_bad_line=cfg.sft.on_bad_line)
+    d.barrier()
+    return {name: read_pool(folder / name, tokenizer.hash) for name in names}
+
+
+def history(plans: list[StagePlan], pools: dict[str, Pool], p: SftConfig, step: int) -> list:
+    """The plan's past at a step, as JSON: a checkpoint's must be the same for a run to go on from it."""
+    data = [[name, len(pool.ends), int(pool.ends[-1])] for name, pool in pools.items()]
+    return [p.seed, data, *([s.name, s.context, s.rows, s.first_step, min(s.end_step, step), s.tokens]
+                            for s in plans if s.first_step < step)]
+
+
+def print_plan(cfg, stages: list[Stage], plans: list[StagePlan]) -> None:
+    """The table of stages: rate, data, and what packing makes of it."""
+    print(f"{'stage':14}{'steps':>7}{'tokens':>9}{'trained':>9}{'filled':>8}{'too long':>9}  {'learning rate':22}"
+          f"{'context':>8}  epochs of each pool")
+    for stage, plan in zip(stages, plans):
+        rate = f"{cfg.sft.lr * stage.lr[0]:.2e} -> {cfg.sft.lr * stage.lr[1]:.2e}"
+        epochs = ", ".join(f"{pool} {n:.2f}" for pool, n in plan.epochs.items())
+        print(f"{plan.name:14}{plan.n_steps:>7,}{plan.tokens:>9.3g}{plan.trained:>9.3g}{plan.fill:>8.1%}"
+              f"{plan.dropped + plan.cut:>9,}  {rate:22}{plan.context:>8,}  {epochs}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step
+
+def train_step(model, rows: Batch, p: SftConfig, d) -> tuple[float, int]:
+    """Adds up the gradient of the global batch's loss; returns that loss (nats a token) and the trained tokens.
+
+    loss = sum of weight * -log p(token) / sum of weights, both over all ranks and micro-batches: one denominator, known
+    before the first backward pass. A token's weight is its turn's (0 for all that the assistant did not write). Only
+    trained positions meet lm_head. FSDP averages gradients over ranks, so each part is scaled by the world size.
+    """
+    tokens, targets, weights, doc_start = (torch.from_numpy(a).to(d.device, non_blocking=True) for a in (
+        rows.tokens, rows.targets, rows.weights, rows.doc_start))
+    total, n_tokens = d.sum(float(rows.weights.sum(dtype=np.float64)), float((rows.weights > 0).sum()))
+    nats = torch.zeros((), device=d.device)
+    for part in loop.micro_batches(model, tokens.shape, p):
+        trained = torch.from_numpy(np.flatnonzero(rows.weights[part])).to(d.device, non_blocking=True)  # (N,)
+        hidden = model(tokens[part], doc_start[part]).flatten(0, 1)[trained]  # (N, C)
+        loss = linear_cross_entropy(hidden, model.lm_head.weight, targets[part].flatten()[trained],
+                                    kernels=model.cfg.kernels, token_weights=weights[part].flatten()[trained])
+        (loss * (d.world / total)).backward()
+        nats += loss.detach()
+    (nats,) = d.sum(nats.item())
+    return nats / total, int(n_tokens)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+def look(run: loop.Run, n_problems: int) -> dict:
+    """Accuracy in chat form on n_problems a task, and answers to the prompts: printed, and returned for the metrics."""
+    cfg, p, d, plain, scores = run.cfg, run.p, run.d, run.plain(), {}
+    if n_problems and cfg.evaluate.tasks:
+        settings = dataclasses.replace(cfg.evaluate, n_problems=n_problems, form="chat")
+        scores = evaluate(plain, run.tokenizer, settings, d)
+    if not d.is_main:
+        return {}
+    texts = []
+    if p.prompts:
+        asked = [chat.render([{"role": "user", "content": text}], run.tokenizer, True) for text in p.prompts]
+        texts = loop.continuations(plain, run.tokenizer, asked, p.seed, cfg.evaluate.max_new_tokens)
+    for prompt, text in zip(p.prompts, texts):
+        tqdm.write(f"  > {prompt}\n  | " + text.replace("\n", "\n  | "))
+    if scores:
+        tqdm.write(table(scores))
+    sys.stdout.flush()
+    return {"scores": without_rows(scores), "samples": texts}
+
+
+def before(run: loop.Run) -> dict[str, dict]:
+    """What the start can do, by its better form: asked as in phase 1, where the extractor is lenient, and in chat form.
+
+    Else the gain would only be the form. {task: score with "form"}.
+    """
+    scores = {form: evaluate(run.plain(), run.tokenizer, dataclasses.replace(run.cfg.evaluate, form=form), run.d)
+              for form in ("document", "chat")}
+    if run.d.is_main:
+        for form, by_task in scores.items():
+            print(f"before, in {form} form\n{table(by_task)}", flush=True)
+    best = {task: max(scores, key=lambda form: scores[form][task]["avg"]) for task in run.cfg.evaluate.tasks}
+    return {task: scores[form][task] | {"form": form} for task, form in best.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+def main():
+    cfg = common.load_config(__doc__, flags={"prepare": "tokenize the pools, and stop"} | sandbox.FLAG,
+                             model=ModelConfig, sft=SftConfig, evaluate=EvaluateConfig)
+    sandbox.UNSAFE = cfg.unsafe_exec
+    p = cfg.sft
+    stages = [common.build(Stage, s, f"sft.stages[{i}]") for i, s in enumerate(p.stages)]
+    loop.check_settings("sft", p, stages)
+    d = common.init_distributed(p.dtype, p.shard_size)
+    source = hf.find(d, cfg.init_from or "pretrain", cfg.out)
+    tokenizer = Tokenizer.load(source / "tokenizer.json")
+    loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
+    pools = open_pools(cfg, stages, tokenizer, d)
+    plans = plan_stages(stages, pools, p.batch_tokens, p.seed, cfg.scale, p.over_long)
+    if d.is_main:
+        print_plan(cfg, stages, plans)
+    if cfg.prepare:
+        return
+
+    run = loop.Run("sft", cfg, p, tokenizer, source / "tokenizer.json", d)
+    newest = common.find_checkpoint(d, run.folder)
+    if newest:
+        run.resume(newest, True, lambda step: history(plans, pools, p, step))
+    else:
+        run.model.rope_theta = hf.start_from(d, run.model, tokenizer, source)
+    if p.compare and run.step == 0 and cfg.evaluate.tasks:
+        scores = before(run)
+        if d.is_main:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            common.write_atomic(run.folder / "before.json", json.dumps(without_rows(scores)))
+
+    n_steps, loader = plans[-1].end_step, ThreadPoolExecutor(1)
+    rows_of = lambda step: batch(plan_of(plans, step), pools, step, d.rank, d.world)
+    next_rows = loader.submit(rows_of, run.step) if run.step < n_steps else None
+    for step in run.steps(n_steps):
+        plan = plan_of(plans, step)
+        stage = stages[plans.index(plan)]
+        run.model.rope_theta = stage.rope_theta or run.model.rope_theta
+        rows = next_rows.result()
+        if step + 1 < n_steps:
+            next_rows = loader.submit(rows_of, step + 1)
+        lr = loop.learning_rate(p, stage, plan, step)
+
+        loss, n_tokens = train_step(run.model, rows, p, d)
+        grad_norm = run.update(loss, lr, where=lambda: f"step {step} of stage {plan.name}")
+        run.done(plan.name, loss, lr, grad_norm, n_tokens, (plan.rows, plan.context))
+
+        n_problems = run.evaluate_now(plan)
+        if n_problems is not None:
+            found = look(run, n_problems)
+            run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
+        run.save(plan, ("model", "sft"), history(plans, pools, p, run.step))
+    if d.is_main:
+        print(report.gain(run.folder))
+        print("picture:", report.plot_run(run.folder, cfg.run, p.seed, plans))
+
+
+def plan_of(plans: list[StagePlan], step: int) -> StagePlan:
+    return next(plan for plan in plans if step < plan.end_step)
+
+
+if __name__ == "__main__":
+    common.cli(main)
