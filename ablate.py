@@ -1,6 +1,7 @@
 """Experiments: trains the arms of one side by side, and says what the difference is worth.
 
     python ablate.py fg_wsd --seeds 5       # writes results/fg_wsd.jsonl and prints the tables
+    python ablate.py sft_data --seeds 3     # after speedrun.sh: what refinement and reconstruction are worth
     python ablate.py fg_wsd --scale 0.02 --seeds 1      # a try of the machinery, in minutes
 
 An arm is a config with other settings. The protocol: the sweep is run on the dev split with seed 100; then all is
@@ -29,6 +30,7 @@ from tqdm import tqdm
 import common
 import report
 from common import UserError
+from data.refine import split
 from report import plt
 
 ROOT = Path(__file__).parent
@@ -44,10 +46,12 @@ class Run:
     lr: float
     split: str
     stages: tuple[str, ...]
+    phase = "pretrain"
 
     def settings(self) -> dict[str, object]:
         stages = [json.loads(stage) for stage in self.stages]
-        return {"pretrain.lr": self.lr, "pretrain.seed": self.seed, "pretrain.stages": stages}
+        return {"corpus.folder": f"out/{self.experiment}/data", "pretrain.lr": self.lr, "pretrain.seed": self.seed,
+                "pretrain.stages": stages}
 
     def folder(self, made_by: str) -> Path:
         key = hashlib.sha256(json.dumps([self.settings(), self.split, made_by]).encode()).hexdigest()[:10]
@@ -171,7 +175,117 @@ def plot_fg_wsd(path: Path, tables: dict[str, list[dict]]) -> Path:
     return report.save_figure(figure, path)
 
 
-EXPERIMENTS = {"fg_wsd": (fg_wsd, "configs/fg_wsd.py")}
+# ---------------------------------------------------------------------------------------------------------------------
+# sft_data: the same problems, with responses made in other ways
+
+SFT_ARMS = {
+    "a": "raw drafts",
+    "b": "best of N under the same checks, at equal writer tokens",
+    "b'": "the same, answer only",
+    "c": "refined answer only",
+    "d": "refined answer, the draft's old chain",
+    "e": "refined answer, reconstructed chain",
+    "e/4": "the same, a quarter of the rows",
+    "e/16": "the same, a sixteenth",
+}
+SFT_RATES = (5e-4, 1e-3, 2e-3)
+SFT_TOKENS, SFT_EPOCHS = 80_000, 2.0  # trained tokens of each run; in the second table epochs in their place
+MIXTURE = dict(math=4, form=3, tools=2, code=1)  # as configs/tiny.py's last stage
+MADE = Path("out/tiny")  # whose pretrain and refine phases the experiment starts from
+ARM_FILES = Path("out/sft_data/arms")
+
+
+@dataclass(frozen=True)
+class SftRun(Run):
+    phase = "sft"
+
+    def settings(self) -> dict[str, object]:
+        return {"init_from": str(MADE / "pretrain"), "sft.data": str(ARM_FILES / self.arm.replace("/", "-")),
+                "sft.lr": self.lr, "sft.seed": self.seed, "sft.stages": [json.loads(s) for s in self.stages],
+                "sft.compare": False}
+
+
+def prepare_sft_data() -> dict[str, int]:
+    """Writes each arm's conversations, all of the same problems: those whose reconstruction was kept. Returns rows."""
+    if not (MADE / "refine" / "report.json").is_file():
+        raise UserError("there is no out/tiny/refine: run `bash speedrun.sh` first")
+    best = MADE / "best"
+    call(["refine.py", "configs/tiny.py", "--run=tiny", f"--refine.folder={best}", "--refine.n_drafts=2",
+          "--refine.rounds=0", "--refine.completer="], Path("out/sft_data/best.log"))
+    used, again = (json.loads((folder / "report.json").read_text())["usage"] for folder in (MADE / "refine", best))
+    written = lambda usage, *roles: sum(usage.get(f"{name} {role} written", 0) for role in roles
+                                        for name in dict.fromkeys(key.split()[0] for key in usage))
+    tokens = written(used, "draft", "checklist", "evaluate", "revise")
+    checklists, drafts = written(again, "checklist"), written(again, "draft", "evaluate") / 2  # of one draft a drafter
+    share = (tokens - checklists) / drafts - 1  # of the problems that get a second draft of each drafter
+    print(f"refinement wrote {tokens:,} tokens; for best of N that is a second draft of each drafter for {share:.1%} "
+          "of the problems")
+    rows = dict.fromkeys(SFT_ARMS, 0)
+    for name in MIXTURE:
+        read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+        kept = {record["number"]: record for record in read(MADE / "refine" / f"{name}.jsonl")}
+        history = {case["number"]: case for case in read(MADE / "refine" / "history" / f"{name}.jsonl")}
+        more = {case["number"]: case["attempts"] for case in read(best / "history" / f"{name}.jsonl")}
+        arms = {arm: [] for arm in SFT_ARMS}
+        for i, number in enumerate(n for n in kept if n in more):
+            case, record = history[number], kept[number]
+            first = [attempt for attempt in case["attempts"] if attempt["round"] == 0]
+            seen = more[number] if (i * share) % 1 + share >= 1 else more[number][::2]
+            raw, top = first[i % len(first)], max(first, key=lambda attempt: attempt["score"])
+            chosen = max(seen, key=lambda attempt: attempt["score"])
+            user, refined = record["messages"][:-1], record["messages"][-1]
+            replies = {"a": reply_of(raw), "b": reply_of(chosen), "b'": reply_of(chosen, chain=""),
+                       "c": reply_of({"response": refined["content"]}, chain=""),
+                       "d": reply_of({"response": refined["content"]}, chain=split(top["response"])[0]), "e": refined}
+            if i % 4 == 0:
+                replies["e/4"] = refined
+            if i % 16 == 0:
+                replies["e/16"] = refined
+            for arm, reply in replies.items():
+                if reply["content"].strip():
+                    arms[arm].append({"messages": [*user, reply]})
+        for arm, records in arms.items():
+            path = ARM_FILES / arm.replace("/", "-") / f"{name}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(record) + "\n" for record in records)
+            if not path.is_file() or path.read_text() != text:
+                common.write_atomic(path, text)
+            rows[arm] += len(records)
+    return rows
+
+
+def reply_of(attempt: dict, chain: str | None = None) -> dict:
+    """An assistant message of a response: with its own chain of thought, another one, or none ("")."""
+    own, content = split(attempt["response"])
+    chain = own if chain is None else chain
+    return {"role": "assistant", "content": content} | ({"reasoning": chain} if chain else {})
+
+
+def sft_data(args, train) -> list[dict]:
+    """Runs the experiment and prints its tables; returns all results."""
+    rows = prepare_sft_data()
+    print("rows: " + ", ".join(f"({arm}) {n:,}" for arm, n in rows.items()))
+    stage = dict(name="sft", lr=[1, 0.01], curve="1-sqrt", context=256)
+    by_tokens = json.dumps(stage | dict(trained_tokens=round(SFT_TOKENS * args.scale), mixture=MIXTURE))
+    by_rows = json.dumps(stage | dict(epochs={name: SFT_EPOCHS * args.scale for name in MIXTURE}))
+    arms = [arm for arm in SFT_ARMS if "/" not in arm]
+    sweep = train([SftRun("sft_data", "sweep", arm, 100, lr, "dev", (by_tokens,)) for lr in SFT_RATES for arm in arms])
+    rates = {arm: max((r for r in sweep if r["arm"] == arm), key=lambda r: r["avg"])["lr"] for arm in arms}
+    print("rates, tuned for each arm on the dev split with seed 100: "
+          + ", ".join(f"({arm}) {lr:g}" for arm, lr in rates.items()))
+    runs = [SftRun("sft_data", table, arm, seed, rates[arm[0] if "/" in arm else arm], "test", (stages_,))
+            for table, stages_, seeds, some in (("tokens", by_tokens, args.seeds, SFT_ARMS), ("rows", by_rows, 1, arms))
+            for seed in range(seeds) for arm in some]
+    results = train(runs)
+    pairs = [("c", "b'"), ("e", "d"), ("e", "b"), ("b", "a"), ("e", "a"), ("e", "e/4"), ("e/4", "e/16")]
+    for title, table in (("the same trained tokens", "tokens"), ("the same rows and epochs, one seed", "rows")):
+        some = [r for r in results if r["table"] == table]
+        here = {arm: text for arm, text in SFT_ARMS.items() if any(r["arm"] == arm for r in some)}
+        print(f"\n{title}\n{compare(some, here, [pair for pair in pairs if set(pair) <= set(here)])}")
+    return sweep + results
+
+
+EXPERIMENTS = {"fg_wsd": (fg_wsd, "configs/fg_wsd.py"), "sft_data": (sft_data, "configs/tiny_sft_data.py")}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics
@@ -191,19 +305,20 @@ def paired(one: list[dict], other: list[dict]) -> tuple[float, float, list[float
 def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, str]]) -> str:
     """Markdown: each arm's accuracy and bits per byte, every seed, and the differences with their verdicts."""
     by_arm = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in arms}
+    bits = lambda row: row.get("bits_per_byte", float("nan"))  # where there is a held-out loss
     lines = ["| arm | accuracy | each seed | bits a byte |", "|---|---|---|---|"]
     for arm, rows in by_arm.items():
         each = " ".join(f"{r['avg']:.3f}" for r in rows)
         lines.append(f"| ({arm}) {arms[arm]} | {np.mean([r['avg'] for r in rows]):.3f} | {each} | "
-                     f"{np.mean([r['bits_per_byte'] for r in rows]):.4f} |")
+                     f"{np.mean([bits(r) for r in rows]):.4f} |")
     lines += ["", "| difference | accuracy | 95 % over problems | each seed | bits a byte | |", "|---" * 6 + "|"]
     for one, other in pairs:
         mean, half, each = paired(by_arm[one], by_arm[other])
-        bits = np.mean([a["bits_per_byte"] - b["bits_per_byte"] for a, b in zip(by_arm[one], by_arm[other])])
+        change = np.mean([bits(a) - bits(b) for a, b in zip(by_arm[one], by_arm[other])])
         sure = abs(mean) > half and all(np.sign(e) == np.sign(mean) for e in each)
         verdict = ("better" if mean > 0 else "worse") if sure else "not shown"
         lines.append(f"| ({one}) - ({other}) | {mean:+.3f} | {mean - half:+.3f} … {mean + half:+.3f} | "
-                     f"{' '.join(f'{e:+.3f}' for e in each)} | {bits:+.4f} | {verdict} |")
+                     f"{' '.join(f'{e:+.3f}' for e in each)} | {change:+.4f} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -221,21 +336,23 @@ def call(command: list[str], log: Path) -> None:
         raise UserError(f"`{shlex.join(command)}` failed with exit code {code}; {log} ends with: {' / '.join(last)}")
 
 
-def code_and_data(config: str, folder: Path) -> str:
-    """Hash of all that a run depends on beside its settings: the code, the config, the shards."""
-    ask = ("import sys, pretrain, evaluate\n"
+def code_and_data(config: str, name: str, phase: str) -> str:
+    """Hash of all that a run depends on beside its settings: the code, the config, the data."""
+    ask = (f"import sys, {phase}, evaluate\n"
            "for module in [*sys.modules.values()]: print(getattr(module, '__file__', None))")
     loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     code = sorted(path for path in map(Path, set(loaded.splitlines())) if ROOT in path.parents)
     parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (Path(config), *code)]
-    for manifest in sorted(folder.glob("*/manifest.json")):
+    for manifest in sorted(Path("out", name, "data").glob("*/manifest.json")):
         parts += [shard["sha256"] for shard in json.loads(manifest.read_text())["shards"]]
+    arms = sorted(Path("out", name, "arms").rglob("*.jsonl"))
+    parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in arms]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def inherit(run: Run, folder: Path, others: list[tuple[Run, Path]]) -> None:
     """Copies the checkpoint at which a finished run parts from this one, if there is one: pretrain.py goes on there."""
-    if (folder / "pretrain").exists():
+    if run.phase != "pretrain" or (folder / "pretrain").exists():
         return
     found = []
     for other, path in others:
@@ -258,14 +375,14 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
     if (folder / "result.json").is_file():
         return json.loads((folder / "result.json").read_text()) | {"code": made_by}
     inherit(run, folder, others)
-    name, corpus = str(folder.relative_to("out")), f"--corpus.folder=out/{run.experiment}/data"
-    settings = [f"--{key}={value!r}" for key, value in run.settings().items()]
+    name = str(folder.relative_to("out"))
+    settings = [f"--{key}={value if isinstance(value, str) else repr(value)}" for key, value in run.settings().items()]
     log = folder / "log.txt"
-    call(["pretrain.py", config, f"--run={name}", corpus, *settings, "--evaluate.tasks=[]"], log)
+    call([f"{run.phase}.py", config, f"--run={name}", *settings, "--evaluate.tasks=[]"], log)
     call(["evaluate.py", config, f"--run={name}", f"--evaluate.split={run.split}",
-          f"--evaluate.checkpoint={folder / 'pretrain'}"], log)
-    meta = common.read_meta(common.checkpoints(folder / "pretrain")[0])
-    last = [line for line in common.read_metrics(folder / "pretrain") if "validation" in line][-1]
+          f"--evaluate.checkpoint={folder / run.phase}"], log)
+    meta = common.read_meta(common.checkpoints(folder / run.phase)[0])
+    held_out = [line["validation"] for line in common.read_metrics(folder / run.phase) if "validation" in line]
     rows = [json.loads(line) for line in (folder / "evaluate.jsonl").read_text().splitlines()]
     correct = {}
     for row in rows:
@@ -273,12 +390,12 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
         correct[key] = correct.get(key, 0) + int(row["reward"] == 1)
     k = len(rows) // len(correct)
     result = dict(table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr,
-                  avg=sum(correct.values()) / len(rows), k=k, problems=len(correct),
-                  bits_per_byte=next(iter(last["validation"].values()))["bits_per_byte"],
-                  commit=meta["commit"], command="python " + meta["command"], config=meta["config"],
-                  machine=meta["machine"], seconds=meta["seconds"], correct=[correct[key] for key in sorted(correct)])
-    for step in common.checkpoints(folder / "pretrain"):  # stage ends stay, for arms that begin alike
-        if not common.read_meta(step)["keep"]:
+                  avg=sum(correct.values()) / len(rows), k=k, problems=len(correct), commit=meta["commit"],
+                  command="python " + meta["command"], config=meta["config"], machine=meta["machine"], seconds=meta["seconds"], correct=[correct[key] for key in sorted(correct)])
+    if held_out:
+        result["bits_per_byte"] = next(iter(held_out[-1].values()))["bits_per_byte"]
+    for step in common.checkpoints(folder / run.phase):  # stage ends stay, for arms that begin alike
+        if not common.read_meta(step)["keep"] or run.phase != "pretrain":
             shutil.rmtree(step)
     common.write_atomic(folder / "result.json", json.dumps(result))
     return result | {"code": made_by}
@@ -296,14 +413,14 @@ def main():
     started, bar = time.time(), tqdm(unit=" runs")
 
     def train(runs: list[Run]) -> list[dict]:
-        made_by = code_and_data(config, Path("out") / args.name / "data")
+        made_by = code_and_data(config, args.name, runs[0].phase)
         folders = [(run, run.folder(made_by)) for run in runs]
         bar.total = (bar.total or 0) + len(runs)
 
         def one(run: Run) -> dict:
             result = finish(run, config, made_by, folders)
             tqdm.write(f"{run.table:7} ({run.arm}) seed {run.seed:3} lr {run.lr:g}: accuracy {result['avg']:.3f}, "
-                       f"{result['bits_per_byte']:.4f} bits a byte, {result['seconds']:.0f} s")
+                       f"{result['seconds']:.0f} s")
             bar.update()
             return result
 

@@ -206,8 +206,12 @@ def _help(doc: str, flags: dict, sections: dict) -> str:
 
 def config_hash(cfg: SimpleNamespace, *sections: str) -> str:
     """12 hex digits over the named sections: what a result was made with."""
-    text = json.dumps({name: dataclasses.asdict(getattr(cfg, name)) for name in sections}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hash_of({name: dataclasses.asdict(getattr(cfg, name)) for name in sections})
+
+
+def hash_of(value) -> str:
+    """12 hex digits over a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from data import chat, sandbox, tasks
 class EvaluateConfig:
     tasks: list = field(default_factory=lambda: list(tasks.FAMILIES))  # task families, or sets: "gsm8k", "gsm8k=FILE"
     checkpoint: str = ""         # what to evaluate: a phase's folder, a checkpoint, or a Hugging Face folder
-    form: str = ""               # how it is asked: "document", "chat"; default: document where phase 1 made it, else chat
+    form: str = ""               # how it is asked: "document" or "chat" (default: what the checkpoint was trained on)
     split: str = "dev"           # "dev" while settings are being chosen, "test" once they are frozen
     n_problems: int = 512        # held-out problems of each family
     k: int = 4                   # samples of each problem
@@ -58,8 +58,8 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
         responses = [tokenizer.decode([t for t in answer.tokens if t not in stop]) for *_, answer in drawn]
         rewards = tasks.rewards([problem for _, problem, _, _ in drawn], responses)
         rows = {f"{number}.{j}": dict(task=name, problem=number, level=problem.level, answer=problem.answer,
-                                      prompt=tokenizer.decode(prompt_of(problem, tokenizer, cfg.form)), response=response, finish=answer.finish,
-                                      reward=reward, tokens=len(answer.tokens))
+                                      prompt=tokenizer.decode(prompt_of(problem, tokenizer, cfg.form)),
+                                      response=response, finish=answer.finish, reward=reward, tokens=len(answer.tokens))
                 for (number, problem, j, answer), response, reward in zip(drawn, responses, rewards)}
         scores[name] = summarize(list(d.gather(rows).values()), cfg.k)
     return scores

@@ -54,7 +54,8 @@ class Stage:
 @dataclass(kw_only=True)
 class SftConfig(loop.TrainConfig):
     stages: list                 # cold start, overall: see Stage
-    pools: dict                  # pool -> sources of conversations: see data/conversations.py
+    pools: dict = field(default_factory=dict)  # pool -> sources of conversations: see data/conversations.py
+    data: str = ""               # without pools: a folder whose NAME.jsonl are the pools (default: out/<run>/refine)
     folder: str = ""             # of the tokenized pools (default: out/<run>/sft/data)
     over_long: str = "drop"      # conversations longer than a row: "drop", or "cut" (which teaches never to end)
     on_bad_line: str = "skip"    # records that are no conversation: "skip", or "stop"
@@ -67,12 +68,14 @@ class SftConfig(loop.TrainConfig):
 def open_pools(cfg, stages: list[Stage], tokenizer: Tokenizer, d) -> dict[str, Pool]:
     """The pools that the stages use, tokenized by the first rank where they are not yet."""
     names = dict.fromkeys(pool for s in stages for pool in (s.epochs or s.mixture))
-    if missing := names.keys() - cfg.sft.pools.keys():
-        raise common.UserError(f"the stages take from pool {min(missing)!r}; sft.pools has {', '.join(cfg.sft.pools)}")
+    made = Path(cfg.sft.data or cfg.out / "refine")
+    sources = cfg.sft.pools or {name: [dict(path=str(made / f"{name}.jsonl"))] for name in names}
+    if missing := names.keys() - sources.keys():
+        raise common.UserError(f"the stages take from pool {min(missing)!r}; sft.pools has {', '.join(sources)}")
     folder = Path(cfg.sft.folder or cfg.out / "sft" / "data")
     if d.is_main:
         for name in names:
-            prepare(folder, name, cfg.sft.pools[name], tokenizer, on_bad_line=cfg.sft.on_bad_line)
+            prepare(folder, name, sources[name], tokenizer, on_bad_line=cfg.sft.on_bad_line)
     d.barrier()
     return {name: read_pool(folder / name, tokenizer.hash) for name in names}
 

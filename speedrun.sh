@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About six minutes on 2 CPU cores.
+# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About ten minutes on 2 CPU cores.
 # `bash speedrun.sh 0.1` shortens every stage to a tenth. Run again, it goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -17,8 +17,22 @@ phase() {  # NAME PLANNED_SECONDS COMMAND…
 phase corpus 30 python -m data.corpus configs/tiny.py --run="$run"
 phase pre-training 300 python pretrain.py configs/tiny.py --run="$run" --scale="$scale"
 phase report 20 python report.py configs/tiny.py --run="$run"
-phase sample 20 python generate.py "out/$run/pretrain" --temperature=0 \
-    $'Problem: Mia has 12 apples. She buys 7 more. How many apples does Mia have now?\nWork:'
+writers() {  # two that draft, judge and revise, side by side with a thread each; then one that completes chains of thought
+    local options=(--scale="$scale" --sft.data="out/$run/practice") pids=() failed=0
+    python refine.py configs/tiny.py --run="$run" --scale="$scale" --practice
+    for writer in ann bob; do
+        OMP_NUM_THREADS=1 python sft.py configs/tiny_writer.py --run="$run/$writer" --init_from="out/$run/pretrain" \
+            --sft.seed="${#pids[@]}" "${options[@]}" & pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+    [ $failed = 0 ] || return 1
+    python sft.py configs/tiny_completer.py --run="$run/completer" --init_from="out/$run/ann/sft" "${options[@]}"
+}
+phase writers 150 writers
+OMP_NUM_THREADS=1 phase refine 150 python refine.py configs/tiny.py --run="$run" --scale="$scale"
+phase SFT 120 python sft.py configs/tiny.py --run="$run" --scale="$scale"
+phase sample 20 python generate.py "out/$run/sft" --chat --temperature=0 \
+    'Mia has 12 apples. She buys 7 more. How many apples does Mia have now?'
 
 printf '\n%-14s%10s%10s\n' phase planned took
 slow=""
@@ -26,5 +40,5 @@ for i in "${!names[@]}"; do
     printf '%-14s%8s s%8s s\n' "${names[i]}" "${planned[i]}" "${took[i]}"
     [ "$scale" != 1 ] || [ $((took[i] * 2)) -le $((planned[i] * 3)) ] || slow="$slow ${names[i]}"
 done
-echo "pictures: out/$run/pretrain/loss.png and plan.png; metrics: out/$run/pretrain/metrics.jsonl"
+echo "pictures: loss.png in out/$run/pretrain and out/$run/sft, with metrics.jsonl beside them"
 [ -z "$slow" ] || { echo "error: more than 1.5 times the planned time:$slow" >&2; exit 1; }

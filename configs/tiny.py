@@ -35,4 +35,37 @@ pretrain = dict(
     prompts=["Problem: Mia has 12 apples.", "def ", "The"],
 )
 
+# Small writers of the refinement: prompts of few tokens, for a model that learned them by practice (tiny_writer.py).
+refine = dict(
+    writers=dict(
+        base=dict(checkpoint="pretrain", form="document", max_new_tokens=64),
+        ann=dict(checkpoint="ann/sft", max_new_tokens=80),
+        bob=dict(checkpoint="bob/sft", max_new_tokens=80),
+        completer=dict(checkpoint="completer/sft", max_new_tokens=96),
+    ),
+    drafters=["base", "ann", "bob"], checklist="ann", evaluators=["ann", "bob"], revisers=["bob", "ann"],
+    completer="completer", check_steps=True,
+    instructions={name: dict(problems=n, family=name, seed=4) for name, n in dict(
+        math=1200, form=600, code=900, tools=500).items()},
+    practice=dict(writer="base", seed=5, problems=dict(math=1200, form=800, code=700, tools=500)),
+    prompts=dict(
+        checklist="Checklist: {instruction}",
+        evaluate="{instruction}\n{response}\nCheck: {items}",
+        revise="{instruction}\n{response}\n{critique}\nRevise.",
+        failure="{critique}",
+        complete="{instruction}\n{solution}\nExplain.",
+    ),
+)
+
+sft = dict(
+    lr=1e-3, batch_tokens=4096,
+    stages=[  # as the report's: 50 % math, 30 % science, 20 % code; then 40 % reasoning, 30 % general, 20 % tools
+        dict(name="cold start", trained_tokens=60_000, lr=[1, 1], context=256, mixture=dict(math=5, form=3, code=2)),
+        dict(name="overall", trained_tokens=120_000, lr=[1, 0.01], curve="1-sqrt", context=256,
+             mixture=dict(math=4, form=3, tools=2, code=1)),
+    ],
+    log_every=20, save_every=200,
+    prompts=["Mia has 12 apples. She buys 7 more. How many apples does Mia have now?"],
+)
+
 evaluate = dict(n_problems=256, k=4, max_new_tokens=64)

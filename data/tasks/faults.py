@@ -8,6 +8,7 @@ constraint not kept. The report is silent about all of this: our choice.
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from data import refine, tasks
@@ -145,27 +146,36 @@ def _failed(problem: Problem, response: str) -> list[dict]:
         return []
     shown = refine.shown(response, thoughts=True)
     ran = [(item.text, item.check(shown)) for item in runnable(problem.question)]
-    judged = [(ITEMS[problem.family][0], _compared(problem, refine.split(response)[0]))]
+    judged = [(ITEMS[problem.family][0], compared(problem, refine.split(response)[0]) or "The answer is wrong.")]
     found = [(item, said) for item, said in ran if said] or judged
     return [{"item": item, "critique": said, "by": "program"} for item, said in found]
 
 
-def _compared(problem: Problem, chain: str) -> str:
-    """Of a chain that no program faults: its first step that is not the problem's."""
-    steps = re.split(r"(?<=\.)\s+", chain.strip()) if chain.strip() else []
-    if steps == list(problem.steps):
-        return "The answer is wrong."
-    moves, left = list(map(_move, steps)), iter(map(_move, problem.steps))
-    if len(steps) < len(problem.steps) and all(move in left for move in moves):
+def compared(problem: Problem, chain: str) -> str:
+    """The critique of a chain's first step that does something else than the problem's, "" if none does.
+
+    Whether its results are true is for programs to say.
+    """
+    moves, own = (_moves(steps) for steps in (re.findall(r"\S.*?(?:\.(?=\s|$)|$)", chain), problem.steps))
+    left = iter(own)
+    if moves == own:
+        return ""
+    if len(moves) < len(own) and all(move in left for move in moves):
         return "A step is missing."
-    k = next((k for k, (step, own) in enumerate(zip(steps, problem.steps)) if step != own), len(problem.steps))
-    return "The tool is wrong." if problem.family == "tools" and k == 0 else f"Step {min(k, len(steps)) + 1} is wrong."
+    k = next((k for k, pair in enumerate(zip(moves, own)) if pair[0] != pair[1]), min(len(moves), len(own)))
+    return "The tool is wrong." if problem.family == "tools" and k == 0 else f"Step {k + 1} is wrong."
 
 
-def _move(step: str) -> str:
-    """What a step does, whatever it starts from: "- 5" of "32 - 5 = 27.", "x[::-1]" of "b = a[::-1]"."""
-    calculation = re.fullmatch(r"-?\d+ ([-+*] \d+) = -?\d+\.", step)
-    return calculation[1] if calculation else re.sub(r"\b[abc]\b", "x", re.sub(r"^[abc] = ", "", step))
+def _moves(steps: Sequence[str]) -> list[str]:
+    """What each step does: "32 - 5", then of "27 + 4 = 31." only "+ 4"; of "b = a[::-1]." it is "x[::-1]."."""
+    moves = []
+    for step in steps:
+        calculation = re.fullmatch(r"(-?\d+ )([-+*] \d+) = -?\d+\.", step)
+        if calculation:
+            moves.append(calculation[2] if moves else calculation[1] + calculation[2])
+        else:
+            moves.append(re.sub(r"\b[abc]\b", "x", re.sub(r"^[abc] = ", "", step)))
+    return moves
 
 
 # ---- records: conversations whose last message is the writer's reply, for sft.py
@@ -190,7 +200,8 @@ def checklist_record(problem: Problem, prompts: dict) -> dict:
 
 
 def verdict_record(problem: Problem, response: str, prompts: dict) -> dict:
-    said, shown = critique(problem, response), refine.shown(response, thoughts=True)
+    """The verdict on the family's judged item alone: what programs check, they check."""
+    said, shown = compared(problem, refine.split(response)[0]), refine.shown(response, thoughts=True)
     verdict = {"pass": False, "critique": said} if said else {"pass": True}
     return _record(refine.ask_verdicts(prompts, _instruction(problem), shown, ITEMS[problem.family]),
                    json.dumps([verdict]))

@@ -9,7 +9,7 @@ from data import refine, tasks
 from data.checklist import leads_to, runnable
 from data.tasks import FAMILIES, faults
 from data.tasks.faults import (
-    ITEMS, chain_record, checklist_record, critique, draft_record, plant, response, revision_record, summary,
+    ITEMS, chain_record, checklist_record, compared, critique, draft_record, plant, response, revision_record, summary,
     verdict_record)
 
 families = pytest.mark.parametrize("family", ITEMS)
@@ -35,7 +35,7 @@ FORM = tasks.Problem("form", "", "Ben runs 12 miles. He runs 7 more. What is the
     (MATH, "45 - 8 = 37. 37 + 9 = 46.", "46", "Step 2 uses 9, which is neither given nor derived."),
     (MATH, "8 - 8 = 0. 0 + 3 = 3.", "3", "Step 1 is wrong."),
     (MATH, "45 - 8 = 37.", "37", "A step is missing."),
-    (MATH, "45 + 3 = 48.", "48", "A step is missing."),
+    (MATH, "45 + 3 = 48.", "48", "Step 1 is wrong."),
     (MATH, "45 + 8 = 53.", "53", "Step 1 is wrong."),
     (MATH, "45 - 8 = 37. 37 + 3 = 40. 40 + 3 = 43.", "43", "Step 3 is wrong."),
     (MATH, "45 - 8 = 37. 37 + 3 = 40.", "41", "The answer is not the last result."),
@@ -109,7 +109,9 @@ def test_records_are_what_the_refinement_asks_and_reads(family):
         for text, critique_ in ((faulty, said), (response(problem), "")):
             *request, reply = verdict_record(problem, text, prompts)["messages"]
             assert request[0]["content"] == f"{problem.question}\n{refine.shown(text, True)}\n1. {ITEMS[family][0]}"
-            assert refine.read_verdicts(reply["content"], 1) == [critique_] and reply["role"] == "assistant"
+            judged = compared(problem, refine.split(text)[0])
+            assert refine.read_verdicts(reply["content"], 1) == [judged] and reply["role"] == "assistant"
+            assert critique_ or not judged
         *request, reply = revision_record(problem, faulty, prompts)["messages"]
         assert request[0]["content"].startswith(f"{problem.question}\n{shown}\n{said}")
         assert reply == draft_record(problem)["messages"][-1] and problem.answer in reply["content"]
