@@ -190,7 +190,7 @@ SFT_ARMS = {
 }
 SFT_RATES = (5e-4, 1e-3, 2e-3)
 SFT_TOKENS, SFT_EPOCHS = 80_000, 2.0  # trained tokens of each run; in the second table epochs in their place
-MIXTURE = dict(math=4, form=3, tools=2, code=1)  # as configs/tiny.py's last stage
+MIXTURE = dict(math=3, code=3, form=2, tools=2)  # as configs/tiny.py's last stage
 MADE = Path("out/tiny")  # whose pretrain and refine phases the experiment starts from
 ARM_FILES = Path("out/sft_data/arms")
 
@@ -391,7 +391,8 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
     k = len(rows) // len(correct)
     result = dict(table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr,
                   avg=sum(correct.values()) / len(rows), k=k, problems=len(correct), commit=meta["commit"],
-                  command="python " + meta["command"], config=meta["config"], machine=meta["machine"], seconds=meta["seconds"], correct=[correct[key] for key in sorted(correct)])
+                  command="python " + meta["command"], config=meta["config"], machine=meta["machine"],
+                  seconds=meta["seconds"], correct=[correct[key] for key in sorted(correct)])
     if held_out:
         result["bits_per_byte"] = next(iter(held_out[-1].values()))["bits_per_byte"]
     for step in common.checkpoints(folder / run.phase):  # stage ends stay, for arms that begin alike

@@ -168,8 +168,8 @@ def test_stop_at_the_first_bad_line(tmp_path, tokenizer, jsonl, lines, where):
 
 def test_sources_may_select(tmp_path):
     """Columns, "keep" and "documents" of files and of a data set laid out like the hub's; absent fields are None."""
-    rows = [{"q": f"{i}?", "a": str(i), "score": i, "messages": [USER, CALL, RESULT, THOUGHT] if i % 2 else [USER, ANSWER]}
-            for i in range(20)]
+    chats = [[USER, ANSWER], [USER, CALL, RESULT, THOUGHT]]
+    rows = [{"q": f"{i}?", "a": str(i), "score": i, "messages": chats[i % 2]} for i in range(20)]
     (tmp_path / "set").mkdir()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "set" / "train.parquet")
     for kind in ("path", "hf"):
