@@ -188,8 +188,8 @@ SFT_ARMS = {
     "e/4": "the same, a quarter of the rows",
     "e/16": "the same, a sixteenth",
 }
-SFT_RATES = (1e-3, 2e-3, 4e-3)
-SFT_TOKENS, SFT_EPOCHS = 150_000, 2.0  # trained tokens of each run; in the second table epochs in their place
+SFT_RATES = (2e-3, 4e-3)
+SFT_TOKENS, SFT_EPOCHS = 100_000, 2.0  # trained tokens of each run; in the second table epochs in their place
 MIXTURE = dict(math=3, code=3, form=2, tools=2)  # as configs/tiny.py's last stage
 MADE = Path("out/tiny")  # whose pretrain and refine phases the experiment starts from
 ARM_FILES = Path("out/sft_data/arms")
