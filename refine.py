@@ -75,7 +75,7 @@ def writer_of(cfg, name: str) -> Writer:
     else:
         writer = http_writer(common.build(WriterConfig, spec, f"refine.writers[{name!r}]"))
     folder = Path(cfg.refine.folder or cfg.out / "refine") / "cache"
-    return cached(writer, folder / f"{name}-{common.hash_of(spec)}.jsonl")
+    return cached(writer, folder / f"{name}-{common.hash_of(spec)}.jsonl", failures=True)
 
 
 def instructions_of(source: dict, scale: float) -> list[list[dict]]:
