@@ -51,7 +51,7 @@ class RefineConfig(Settings):
     drafters: list               # each writes n_drafts drafts
     evaluators: list             # each judges what no program checks
     revisers: list               # the first, second, … round's, and again from the first; []: no revision
-    checklist: str = ""          # who writes the checklists; "": of programs alone
+    checklist: str = ""          # who writes the checklists; "": one general item, beside what programs check
     n_drafts: int = 1            # of each drafter
     rounds: int = 4              # of revision, at most
     retries: int = 2             # further tries for an answer that is not in the form that was asked for
