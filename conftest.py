@@ -58,6 +58,13 @@ class Mini:
 
 
 @pytest.fixture(scope="session")
+def base(mini) -> Mini:
+    """With a pre-trained checkpoint, out/base/pretrain, for later phases to start from."""
+    mini.pretrain("--run=base", "--pretrain.eval_problems=0", "--evaluate.tasks=[]")
+    return mini
+
+
+@pytest.fixture(scope="session")
 def mini(tmp_path_factory) -> Mini:
     m = Mini(tmp_path_factory.mktemp("mini"))
     m.prepare("--corpus.folder=data")

@@ -51,7 +51,7 @@ class RefineConfig(Settings):
     drafters: list               # each writes n_drafts drafts
     evaluators: list             # each judges what no program checks
     revisers: list               # the first, second, … round's, and again from the first; []: no revision
-    checklist: str = ""          # who writes the checklists; "": of programs alone
+    checklist: str = ""          # who writes the checklists; "": one general item, beside what programs check
     n_drafts: int = 1            # of each drafter
     rounds: int = 4              # of revision, at most
     retries: int = 2             # further tries for an answer that is not in the form that was asked for
@@ -75,7 +75,7 @@ def writer_of(cfg, name: str) -> Writer:
     else:
         writer = http_writer(common.build(WriterConfig, spec, f"refine.writers[{name!r}]"))
     folder = Path(cfg.refine.folder or cfg.out / "refine") / "cache"
-    return cached(writer, folder / f"{name}-{common.hash_of(spec)}.jsonl")
+    return cached(writer, folder / f"{name}-{common.hash_of(spec)}.jsonl", failures=True)
 
 
 def instructions_of(source: dict, scale: float) -> list[list[dict]]:

@@ -1,4 +1,4 @@
-"""Pictures and tables of a run: `python report.py configs/tiny.py` prints the table of a pre-training run."""
+"""Pictures and tables of a run: `python report.py configs/tiny.py` prints those of its phases."""
 import json
 from pathlib import Path
 
@@ -110,8 +110,6 @@ def plot_run(folder: Path, name: str, seed: int, plans: list) -> Path:
 def run_table(folder: Path) -> str:
     """Held-out loss and accuracy at each evaluation of a phase, as text."""
     evals = [line for line in common.read_metrics(folder) if "validation" in line]
-    if not evals:
-        raise common.UserError(f"no evaluation in {folder / 'metrics.jsonl'} yet")
     pools = list(evals[-1]["validation"])
     tasks = list(evals[-1]["scores"])
     rows = [f"{'stage':16}{'step':>6}{'min':>6}" + "".join(f"{'bpb ' + pool:>13}" for pool in pools)
@@ -152,18 +150,25 @@ def append(name: str, *lines: dict) -> None:
 def record(name: str, meta: dict, **result) -> None:
     """Appends a result to results/<name>.jsonl, with what its checkpoint says of how it was made."""
     line = {key: meta[key] for key in ("commit", "command", "config", "machine", "seconds", "step")}
-    line |= {"seed": meta["pretrain"]["seed"]} | result
+    line |= {"seed": meta[meta["phase"]]["seed"]} | result
     append(name, line)
 
 
 def main():
-    cfg = common.load_config(__doc__, flags={"record": "append the run's last evaluation to results/pretrain.jsonl"})
-    folder = cfg.out / "pretrain"
-    print(run_table(folder))
-    if cfg.record:
-        last = [line for line in common.read_metrics(folder) if "validation" in line][-1]
-        meta = common.read_meta(common.checkpoints(folder)[0])
-        record("pretrain", meta, validation=last["validation"], scores=last["scores"])
+    cfg = common.load_config(__doc__, flags={"record": "append each phase's last evaluation to results/<phase>.jsonl"})
+    phases = {"pretrain": run_table, "sft": gain}
+    evaluated = {phase: [line for line in common.read_metrics(cfg.out / phase) if "scores" in line] for phase in phases}
+    if not any(evaluated.values()):
+        raise common.UserError(f"no evaluation in {cfg.out}/*/metrics.jsonl yet")
+    for phase, lines in evaluated.items():
+        folder = cfg.out / phase
+        if lines:
+            print(f"{phase}\n{phases[phase](folder)}")
+        if lines and cfg.record:
+            result = {key: lines[-1][key] for key in ("validation", "scores") if key in lines[-1]}
+            if (folder / "before.json").is_file():
+                result["before"] = json.loads((folder / "before.json").read_text())
+            record(phase, common.read_meta(common.checkpoints(folder)[0]), **result)
 
 
 if __name__ == "__main__":

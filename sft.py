@@ -215,7 +215,7 @@ def main():
             run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
         run.save(plan, ("model", "sft"), history(plans, pools, p, run.step))
     if d.is_main:
-        print(report.gain(run.folder))
+        print(report.gain(run.folder), end="\n" if p.compare else "")
         print("picture:", report.plot_run(run.folder, cfg.run, p.seed, plans))
 
 

@@ -4,7 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 scale=${1:-1}
-run=tiny; [ "$scale" = 1 ] || run=tiny-$scale
+run=tiny shorter=() rougher=()
+if [ "$scale" != 1 ]; then  # models that can nearly nothing: all is run, little comes out
+    run=tiny-$scale shorter=(--evaluate.n_problems=16) rougher=(--refine.retries=0 --refine.completer=)
+fi
 source setup.sh requirements.txt
 
 names=(); took=(); planned=()
@@ -15,7 +18,7 @@ phase() {  # NAME PLANNED_SECONDS COMMAND…
     names+=("$1"); planned+=("$2"); took+=($((SECONDS - started)))
 }
 phase corpus 30 python -m data.corpus configs/tiny.py --run="$run"
-phase pre-training 300 python pretrain.py configs/tiny.py --run="$run" --scale="$scale"
+phase pre-training 300 python pretrain.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
 phase report 20 python report.py configs/tiny.py --run="$run"
 writers() {  # two that draft, judge and revise, side by side with a thread each; then one that completes chains of thought
     local options=(--scale="$scale" --sft.data="out/$run/practice") pids=() failed=0
@@ -29,8 +32,8 @@ writers() {  # two that draft, judge and revise, side by side with a thread each
     python sft.py configs/tiny_completer.py --run="$run/completer" --init_from="out/$run/ann/sft" "${options[@]}"
 }
 phase writers 150 writers
-OMP_NUM_THREADS=1 phase refine 150 python refine.py configs/tiny.py --run="$run" --scale="$scale"
-phase SFT 120 python sft.py configs/tiny.py --run="$run" --scale="$scale"
+OMP_NUM_THREADS=1 phase refine 180 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
+phase SFT 150 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
 phase sample 20 python generate.py "out/$run/sft" --chat --temperature=0 \
     'Mia has 12 apples. She buys 7 more. How many apples does Mia have now?'
 

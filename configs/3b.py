@@ -84,4 +84,39 @@ pretrain = dict(
     prompts=["The meaning of life is", "def fibonacci(n):", "The capital of Norway is"],
 )
 
+# Data for SFT by the report's two mechanisms: instructions of yours (.jsonl with "prompt" or "messages"), two servers
+refine = dict(
+    writers=dict(
+        teacher=dict(url="http://localhost:8000/v1", max_tokens=32_768),     # any OpenAI-compatible server
+        second=dict(url="http://localhost:8001/v1", max_tokens=32_768),
+    ),
+    drafters=["teacher", "second"], n_drafts=2, checklist="teacher", evaluators=["teacher", "second"],
+    revisers=["teacher"], completer="second", thoughts=False,
+    instructions=dict(prompts=dict(path="corpora/instructions")),
+)
+
+_thoughts3 = dict(hf="open-thoughts/OpenThoughts3-1.2M")  # Apache-2.0; 850k math, 250k code, 100k science
+
+sft = dict(
+    lr=4e-5, batch_tokens=2**21, micro_tokens=2**16,
+    pools=dict(
+        math=[_thoughts3 | dict(keep={"domain": ["math", "math"]}),
+              dict(hf="nvidia/OpenMathReasoning", split="cot", column=["problem", "generated_solution"])],  # CC-BY-4.0
+        science=[_thoughts3 | dict(keep={"domain": ["science", "science"]})],
+        code=[_thoughts3 | dict(keep={"domain": ["code", "code"]}),
+              dict(hf="nvidia/OpenCodeReasoning", config="split_0", split="split_0", column=["input", "output"])],
+        reasoning=[dict(hf="open-r1/OpenR1-Math-220k")],                                                 # Apache-2.0
+        general=[dict(hf="allenai/tulu-3-sft-mixture")],                                      # ODC-BY, parts of it NC
+        tools=[dict(path="corpora/tools")],      # yours: "messages" with tool calls and "tools", as OpenAI has them
+    ),
+    stages=[  # the report: shares, contexts, 30M conversations at first; sizes after that, rates and batch are ours
+        dict(name="cold start", conversations=30_000_000, lr=[1, 1], context=32_768,
+             mixture=dict(math=5, science=3, code=2)),
+        dict(name="overall", conversations=5_000_000, lr=[1, 0.1], curve="cosine", context=65_536,
+             mixture=dict(reasoning=4, general=3, tools=2, code=1)),
+    ],
+    dtype="bfloat16", compile=True, recompute=True, log_every=10, save_every=500,
+    prompts=["How many prime numbers are there below 50?"],
+)
+
 evaluate = dict(tasks=[])

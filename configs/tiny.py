@@ -59,8 +59,8 @@ refine = dict(
 
 sft = dict(
     lr=2e-3, batch_tokens=4096,
-    stages=[  # the report's shares are 50 % math, 30 % science, 20 % code; then 40 % reasoning, 30 % general, 20 % tools,
-              # 10 % code. Code of a tenth is forgotten at this size
+    stages=[  # the report: 50 % math, 30 % science, 20 % code; then 40 % harder reasoning, 30 % general, 20 % tools,
+              # 10 % code: of so little, code is forgotten at this size
         dict(name="cold start", trained_tokens=90_000, lr=[1, 1], context=256, mixture=dict(math=5, form=3, code=2)),
         dict(name="overall", trained_tokens=170_000, lr=[1, 0.01], curve="1-sqrt", context=256,
              mixture=dict(math=3, code=3, form=2, tools=2)),

@@ -87,6 +87,7 @@ Summary: the approach in at most three sentences
 Chain: the whole reasoning""",
 }
 MOST_ITEMS = 12     # of a written checklist
+GENERAL = "The response does what the instruction asks: correctly, completely and without harm."    # without one
 UNANSWERED = {"item": "There is an answer.", "critique": "The response is empty, or its thoughts never end.",
               "by": "program"}
 UNJUDGED = {"": "No evaluator could judge it."}
@@ -278,7 +279,7 @@ class Settings:
     drafters: list               # each writes n_drafts drafts
     evaluators: list             # each judges what no program checks
     revisers: list               # the first, second, … round's, and again from the first; []: no revision
-    checklist: str = ""          # who writes the checklists; "": of programs alone
+    checklist: str = ""          # who writes the checklists; "": one general item, beside what programs check
     n_drafts: int = 1            # of each drafter
     rounds: int = 4              # of revision, at most
     retries: int = 2             # further tries for an answer that is not in the form that was asked for
@@ -362,7 +363,9 @@ def _begin(instructions: list, runnable: Callable, settings: Settings, draw: Cal
             cases[i // n].attempts += _attempt(text, name, 0)
     if dropped := sum(not case.attempts for case in cases):
         tqdm.write(f"warning: {dropped} of {len(cases)} instructions got no draft and are left out", file=sys.stderr)
-    items = [runnable(as_text(messages)) + (some or []) for messages, (some, _) in zip(instructions, written)]
+    general = [GENERAL] * bool(settings.evaluators)     # what programs check alone may pass for saying nothing
+    items = [runnable(as_text(messages)) + (some or [Item(text) for text in general])
+             for messages, (some, _) in zip(instructions, written)]
     return [case for case in cases if case.attempts], items
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from common import UserError, build
-from data.refine import (Item, Settings, as_text, ask_chain, ask_checklist, ask_revision, ask_summary, ask_verdicts,
+from data.refine import (GENERAL, Item, Settings, as_text, ask_chain, ask_checklist, ask_revision, ask_summary,
+                         ask_verdicts,
                          critique_of, read_checklist, read_verdicts, reconstruct, refine, shown, side_by_side, split,
                          summaries)
 from data.sandbox import Limits, Sandbox
@@ -217,7 +218,7 @@ def test_an_evaluator_that_fails_leaves_the_verdict_to_the_others():
     assert case.attempts[0]["score"] == 1 and not case.attempts[0]["failed"] and case.unparsable == 3
 
 
-@pytest.mark.parametrize("texts, items", [(["no", '["one"]', "no"], ["p", "one"]), (["no", None, "{}"], ["p"])])
+@pytest.mark.parametrize("texts, items", [(["no", '["one"]', "no"], ["p", "one"]), (["no", None, "{}"], ["p", GENERAL])])
 def test_a_checklist_is_asked_for_again_and_then_done_without(texts, items):
     team = {"d": constant("a"), "c": constant(*texts), "e": constant(verdicts(""))}
     case, = refine([user("i")], team, Settings(["d"], ["e"], [], "c", prompts=BARE), lambda text: [

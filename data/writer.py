@@ -165,11 +165,12 @@ def _text(answer) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates are no text
 
 
-def cached(writer: Writer, path: Path) -> Writer:
+def cached(writer: Writer, path: Path, failures: bool = False) -> Writer:
     """The writer, with each answer kept in a JSON Lines file as it comes, and never asked for again.
 
     The key is the conversation and how many equal ones stand before it in the batch: each of n drafts has its own. The
-    writer's settings are not in it: give each its own file. None is not kept. UserError for a file of something else.
+    writer's settings are not in it: give each its own file. None (an answer that was cut off) is only kept with
+    failures, and asked for again without. UserError for a file of something else.
     """
     data = path.read_bytes() if path.exists() else b""
     whole = data[:data.rfind(b"\n") + 1]
@@ -188,7 +189,7 @@ def cached(writer: Writer, path: Path) -> Writer:
         keys = [f"{digest}-{next(seen[digest])}" for digest in digests]
 
         def keep(i, text):
-            if text is not None:
+            if text is not None or failures:
                 texts[keys[i]] = text
                 file.write(json.dumps({"key": keys[i], "text": text}) + "\n")
             on_result(i, text)

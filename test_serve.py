@@ -1,0 +1,87 @@
+"""Writers against a real OpenAI-compatible server: `transformers serve` on an exported checkpoint of ours."""
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections import Counter
+
+import pytest
+import torch
+
+import hf
+from common import UserError
+from data import checklist, writer
+from data.refine import Settings, refine
+from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.writer import WriterConfig, cached, http_writer
+from generate import local_writer
+from model import ModelConfig, Transformer, init_weights
+
+pytest.importorskip("fastapi", reason="transformers[serving] is not installed")
+QUESTIONS = [[{"role": "user", "content": f"Mia has {n} pens. She buys 2 more. How many pens does Mia have now?"}]
+             for n in range(3, 7)]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """A random tiny model, which ends its answers early."""
+    tokenizer = train_tokenizer([QUESTIONS[0][0]["content"] * 20], TokenizerConfig(vocab_size=300))
+    model = Transformer(ModelConfig(2, 32, 48, 2, 1, 16, vocab_size=320, init_std=0.1))
+    init_weights(model, 0)
+    model.lm_head.weight.data[tokenizer.im_end] *= 4
+    folder = tmp_path_factory.mktemp("serve") / "export"
+    hf.export(model, tokenizer, folder, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(export):
+    """(process, settings of a writer)"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(["transformers", "serve", str(export), "--host", "localhost", "--port", str(port)],
+                               env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5)
+            break
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.5)
+    yield process, dict(url=f"http://localhost:{port}/v1", model=str(export), concurrency=2, retries=1, max_tokens=24)
+    process.kill()
+    process.wait()
+
+
+def test_the_server_writes_what_our_sampler_does(server, export):
+    """Greedily: the same export by transformers, behind HTTP and our chat template, and by us."""
+    greedy = http_writer(WriterConfig(**server[1], temperature=0.0, top_p=1.0))
+    ours = local_writer(str(export), max_new_tokens=24, temperature=0)(QUESTIONS)
+    theirs = greedy(QUESTIONS)
+    assert theirs == ours and any(theirs)
+
+
+def test_refinement_runs_against_it(server, tmp_path, monkeypatch):
+    """Of a random model every verdict is unparsable: counted, asked again, never trusted. A second time nobody is asked."""
+    monkeypatch.setattr(writer, "BACKOFF", 0.05)
+    asked, http = Counter(), http_writer(WriterConfig(**server[1], temperature=1.0, top_p=1.0))
+
+    def counting(conversations, *on_result):
+        asked["requests"] += sum(c is not None for c in conversations)
+        return http(conversations, *on_result)
+
+    team = {"tiny": cached(counting, tmp_path / "tiny.jsonl", failures=True)}
+    settings = Settings(drafters=["tiny"], n_drafts=2, checklist="tiny", evaluators=["tiny"], revisers=["tiny"], rounds=1)
+    cases = refine(QUESTIONS, team, settings, checklist.runnable)
+    assert cases and sum(case.unparsable for case in cases) and all(case.attempts[0]["score"] < 1 for case in cases)
+    before = asked["requests"]
+    assert refine(QUESTIONS, team, settings, checklist.runnable) == cases and asked["requests"] == before
+
+
+def test_a_server_that_is_gone(server):
+    server[0].kill()
+    server[0].wait()
+    with pytest.raises(UserError, match="does the server run there"):
+        http_writer(WriterConfig(**server[1] | {"retries": 0}))(QUESTIONS)
