@@ -305,20 +305,22 @@ def paired(one: list[dict], other: list[dict]) -> tuple[float, float, list[float
 def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, str]]) -> str:
     """Markdown: each arm's accuracy and bits per byte, every seed, and the differences with their verdicts."""
     by_arm = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in arms}
-    bits = lambda row: row.get("bits_per_byte", float("nan"))  # where there is a held-out loss
-    lines = ["| arm | accuracy | each seed | bits a byte |", "|---|---|---|---|"]
+    has_bits = all("bits_per_byte" in row for row in results)  # where there is a held-out loss
+    mean_bits = lambda rows: f" {np.mean([row['bits_per_byte'] for row in rows]):.4f} |" if has_bits else ""
+    lines = ["| arm | accuracy | each seed |" + " bits a byte |" * has_bits, "|---" * (3 + has_bits) + "|"]
     for arm, rows in by_arm.items():
         each = " ".join(f"{r['avg']:.3f}" for r in rows)
-        lines.append(f"| ({arm}) {arms[arm]} | {np.mean([r['avg'] for r in rows]):.3f} | {each} | "
-                     f"{np.mean([bits(r) for r in rows]):.4f} |")
-    lines += ["", "| difference | accuracy | 95 % over problems | each seed | bits a byte | |", "|---" * 6 + "|"]
+        lines.append(f"| ({arm}) {arms[arm]} | {np.mean([r['avg'] for r in rows]):.3f} | {each} |" + mean_bits(rows))
+    lines += ["", "| difference | accuracy | 95 % over problems | each seed | |" + " bits a byte |" * has_bits,
+              "|---" * (5 + has_bits) + "|"]
     for one, other in pairs:
         mean, half, each = paired(by_arm[one], by_arm[other])
-        change = np.mean([bits(a) - bits(b) for a, b in zip(by_arm[one], by_arm[other])])
         sure = abs(mean) > half and all(np.sign(e) == np.sign(mean) for e in each)
         verdict = ("better" if mean > 0 else "worse") if sure else "not shown"
+        change = [{"bits_per_byte": a["bits_per_byte"] - b["bits_per_byte"]}
+                  for a, b in zip(by_arm[one], by_arm[other])] if has_bits else []
         lines.append(f"| ({one}) - ({other}) | {mean:+.3f} | {mean - half:+.3f} … {mean + half:+.3f} | "
-                     f"{' '.join(f'{e:+.3f}' for e in each)} | {change:+.4f} | {verdict} |")
+                     f"{' '.join(f'{e:+.3f}' for e in each)} | {verdict} |" + mean_bits(change))
     return "\n".join(lines)
 
 

@@ -82,7 +82,7 @@ def test_a_run_goes_on_from_one_that_begins_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("c.py").write_text(CONFIG)
     ablate.call(["data/corpus.py", "c.py", "--corpus.folder=out/t/data"], Path("log"))
-    made_by = ablate.code_and_data("c.py", Path("out/t/data"))
+    made_by = ablate.code_and_data("c.py", "t", "pretrain")
     a, c = (Run("t", "true", arm, 0, 1e-3, "dev", stages(arm, 0.02)) for arm in "ac")
     alone = ablate.finish(replace(c, table="alone"), "c.py", made_by, [])
     others = [(run, run.folder(made_by)) for run in (a, c)]
@@ -100,3 +100,13 @@ def test_a_run_goes_on_from_one_that_begins_alike(tmp_path, monkeypatch):
     assert replace(c, lr=2e-3).folder(made_by) != c.folder(made_by) != c.folder("other code")
     with pytest.raises(common.UserError, match="failed with exit code 2; .*log.txt ends with: error"):
         ablate.finish(replace(a, stages=("{}",)), "c.py", made_by, [])
+
+
+def test_replies_of_the_sft_arms():
+    draft = {"response": "<think>\n1 + 1 = 2.\n</think>\n\nAnswer: 2"}
+    assert ablate.reply_of(draft) == {"role": "assistant", "reasoning": "1 + 1 = 2.", "content": "Answer: 2"}
+    assert ablate.reply_of(draft, chain="") == {"role": "assistant", "content": "Answer: 2"}
+    assert ablate.reply_of({"response": "Answer: 3"}, chain="old") == {
+        "role": "assistant", "reasoning": "old", "content": "Answer: 3"}
+    run = ablate.SftRun("sft_data", "tokens", "e/4", 1, 1e-3, "test", ('{"name": "sft"}',))
+    assert run.settings()["sft.data"] == "out/sft_data/arms/e-4" and run.settings()["sft.stages"] == [{"name": "sft"}]
