@@ -100,8 +100,8 @@ def main():
                 seed=args.seed, commit=common.commit(), command=f"python -m checks.refine --kills={args.kills}",
                 machine=common.machine(common.torch.device("cpu")), seconds=time.time() - started,
                 config=common.hash_of([CONFIG, WriterConfig().__dict__]))
-    print(f"{args.kills} kills: files equal: {same}; {len(unbroken)} requests, {twice} answered twice (at most {most} were "
-          "in flight at the kills)")
+    print(f"{args.kills} kills: files equal: {same}; {len(unbroken)} requests, {twice} answered twice "
+          f"(at most {most} were in flight at the kills)")
     report.append("refine", line)
     if not same or Counter(unbroken) - ANSWERED or twice > most:
         sys.exit("error: the killed run is not the unbroken one")

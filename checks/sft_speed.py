@@ -3,8 +3,8 @@
 The same weights, conversations (lognormal lengths, median 64, at most 256 tokens; the latter half is trained), AdamW,
 clipping, threads and type (fp32) in one process; the contestants take turns over 5 rounds. TRL is shown packed ("bfd",
 its data collator without padding) and unpacked (rows padded to the longest of their batch). Counted are real tokens,
-not padding. TRL's steps are its own training_step on its own dataloader's batches; its trainer's loop, logging and saving
-are left out, in its favour.
+not padding. TRL's steps are its own training_step on its own dataloader's batches; its trainer's loop, logging and
+saving are left out, in its favour.
 """
 import itertools
 import shutil
