@@ -62,20 +62,21 @@ def ours(shape: ModelConfig, tokens: list, masks: list, d):
     return take
 
 
-def theirs(export: Path, tokens: list, masks: list, packing: bool, folder: Path):
+def theirs(export: Path, tokens: list, masks: list, packing: bool, rows: int, folder: Path):
+    """rows: of a forward pass; packed ones that are joined attend to a mask of their joined length."""
     model = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32, attn_implementation="sdpa")
     data = datasets.Dataset.from_dict({"input_ids": [t.tolist() for t in tokens],
                                        "completion_mask": [m.tolist() for m in masks]})
-    mean = float(np.mean([*map(len, tokens)]))
     args = trl.SFTConfig(
         output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, max_length=CONTEXT,
         packing=packing, packing_strategy="bfd", completion_only_loss=True, learning_rate=3e-4,
-        per_device_train_batch_size=ROWS if packing else round(ROWS * CONTEXT / mean), gradient_checkpointing=False,
+        per_device_train_batch_size=rows, gradient_checkpointing=False,
         optim="adamw_torch_fused", max_grad_norm=1.0)
     trainer = trl.SFTTrainer(model, args, train_dataset=data,
                              processing_class=transformers.AutoTokenizer.from_pretrained(export))
     model = trainer.accelerator.prepare(trainer.model)
-    optimizer, trainer.current_gradient_accumulation_steps = trainer.create_optimizer(), 1
+    passes = ROWS // rows if packing else round(ROWS * CONTEXT / np.mean([*map(len, tokens)]) / rows)
+    optimizer, trainer.current_gradient_accumulation_steps = trainer.create_optimizer(), passes
 
     def batches():
         while True:
@@ -83,9 +84,11 @@ def theirs(export: Path, tokens: list, masks: list, packing: bool, folder: Path)
     stream = batches()
 
     def take() -> int:
-        inputs = next(stream)
-        real = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else inputs["input_ids"].numel()
-        trainer.training_step(model, inputs)
+        real = 0
+        for _ in range(passes):
+            inputs = next(stream)
+            real += int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else inputs["input_ids"].numel()
+            trainer.training_step(model, inputs)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -102,8 +105,8 @@ def main():
         hf.export(model, tokenizer, folder / "export", torch.float32)
         tokens, masks = conversations(2000, 0)
         contestants = {"ours": ours(shape, tokens, masks, d), **{
-            f"TRL {name}": theirs(folder / "export", tokens, masks, name == "packed", folder / name)
-            for name in ("packed", "unpacked")}}
+            f"TRL {name}": theirs(folder / "export", tokens, masks, name.startswith("packed"), rows, folder / name)
+            for name, rows in (("packed", ROWS), ("packed, a row a pass", 1), ("unpacked", 8))}}
         speeds = {name: [] for name in contestants}
         for turn in range(ROUNDS + 1):  # the first does not count
             for name, take in contestants.items():
