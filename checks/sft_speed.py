@@ -31,7 +31,7 @@ from data.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, init_weights
 
 SHAPES = [ModelConfig(4, 128, 352, 4, 2, 32, vocab_size=1024), ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=1024)]
-CONTEXT, ROWS, ROUNDS, STEPS = 256, 8, 5, 4
+CONTEXT, ROWS, ROUNDS, STEPS = 256, 8, 5, 2
 
 
 def conversations(n: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
