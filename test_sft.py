@@ -201,11 +201,11 @@ def losses(mini, run: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def whole(base) -> str:
-    return fine_tune(base, "whole")
+    return fine_tune(base, "tuned")
 
 
 def test_what_a_user_sees(base, whole):
-    folder = base.folder / "out/whole/sft"
+    folder = base.folder / "out/tuned/sft"
     assert re.search(r"pool tools: 24 rows of 24 conversations, [\d,]+ tokens, [\d,]+ of them trained; bad lines: 0",
                      whole)
     assert re.search(r"stage +steps +tokens +trained +filled +too long", whole)
@@ -215,13 +215,13 @@ def test_what_a_user_sees(base, whole):
     before = json.loads((folder / "before.json").read_text())
     assert before["math"]["form"] in ("document", "chat") and before["math"]["n"] == 4
     assert (folder / "loss.png").stat().st_size > 5000
-    assert losses(base, "whole")[4] < losses(base, "whole")[0] - 0.5  # the end of the cold start
+    assert losses(base, "tuned")[4] < losses(base, "tuned")[0] - 0.5  # the end of the cold start
 
 
 def test_the_rotary_base_is_taken_over(base, whole):
     """Pre-training raised it to 100; the cold start says nothing, the second stage raises it to 200."""
     bases = {}
-    for path in common.checkpoints(base.folder / "out/whole/sft"):
+    for path in common.checkpoints(base.folder / "out/tuned/sft"):
         meta = common.read_meta(path)
         bases.setdefault(meta["stage"], set()).add(meta["model"]["rope_theta"])
     assert bases == {"cold start": {100.0}, "overall": {200.0}}
@@ -229,25 +229,25 @@ def test_the_rotary_base_is_taken_over(base, whole):
 
 def test_resume_is_exact_to_the_bit(base, whole):
     """What a machine that died in the second stage leaves behind."""
-    shutil.copytree(base.folder / "out/whole", base.folder / "out/resumed")
-    kept = [path for path in common.checkpoints(base.folder / "out/resumed/sft")
+    shutil.copytree(base.folder / "out/tuned", base.folder / "out/tuned-again")
+    kept = [path for path in common.checkpoints(base.folder / "out/tuned-again/sft")
             if int(path.name[5:]) <= 6 or shutil.rmtree(path)]
     assert common.read_meta(kept[0])["stage"] == "overall"
-    output = fine_tune(base, "resumed")
+    output = fine_tune(base, "tuned-again")
     assert "(step 6)" in output and "before, in chat form" not in output and "pool math: ready" in output
-    assert losses(base, "resumed") == losses(base, "whole") and len(losses(base, "whole")) == 11
-    ends = [hf.load(base.folder / "out" / run / "sft")[0].parameters() for run in ("resumed", "whole")]
+    assert losses(base, "tuned-again") == losses(base, "tuned") and len(losses(base, "tuned")) == 11
+    ends = [hf.load(base.folder / "out" / run / "sft")[0].parameters() for run in ("tuned-again", "tuned")]
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 def test_two_ranks_take_the_same_steps(base, whole, monkeypatch):
     """Uneven rows, several passes a rank; in the last step one row is left for two: a rank without a trained token."""
-    output = fine_tune(base, "ranks", "--sft.micro_tokens=256", "--sft.compare=false", "--sft.prompts=[]",
+    output = fine_tune(base, "tuned-ranks", "--sft.micro_tokens=256", "--sft.compare=false", "--sft.prompts=[]",
                        "--evaluate.tasks=[]", ranks=2)
     assert "2 process(es)" in output
-    assert losses(base, "ranks") == pytest.approx(losses(base, "whole"), abs=1e-4)
+    assert losses(base, "tuned-ranks") == pytest.approx(losses(base, "tuned"), abs=1e-4)
     monkeypatch.chdir(base.folder)
-    cfg = common.load_config("", ["mini_sft.py", "--run=ranks"], sft=SftConfig)
+    cfg = common.load_config("", ["mini_sft.py", "--run=tuned-ranks"], sft=SftConfig)
     stages = [Stage(**stage) for stage in cfg.sft.stages]
     pools = sft.open_pools(cfg, stages, Tokenizer.load(common.checkpoints(cfg.out / "sft")[0] / "tokenizer.json"), ONE)
     plan = plan_stages(stages, pools, cfg.sft.batch_tokens, cfg.sft.seed)[-1]
@@ -259,6 +259,7 @@ def test_two_ranks_take_the_same_steps(base, whole, monkeypatch):
 def attempt(base, monkeypatch, *options: str) -> None:
     monkeypatch.chdir(base.folder)
     monkeypatch.setattr(sys, "argv", ["sft.py", "mini_sft.py", "--init_from=out/base/pretrain", *options])
+    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end the process
     common.cli(sft.main)
 
 
@@ -282,12 +283,12 @@ def test_bad_lines_are_counted_and_the_first_is_named(base, monkeypatch, capsys)
     """And --prepare stops before the training, with the pool and the plan."""
     good = json.dumps({"messages": [ASK, SAY]})
     (base.folder / "bad.jsonl").write_text("\n".join([good, *(line for line, _ in BAD.values()), good]))
-    attempt(base, monkeypatch, "--run=skip", "--prepare", *ONLY_BAD)
+    attempt(base, monkeypatch, "--run=bad-skip", "--prepare", *ONLY_BAD)
     out = capsys.readouterr().out
     assert "pool bad: 2 rows of 2 conversations" in out and f"bad lines: {len(BAD)} (the first: bad.jsonl:2: " in out
     assert re.search(r"\ns +1 .*bad 1.00\n", out)
-    assert (base.folder / "out/skip/sft/data/bad/tokens.bin").is_file()
-    assert not common.checkpoints(base.folder / "out/skip/sft")
+    assert (base.folder / "out/bad-skip/sft/data/bad/tokens.bin").is_file()
+    assert not common.checkpoints(base.folder / "out/bad-skip/sft")
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -295,7 +296,7 @@ def test_on_bad_line_stop(base, monkeypatch, capsys, kind):
     line, message = BAD[kind]
     (base.folder / "bad.jsonl").write_text(f"{json.dumps({'messages': [ASK, SAY]})}\n{line}\n")
     with pytest.raises(SystemExit, match="2"):
-        attempt(base, monkeypatch, "--run=stop", "--sft.on_bad_line=stop", *ONLY_BAD)
+        attempt(base, monkeypatch, "--run=bad-stop", "--sft.on_bad_line=stop", *ONLY_BAD)
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: pool 'bad': bad.jsonl:2: ") and message in error and len(error) < 300
 
