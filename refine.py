@@ -16,7 +16,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +46,6 @@ class RefineConfig(Settings):
     together: int = 1024         # instructions that are refined side by side
     folder: str = ""             # of what is made (default: out/<run>/refine)
     practice: dict = field(default_factory=dict)  # for --practice: {"problems": {family: n}, "writer", "seed"}
-    # and of Settings: who does what
-    drafters: list               # each writes n_drafts drafts
-    evaluators: list             # each judges what no program checks
-    revisers: list               # the first, second, … round's, and again from the first; []: no revision
-    checklist: str = ""          # who writes the checklists; "": one general item, beside what programs check
-    n_drafts: int = 1            # of each drafter
-    rounds: int = 4              # of revision, at most
-    retries: int = 2             # further tries for an answer that is not in the form that was asked for
-    thoughts: bool = True        # chains of thought are judged and revised, too
-    prompts: dict = field(default_factory=dict)  # in place of some of data/refine.PROMPTS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,17 +102,13 @@ def problems_of(source: dict, scale: float) -> list[tasks.Problem]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Refinement and reconstruction
 
-def chunks(items: list, size: int) -> Iterator[list]:
-    items = iter(items)
-    while chunk := list(islice(items, size)):
-        yield chunk
-
-
 def make(instructions: list, team: dict, p: RefineConfig, usage: Counter,
          count) -> Iterator[tuple[Refined, dict | None]]:
     """(history, record for sft.py) of each instruction; None where no reconstruction could be kept."""
-    for some in chunks(instructions, p.together):
-        cases = refine(some, team, p, checklist.runnable, usage=usage, count=count)
+    for first in range(0, len(instructions), p.together):
+        cases = refine(instructions[first:first + p.together], team, p, checklist.runnable, usage=usage, count=count)
+        for case in cases:
+            case.number += first
         solutions = [split(case.attempts[case.best]["response"])[1] for case in cases]
         chains = [None] * len(cases)
         for n in range(p.chains if p.completer else 0):

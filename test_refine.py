@@ -131,6 +131,8 @@ def test_the_script(base):
     assert "12 instructions" in first and "drafts" in first and "tokens" in first
     history = [json.loads(line) for line in (folder / "history/math.jsonl").read_text().splitlines()]
     assert all(case["attempts"] and case["instruction"][0]["role"] == "user" for case in history)
+    numbers = [case["number"] for case in history]
+    assert numbers == sorted(set(numbers)) and numbers[-1] >= 8  # those of the second dozen go on
     report = json.loads((folder / "report.json").read_text())
     assert report["sets"]["math"]["instructions"] == 12 and report["usage"]["base draft requests"] == 24
     before = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
