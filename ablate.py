@@ -176,7 +176,8 @@ def plot_fg_wsd(path: Path, tables: dict[str, list[dict]]) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# sft_data: the same problems, with responses made in other ways
+# sft_data: responses to the same problems, made in several ways. (a) to (c) have all problems, (d) and (e) those whose
+# reconstruction was kept: to choose (b)'s and (c)'s by that would favour (c), whose answer it confirms.
 
 SFT_ARMS = {
     "a": "raw drafts",
@@ -188,7 +189,7 @@ SFT_ARMS = {
     "e/4": "the same, a quarter of the rows",
     "e/16": "the same, a sixteenth",
 }
-SFT_RATES = (2e-3, 4e-3)
+SFT_RATES = (2e-3, 4e-3, 8e-3)
 SFT_TOKENS, SFT_EPOCHS = 100_000, 2.0  # trained tokens of each run; in the second table epochs in their place
 MIXTURE = dict(math=3, code=3, form=2, tools=2)  # as configs/tiny.py's last stage
 MADE = Path("out/tiny")  # whose pretrain and refine phases the experiment starts from
@@ -206,7 +207,7 @@ class SftRun(Run):
 
 
 def prepare_sft_data() -> dict[str, int]:
-    """Writes each arm's conversations, all of the same problems: those whose reconstruction was kept. Returns rows."""
+    """Writes each arm's conversations; returns its rows."""
     if not (MADE / "refine" / "report.json").is_file():
         raise UserError("there is no out/tiny/refine: run `bash speedrun.sh` first")
     best = MADE / "best"
@@ -227,23 +228,22 @@ def prepare_sft_data() -> dict[str, int]:
         history = {case["number"]: case for case in read(MADE / "refine" / "history" / f"{name}.jsonl")}
         more = {case["number"]: case["attempts"] for case in read(best / "history" / f"{name}.jsonl")}
         arms = {arm: [] for arm in SFT_ARMS}
-        for i, number in enumerate(n for n in kept if n in more):
-            case, record = history[number], kept[number]
-            first = [attempt for attempt in case["attempts"] if attempt["round"] == 0]
+        for i, number in enumerate(n for n in history if n in more):
+            attempts = history[number]["attempts"]
+            first = [attempt for attempt in attempts if attempt["round"] == 0]
             seen = more[number] if (i * share) % 1 + share >= 1 else more[number][::2]
             raw, top = first[i % len(first)], max(first, key=lambda attempt: attempt["score"])
             chosen = max(seen, key=lambda attempt: attempt["score"])
-            user, refined = record["messages"][:-1], record["messages"][-1]
+            solution = {"response": split(attempts[history[number]["best"]]["response"])[1]}
             replies = {"a": reply_of(raw), "b": reply_of(chosen), "b'": reply_of(chosen, chain=""),
-                       "c": reply_of({"response": refined["content"]}, chain=""),
-                       "d": reply_of({"response": refined["content"]}, chain=split(top["response"])[0]), "e": refined}
-            if i % 4 == 0:
-                replies["e/4"] = refined
-            if i % 16 == 0:
-                replies["e/16"] = refined
+                       "c": reply_of(solution, chain="")}
+            if number in kept:
+                replies["d"] = reply_of(solution, chain=split(top["response"])[0])
+                replies["e"] = kept[number]["messages"][-1]
+                replies |= {f"e/{n}": replies["e"] for n in (4, 16) if len(arms["e"]) % n == 0}
             for arm, reply in replies.items():
                 if reply["content"].strip():
-                    arms[arm].append({"messages": [*user, reply]})
+                    arms[arm].append({"messages": [*history[number]["instruction"], reply]})
         for arm, records in arms.items():
             path = ARM_FILES / arm.replace("/", "-") / f"{name}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
