@@ -2,6 +2,7 @@
 
     python ablate.py fg_wsd --seeds 5       # writes results/fg_wsd.jsonl and prints the tables
     python ablate.py sft_data --seeds 3     # after speedrun.sh: what refinement and reconstruction are worth
+    python ablate.py dpd --seeds 3          # after speedrun.sh: what each part of the distillation's loss is worth
     python ablate.py fg_wsd --scale 0.02 --seeds 1      # a try of the machinery, in minutes
 
 An arm is a config with other settings. The protocol: the sweep is run on the dev split with seed 100; then all is
@@ -285,7 +286,85 @@ def sft_data(args, train) -> list[dict]:
     return sweep + results
 
 
-EXPERIMENTS = {"fg_wsd": (fg_wsd, "configs/fg_wsd.py"), "sft_data": (sft_data, "configs/tiny_sft_data.py")}
+# ---------------------------------------------------------------------------------------------------------------------
+# dpd: the same pairs and steps from the same SFT checkpoint, with other parts of the loss
+
+_NONE = dict(dpo=0.0, kl_chosen=0.0, kl_rejected=0.0)
+DPD_ARMS = {  # arm -> (what it is, settings)
+    "sft": ("the SFT checkpoint, not trained", dict(epochs=0.01)),
+    "teacher": ("the teacher", dict(epochs=0.01)),
+    "a": ("more SFT, on the teacher's answers", _NONE | dict(nll=1.0)),
+    "b": ("DPO alone", _NONE | dict(dpo=1.0)),
+    "c": ("distillation on y+ alone", _NONE | dict(kl_chosen=1.0)),
+    "d": ("distillation on y+ and y-", _NONE | dict(kl_chosen=1.0, kl_rejected=1.0)),
+    "e": ("full DPD: DPO, distillation on y+ and y-", dict(dpo=1.0, kl_chosen=1.0, kl_rejected=1.0)),
+    "f": ("DPO, distillation on y+", _NONE | dict(dpo=1.0, kl_chosen=1.0)),
+    "g": ("distillation on fresh samples of the student (GKD)",
+          _NONE | dict(kl_rejected=1.0, refresh_every=1, negatives="any")),
+}
+DPD_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+
+
+@dataclass(frozen=True)
+class DpdRun(Run):
+    phase = "distill"
+
+    def settings(self) -> dict[str, object]:
+        source = MADE / ("teacher/sft" if self.arm == "teacher" else "sft")
+        made = {"init_from": str(source), "distill.teacher": str(MADE / "teacher/sft"), "distill.lr": self.lr,
+                "distill.seed": self.seed, "distill.compare": False, "distill.samples": "out/dpd/samples",
+                "distill.keep": 1, "distill.prompts": []}
+        if self.lr == 0:  # no samples of its own
+            made |= {"distill.problems": {}, "distill.pairs": f"out/dpd/pairs{self.seed}/distill/pairs.jsonl"}
+        return made | {f"distill.{key}": value for key, value in DPD_ARMS[self.arm][1].items()}
+
+
+def dpd(args, train) -> list[dict]:
+    """Runs the experiment and prints its tables; returns all results."""
+    if not (MADE / "teacher" / "sft").is_dir():
+        raise UserError("there is no out/tiny/teacher: run `bash speedrun.sh` first")
+    for seed in (100, *range(args.seeds)):  # each seed its own problems, samples and pairs, the same for all arms
+        call(["distill.py", "configs/tiny.py", f"--run=dpd/pairs{seed}", f"--init_from={MADE / 'sft'}", "--prepare",
+              f"--distill.teacher={MADE / 'teacher/sft'}", f"--distill.seed={seed}",
+              "--distill.samples=out/dpd/samples"], Path("out/dpd/pairs.log"))
+    arms = [arm for arm in DPD_ARMS if len(arm) == 1]
+    sweep = train([DpdRun("dpd", "sweep", arm, 100, lr, "dev", ()) for lr in DPD_RATES for arm in arms])
+    rates = {arm: max((r for r in sweep if r["arm"] == arm), key=lambda r: r["avg"])["lr"] for arm in arms}
+    print("rates, tuned for each arm on the dev split with seed 100: "
+          + ", ".join(f"({arm}) {lr:g}" for arm, lr in rates.items()))
+    results = train([DpdRun("dpd", "arms", arm, seed, rates.get(arm, 0.0), "test", ())
+                     for seed in range(args.seeds) for arm in DPD_ARMS])
+    names = {arm: text for arm, (text, _) in DPD_ARMS.items()}
+    pairs = [("e", other) for other in ("sft", "a", "b", "c", "d", "f", "g")] + [("d", "c"), ("f", "c")]
+    print(f"\n{compare(results, names, pairs)}\n\n{by_task(results, names)}\n\n{likelihoods(results, names)}")
+    return sweep + results
+
+
+def by_task(results: list[dict], arms: dict[str, str]) -> str:
+    """Markdown: accuracy of each task, the mean over seeds."""
+    tasks = list(results[0]["tasks"])
+    lines = ["| arm | " + " | ".join(tasks) + " |", "|---" * (1 + len(tasks)) + "|"]
+    for arm in arms:
+        rows = [r["tasks"] for r in results if r["arm"] == arm]
+        lines.append(f"| ({arm}) | " + " | ".join(f"{np.mean([r[task] for r in rows]):.3f}" for task in tasks) + " |")
+    return "\n".join(lines)
+
+
+def likelihoods(results: list[dict], arms: dict[str, str]) -> str:
+    """Markdown: where a run's last ten steps have the answers, in nats a token; and what it cost."""
+    shown = {"student_chosen": "log p(y+)", "student_rejected": "log p(y-)", "margin": "margin",
+             "accuracy": "pairs in order", "kl_chosen": "KL on y+", "kl_rejected": "KL on y-"}
+    lines = ["| arm | " + " | ".join(shown.values()) + " | seconds |", "|---" * (2 + len(shown)) + "|"]
+    for arm in arms:
+        rows = [r for r in results if r["arm"] == arm]
+        mean = lambda values: np.mean(list(values))
+        lines.append(f"| ({arm}) | " + " | ".join(f"{mean(r['last'][key] for r in rows):.3f}" for key in shown)
+                     + f" | {mean(r['seconds'] for r in rows):.0f} |")
+    return "\n".join(lines)
+
+
+EXPERIMENTS = {"fg_wsd": (fg_wsd, "configs/fg_wsd.py"), "sft_data": (sft_data, "configs/tiny_sft_data.py"),
+               "dpd": (dpd, "configs/tiny_dpd.py")}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics
@@ -347,7 +426,7 @@ def code_and_data(config: str, name: str, phase: str) -> str:
     parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (Path(config), *code)]
     for manifest in sorted(Path("out", name, "data").glob("*/manifest.json")):
         parts += [shard["sha256"] for shard in json.loads(manifest.read_text())["shards"]]
-    arms = sorted(Path("out", name, "arms").rglob("*.jsonl"))
+    arms = sorted([*Path("out", name, "arms").rglob("*.jsonl"), *Path("out", name).glob("pairs*/distill/pairs.jsonl")])
     parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in arms]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -395,6 +474,12 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
                   avg=sum(correct.values()) / len(rows), k=k, problems=len(correct), commit=meta["commit"],
                   command="python " + meta["command"], config=meta["config"], machine=meta["machine"],
                   seconds=meta["seconds"], correct=[correct[key] for key in sorted(correct)])
+    result["tasks"] = {task: float(np.mean([n for key, n in correct.items() if key.split()[0] == task])) / k
+                       for task in dict.fromkeys(key.split()[0] for key in correct)}
+    if run.phase == "distill":
+        steps = [line for line in common.read_metrics(folder / "distill") if "loss" in line][-10:]
+        result["last"] = {key: float(np.mean([line[key] for line in steps])) for key in steps[-1]
+                          if isinstance(steps[-1][key], float)}
     if held_out:
         result["bits_per_byte"] = next(iter(held_out[-1].values()))["bits_per_byte"]
     for step in common.checkpoints(folder / run.phase):  # stage ends stay, for arms that begin alike

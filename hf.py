@@ -61,6 +61,14 @@ def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, folder:
     return theirs["rope_theta"]
 
 
+def frozen(d: common.Dist, folder: Path, dtype: str) -> Transformer:
+    """A model that is not trained, its weights in dtype and sharded like the trained one; every rank calls it."""
+    model = meta_model(_config(folder)).to(getattr(torch, dtype)).requires_grad_(False)
+    common.shard_model(model, d, dtype, compile=False)
+    _fill(d, model, folder)
+    return model
+
+
 def find(d: common.Dist, source: str | Path, out: Path = Path(".")) -> Path:
     """A Hugging Face folder as it is, or the checkpoint that a path of ours means: a phase of this run (a folder in
     `out`), or any phase's folder or checkpoint. UserError where it is none of these."""

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 import common
 from common import UserError
+from data import chat
+from evaluate import evaluate, table, without_rows
 from generate import sample
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
 
@@ -25,9 +27,7 @@ from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    batch_tokens: int            # tokens of a global batch: an optimizer step
     lr: float = 3e-4             # peak learning rate
-    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole share of the batch
     beta1: float = 0.9           # AdamW
     beta2: float = 0.95          # AdamW
     weight_decay: float = 0.1    # AdamW, on matrices but not on embeddings and norms
@@ -261,3 +261,42 @@ class Run:
             if d.is_main:
                 print(f"stopped by signal at step {self.step}; the same command goes on from here", flush=True)
             sys.exit(128 + (self.signal.number or 15))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation of the phases after pre-training
+
+def look(run: Run, n_problems: int) -> dict:
+    """Accuracy in chat form on n_problems a task, and answers to the prompts: printed, and returned for the metrics."""
+    cfg, p, d, plain, scores = run.cfg, run.p, run.d, run.plain(), {}
+    if n_problems and cfg.evaluate.tasks:
+        settings = dataclasses.replace(cfg.evaluate, n_problems=n_problems, form="chat")
+        scores = evaluate(plain, run.tokenizer, settings, d)
+    if not d.is_main:
+        return {}
+    texts = []
+    if p.prompts:
+        asked = [chat.render([{"role": "user", "content": text}], run.tokenizer, True) for text in p.prompts]
+        texts = continuations(plain, run.tokenizer, asked, p.seed, cfg.evaluate.max_new_tokens)
+    for prompt, text in zip(p.prompts, texts):
+        tqdm.write(f"  > {prompt}\n  | " + text.replace("\n", "\n  | "))
+    if scores:
+        tqdm.write(table(scores))
+    sys.stdout.flush()
+    return {"scores": without_rows(scores), "samples": texts}
+
+
+def before(run: Run, forms: tuple[str, ...]) -> None:
+    """Writes before.json: what the start can do, {task: score with "form"}, by its better form.
+
+    forms: "document", as in phase 1, where the extractor is lenient; "chat". Of one alone the gain may only be the form.
+    """
+    scores = {form: evaluate(run.plain(), run.tokenizer, dataclasses.replace(run.cfg.evaluate, form=form), run.d)
+              for form in forms}
+    if run.d.is_main:
+        for form, by_task in scores.items():
+            print(f"before, in {form} form\n{table(by_task)}", flush=True)
+        best = {task: max(scores, key=lambda form: scores[form][task]["avg"]) for task in run.cfg.evaluate.tasks}
+        run.folder.mkdir(parents=True, exist_ok=True)
+        common.write_atomic(run.folder / "before.json", json.dumps(without_rows(
+            {task: scores[form][task] | {"form": form} for task, form in best.items()})))

@@ -54,6 +54,8 @@ class Stage:
 
 @dataclass(kw_only=True)
 class PretrainConfig(loop.TrainConfig):
+    batch_tokens: int            # tokens of a global batch: an optimizer step
+    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole share of the batch
     stages: list                 # the FG-WSD table: see Stage
     total_tokens: int = 0        # scales all stages alike to this many tokens; 0: as the table says
     eval_tokens: int = 100_000   # held-out tokens a pool for the validation loss

@@ -45,7 +45,7 @@ class RefineConfig(Settings):
     check_steps: bool = False    # chains with a false calculation are left out, too
     together: int = 1024         # instructions that are refined side by side
     folder: str = ""             # of what is made (default: out/<run>/refine)
-    practice: dict = field(default_factory=dict)  # for --practice: {"problems": {family: n}, "writer", "seed"}
+    practice: dict = field(default_factory=dict)  # for --practice: {"problems", "worked": {family: n}, "writer", "seed"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def probe(histories: list[Refined], writer: Writer, p: RefineConfig) -> dict[str
 
 def practice(cfg) -> None:
     """Writes out/<run>/practice/{draft,checklist,verdict,revision,chain}.jsonl from training problems: with planted
-    faults, and with the errors that the config's practice.writer makes."""
+    faults, and with the errors that the config's practice.writer makes; and worked/<family>.jsonl for a teacher."""
     p, records = cfg.refine, {name: [] for name in ("draft", "checklist", "verdict", "revision", "chain")}
     for family, n in p.practice["problems"].items():
         problems = problems_of({"family": family, "problems": n, "seed": p.practice["seed"]}, cfg.scale)
@@ -196,9 +196,12 @@ def practice(cfg) -> None:
             records["chain"].append(faults.chain_record(problem, p.prompts))
         right = np.mean([bool(text) and tasks.reward(problem, text) == 1 for problem, text in zip(problems, drafts)])
         print(f"{family:8}{len(problems):6} practice problems; {p.practice['writer']} is right in {right:.0%}")
+    for family, n in p.practice.get("worked", {}).items():
+        problems = problems_of({"family": family, "problems": n, "seed": p.practice["seed"] + 1}, cfg.scale)
+        records[f"worked/{family}"] = [faults.draft_record(problem) for problem in problems]
     for name, lines in records.items():
         write_lines(cfg.out / "practice" / f"{name}.jsonl", lines)
-        print(f"{name:10}{len(lines):6} records")
+        print(f"{name:14}{len(lines):6} records")
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:

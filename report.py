@@ -107,6 +107,28 @@ def plot_run(folder: Path, name: str, seed: int, plans: list) -> Path:
     return save_figure(figure, folder / "loss.png")
 
 
+def plot_distill(folder: Path, name: str, seed: int) -> Path:
+    """Draws loss.png of Dual Preference Distillation: the terms, the margin, and where the answers' likelihoods go."""
+    steps = [line for line in common.read_metrics(folder) if "loss" in line]
+    x = [line["step"] for line in steps]
+    figure, (terms, margin, chosen, rejected) = new_figure(4)
+    for i, (axis, key, label) in enumerate([
+            (terms, "dpo", "preference (nats a pair)"), (terms, "kl_chosen", "KL on y+ (nats a token)"),
+            (terms, "kl_rejected", "KL on y- (nats a token)"), (margin, "margin", "margin (nats)"),
+            (margin, "accuracy", "share of pairs with a margin above 0")]):
+        axis.plot(x, [line[key] for line in steps], color=COLORS[i], label=label)
+    for axis, side, sign in ((chosen, "chosen", "y+"), (rejected, "rejected", "y-")):
+        for who, style in (("student", "-"), ("reference", "--"), ("teacher", ":")):
+            axis.plot(x, [line[f"{who}_{side}"] for line in steps], style, color="black", label=who)
+        axis.set_ylabel(f"log p of {sign}\n(nats a token)")
+    terms.set(ylabel="terms of the loss")
+    rejected.set_xlabel("step")
+    for axis in (terms, margin, chosen, rejected):
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{name}, seed {seed}: Dual Preference Distillation")
+    return save_figure(figure, folder / "loss.png")
+
+
 def run_table(folder: Path) -> str:
     """Held-out loss and accuracy at each evaluation of a phase, as text."""
     evals = [line for line in common.read_metrics(folder) if "validation" in line]
@@ -156,7 +178,7 @@ def record(name: str, meta: dict, **result) -> None:
 
 def main():
     cfg = common.load_config(__doc__, flags={"record": "append each phase's last evaluation to results/<phase>.jsonl"})
-    phases = {"pretrain": run_table, "sft": gain}
+    phases = {"pretrain": run_table, "sft": gain, "distill": gain}
     evaluated = {phase: [line for line in common.read_metrics(cfg.out / phase) if "scores" in line] for phase in phases}
     if not any(evaluated.values()):
         raise common.UserError(f"no evaluation in {cfg.out}/*/metrics.jsonl yet")
@@ -166,8 +188,9 @@ def main():
             print(f"{phase}\n{phases[phase](folder)}")
         if lines and cfg.record:
             result = {key: lines[-1][key] for key in ("validation", "scores") if key in lines[-1]}
-            if (folder / "before.json").is_file():
-                result["before"] = json.loads((folder / "before.json").read_text())
+            for key in ("before", "teacher"):
+                if (folder / f"{key}.json").is_file():
+                    result[key] = json.loads((folder / f"{key}.json").read_text())
             record(phase, common.read_meta(common.checkpoints(folder)[0]), **result)
 
 

@@ -11,26 +11,22 @@ into rows (attention stays inside each), and that the loss is a sum over trained
 
 Shapes: B rows of a micro-batch, T context, C width, N trained tokens.
 """
-import dataclasses
-import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import common
 import hf
 import loop
 import report
-from data import chat, sandbox
+from data import sandbox
 from data.conversations import Pool, prepare, read_pool
 from data.packing import Batch, StagePlan, batch, plan_stages
 from data.tokenizer import Tokenizer
-from evaluate import EvaluateConfig, evaluate, table, without_rows
+from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig
 
@@ -53,6 +49,8 @@ class Stage:
 
 @dataclass(kw_only=True)
 class SftConfig(loop.TrainConfig):
+    batch_tokens: int            # tokens of a global batch: an optimizer step
+    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole share of the batch
     stages: list                 # cold start, overall: see Stage
     pools: dict = field(default_factory=dict)  # pool -> sources of conversations: see data/conversations.py
     data: str = ""               # without pools: a folder whose NAME.jsonl are the pools (default: out/<run>/refine)
@@ -124,43 +122,6 @@ def train_step(model, rows: Batch, p: SftConfig, d) -> tuple[float, int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Evaluation
-
-def look(run: loop.Run, n_problems: int) -> dict:
-    """Accuracy in chat form on n_problems a task, and answers to the prompts: printed, and returned for the metrics."""
-    cfg, p, d, plain, scores = run.cfg, run.p, run.d, run.plain(), {}
-    if n_problems and cfg.evaluate.tasks:
-        settings = dataclasses.replace(cfg.evaluate, n_problems=n_problems, form="chat")
-        scores = evaluate(plain, run.tokenizer, settings, d)
-    if not d.is_main:
-        return {}
-    texts = []
-    if p.prompts:
-        asked = [chat.render([{"role": "user", "content": text}], run.tokenizer, True) for text in p.prompts]
-        texts = loop.continuations(plain, run.tokenizer, asked, p.seed, cfg.evaluate.max_new_tokens)
-    for prompt, text in zip(p.prompts, texts):
-        tqdm.write(f"  > {prompt}\n  | " + text.replace("\n", "\n  | "))
-    if scores:
-        tqdm.write(table(scores))
-    sys.stdout.flush()
-    return {"scores": without_rows(scores), "samples": texts}
-
-
-def before(run: loop.Run) -> dict[str, dict]:
-    """What the start can do, by its better form: asked as in phase 1, where the extractor is lenient, and in chat form.
-
-    Else the gain would only be the form. {task: score with "form"}.
-    """
-    scores = {form: evaluate(run.plain(), run.tokenizer, dataclasses.replace(run.cfg.evaluate, form=form), run.d)
-              for form in ("document", "chat")}
-    if run.d.is_main:
-        for form, by_task in scores.items():
-            print(f"before, in {form} form\n{table(by_task)}", flush=True)
-    best = {task: max(scores, key=lambda form: scores[form][task]["avg"]) for task in run.cfg.evaluate.tasks}
-    return {task: scores[form][task] | {"form": form} for task, form in best.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The run
 
 def main():
@@ -188,10 +149,7 @@ def main():
     else:
         run.model.rope_theta = hf.start_from(d, run.model, tokenizer, source)
     if p.compare and run.step == 0 and cfg.evaluate.tasks:
-        scores = before(run)
-        if d.is_main:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            common.write_atomic(run.folder / "before.json", json.dumps(without_rows(scores)))
+        loop.before(run, ("document", "chat"))
 
     n_steps, loader = plans[-1].end_step, ThreadPoolExecutor(1)
     rows_of = lambda step: batch(plan_of(plans, step), pools, step, d.rank, d.world)
@@ -211,7 +169,7 @@ def main():
 
         n_problems = run.evaluate_now(plan)
         if n_problems is not None:
-            found = look(run, n_problems)
+            found = loop.look(run, n_problems)
             run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
         run.save(plan, ("model", "sft"), history(plans, pools, p, run.step))
     if d.is_main:

@@ -119,4 +119,14 @@ sft = dict(
     prompts=["How many prime numbers are there below 50?"],
 )
 
+# The teacher: any Llama-architecture folder with the same tokenizer, here the same group's later model
+distill = dict(
+    teacher="Nanbeige4.1-3B",
+    problems=dict(dapo=12_000, bigmath=12_000, kodcode=12_000),
+    n_samples=8, max_new_tokens=16_384, max_rows=48, context=32_768, batch_pairs=64, micro_pairs=1, epochs=1,
+    lr=1e-6, beta=2.0,  # of mean log-probabilities a token, which are small: the range of SimPO (arXiv 2405.14734)
+    dtype="bfloat16", compile=True, recompute=True, log_every=5, save_every=100,
+    prompts=["How many prime numbers are there below 50?"],
+)
+
 evaluate = dict(tasks=[])

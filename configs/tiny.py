@@ -47,7 +47,8 @@ refine = dict(
     completer="completer", check_steps=True,
     instructions={name: dict(problems=n, family=name, seed=4) for name, n in dict(
         math=1200, form=600, code=900, tools=500).items()},
-    practice=dict(writer="base", seed=5, problems=dict(math=1200, form=800, code=700, tools=500)),
+    practice=dict(writer="base", seed=5, problems=dict(math=1200, form=800, code=700, tools=500),
+                  worked=dict(math=6000, code=6000, form=3000, tools=2000)),
     prompts=dict(
         checklist="Checklist: {instruction}",
         evaluate="{instruction}\n{response}\nCheck: {items}",
@@ -67,6 +68,13 @@ sft = dict(
     ],
     log_every=20, save_every=200,
     prompts=["Mia has 12 apples. She buys 7 more. How many apples does Mia have now?"],
+)
+
+# The teacher: tiny_teacher.py
+distill = dict(
+    teacher="teacher/sft", problems=dict(math=400, code=400, form=250, tools=250),
+    n_samples=4, temperature=1.0, max_new_tokens=80, context=256, batch_pairs=32, epochs=3, lr=5e-4,
+    log_every=10, prompts=sft["prompts"],
 )
 
 evaluate = dict(n_problems=256, k=4, max_new_tokens=64)

@@ -69,6 +69,44 @@ def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_we
                  [False, False])[0][0]
 
 
+def linear_logprobs_kl(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor,
+                       beta: float = 0.0, temperature: float = 1.0, kernels: str = "auto") -> tuple[Tensor, Tensor]:
+    """(linear_logprobs at temperature 1, linear_kl at the given one): both (N,) fp32, in nats.
+
+    For losses that need both of the same tokens: one product makes the student's logits for the two, and their
+    gradients share the products that follow.
+    """
+    assert 0 <= beta <= 1, beta
+    results = logprobs_kl_op(hidden, weight, targets, teacher_hidden, teacher_weight, beta, temperature,
+                             use_triton(hidden, kernels), None, [False, False])[0]
+    return results[0], results[1]
+
+
+def linear_topk_kl(hidden: Tensor, weight: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
+    """Forward KL(p || q) of each token from a teacher known by its k most likely tokens: (N,) fp32, in nats.
+
+    hidden (N, C), weight (V, C); ids (N, k) int64, distinct in a row; logprobs (N, k), any float type: those of ids
+    under the teacher's whole softmax. What they leave of 1 is the probability of one bucket of all other tokens. To
+    merge tokens cannot raise a divergence (data-processing inequality), so this is a lower bound of the full KL, and
+    >= 0. Cut off at k the sum can be negative, and renormalised it would teach that the other tokens cannot occur.
+    Plain PyTorch only: for a teacher that is served elsewhere, or whose answers are kept on disk.
+    """
+    return topk_kl_op(hidden, weight, ids, logprobs, None, [False, False])[0][0]
+
+
+@torch.no_grad()
+def teacher_topk(hidden: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(ids (N, k) int64, logprobs (N, k) fp32) of the k most likely tokens, the first the likeliest; of the whole
+    softmax of hidden (N, C) @ weight.T (C, V), in nats: what linear_topk_kl takes."""
+    ids = torch.empty(len(hidden), k, dtype=torch.int64, device=hidden.device)
+    logprobs = hidden.new_empty(len(hidden), k, dtype=wide_type(hidden))
+    for rows in _chunks(hidden, weight):
+        logits = logits_of(hidden[rows], weight, 1.0)
+        top, ids[rows] = logits.topk(k)
+        logprobs[rows] = top - logits.to(logprobs.dtype).logsumexp(-1, keepdim=True)
+    return ids, logprobs
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Chunks of tokens, and the matrix products
 
@@ -171,6 +209,27 @@ def kl_terms(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]
     log_m = torch.logaddexp(log_q + math.log(1 - beta), log_p + math.log(beta))
     s = (1 - beta) * q * (log_q - log_m)
     return beta * p * (log_p - log_m) + s, s
+
+
+def topk_kl_rows(logits: Tensor, ids: Tensor, logprobs: Tensor, d: Tensor | None) -> Tensor:
+    """linear_topk_kl of each row of the student's logits (R, V): (R,).
+
+    It is the full KL from a teacher that shares its tail out as the student does. So is the gradient, q - p of that p,
+    which takes the logits' place with d (R,), the gradient of the results.
+    """
+    log_q = logits.to(wide_type(logits)).log_softmax(-1)
+    tail = log_q.scatter(1, ids, float("-inf"))
+    log_q_tail = tail.logsumexp(-1, keepdim=True)  # not log(1 - the others' sum): it keeps its digits near 0, and below
+    p = logprobs.to(log_q.dtype).exp()
+    has_tail = ids.shape[1] < logits.shape[1]  # no tail, no mass, though rounding may leave some
+    p_tail = (1 - p.sum(-1, keepdim=True)).clamp(min=0) * has_tail
+    buckets = torch.cat((p, p_tail), 1)
+    log_q_buckets = torch.cat((log_q.gather(1, ids), log_q_tail if has_tail else p_tail), 1)
+    if d is not None:
+        p_full = tail.softmax(-1).mul_(p_tail).scatter_(1, ids, p)
+        total = buckets.sum(-1, keepdim=True)  # 1, or above it by the rounding of logprobs
+        logits.copy_(log_q.exp_().mul_(total).sub_(p_full).mul_(d[:, None]))
+    return (torch.xlogy(buckets, buckets) - buckets * log_q_buckets).sum(-1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -319,6 +378,52 @@ def _(hidden, weight, teacher_hidden, teacher_weight, beta, temperature, by_trit
     return _results(hidden, 1), *_gradients(hidden, weight, needed)
 
 
+@torch.library.custom_op("nanobeige::linear_logprobs_kl", mutates_args=())
+def logprobs_kl_op(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor,
+                   beta: float, temperature: float, by_triton: bool, d_results: Tensor | None,
+                   needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Results (2, N): log-probabilities, divergences."""
+    results = _results(hidden, 2)
+
+    def work(rows):
+        logits = logits_of(hidden[rows], weight, 1.0)
+        q = logits / temperature  # a copy also at 1: each of the two takes its gradient
+        p = logits_of(teacher_hidden[rows], teacher_weight, temperature)
+        d, d_divergence = None, None
+        if d_results is not None:
+            d, d_divergence = d_results[:1, rows].contiguous(), (d_results[1, rows] / temperature).contiguous()
+        results[:1, rows] = logprobs_rows(logits, targets[rows].contiguous(), False, d, by_triton)
+        results[1, rows] = kl_rows(q, p, beta, d_divergence, by_triton)
+        return logits.add_(q)
+
+    return results, *over_chunks(work, hidden, weight, needed)
+
+
+@logprobs_kl_op.register_fake
+def _(hidden, weight, targets, teacher_hidden, teacher_weight, beta, temperature, by_triton, d_results, needed):
+    return _results(hidden, 2), *_gradients(hidden, weight, needed)
+
+
+@torch.library.custom_op("nanobeige::linear_topk_kl", mutates_args=())
+def topk_kl_op(hidden: Tensor, weight: Tensor, ids: Tensor, logprobs: Tensor, d_results: Tensor | None,
+               needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Results (1, N): divergences."""
+    results = _results(hidden, 1)
+
+    def work(rows):
+        logits = logits_of(hidden[rows], weight, 1.0)
+        d = None if d_results is None else d_results[0, rows]
+        results[0, rows] = topk_kl_rows(logits, ids[rows], logprobs[rows], d)
+        return logits
+
+    return results, *over_chunks(work, hidden, weight, needed)
+
+
+@topk_kl_op.register_fake
+def _(hidden, weight, ids, logprobs, d_results, needed):
+    return _results(hidden, 1), *_gradients(hidden, weight, needed)
+
+
 def _save(ctx, inputs, output):
     *inputs, _, _ = inputs  # less d_results, needed
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
@@ -332,7 +437,7 @@ def _backward(op, ctx, d_results, *_):
     return _where_needed(ctx, op(*ctx.saved_tensors, *ctx.options, d_results, ctx.needs_input_grad[:2])[1:])
 
 
-for op in (logprobs_op, kl_op):
+for op in (logprobs_op, kl_op, logprobs_kl_op, topk_kl_op):
     op.register_autograd(partial(_backward, op), setup_context=_save)
 
 
@@ -384,32 +489,41 @@ def _where_needed(ctx, gradients) -> tuple[Tensor | None, ...]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 def _peak_memory(kind: str, N: int, C: int, V: int) -> float:
-    """Peak memory in GB, above inputs and weight, of one forward and backward pass; call it in a fresh process."""
+    """Peak memory in GB, above inputs and weights, of one forward and backward pass; call it in a fresh process."""
     import resource
+    import torch.nn.functional as F
     device = "cuda" if torch.cuda.is_available() else "cpu"
     def peak():
         if device == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    hidden = torch.randn(N, C, device=device).requires_grad_()
-    weight = torch.randn(V, C, device=device).mul_(0.02).requires_grad_()
+    def plain_logprobs_kl():
+        log_q, log_p = (hidden @ weight.T).log_softmax(-1), (teacher[0] @ teacher[1].T).log_softmax(-1)
+        return log_q.gather(1, targets[:, None]).sum() + F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+    hidden, weight, *teacher = (torch.randn(n, C, device=device).div_(16) for n in (N, V, N, V))
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
     targets = torch.randint(V, (N,), device=device)
     before = peak()
-    if kind == "plain":
-        torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
-    else:
-        linear_cross_entropy(hidden, weight, targets).backward()
+    losses = {
+        "cross-entropy, plain": lambda: F.cross_entropy(hidden @ weight.T, targets, reduction="sum"),
+        "cross-entropy, chunked": lambda: linear_cross_entropy(hidden, weight, targets),
+        "log p + forward KL, plain": plain_logprobs_kl,
+        "log p + forward KL, chunked": lambda: torch.cat(linear_logprobs_kl(hidden, weight, targets, *teacher)).sum(),
+    }
+    losses[kind]().backward()
     return peak() - before
 
 
 def _memory_table() -> None:
+    """The largest, log p + KL in plain PyTorch, is five times the 2.7 GB of one model's logits."""
     import subprocess
     N, C, V = 4096, 256, 166144
-    print(f"peak memory of loss + gradients, {N} tokens, width {C}, vocabulary {V}, fp32, above inputs and weight:")
-    for kind in ("plain", "chunked"):
-        command = [sys.executable, "-m", "kernels.cross_entropy", kind, str(N), str(C), str(V)]
-        output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-        print(f"  {kind:8} {float(output):6.2f} GB")
+    print(f"peak memory of loss + gradients, {N} tokens, width {C}, vocabulary {V}, fp32, above inputs and weights:")
+    for loss in ("cross-entropy", "log p + forward KL"):
+        for kind in ("plain", "chunked"):
+            command = [sys.executable, "-m", "kernels.cross_entropy", f"{loss}, {kind}", str(N), str(C), str(V)]
+            output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+            print(f"  {loss + ', ' + kind:28} {float(output):6.2f} GB")
 
 
 if __name__ == "__main__":

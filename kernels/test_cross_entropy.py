@@ -1,4 +1,5 @@
 """The losses from hidden states against their definitions in float64, and their kernels as check.py checks them."""
+import itertools
 import math
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels import check, cross_entropy
-from kernels.cross_entropy import linear_cross_entropy, linear_kl, linear_logprobs, linear_logprobs_entropy
+from kernels.cross_entropy import (linear_cross_entropy, linear_kl, linear_logprobs, linear_logprobs_entropy,
+                                   linear_logprobs_kl, linear_topk_kl, teacher_topk)
 from kernels.test_kernels import assert_same, rand
 
 BACK_ENDS = ["torch", "triton"]
@@ -124,6 +126,135 @@ def test_linear_kl_is_what_trl_computes(problem, beta):
     assert_same(linear_kl(hidden, weight, *teacher, beta, 2.0).sum(), theirs, (hidden, weight))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_linear_logprobs_kl(problem, beta, temperature):
+    """Each result alone, and both in a product of the two."""
+    hidden, weight, targets = problem
+    teacher = rand(len(hidden), 5).requires_grad_(), rand(len(weight), 5).requires_grad_()
+    ours = linear_logprobs_kl(hidden, weight, targets, *teacher, beta, temperature)
+    plain = ((hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None])[:, 0],
+             plain_kl(hidden, weight, *teacher, beta, temperature))
+    assert torch.equal(ours[0], linear_logprobs(hidden, weight, targets))
+    for i in (0, 1):
+        assert_same(ours[i], plain[i], (hidden, weight), rand(len(targets) + 1 + i)[1 + i:])
+    assert_same((ours[0].exp() * ours[1].square()).sum(), (plain[0].exp() * plain[1].square()).sum(), (hidden, weight))
+    assert torch.autograd.grad(ours[1].sum(), teacher, allow_unused=True) == (None, None)
+
+
+@pytest.mark.parametrize("kernels", BACK_ENDS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
+def test_linear_logprobs_kl_of_lower_types(dtype, tolerance, kernels):
+    inputs = small(dtype, N=5)
+    wide = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs]
+    for beta in (0.0, 0.5, 1.0):
+        ours, plain = linear_logprobs_kl(*inputs, beta, 2.0, kernels), linear_logprobs_kl(*wide, beta, 2.0)
+        for x, exact in zip(ours, plain):
+            assert x.dtype == torch.float32
+            torch.testing.assert_close(x.double(), exact, rtol=tolerance, atol=tolerance)
+        d = [torch.autograd.grad((x[0].exp() * x[1].square()).sum(), y[:2]) for x, y in ((ours, inputs), (plain, wide))]
+        for d_ours, d_plain in zip(*d):
+            assert d_ours.dtype == dtype
+            assert (d_ours.double() - d_plain).norm() < tolerance * d_plain.norm()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_linear_logprobs_kl_is_what_torch_and_trl_compute(problem, beta):
+    gkd = pytest.importorskip("trl.experimental.gkd")
+    hidden, weight, targets = problem
+    teacher = rand(len(hidden), 5), rand(len(weight), 5)
+    logits = hidden @ weight.T
+    theirs = gkd.GKDTrainer.generalized_jsd_loss(logits[None], (teacher[0] @ teacher[1].T)[None], beta=beta,
+                                                 temperature=2.0, reduction="none")[0].sum(-1)
+    logprobs, divergence = linear_logprobs_kl(hidden, weight, targets, *teacher, beta, 2.0)
+    assert_same(divergence.square().sum() - 0.3 * logprobs.sum(),
+                theirs.square().sum() + 0.3 * F.cross_entropy(logits, targets, reduction="sum"), (hidden, weight))
+
+
+def plain_topk_kl(hidden, weight, ids, logprobs):
+    """The definition, over k + 1 buckets."""
+    q = (hidden @ weight.T).softmax(-1)
+    is_tail = torch.ones_like(q).scatter(1, ids, 0)
+    q = torch.cat((q.gather(1, ids), (q * is_tail).sum(-1, keepdim=True)), 1)
+    p = torch.cat((logprobs.exp(), 1 - logprobs.exp().sum(-1, keepdim=True)), 1)
+    return F.kl_div(q.log(), p, reduction="none").sum(-1)
+
+
+@pytest.mark.parametrize("k", [1, 5, 36])
+def test_linear_topk_kl(problem, k):
+    hidden, weight, _ = problem
+    teacher = rand(len(hidden), 5), rand(len(weight), 5)
+    ids, logprobs = teacher_topk(*teacher, k)
+    ours, plain = (f(hidden, weight, ids, logprobs) for f in (linear_topk_kl, plain_topk_kl))
+    assert_same(ours, plain, (hidden, weight), rand(len(hidden) + 1)[1:])
+    assert_same(ours.square().sum(), plain.square().sum(), (hidden, weight))
+
+
+def test_linear_topk_kl_of_all_tokens_is_the_kl(problem):
+    hidden, weight, _ = problem
+    teacher = rand(len(hidden), 5), rand(len(weight), 5)
+    ours = linear_topk_kl(hidden, weight, *teacher_topk(*teacher, len(weight)))
+    assert_same(ours, linear_kl(hidden, weight, *teacher), (hidden, weight), rand(len(hidden) + 1)[1:])
+
+
+def test_linear_topk_kl_bounds_the_kl_from_below(problem):
+    """The more tokens are known, the higher; 0 of the teacher itself."""
+    hidden, weight, _ = problem
+    teacher = rand(len(hidden), 5), rand(len(weight), 5)
+    each = [linear_topk_kl(hidden, weight, *teacher_topk(*teacher, k)) for k in (1, 2, 4, 8, 16, 32, 36)]
+    for smaller, larger in zip([torch.zeros(len(hidden)), *each], [*each, linear_kl(hidden, weight, *teacher)]):
+        assert (smaller <= larger + 1e-12).all()
+    assert (each[0] < each[-1] - 1e-3).any()
+    assert linear_topk_kl(hidden, weight, *teacher_topk(hidden, weight, 4)).abs().max() < 1e-12
+
+
+def test_gradcheck_of_linear_topk_kl():
+    hidden, weight, *_, teacher_hidden, teacher_weight = small(torch.float64)
+    for k in (1, 3, 70):
+        top = teacher_topk(teacher_hidden, teacher_weight, k)
+        assert torch.autograd.gradcheck(lambda h, w: linear_topk_kl(h, w, *top), (hidden, weight))
+        assert torch.autograd.gradcheck(lambda h, w: linear_topk_kl(h, w, top[0], top[1] + 0.5), (hidden, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_linear_topk_kl_stays_finite(dtype):
+    """Of a teacher without a tail, or sure of one token, and a student that is sure of one, of either side."""
+    hidden, weight, *_, teacher_hidden, teacher_weight = small(dtype)
+    for scale, k in itertools.product((0.0, 1.0, 1e4), (1, 3, 69, 70)):
+        ids, logprobs = teacher_topk(teacher_hidden * scale, teacher_weight, k)
+        for given, student in itertools.product((logprobs, logprobs.half(), logprobs + 0.01), (1e-30, 1, 1e4, 1e8)):
+            out = linear_topk_kl(hidden * student, weight, ids, given)
+            assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert out.isfinite().all()
+            for d in torch.autograd.grad(out.sum(), (hidden, weight)):
+                assert d.dtype == dtype and d.isfinite().all()
+
+
+@pytest.mark.parametrize("tail", [-5.0, -300.0])
+def test_linear_topk_kl_worked_by_hand(tail):
+    """Teacher 1/2, of one token of three; the student's others have e^tail each, which fp32 has not at -300."""
+    hidden, ids = torch.tensor([[0.0, tail, tail]]).requires_grad_(), torch.tensor([[0]])
+    out = linear_topk_kl(hidden, torch.eye(3), ids, torch.tensor([[0.5]]).log())
+    total = math.log1p(2 * math.exp(tail))
+    torch.testing.assert_close(out, torch.tensor([total + (-tail - math.log(2)) / 2 - math.log(2)]))
+    share = math.exp(tail - total) - 0.25
+    torch.testing.assert_close(torch.autograd.grad(out, hidden)[0], torch.tensor([[-2 * share, share, share]]))
+
+
+def test_teacher_topk(problem):
+    hidden, weight, _ = problem
+    expected = (hidden @ weight.T).log_softmax(-1).topk(4)
+    ids, logprobs = teacher_topk(hidden, weight, 4)
+    assert torch.equal(ids, expected.indices) and not logprobs.requires_grad
+    torch.testing.assert_close(logprobs, expected.values.detach())
+    for dtype in (torch.float32, torch.bfloat16):
+        near = [x.detach().to(dtype) for x in (hidden, weight)]
+        ids, logprobs = teacher_topk(*near, 4)
+        assert ids.dtype == torch.int64 and logprobs.dtype == torch.float32
+        exact = (near[0].double() @ near[1].double().T).log_softmax(-1).topk(4).values
+        torch.testing.assert_close(logprobs.double(), exact, atol=6e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kernels", BACK_ENDS)
 def test_linear_kl_worked_by_hand(kernels):
     """Teacher (1/2, 1/2), student (1/4, 3/4): their mixture at beta 1/2 is (3/8, 5/8)."""
@@ -156,7 +287,10 @@ def test_kernels_agree_with_pytorch():
 def losses(hidden, weight, targets, teacher_hidden, teacher_weight, kernels):
     """Every public loss, each made non-linear, in one number."""
     logprobs, entropy = linear_logprobs_entropy(hidden, weight, targets, 0.7, kernels)
+    also, divergence = linear_logprobs_kl(hidden, weight, targets, teacher_hidden, teacher_weight, 0.5, 2.0, kernels)
+    topk_kl = linear_topk_kl(hidden, weight, *teacher_topk(teacher_hidden, teacher_weight, 3))
     return (linear_cross_entropy(hidden, weight, targets, 3, kernels) / 7
+            + (also.exp() * divergence).sum() + topk_kl.square().sum()
             + linear_logprobs(hidden, weight, targets, 1.3, kernels).exp().sum() + (logprobs.exp() * entropy).sum()
             + sum(linear_kl(hidden, weight, teacher_hidden, teacher_weight, beta, 2.0, kernels).square().sum()
                   for beta in (0.0, 0.5, 1.0)))
@@ -183,12 +317,17 @@ def test_operators_are_what_they_are_registered_as(needed, by_triton):
     hidden, weight, targets, *teacher = small()
     hidden, weight = (x.detach().requires_grad_(need) for x, need in zip((hidden, weight), needed))
     d = rand(2, 4, dtype=torch.float32) if any(needed) else None
+    top = teacher_topk(*teacher, 3)
     for op, args in ((cross_entropy.cross_entropy_op, (targets, -100, by_triton, needed)),
                      (cross_entropy.logprobs_op, (targets, 0.7, True, by_triton, None, [False, False])),
                      (cross_entropy.logprobs_op, (targets, 0.7, True, by_triton, d, needed)),
                      (cross_entropy.logprobs_op, (targets, 0.7, False, by_triton, None, [False, False])),
                      (cross_entropy.kl_op, (*teacher, 0.5, 0.7, by_triton, None, [False, False])),
-                     (cross_entropy.kl_op, (*teacher, 0.5, 0.7, by_triton, d if d is None else d[:1], needed))):
+                     (cross_entropy.kl_op, (*teacher, 0.5, 0.7, by_triton, d if d is None else d[:1], needed)),
+                     (cross_entropy.logprobs_kl_op, (targets, *teacher, 0.5, 0.7, by_triton, None, [False, False])),
+                     (cross_entropy.logprobs_kl_op, (targets, *teacher, 0.5, 0.7, by_triton, d, needed)),
+                     (cross_entropy.topk_kl_op, (*top, None, [False, False])),
+                     (cross_entropy.topk_kl_op, (*top, d if d is None else d[:1], needed))):
         torch.library.opcheck(op, (hidden, weight, *args))
         *_, d_hidden, d_weight = op(hidden, weight, *args)
         assert [d_hidden.numel() > 0, d_weight.numel() > 0] == args[-1]  # a frozen input costs no product
@@ -201,7 +340,9 @@ def test_nan_shows_and_finite_logits_make_none(kernels):
     hidden, weight, targets, *teacher = small()
     calls = [lambda h: linear_logprobs(h, weight, targets, 1.0, kernels),
              lambda h: linear_logprobs_entropy(h, weight, targets, 1.0, kernels)[1],
-             *(lambda h, b=b: linear_kl(h, weight, *teacher, b, 1.0, kernels) for b in BETAS)]
+             *(lambda h, b=b: linear_kl(h, weight, *teacher, b, 1.0, kernels) for b in BETAS),
+             lambda h: torch.stack(linear_logprobs_kl(h, weight, targets, *teacher, 0.5, 2.0, kernels)).sum(0),
+             lambda h: linear_topk_kl(h, weight, *teacher_topk(*teacher, 3))]
     bad = hidden.detach().clone()
     bad[1, 2] = float("nan")
     for call in calls:
@@ -284,7 +425,9 @@ def test_weight_gradients_of_many_chunks_add_up_in_fp32(monkeypatch, loss):
 def test_double_backward_is_refused_not_wrong():
     hidden, weight, targets, *teacher = small()
     for out in (linear_cross_entropy(hidden, weight, targets), linear_logprobs(hidden, weight, targets).exp().sum(),
-                linear_kl(hidden, weight, *teacher).square().sum()):
+                linear_kl(hidden, weight, *teacher).square().sum(),
+                linear_logprobs_kl(hidden, weight, targets, *teacher)[1].square().sum(),
+                linear_topk_kl(hidden, weight, *teacher_topk(*teacher, 3)).square().sum()):
         with pytest.raises(RuntimeError):
             grad, = torch.autograd.grad(out, hidden, torch.ones((), requires_grad=True), create_graph=True)
             torch.autograd.grad(grad.sum(), weight)

@@ -1,0 +1,158 @@
+"""Preference pairs: which samples make one, the file they stand in, and the rows of a step.
+
+The report (arXiv 2512.06266, DPD): the positive is a teacher's sample, the best by scores and rules; the negative is
+the student's own, and clearly worse. What "best" and "clearly worse" mean is our choice: see choose().
+"""
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common import UserError
+from data import chat
+from data.packing import first_fit_decreasing
+from data.refine import split
+from data.tasks import after_thoughts
+
+CHOSEN, REJECTED = 0, 1  # the sides of a pair, in this order wherever both stand
+
+
+@dataclass
+class Pair:
+    """One prompt with a better and a worse response, as token ids; each response has at least one."""
+    number: int          # of its problem, or its line in a file
+    task: str
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def positive(samples: list[dict]) -> dict | None:
+    """The best of a teacher's samples of one prompt: right (score 1), its thoughts closed, and of these the one that
+    the teacher finds most likely; None where there is none.
+
+    A sample: {"text", "tokens", "finish", "score" (None: could not be scored), "logprob" (mean of its tokens, when it
+    was drawn)}. Those that were cut off, or are empty, are not looked at.
+    """
+    right = [s for s in _whole(samples) if s["score"] == 1 and after_thoughts(s["text"])]
+    return max(right, key=lambda s: s["logprob"], default=None)
+
+
+def negative(samples: list[dict], gap: float) -> dict | None:
+    """Of the student's samples that score at least `gap` less than right, the one that it finds most likely: there it
+    is confidently wrong."""
+    worse = [s for s in _whole(samples) if s["score"] <= 1 - gap]
+    return max(worse, key=lambda s: s["logprob"], default=None)
+
+
+def _whole(samples: list[dict]) -> list[dict]:
+    return [s for s in samples if s["finish"] == "stop" and s["text"].strip() and s["score"] is not None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file: a line a pair
+
+def record_of(number: int, task: str, question: str, chosen: dict, rejected: dict, writers: tuple[str, str]) -> dict:
+    """A line of pairs.jsonl: texts to read, tokens to train on, scores, and who wrote them."""
+    side = lambda sample, writer: {key: sample[key] for key in ("text", "score", "logprob", "tokens")
+                                   if key in sample} | {"writer": writer}
+    return {"number": number, "task": task, "prompt": question, "chosen": side(chosen, writers[CHOSEN]),
+            "rejected": side(rejected, writers[REJECTED])}
+
+
+def read_pairs(path: Path, tokenizer, context: int, on_bad_line: str = "skip") -> tuple[list[Pair], Counter]:
+    """All pairs of a JSON Lines file, and how many were left out, by the reason.
+
+    "prompt": a question, or messages; "chosen", "rejected": a text, messages that end with it, or {"text", "tokens"}
+    (tokens as they were sampled: nothing is decoded and encoded again). Left out: what does not fit into a row of
+    `context`, and with on_bad_line="skip" lines that are no pair, which are named; "stop" raises UserError for these.
+    """
+    pairs, left_out = [], Counter()
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the pairs in {path}: {error}") from None
+    for number, line in enumerate(lines):
+        try:
+            pair = _pair(json.loads(line), number, tokenizer)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = "the line is cut or no JSON" if isinstance(error, json.JSONDecodeError) else (
+                f"{error} is missing" if isinstance(error, KeyError) else str(error))
+            if on_bad_line == "stop":
+                raise UserError(f"{path}:{number + 1}: {reason}") from None
+            print(f"warning: {path}:{number + 1}: {reason}; left out", flush=True)
+            left_out["no pair"] += 1
+            continue
+        if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) > context:
+            left_out[f"longer than {context} tokens"] += 1
+        else:
+            pairs.append(pair)
+    return pairs, left_out
+
+
+def _pair(record: dict, number: int, tokenizer) -> Pair:
+    prompt = record["prompt"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    ids = chat.render(messages, tokenizer, add_generation_prompt=True)
+    sides = [_response(record[side], side, messages, ids, tokenizer) for side in ("chosen", "rejected")]
+    if sides[CHOSEN] == sides[REJECTED]:
+        raise ValueError("chosen and rejected are the same")
+    return Pair(record.get("number", number), record.get("task", ""), ids, *sides)
+
+
+def _response(given, side: str, messages: list[dict], prompt: list[int], tokenizer) -> list[int]:
+    if isinstance(given, dict) and given.get("tokens"):
+        if not all(isinstance(t, int) and 0 <= t < tokenizer.n_vocab for t in given["tokens"]):
+            raise ValueError(f"{side} has tokens that this tokenizer does not have")
+        return given["tokens"]
+    text = given["text"] if isinstance(given, dict) else given if isinstance(given, str) else given[-1]["content"]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{side} is empty: it needs at least one token after the prompt")
+    thoughts, content = split(text)
+    whole = chat.render([*messages, {"role": "assistant", "content": content, "reasoning": thoughts}], tokenizer)
+    end = len(whole) - whole[::-1].index(tokenizer.special["<|im_end|>"])  # no line break behind it
+    assert whole[:len(prompt)] == prompt
+    return whole[len(prompt):end]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which pairs a step takes, and their rows
+
+def order(n: int, first: int, count: int, seed: int) -> np.ndarray:
+    """Pairs first … first + count - 1 of an endless stream of n, each epoch another permutation: (count,) int64."""
+    epochs = range(first // n, -(-(first + count) // n))
+    stream = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n) for epoch in epochs])
+    return stream[first - first // n * n:][:count]
+
+
+@dataclass
+class Rows:
+    """Both sides of P pairs in packed rows; attention stays inside of each sequence. N response tokens in all, those
+    of pair 0's chosen, its rejected, pair 1's chosen, …"""
+    tokens: np.ndarray     # (B, T) int64
+    doc_start: np.ndarray  # (B, T) int32: where in the row each position's sequence begins; padding: itself
+    positions: np.ndarray  # (N,) int64: places in the flattened rows that predict the response tokens
+    targets: np.ndarray    # (N,) int64: these tokens
+    sequence: np.ndarray   # (N,) int64: 2 * pair + side
+
+
+def pack(pairs: list[Pair], context: int) -> Rows:
+    """Rows of `context` tokens by first-fit-decreasing."""
+    sequences = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
+    lengths = np.array([len(prompt) + len(response) for prompt, response in sequences])
+    filled = first_fit_decreasing(lengths, context)
+    tokens = np.zeros((len(filled), context), np.int64)
+    doc_start = np.tile(np.arange(context, dtype=np.int32), (len(filled), 1))
+    positions = [None] * len(sequences)
+    for row, members in enumerate(filled):
+        begin = 0
+        for i in members:
+            (prompt, response), end = sequences[i], begin + lengths[i]
+            tokens[row, begin:end], doc_start[row, begin:end] = prompt + response, begin
+            positions[i] = row * context + np.arange(begin + len(prompt), end) - 1
+            begin = end
+    return Rows(tokens, doc_start, np.concatenate(positions),
+                np.concatenate([np.array(response) for _, response in sequences]),
+                np.repeat(np.arange(len(sequences)), [len(response) for _, response in sequences]))
