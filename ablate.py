@@ -357,9 +357,8 @@ def likelihoods(results: list[dict], arms: dict[str, str]) -> str:
     lines = ["| arm | " + " | ".join(shown.values()) + " | seconds |", "|---" * (2 + len(shown)) + "|"]
     for arm in arms:
         rows = [r for r in results if r["arm"] == arm]
-        mean = lambda values: np.mean(list(values))
-        lines.append(f"| ({arm}) | " + " | ".join(f"{mean(r['last'][key] for r in rows):.3f}" for key in shown)
-                     + f" | {mean(r['seconds'] for r in rows):.0f} |")
+        cells = [f"{np.mean([r['last'][key] for r in rows]):.3f}" if key in rows[0]["last"] else "" for key in shown]
+        lines.append(f"| ({arm}) | {' | '.join(cells)} | {np.mean([r['seconds'] for r in rows]):.0f} |")
     return "\n".join(lines)
 
 

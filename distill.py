@@ -36,7 +36,7 @@ import loop
 import report
 from common import UserError
 from data import sandbox, tasks
-from data.pairs import CHOSEN, REJECTED, Pair, negative, order, pack, positive, read_pairs, record_of
+from data.pairs import CHOSEN, REJECTED, SIDES, Pair, negative, order, pack, positive, read_pairs, record_of
 from data.tokenizer import Tokenizer
 from evaluate import EvaluateConfig, evaluate, prompt_of, table, without_rows
 from generate import sample
@@ -58,7 +58,8 @@ class DistillConfig(loop.TrainConfig):
     temperature: float = 1.0     # of the samples
     max_new_tokens: int = 96     # longer samples are cut off, and not used
     max_rows: int = 256          # samples that are decoded together: their cache must fit
-    gap: float = 0.5             # how much worse than right a negative must score
+    right: float = 1.0           # least score of a positive
+    gap: float = 0.5             # how much less a negative must score
     context: int = 256           # tokens of a packed row; longer pairs are left out
     batch_pairs: int = 32        # pairs of a global batch: an optimizer step
     micro_pairs: int = 0         # pairs of one forward pass on one device; 0: all of the device's
@@ -92,7 +93,7 @@ def check(p: DistillConfig) -> None:
         raise UserError("distill.teacher must be named: it writes the positives, and is what kl_chosen and kl_rejected "
                         "learn from (with distill.pairs, and top_k or both of these 0, there need be none)")
     if p.top_k and (p.divergence or p.kl_temperature != 1 or p.refresh_every):
-        raise UserError("distill.top_k goes with divergence=0, kl_temperature=1 and refresh_every=0: only forward KL of "
+        raise UserError("distill.top_k goes with divergence=0, kl_temperature=1 and refresh_every=0: forward KL, of "
                         "what is on disk")
     if p.refresh_every and not p.problems:
         raise UserError("distill.refresh_every needs problems: new samples are scored as problems of a task")
@@ -147,7 +148,7 @@ def make_pairs(problems: list, student: Path, teacher: Path, share_tokens: bool,
     if d.is_main:
         records, counts = [], {}
         for number, (task, problem) in enumerate(problems):
-            chosen, rejected = positive(by_teacher[number]), negative(by_student[number], p.gap)
+            chosen, rejected = positive(by_teacher[number], p.right), negative(by_student[number], p.right - p.gap)
             counts.setdefault(task, Counter())["teacher never right" if chosen is None else
                                                "student never clearly worse" if rejected is None else "pairs"] += 1
             if chosen and rejected:
@@ -156,7 +157,7 @@ def make_pairs(problems: list, student: Path, teacher: Path, share_tokens: bool,
                 records.append(record_of(number, task, problem.question, chosen, rejected, writers))
         right = lambda samples, task: np.mean([bool(s["score"]) for (name, _), each in zip(problems, samples)
                                                if name == task for s in each])
-        print(f"{'task':10}{'prompts':>8}{'pairs':>7}{'teacher':>9}{'student':>9}   (shares of right samples); no pair:")
+        print(f"{'task':10}{'prompts':>8}{'pairs':>7}{'teacher':>9}{'student':>9}   (share of right ones); no pair:")
         for task, found in counts.items():
             rest = ", ".join(f"{reason} {n}" for reason, n in found.items() if reason != "pairs")
             print(f"{task:10}{found.total():8}{found['pairs']:7}{right(by_teacher, task):9.2f}"
@@ -164,6 +165,7 @@ def make_pairs(problems: list, student: Path, teacher: Path, share_tokens: bool,
         if not records:
             raise UserError("no prompt gave a pair: the teacher must be right where the student is wrong. Take more "
                             "prompts or samples, harder problems, or a better teacher")
+        folder.mkdir(parents=True, exist_ok=True)
         common.write_atomic(folder / "pairs.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     d.barrier()
     return folder / "pairs.jsonl"
@@ -191,19 +193,24 @@ def distillation_loss(divergence: torch.Tensor, of_side: torch.Tensor, n_tokens:
 
 
 class TopK:
-    """The teacher's k likeliest tokens at each response token of each pair: 6 bytes * k a token, in two files."""
+    """The teacher's k likeliest tokens at each response token of each pair, most likely first: files of k ids (int32)
+    and k log-probabilities (float16), 6 bytes * k a token, the pairs' chosen and rejected one after the other."""
 
-    def __init__(self, folder: Path, pairs: list[Pair], k: int, mode: str):
-        lengths = [len(pair.chosen) + len(pair.rejected) for pair in pairs]
-        self.first, self.length, self.files = np.cumsum([0, *lengths]), lengths, {}
+    def __init__(self, folder: Path, pairs: list[Pair], k: int, new: bool = False):
+        self.k, self.length = k, [len(pair.chosen) + len(pair.rejected) for pair in pairs]
+        self.first, self.files = np.cumsum([0, *self.length]), {}
         for name, dtype in (("ids", np.int32), ("logprobs", np.float16)):
-            self.files[name] = np.lib.format.open_memmap(folder / f"top_{name}.npy", mode, dtype,
-                                                         (int(self.first[-1]), k) if mode == "w+" else None)
+            path, shape = folder / f"top_{name}.npy", (int(self.first[-1]), k)
+            if not new and not path.is_file():
+                raise UserError(f"there is no {path}: name distill.teacher, or put the file there")
+            file = self.files[name] = np.lib.format.open_memmap(path, "w+" if new else "r+", dtype, shape)
+            if file.shape != shape:
+                raise UserError(f"{path} has the shape {file.shape}, these pairs and top_k need {shape}: delete it")
 
-    def of(self, pairs: np.ndarray) -> dict[str, np.ndarray]:
-        """{"ids", "logprobs"}, (N, k) each, in the order of pack()."""
+    def of(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ids and log-probabilities, (N, k) each, in the order of pack()."""
         at = np.concatenate([self.first[i] + np.arange(self.length[i]) for i in pairs])
-        return {name: file[at] for name, file in self.files.items()}
+        return self.files["ids"][at], self.files["logprobs"][at]
 
 
 def passes(pairs: list[Pair], mine: np.ndarray, p: DistillConfig, device):
@@ -237,45 +244,44 @@ def train_step(model, teacher, pairs: list[Pair], mine: np.ndarray, frozen: np.n
     """
     lengths = np.array([[len(pairs[i].chosen), len(pairs[i].rejected)] for i in mine], dtype=np.float64)
     n_pairs, *n_tokens = d.sum(len(mine), *lengths.sum(0))
-    sums = Counter()
+    total = 0
     for part, rows in passes(pairs, mine, p, d.device):
         common.set_gradient_sync(model, last_micro_batch=part.stop >= len(mine))
-        hidden, head, kernels = hidden_of(model, rows), model.lm_head.weight, model.cfg.kernels
-        divergence = torch.zeros((), device=d.device)
-        if teacher is None or isinstance(teacher, TopK):
-            logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=kernels)
-            if teacher:
-                given = {key: torch.from_numpy(a).to(d.device) for key, a in teacher.of(mine[part]).items()}
-                divergence = linear_topk_kl(hidden, head, given["ids"].long(), given["logprobs"].float())
-        else:
-            with torch.no_grad():
-                target = hidden_of(teacher, rows)
-            logprobs, divergence = linear_logprobs_kl(hidden, head, rows["targets"], target, teacher.lm_head.weight,
-                                                      p.divergence, p.kl_temperature, kernels)
-        tokens = torch.from_numpy(lengths[part]).to(logprobs)
-        policy = of_responses(logprobs, rows)
+        logprobs, divergence = compare(model, teacher, rows, mine[part], p)
+        policy, side = of_responses(logprobs, rows), rows["sequence"] % 2
         reference, by_teacher = torch.from_numpy(frozen[mine[part]]).to(policy).unbind(1)  # (P, 2 sides) each
-        per = tokens if per_token(p) else torch.ones_like(tokens)
-        preference = preference_loss(policy / per, reference / per, p.beta)
-        side = rows["sequence"] % 2
-        terms = {
-            "dpo": preference.sum() / n_pairs,
-            "kl_chosen": distillation_loss(divergence, side == CHOSEN, n_tokens[CHOSEN]),
-            "kl_rejected": distillation_loss(divergence, side == REJECTED, n_tokens[REJECTED]),
-            "nll": -policy[:, CHOSEN].sum() / n_tokens[CHOSEN],
-        }
+        per = torch.from_numpy(lengths[part]).to(policy) if per_token(p) else torch.ones_like(policy)
+        terms = {"dpo": preference_loss(policy / per, reference / per, p.beta).sum() / n_pairs,
+                 "nll": -policy[:, CHOSEN].sum() / n_tokens[CHOSEN]}
+        if teacher is not None:
+            terms |= {f"kl_{of}": distillation_loss(divergence, side == i, n_tokens[i]) for i, of in enumerate(SIDES)}
         loss = sum(getattr(p, name) * term for name, term in terms.items() if getattr(p, name))
         (loss * d.world).backward()
         with torch.no_grad():
             gained = p.beta * (policy - reference) / per
             margin = gained[:, CHOSEN] - gained[:, REJECTED]
-            seen = terms | {"loss": loss, "margin": margin.sum() / n_pairs, "accuracy": (margin > 0).sum() / n_pairs}
+            seen = {"loss": loss, "margin": margin.sum() / n_pairs, "accuracy": (margin > 0).sum() / n_pairs} | terms
             for name, values in (("student", policy), ("reference", reference), ("teacher", by_teacher)):
-                for i, of in enumerate(("chosen", "rejected")):
-                    seen[f"{name}_{of}"] = values[:, i].sum() / n_tokens[i]
-            sums.update({name: float(value) for name, value in seen.items()})
-    return dict(zip(sums, d.sum(*sums.values()))) | {
-        "chosen_tokens": n_tokens[CHOSEN] / n_pairs, "rejected_tokens": n_tokens[REJECTED] / n_pairs}
+                seen |= {f"{name}_{of}": values[:, i].sum() / n_tokens[i] for i, of in enumerate(SIDES)}
+            total = total + torch.stack([*seen.values()]).double()
+    return dict(zip(seen, d.sum(*total.tolist()))) | {
+        f"{of}_tokens": n_tokens[i] / n_pairs for i, of in enumerate(SIDES)}
+
+
+def compare(model, teacher, rows: dict, which: np.ndarray, p: DistillConfig) -> tuple:
+    """The student's log-probabilities of the response tokens (N,), and its divergence from the teacher there (N,), or
+    None without one."""
+    hidden, head, kernels = hidden_of(model, rows), model.lm_head.weight, model.cfg.kernels
+    if isinstance(teacher, torch.nn.Module):
+        with torch.no_grad():
+            target = hidden_of(teacher, rows)
+        return linear_logprobs_kl(hidden, head, rows["targets"], target, teacher.lm_head.weight, p.divergence,
+                                  p.kl_temperature, kernels)
+    logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=kernels)
+    if teacher is None:
+        return logprobs, None
+    ids, of_teacher = (torch.from_numpy(a).to(hidden.device) for a in teacher.of(which))
+    return logprobs, linear_topk_kl(hidden, head, ids.long(), of_teacher.to(logprobs))
 
 
 def per_token(p: DistillConfig) -> bool:
@@ -297,7 +303,7 @@ def score(model, pairs: list[Pair], batches: list[np.ndarray], p: DistillConfig,
             logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=model.cfg.kernels)
             found |= {int(i): sums for i, sums in zip(mine[part], of_responses(logprobs, rows).tolist())}
             if keep:
-                ids, logprobs = teacher_topk(hidden, head, keep.files["ids"].shape[1])
+                ids, logprobs = teacher_topk(hidden, head, keep.k)
                 ends = np.cumsum([keep.length[i] for i in mine[part]])[:-1]
                 for name, values in (("ids", ids), ("logprobs", logprobs)):
                     for i, each in zip(mine[part], np.split(values.cpu().numpy(), ends)):
@@ -305,14 +311,18 @@ def score(model, pairs: list[Pair], batches: list[np.ndarray], p: DistillConfig,
     return d.gather(found)
 
 
-def keep_scores(run: loop.Run, source: Path, teacher, pairs: list[Pair], batches: list[np.ndarray],
-                top: TopK | None) -> np.ndarray:
+def keep_scores(run: loop.Run, source: Path, teacher, pairs: list[Pair], batches: list[np.ndarray]) -> np.ndarray:
     """(pairs, 2, 2) float64: log-probabilities of chosen and rejected under reference and teacher, computed once and
-    kept; nan for what is in no batch, or without a teacher. source: the reference's checkpoint."""
+    kept; nan for what is in no batch, or without a teacher. source: the reference's checkpoint. Writes TopK, too."""
     d, p = run.d, run.p
-    path = run.folder / f"frozen-{common.hash_of(history(pairs, source, p))}.npy"
+    path = run.folder / f"frozen-{common.hash_of([history(pairs, source, p), p.top_k])}.npy"
     if d.sum(float(path.is_file()))[0] < d.world:
-        reference = run.model if run.step == 0 else hf.frozen(d, source, p.dtype)
+        reference, top = run.model if run.step == 0 else hf.frozen(d, source, p.dtype), None
+        if p.top_k and teacher is not None:
+            if d.is_main:
+                TopK(run.folder, pairs, p.top_k, new=True)
+            d.barrier()
+            top = TopK(run.folder, pairs, p.top_k)
         found = np.full((len(pairs), 2, 2), math.nan)
         for i, (model, keep) in enumerate(((reference, None), (teacher, top))):
             if model is not None:
@@ -327,17 +337,19 @@ def keep_scores(run: loop.Run, source: Path, teacher, pairs: list[Pair], batches
 
 def history(pairs: list[Pair], source: Path, p: DistillConfig) -> list:
     """What a checkpoint's past must have been, as JSON, for a run to go on from it."""
-    return [p.seed, common.hash_of([dataclasses.astuple(pair) for pair in pairs]), str(source), p.teacher, p.batch_pairs,
-            p.context, p.refresh_every, p.negatives]
+    return [p.seed, common.hash_of([dataclasses.astuple(pair) for pair in pairs]), str(source), p.teacher,
+            p.batch_pairs, p.context, p.refresh_every, p.negatives]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # New negatives from the present student
 
-def refresh(run: loop.Run, problems: list, pairs: list[Pair], upcoming: np.ndarray, step: int, key: str) -> None:
-    """Puts the present student's samples in place of the rejected responses of the upcoming pairs, where they are
-    worse, or whatever they are (negatives="any"). They are kept on disk: a resumed run takes the same."""
+def refresh(run: loop.Run, problems: list, pairs: list[Pair], step: int, n_steps: int, key: str) -> None:
+    """Puts the present student's samples in place of the rejected responses of the pairs of the next refresh_every
+    steps, where they are worse, or whatever they are (negatives="any"). They are kept on disk: a resumed run takes the
+    same."""
     p, d = run.p, run.d
+    upcoming = order(len(pairs), step * p.batch_pairs, min(p.refresh_every, n_steps - step) * p.batch_pairs, p.seed)
     path = run.folder / f"refresh-{key}" / f"{step:08d}.json"
     if d.sum(float(path.is_file()))[0] < d.world:
         mine = np.unique(upcoming)[d.rank::d.world].tolist()
@@ -346,7 +358,7 @@ def refresh(run: loop.Run, problems: list, pairs: list[Pair], upcoming: np.ndarr
                      seed=(p.seed * 1000 + d.rank) * 1_000_000 + step)
         new = {}
         for i, samples in zip(mine, drawn):
-            found = samples[0] if p.negatives == "any" else negative(samples, p.gap)
+            found = samples[0] if p.negatives == "any" else negative(samples, p.right - p.gap)
             if found and len(pairs[i].prompt) + len(found["tokens"]) <= p.context:
                 new[i] = found["tokens"]
         new = d.gather(new)
@@ -362,9 +374,11 @@ def refresh(run: loop.Run, problems: list, pairs: list[Pair], upcoming: np.ndarr
 # The run
 
 @dataclass
-class Plan:
-    """The one stage of this phase."""
+class Stage:
+    """The one stage of this phase, and its plan."""
     n_steps: int
+    lr: list
+    curve: str
     name: str = "DPD"
     first_step: int = 0
 
@@ -379,8 +393,7 @@ def main():
     sandbox.UNSAFE = cfg.unsafe_exec
     p, folder = cfg.distill, cfg.out / "distill"
     check(p)
-    stage = Stage([1, p.lr_end], p.curve)
-    loop.check_settings("distill", p, [stage])
+    loop.check_settings("distill", p, [Stage(0, [1, p.lr_end], p.curve)])
     d = common.init_distributed(p.dtype, p.shard_size)
     if p.batch_pairs % d.world:
         raise UserError(f"distill.batch_pairs={p.batch_pairs} is no multiple of the {d.world} processes")
@@ -407,7 +420,7 @@ def main():
         return
 
     run = loop.Run("distill", cfg, p, tokenizer, source / "tokenizer.json", d)
-    past, plan = history(pairs, source, p), Plan(n_steps)
+    past, stage = history(pairs, source, p), Stage(n_steps, [1, p.lr_end], p.curve)
     newest = common.find_checkpoint(d, run.folder)
     if newest:
         run.resume(newest, True, lambda step: past)
@@ -421,48 +434,39 @@ def main():
     mine_of = lambda step: order(len(pairs), step * p.batch_pairs, p.batch_pairs, p.seed)[d.rank::d.world]
     teacher = hf.frozen(d, teacher_source, p.dtype) if share_tokens else None
     if teacher is not None and teacher.cfg.vocab_size != cfg.model.vocab_size:
-        raise UserError(f"the teacher {teacher_source} has a vocabulary of {teacher.cfg.vocab_size}, the student one of "
-                        f"{cfg.model.vocab_size}: pad the smaller to the larger")
+        raise UserError(f"the teacher {teacher_source} has a vocabulary of {teacher.cfg.vocab_size}, the student one "
+                        f"of {cfg.model.vocab_size}: pad the smaller to the larger")
     first_epoch = [mine_of(step) for step in range(min(n_steps, -(-len(pairs) // p.batch_pairs)))]
-    top = TopK(folder, pairs, p.top_k, "w+" if d.is_main and teacher else "r+") if p.top_k else None
-    frozen = keep_scores(run, source, teacher, pairs, first_epoch, top)
-    guide = (top or teacher) if distills else None
+    run.folder.mkdir(parents=True, exist_ok=True)
+    frozen = keep_scores(run, source, teacher, pairs, first_epoch)
+    guide = (TopK(run.folder, pairs, p.top_k) if p.top_k else teacher) if distills else None
     reference = hf.frozen(d, source, p.dtype) if p.refresh_every and p.dpo else None
 
     for step in run.steps(n_steps):
         base = step - step % p.refresh_every if p.refresh_every else -1
         if p.refresh_every and step in (base, run.first_step):
+            for start in range(0 if step == run.first_step else base, base + 1, p.refresh_every):  # a resumed run: all
+                refresh(run, problems, pairs, start, n_steps, common.hash_of(past))
             batches = [mine_of(s) for s in range(base, min(base + p.refresh_every, n_steps))]
-            refresh(run, problems, pairs, np.concatenate([order(len(pairs), s * p.batch_pairs, p.batch_pairs, p.seed)
-                                                          for s in range(base, base + len(batches))]),
-                    base, common.hash_of(past))
             for i, model in enumerate((reference, teacher)):
                 for pair, values in (score(model, pairs, batches, p, d) if model else {}).items():
                     frozen[pair, i] = values
-        lr = loop.learning_rate(p, stage, plan, step)
+        lr = loop.learning_rate(p, stage, stage, step)
         mine = mine_of(step)
         seen = train_step(run.model, guide, pairs, mine, frozen, p, d)
         loss = seen.pop("loss")
         grad_norm = run.update(loss, lr, where=lambda: f"pairs {', '.join(str(pairs[i].number) for i in mine)}")
         n_tokens = round((seen["chosen_tokens"] + seen["rejected_tokens"]) * p.batch_pairs)
-        run.done(plan.name, loss, lr, grad_norm, n_tokens, (1, n_tokens), **seen)
+        run.done(stage.name, loss, lr, grad_norm, n_tokens, (1, n_tokens), **seen)
 
-        n_problems = run.evaluate_now(plan)
+        n_problems = run.evaluate_now(stage)
         if n_problems is not None:
             found = loop.look(run, n_problems)
-            run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
-        run.save(plan, ("model", "distill"), past)
+            run.metrics.write(step=step, stage=stage.name, seconds=run.seconds, **found)
+        run.save(stage, ("model", "distill"), past)
     if d.is_main:
         print(report.gain(run.folder), end="\n" if p.compare else "")
         print("picture:", report.plot_distill(run.folder, cfg.run, p.seed))
-
-
-@dataclass
-class Stage:
-    """What loop.learning_rate asks for."""
-    lr: list
-    curve: str
-    name: str = "DPD"
 
 
 def grade_teacher(run: loop.Run, source: Path) -> None:

@@ -289,7 +289,7 @@ def look(run: Run, n_problems: int) -> dict:
 def before(run: Run, forms: tuple[str, ...]) -> None:
     """Writes before.json: what the start can do, {task: score with "form"}, by its better form.
 
-    forms: "document", as in phase 1, where the extractor is lenient; "chat". Of one alone the gain may only be the form.
+    forms: "document", as in phase 1, where the extractor is lenient; "chat". Else the gain may only be the form.
     """
     scores = {form: evaluate(run.plain(), run.tokenizer, dataclasses.replace(run.cfg.evaluate, form=form), run.d)
               for form in forms}

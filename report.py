@@ -116,7 +116,8 @@ def plot_distill(folder: Path, name: str, seed: int) -> Path:
             (terms, "dpo", "preference (nats a pair)"), (terms, "kl_chosen", "KL on y+ (nats a token)"),
             (terms, "kl_rejected", "KL on y- (nats a token)"), (margin, "margin", "margin (nats)"),
             (margin, "accuracy", "share of pairs with a margin above 0")]):
-        axis.plot(x, [line[key] for line in steps], color=COLORS[i], label=label)
+        if key in steps[-1]:
+            axis.plot(x, [line[key] for line in steps], color=COLORS[i], label=label)
     for axis, side, sign in ((chosen, "chosen", "y+"), (rejected, "rejected", "y-")):
         for who, style in (("student", "-"), ("reference", "--"), ("teacher", ":")):
             axis.plot(x, [line[f"{who}_{side}"] for line in steps], style, color="black", label=who)

@@ -4,9 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 scale=${1:-1}
-run=tiny shorter=() rougher=()
+run=tiny shorter=() rougher=() easier=()
 if [ "$scale" != 1 ]; then  # models that can nearly nothing: all is run, little comes out
     run=tiny-$scale shorter=(--evaluate.n_problems=16) rougher=(--refine.retries=0 --refine.completer=)
+    easier=(--distill.right=0 --distill.gap=0)
 fi
 source setup.sh requirements.txt
 
@@ -31,10 +32,17 @@ writers() {  # two that draft, judge and revise, side by side with a thread each
     [ $failed = 0 ] || return 1
     python sft.py configs/tiny_completer.py --run="$run/completer" --init_from="out/$run/ann/sft" "${options[@]}"
 }
+refine() {  # and beside it, on the other core, the teacher of the distillation
+    OMP_NUM_THREADS=1 python sft.py configs/tiny_teacher.py --run="$run/teacher" --init_from="out/$run/pretrain" \
+        --scale="$scale" --sft.data="out/$run/practice/worked" "${shorter[@]}" > "out/$run/teacher.log" &
+    OMP_NUM_THREADS=1 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
+    wait $! || { cat "out/$run/teacher.log"; return 1; }
+}
 phase writers 150 writers
-OMP_NUM_THREADS=1 phase refine 180 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
+phase refine 180 refine
 phase SFT 150 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
-phase sample 20 python generate.py "out/$run/sft" --chat --temperature=0 \
+phase DPD 120 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" "${easier[@]}"
+phase sample 20 python generate.py "out/$run/distill" --chat --temperature=0 \
     'Mia has 12 apples. She buys 7 more. How many apples does Mia have now?'
 
 printf '\n%-14s%10s%10s\n' phase planned took
@@ -43,5 +51,5 @@ for i in "${!names[@]}"; do
     printf '%-14s%8s s%8s s\n' "${names[i]}" "${planned[i]}" "${took[i]}"
     [ "$scale" != 1 ] || [ $((took[i] * 2)) -le $((planned[i] * 3)) ] || slow="$slow ${names[i]}"
 done
-echo "pictures: loss.png in out/$run/pretrain and out/$run/sft, with metrics.jsonl beside them"
+echo "pictures: loss.png in out/$run/pretrain, sft and distill, with metrics.jsonl beside them"
 [ -z "$slow" ] || { echo "error: more than 1.5 times the planned time:$slow" >&2; exit 1; }

@@ -1,12 +1,14 @@
 """distill.py by its real command, and its loss beside TRL's and beside plain PyTorch on full logits."""
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import re
 import shutil
 import signal
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +24,7 @@ import hf
 from common import UserError
 from conftest import ROOT
 from data import tasks
-from data.pairs import CHOSEN, REJECTED, Pair
+from data.pairs import CHOSEN, REJECTED, Pair, order
 from data.tokenizer import TokenizerConfig, train_tokenizer
 from distill import DistillConfig, TopK, distillation_loss, preference_loss, score, train_step
 from kernels.cross_entropy import linear_kl, linear_logprobs
@@ -113,7 +115,7 @@ def buckets_of(k: int):
 
 def plain_step(step, p, divergence=divergence_of_trl, mine=ALL) -> tuple[dict, list[torch.Tensor]]:
     """The same by autograd on full logits, a sequence at a time."""
-    n, dpo, nll, kl, accuracy = [0, 0], 0, 0, [0, 0], 0
+    n, dpo, nll, kl = [0, 0], 0, 0, [0, 0]
     for i in mine:
         pair, gained = step.pairs[i], []
         for side, response in enumerate((pair.chosen, pair.rejected)):
@@ -125,11 +127,10 @@ def plain_step(step, p, divergence=divergence_of_trl, mine=ALL) -> tuple[dict, l
             nll -= logprob if side == CHOSEN else 0
             gained.append((logprob - step.frozen[i, 0, side]) / (len(response) if p.margin == "token" else 1))
         dpo -= F.logsigmoid(p.beta * (gained[CHOSEN] - gained[REJECTED]))
-        accuracy += (gained[CHOSEN] > gained[REJECTED]).item() / len(mine)
     terms = dict(dpo=dpo / len(mine), kl_chosen=kl[0] / n[0], kl_rejected=kl[1] / n[1], nll=nll / n[0])
     terms["loss"] = sum(getattr(p, name) * term for name, term in terms.items())
     gradients = torch.autograd.grad(terms["loss"], list(step.student.parameters()))
-    return {name: term.item() for name, term in terms.items()} | {"accuracy": accuracy}, gradients
+    return {name: term.item() for name, term in terms.items()}, gradients
 
 
 def assert_same_step(ours, theirs, rtol=1e-9, atol=1e-12):
@@ -163,6 +164,7 @@ def test_what_the_log_shows_of_a_step(step):
             assert seen[f"{who}_{name}"] == pytest.approx(values[:, side].sum() / lengths[:, side].sum(), rel=1e-12)
     margins = 0.4 * np.diff((sums[0][1] - sums[1][1])[:, ::-1])
     assert seen["margin"] == pytest.approx(margins.mean(), rel=1e-9)
+    assert seen["accuracy"] == pytest.approx((margins > 0).mean(), abs=1e-6) and 0 < seen["accuracy"] < 1
     assert [seen["chosen_tokens"], seen["rejected_tokens"]] == (lengths.sum(0) / 5).tolist()
 
 
@@ -170,15 +172,15 @@ def test_without_a_teacher_only_the_other_terms_are_left(step):
     p = settings(kl_chosen=0.0, kl_rejected=0.0)
     seen = train_step(step.student, None, step.pairs, ALL, step.frozen, p, ONE)
     assert seen["loss"] == pytest.approx(plain_step(step, p)[0]["loss"], rel=1e-9)
-    assert seen["kl_chosen"] == seen["kl_rejected"] == 0
+    assert not {"kl_chosen", "kl_rejected"} & seen.keys()
 
 
 @pytest.mark.parametrize("k", [3, V])
 def test_top_k_is_the_divergence_over_buckets(step, tmp_path, k):
     """What score() wrote to disk, read back in another order of pairs; with k = V it is the full divergence."""
     p, mine = settings(top_k=k), np.array([3, 0, 4, 1])
-    score(step.teacher, step.pairs, [ALL[:2], ALL[2:]], p, ONE, TopK(tmp_path, step.pairs, k, "w+"))
-    top = TopK(tmp_path, step.pairs, k, "r+")
+    score(step.teacher, step.pairs, [ALL[:2], ALL[2:]], p, ONE, TopK(tmp_path, step.pairs, k, new=True))
+    top = TopK(tmp_path, step.pairs, k)
     assert {name: (file.shape, file.dtype) for name, file in top.files.items()} == {
         name: ((sum(top.length), k), dtype) for name, dtype in (("ids", np.int32), ("logprobs", np.float16))}
     expected = plain_step(step, p, divergence_of_trl if k == V else buckets_of(k), mine)
@@ -229,8 +231,380 @@ def test_displacement_and_its_cure():
     reference = sums(start)
     goal, first = sums(teacher)[0], reference[0]
     alone, dual = train(0.0), train(10.0)
-    print(first, goal, alone, dual)
     assert alone[CHOSEN] - alone[REJECTED] > first[CHOSEN] - first[REJECTED] + 2
     assert alone[CHOSEN] < first[CHOSEN] - 1
     assert dual[CHOSEN] - dual[REJECTED] > first[CHOSEN] - first[REJECTED] + 2
     assert abs(dual[CHOSEN] - goal[CHOSEN]) < 0.2 < abs(first[CHOSEN] - goal[CHOSEN])
+
+
+# ---- samples and pairs
+
+def answer(text: str, score: float | None, logprob=-1.0, finish="stop") -> dict:
+    return {"text": text, "score": score, "finish": finish, "tokens": [*text.encode()], "logprob": logprob}
+
+
+PROBLEMS = [(task, problem) for task in ("math", "form") for problem in tasks.family(task).problems("train", 2, 1)]
+
+
+def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
+    """Only what is missing is drawn again, and is as it was; two ranks share the work; another seed shares nothing."""
+    problems = [("math", problem) for problem in tasks.family("math").problems("train", 130, 1)]
+    drawn, loaded = [], []
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("1")
+    monkeypatch.setattr(hf, "load", lambda *arguments: loaded.append(arguments) or (None, None))
+    monkeypatch.setattr(distill, "draw", lambda model, tokenizer, some, p, seed: drawn.append(seed) or [
+        [answer(f"{problem.key} {seed}", 1.0)] for _, problem in some])
+
+    def samples(d=ONE, **changes):
+        drawn.clear(), loaded.clear()
+        return distill.sampled("student", tmp_path / "model", problems, DistillConfig(seed=2, **changes), tmp_path, d)
+
+    whole = samples()
+    assert [each[0]["text"].rpartition(" ")[0] for each in whole] == [problem.key for _, problem in problems]
+    assert drawn == [2_000_000, 2_000_001, 2_000_002] and len(loaded) == 1
+    folder, = (tmp_path / "samples").iterdir()
+    (folder / "00001.json").unlink()
+    (folder / "00002.json").rename(folder / "00002.json.tmp")  # killed while it was written
+    assert samples() == whole and drawn == [2_000_001, 2_000_002]
+    assert samples() == whole and not drawn and not loaded
+    shutil.rmtree(folder)
+    two = [SimpleNamespace(rank=rank, world=2, device="cpu", is_main=rank == 0, barrier=lambda: None) for rank in (1, 0)]
+    with pytest.raises(FileNotFoundError):  # for the other's chunks are not there: the barrier would wait for them
+        samples(two[0])
+    assert drawn == [2_000_001]
+    assert samples(two[1]) == whole and drawn == [2_000_000, 2_000_002]
+    samples(temperature=0.5), samples(samples=str(tmp_path / "shared"))
+    assert len(drawn) == 3 and len([*(tmp_path / "samples").iterdir()]) == 2 and (tmp_path / "shared").is_dir()
+
+
+def make_pairs(monkeypatch, folder, by_teacher: list, by_student: list, share_tokens=True, gap=0.5) -> list[dict]:
+    """What pairs.jsonl then says."""
+    given = {"teacher": by_teacher, "student": by_student}
+    monkeypatch.setattr(distill, "sampled", lambda who, *_: given[who])
+    path = distill.make_pairs(PROBLEMS, folder / "sft", folder / "big", share_tokens, DistillConfig(gap=gap),
+                              folder / "run", ONE)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_make_pairs(monkeypatch, tmp_path, capsys):
+    """Of four prompts the first and the last give a pair; the others are counted, by task and reason."""
+    by_teacher = [[answer("no", 0.0), answer("yes", 1.0, -2.0), answer("likelier yes", 1.0)], [answer("no", 0.0)],
+                  [answer("yes", 1.0)] * 2, [answer("yes", 1.0)]]
+    by_student = [[answer("wrong", 0.0), answer("right", 1.0, -0.1)], [answer("wrong", 0.0)] * 2,
+                  [answer("right", 1.0), answer("endless", 0.0, finish="length")],
+                  [answer("half", 0.5), answer("unscored", None, -0.1)]]
+    first, last = make_pairs(monkeypatch, tmp_path, by_teacher, by_student)
+    question = PROBLEMS[0][1].question
+    assert first == {
+        "number": 0, "task": "math", "prompt": question,
+        "chosen": {"text": "likelier yes", "score": 1.0, "logprob": -1.0, "tokens": [*b"likelier yes"],
+                   "writer": str(tmp_path / "big")},
+        "rejected": {"text": "wrong", "score": 0.0, "logprob": -1.0, "tokens": [*b"wrong"],
+                     "writer": str(tmp_path / "sft")}}
+    assert (last["number"], last["task"], last["rejected"]["text"]) == (3, "form", "half")
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:5] == ["task", "prompts", "pairs", "teacher", "student"]
+    assert [line.split() for line in lines] == [
+        "math 2 1 0.50 0.25 teacher never right 1".split(),
+        "form 2 1 1.00 0.50 student never clearly worse 1".split()]
+
+
+def test_tokens_of_another_tokenizer_are_not_kept(monkeypatch, tmp_path):
+    """The student's own always are."""
+    record, = make_pairs(monkeypatch, tmp_path, [[answer("yes", 1.0)]] * 4,
+                         [[answer("no", 0.0)]] + [[answer("yes", 1.0)]] * 3, share_tokens=False)
+    assert "tokens" not in record["chosen"] and record["chosen"]["text"] == "yes" and record["rejected"]["tokens"]
+
+
+def test_no_pair_at_all(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="no prompt gave a pair: the teacher must be right where the student is wrong"):
+        make_pairs(monkeypatch, tmp_path, [[answer("yes", 1.0)]] * 4, [[answer("yes", 1.0)]] * 4)
+
+
+def refreshed(monkeypatch, folder, drawn: dict | None, step=0, **changes) -> list[list[int]]:
+    """The rejected responses of two pairs after a refresh, when the student answers as in `drawn`, {problem's number:
+    samples}; None: must not be asked."""
+    def draw(model, tokenizer, problems, p, seed):
+        assert model == "now" and p.n_samples == (1 if p.negatives == "any" else 4)
+        return [drawn[PROBLEMS.index(each)] for each in problems]
+
+    monkeypatch.setattr(distill, "draw", draw)
+    p = DistillConfig(**dict(context=20, batch_pairs=2, refresh_every=2) | changes)
+    run = SimpleNamespace(p=p, d=ONE, folder=folder, tokenizer=None, plain=lambda: "now")
+    pairs = [Pair(number, "", [1, 2], [3], [4]) for number in (0, 3)]
+    distill.refresh(run, PROBLEMS, pairs, step, 5, "key")
+    assert [(pair.number, pair.prompt, pair.chosen) for pair in pairs] == [(0, [1, 2], [3]), (3, [1, 2], [3])]
+    return [pair.rejected for pair in pairs]
+
+
+def test_refresh_takes_what_is_clearly_worse(monkeypatch, tmp_path):
+    """Where nothing is, the old one stays. A second call takes the same from disk: the student is not asked."""
+    drawn = {0: [answer("right", 1.0), answer("bad", 0.0)], 3: [answer("right", 1.0)]}
+    assert refreshed(monkeypatch, tmp_path, drawn) == [[*b"bad"], [4]]
+    assert refreshed(monkeypatch, tmp_path, None) == [[*b"bad"], [4]]
+    assert refreshed(monkeypatch, tmp_path, {0: [], 3: [answer("poor", 0.0)]}, step=2) == [[4], [*b"poor"]]
+
+
+def test_refresh_asks_only_for_pairs_that_are_due(monkeypatch, tmp_path):
+    """One of two here; the last refresh looks no further than the last step."""
+    for step, due in enumerate(order(2, 0, 5, 0)):
+        drawn = {(0, 3)[due]: [answer("bad", 0.0)]}
+        new = refreshed(monkeypatch, tmp_path, drawn, step, batch_pairs=1, refresh_every=1 if step < 4 else 9)
+        assert new[due] == [*b"bad"] and new[1 - due] == [4]
+
+
+def test_refresh_takes_anything_that_fits(monkeypatch, tmp_path):
+    """negatives="any": one sample, whatever it scores or how it ends; over-long ones are not taken."""
+    drawn = {0: [answer("right", 1.0, finish="length")], 3: [answer("r" * 19, 1.0)]}
+    assert refreshed(monkeypatch, tmp_path, drawn, negatives="any") == [[*b"right"], [4]]
+
+
+# ---- whole runs
+
+CONFIG = """
+from mini import *
+distill = dict(
+    teacher="out/base/pretrain", pairs="pairs.jsonl", context=192, batch_pairs=8, epochs=2, lr=1e-3, max_new_tokens=8,
+    save_every=2, keep=99, log_every=2, prompts=["1 + 1?"])
+"""
+N = 20  # pairs
+
+
+def worked_pairs() -> list[dict]:
+    """Right replies over corrupted ones; a model that was pre-trained for seconds samples no such pair."""
+    rng, records = tasks.rng_of("pairs"), []
+    for problem in tasks.family("math").problems("train", N, 1):
+        chosen, rejected = (tasks.as_reply(page.partition("Work:")[2])
+                            for page in (tasks.document(problem), tasks.corrupt(problem, "wrong result", rng)))
+        records.append({"prompt": problem.question, "chosen": chosen, "rejected": rejected, "task": "math"})
+    return records
+
+
+@pytest.fixture(scope="module")
+def base(base):
+    """With pairs, a config, and the end of an earlier stage of pre-training for the student to start from."""
+    (base.folder / "mini_distill.py").write_text(CONFIG)
+    (base.folder / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in worked_pairs()))
+    shutil.copytree(common.checkpoints(base.folder / "out/base/pretrain")[-2], base.folder / "start")
+    return base
+
+
+def attempt(base, monkeypatch, *options: str) -> None:
+    """The command in this process: the same main(), without another start of Python."""
+    monkeypatch.chdir(base.folder)
+    monkeypatch.setattr(sys, "argv", ["distill.py", "mini_distill.py", "--init_from=start", *options])
+    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end the process
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        common.cli(distill.main)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def train(base, run: str, *options: str, ranks: int = 0, config="mini_distill.py") -> str:
+    return base.run(str(ROOT / "distill.py"), config, f"--name={run}", "--init_from=start", *options, ranks=ranks)
+
+
+def metrics(base, run: str) -> list[dict]:
+    """Of each step, without what a clock or the machine decides."""
+    return [{key: value for key, value in line.items() if key not in ("seconds", "tokens_per_s", "memory_gb")}
+            for line in common.read_metrics(base.folder / "out" / run / "distill") if "loss" in line]
+
+
+QUICK = ["--distill.compare=false", "--distill.prompts=[]", "--evaluate.tasks=[]"]
+
+
+@pytest.fixture(scope="module")
+def whole(base) -> str:
+    """What a run prints."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        attempt(base, patch, "--run=dpd")
+    return printed.getvalue()
+
+
+def test_what_a_user_sees(base, whole):
+    folder, steps = base.folder / "out/dpd/distill", metrics(base, "dpd")
+    assert f"\n{N} pairs; 5 steps of 8\n" in "\n" + whole and "before, in chat form" in whole
+    assert re.search(r"the teacher, [\d,]+ parameters\ntask ", whole) and "  > 1 + 1?\n  | " in whole
+    assert re.search(r"step +4/5 +80%  DPD +loss \d", whole)
+    assert re.search(r"task +before +asked in +after +gain\nmath .* chat ", whole)
+    assert "picture: out/dpd/distill/loss.png" in whole and (folder / "loss.png").stat().st_size > 5000
+    teacher = json.loads((folder / "teacher.json").read_text())
+    assert teacher["math"]["n"] == 4 and teacher["cost"].keys() == {"step", "seconds", "command"}
+    assert len(steps) == 5 and all(line.keys() == steps[0].keys() for line in steps)
+    assert steps[0].keys() >= {
+        "loss", "dpo", "kl_chosen", "kl_rejected", "nll", "margin", "accuracy", "chosen_tokens", "rejected_tokens",
+        "tokens", "lr", "grad_norm", *(f"{who}_{side}" for who in ("student", "reference", "teacher")
+                                       for side in ("chosen", "rejected"))}
+    assert all(np.isfinite([value for value in line.values() if isinstance(value, float)]).all() for line in steps)
+
+
+def test_a_run_begins_at_log_2_and_learns(base, whole):
+    first, *_, last = metrics(base, "dpd")
+    assert first["dpo"] == np.float32(math.log(2)) and first["margin"] == 0
+    assert first["student_chosen"] == first["reference_chosen"] != first["teacher_chosen"]
+    assert last["margin"] > 0 and last["accuracy"] > 0.5
+    assert all(last[f"kl_{side}"] < first[f"kl_{side}"] - 0.01 for side in ("chosen", "rejected"))
+
+
+def cut(base, run: str, again: str, last: int) -> None:
+    """What a machine that died leaves behind of a run: its checkpoints up to step `last`."""
+    shutil.copytree(base.folder / "out" / run, base.folder / "out" / again)
+    for path in common.checkpoints(base.folder / "out" / again / "distill"):
+        if int(path.name[5:]) > last:
+            shutil.rmtree(path)
+
+
+def assert_same_end(base, run: str, again: str) -> None:
+    assert metrics(base, again) == metrics(base, run)
+    ends = [hf.load(base.folder / "out" / name / "distill")[0].parameters() for name in (again, run)]
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys):
+    """From a step in the middle of an epoch; the reference is the start, not what the checkpoint holds."""
+    cut(base, "dpd", "dpd-again", 2)
+    attempt(base, monkeypatch, "--run=dpd-again")
+    output = capsys.readouterr().out
+    assert "(step 2)" in output and "before, in chat form" not in output
+    assert_same_end(base, "dpd", "dpd-again")
+
+
+def test_two_ranks_take_the_same_steps(base, whole):
+    """In passes of three pairs and one."""
+    output = train(base, "dpd-ranks", "--distill.micro_pairs=3", *QUICK, ranks=2)
+    assert "2 process(es)" in output
+    ours, theirs = metrics(base, "dpd-ranks"), metrics(base, "dpd")
+    for key in ("loss", "dpo", "kl_chosen", "kl_rejected", "margin", "student_rejected", "chosen_tokens"):
+        assert [line[key] for line in ours] == pytest.approx([line[key] for line in theirs], abs=1e-4), key
+    assert ours[0]["dpo"] == pytest.approx(math.log(2), abs=1e-6) and ours[0]["margin"] == 0
+
+
+def test_top_k_from_disk(base, whole, monkeypatch):
+    """With all of the vocabulary the steps are the same, to the precision of its files; also where a run goes on, and
+    where the teacher's model is no longer there."""
+    everything = f"--distill.top_k={hf.load(base.folder / 'start')[0].cfg.vocab_size}"
+    attempt(base, monkeypatch, "--run=dpd-top", everything, *QUICK)
+    for key in ("loss", "kl_chosen", "kl_rejected"):
+        pairs_of = [[line[key] for line in metrics(base, run)] for run in ("dpd-top", "dpd")]
+        assert pairs_of[0] == pytest.approx(pairs_of[1], abs=2e-3), key
+    cut(base, "dpd-top", "dpd-top-again", 2)
+    attempt(base, monkeypatch, "--run=dpd-top-again", everything, *QUICK)
+    assert_same_end(base, "dpd-top", "dpd-top-again")
+
+
+def test_new_negatives_in_a_run(base, monkeypatch):
+    """Some are replaced at one refresh and not at the next: a run that died between two goes on with all of them."""
+    problems, draw = [("math", problem) for problem in tasks.family("math").problems("train", N, 1)], distill.draw
+
+    def scored(model, tokenizer, some, p, seed):
+        """What the student really says, but a third of it is called right, another third each time."""
+        return [[answer | {"score": float((i + seed) % 3 == 0), "finish": "stop"} for answer in answers]
+                for i, answers in enumerate(draw(model, tokenizer, some, p, seed))]
+
+    monkeypatch.setattr(distill, "make_pairs", lambda *_: base.folder / "pairs.jsonl")
+    monkeypatch.setattr(distill, "problems_of", lambda *_: problems)
+    monkeypatch.setattr(distill, "draw", scored)
+    options = ["--distill.pairs=", "--distill.problems={'math': 20}", "--distill.refresh_every=3", *QUICK]
+    attempt(base, monkeypatch, "--run=fresh", *options)
+    files = [json.loads(path.read_text()) for path in sorted((base.folder / "out/fresh/distill").glob("refresh-*/*"))]
+    assert len(files) == 2 and files[0].keys() - files[1].keys() and files[1].keys() - files[0].keys()
+    steps = metrics(base, "fresh")
+    assert all(line["rejected_tokens"] < line["chosen_tokens"] - 8 for line in steps)  # samples have 8 tokens at most
+    assert all(np.isfinite(line["reference_rejected"] + line["teacher_rejected"]) for line in steps)
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-5) and steps[1]["margin"] != 0
+    cut(base, "fresh", "fresh-again", 4)
+    attempt(base, monkeypatch, "--run=fresh-again", *options)
+    assert_same_end(base, "fresh", "fresh-again")
+
+
+def test_the_large_config_runs(base):
+    """distill of configs/3b.py on two processes, with a small model, pairs from a file and two steps. It stays in
+    bfloat16 and recomputes; compiling alone would take a minute."""
+    (base.folder / "large.py").write_text(f"""
+import runpy
+from mini import *
+distill = runpy.run_path({str(ROOT / 'configs/3b.py')!r})["distill"]
+assert (distill["dtype"], distill["compile"], distill["recompute"]) == ("bfloat16", True, True)
+distill = distill | dict(teacher="out/base/pretrain", problems={{}}, pairs="pairs.jsonl", context=256, batch_pairs=4,
+                         micro_pairs=1, epochs=0.4, compile=False)
+evaluate = dict(tasks=[])
+""")
+    output = train(base, "large", ranks=2, config="large.py")
+    steps = metrics(base, "large")
+    assert "2 process(es) on cpu, bfloat16" in output and len(steps) == 2
+    assert all(line["finite"] for line in steps)
+    assert steps[0]["dpo"] == pytest.approx(math.log(2), abs=2e-3)  # on a CPU attention rounds otherwise with gradients
+
+
+# ---- bad input
+
+@pytest.fixture(scope="module")
+def folders(base):
+    """Teachers that do not fit: of another tokenizer, and with more rows in the embedding."""
+    model, tokenizer = hf.load(base.folder / "out/base/pretrain")
+    other = train_tokenizer([record["chosen"] for record in worked_pairs()], TokenizerConfig(vocab_size=350))
+    for name, its, n in (("other", other, 384), ("wider", tokenizer, model.cfg.vocab_size + 64)):
+        teacher = Transformer(dataclasses.replace(model.cfg, vocab_size=n))
+        init_weights(teacher, 0)
+        hf.export(teacher, its, base.folder / name)
+
+
+PREFERENCE = ["--distill.kl_chosen=0", "--distill.kl_rejected=0"]
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--distill.teacher=other"], "the teacher other has another tokenizer than start: its distribution is over other "
+                                  "tokens. Set distill.kl_chosen=0 and distill.kl_rejected=0 (preference alone)"),
+    (["--distill.teacher=wider", *QUICK], "the teacher wider has a vocabulary of"),
+    (["--distill.teacher=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
+    (["--distill.teacher="], "distill.teacher must be named"),
+    (["--distill.teacher=", "--distill.problems={'math': 5}", "--distill.pairs=", *PREFERENCE],
+     "distill.teacher must be named"),
+    (["--distill.pairs="], "distill needs either problems, {task: how many}, or pairs, a file"),
+    (["--distill.problems={'math': 5}"], "distill needs either problems, {task: how many}, or pairs, a file"),
+    (["--distill.pairs=none.jsonl"], "cannot read the pairs in none.jsonl"),
+    (["--distill.margin=mean"], "distill.margin must be one of '', 'sum', 'token', not 'mean'"),
+    (["--distill.negatives=worst"], "distill.negatives must be one of 'worse', 'any', not 'worst'"),
+    (["--distill.on_bad_line=ignore"], "distill.on_bad_line must be one of 'skip', 'stop', not 'ignore'"),
+    (["--distill.curve=square"], "curve 'square'"),
+    (["--distill.top_k=5", "--distill.divergence=0.5"], "distill.top_k goes with divergence=0"),
+    (["--distill.divergence=2"], "distill.divergence"),
+    (["--distill.top_k=1000", *QUICK], "distill.top_k"),
+    (["--distill.top_k=5", "--distill.teacher=", *QUICK],
+     "there is no out/bad/distill/top_ids.npy: name distill.teacher, or put the file there"),
+    (["--distill.dpo=0", *PREFERENCE, *QUICK], "distill"),
+    (["--distill.refresh_every=5"], "distill.refresh_every needs problems"),
+    (["--distill.context=16"], "no pair in pairs.jsonl can be used; 20 longer than 16 tokens"),
+    (["--model.n_layers=3", *QUICK], "has n_layers = 2, this run's model has 3: set model.n_layers"),
+])
+def test_bad_settings_are_one_line(base, folders, monkeypatch, capsys, options, message):
+    shutil.rmtree(base.folder / "out/bad", ignore_errors=True)
+    with pytest.raises(SystemExit, match="2"):
+        attempt(base, monkeypatch, "--run=bad", *options)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error and len(error) < 300
+
+
+def test_another_tokenizer_will_do_for_preference_alone(base, folders, monkeypatch, capsys):
+    """Up to --prepare, which stops before the training."""
+    attempt(base, monkeypatch, "--run=other", "--distill.teacher=other", "--prepare", *PREFERENCE)
+    assert capsys.readouterr().out == f"{N} pairs; 5 steps of 8\n"
+    assert not common.checkpoints(base.folder / "out/other/distill")
+
+
+def test_preference_alone_needs_no_teacher(base, monkeypatch, capsys):
+    attempt(base, monkeypatch, "--run=dpo", "--distill.teacher=", "--distill.epochs=0.4", *PREFERENCE, *QUICK)
+    assert "picture: " in capsys.readouterr().out
+    (line,) = metrics(base, "dpo")
+    assert line["loss"] == line["dpo"] and "kl_chosen" not in line
+
+
+def test_pairs_are_shared_out_evenly(base, monkeypatch, capsys):
+    """The check of the number of processes comes before any of them waits for another."""
+    monkeypatch.setattr(common, "init_distributed", lambda *_: common.Dist(0, 3, torch.device("cpu"), None))
+    with pytest.raises(SystemExit, match="2"):
+        attempt(base, monkeypatch, "--run=bad")
+    assert "distill.batch_pairs=8 is no multiple of the 3 processes" in capsys.readouterr().err

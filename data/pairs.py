@@ -16,7 +16,8 @@ from data.packing import first_fit_decreasing
 from data.refine import split
 from data.tasks import after_thoughts
 
-CHOSEN, REJECTED = 0, 1  # the sides of a pair, in this order wherever both stand
+SIDES = ("chosen", "rejected")  # of a pair, in this order wherever both stand
+CHOSEN, REJECTED = 0, 1
 
 
 @dataclass
@@ -29,21 +30,21 @@ class Pair:
     rejected: list[int]
 
 
-def positive(samples: list[dict]) -> dict | None:
-    """The best of a teacher's samples of one prompt: right (score 1), its thoughts closed, and of these the one that
-    the teacher finds most likely; None where there is none.
+def positive(samples: list[dict], right: float) -> dict | None:
+    """The best of a teacher's samples of one prompt: it scores at least `right`, its thoughts are closed, and of these
+    it is the one that the teacher finds most likely; None where there is none.
 
     A sample: {"text", "tokens", "finish", "score" (None: could not be scored), "logprob" (mean of its tokens, when it
     was drawn)}. Those that were cut off, or are empty, are not looked at.
     """
-    right = [s for s in _whole(samples) if s["score"] == 1 and after_thoughts(s["text"])]
-    return max(right, key=lambda s: s["logprob"], default=None)
+    good = [s for s in _whole(samples) if s["score"] >= right and after_thoughts(s["text"])]
+    return max(good, key=lambda s: s["logprob"], default=None)
 
 
-def negative(samples: list[dict], gap: float) -> dict | None:
-    """Of the student's samples that score at least `gap` less than right, the one that it finds most likely: there it
-    is confidently wrong."""
-    worse = [s for s in _whole(samples) if s["score"] <= 1 - gap]
+def negative(samples: list[dict], most: float) -> dict | None:
+    """Of the student's samples that score at most `most`, the one that it finds most likely: there it is confidently
+    wrong."""
+    worse = [s for s in _whole(samples) if s["score"] <= most]
     return max(worse, key=lambda s: s["logprob"], default=None)
 
 
@@ -96,7 +97,7 @@ def _pair(record: dict, number: int, tokenizer) -> Pair:
     prompt = record["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     ids = chat.render(messages, tokenizer, add_generation_prompt=True)
-    sides = [_response(record[side], side, messages, ids, tokenizer) for side in ("chosen", "rejected")]
+    sides = [_response(record[side], side, messages, ids, tokenizer) for side in SIDES]
     if sides[CHOSEN] == sides[REJECTED]:
         raise ValueError("chosen and rejected are the same")
     return Pair(record.get("number", number), record.get("task", ""), ids, *sides)

@@ -33,13 +33,15 @@ UNUSABLE = {
 def test_positive_is_whole_right_and_thought_to_its_end(better):
     """However likely a sample is, it is passed over for a usable one, and alone gives none."""
     good = sample()
-    assert positive([better, good]) is good and positive([better]) is None and positive([]) is None
+    assert positive([better, good], 1.0) is good and positive([better], 1.0) is None and positive([], 1.0) is None
 
 
 def test_positive_is_the_likeliest_right_sample_and_the_first_of_equals():
     samples = [sample(logprob=-2.0), sample("<think>\nSo.\n</think>\n\nAnswer: 3", logprob=-0.5), sample(logprob=-0.5)]
-    assert positive(samples) is samples[1]
-    assert positive(samples[::-1]) is samples[2]
+    assert positive(samples, 1.0) is samples[1]
+    assert positive(samples[::-1], 1.0) is samples[2]
+    half = sample(score=0.5, logprob=-0.1)
+    assert positive([half, *samples], 0.5) is half and positive([half], 0.6) is None
 
 
 @pytest.mark.parametrize("likelier", [s | {"score": s["score"] and 0.0} for s in UNUSABLE.values()])
@@ -48,11 +50,11 @@ def test_negative_is_whole_and_scored(likelier):
     assert negative([likelier, wrong, sample()], 0.5) is wrong and negative([likelier, sample()], 0.5) is None
 
 
-def test_negative_is_worse_by_the_gap_and_the_likeliest_of_these():
+def test_negative_is_bad_enough_and_the_likeliest_of_these():
     right, half, wrong = sample(logprob=-0.1), sample(score=0.5, logprob=-1.0), sample(score=0.0, logprob=-2.0)
     assert negative([right, half, wrong], 0.5) is half
-    assert negative([right, half, wrong], 0.6) is wrong
-    assert negative([right, half], 0.6) is None and negative([], 0.5) is None
+    assert negative([right, half, wrong], 0.4) is wrong
+    assert negative([right, half], 0.4) is None and negative([], 0.5) is None
     unclosed = sample("<think>\nOn and on", score=0.0, logprob=-1.0)
     assert negative([unclosed, half], 0.5) is unclosed  # equally likely: the first; a bad end may be learned from
 
@@ -169,6 +171,19 @@ def test_line_separators_within_a_text_are_no_new_line(tokenizer, tmp_path):
     path = write(tmp_path, json.dumps(GOOD | {"rejected": "Lo\u2028u\x85d."}, ensure_ascii=False))
     (pair,), left_out = read_pairs(path, tokenizer, 512)
     assert tokenizer.decode(pair.rejected) == "Lo\u2028u\x85d.<|im_end|>" and not left_out
+
+
+def test_a_response_whose_beginning_belongs_to_the_prompt(tmp_path):
+    """Blanks and a line break are one token with the prompt's last: then no token is where the response begins."""
+    merging = train_tokenizer(["\n \n Loud."] * 99, TokenizerConfig(vocab_size=300))
+    assert len(merging.encode("\n \n")) == 1
+    with pytest.raises(UserError, match="pairs.jsonl:1: rejected begins with"):
+        read_pairs(write(tmp_path, GOOD | {"rejected": " \n Loud."}), merging, 512, "stop")
+
+
+def test_empty_lines_are_no_lines(tokenizer, tmp_path, capsys):
+    pairs, left_out = read_pairs(write(tmp_path, GOOD, "", GOOD, "", ""), tokenizer, 512, "stop")
+    assert len(pairs) == 2 and not left_out and not capsys.readouterr().out
 
 
 def test_no_file(tokenizer, tmp_path):

@@ -221,10 +221,11 @@ def topk_kl_rows(logits: Tensor, ids: Tensor, logprobs: Tensor, d: Tensor | None
     tail = log_q.scatter(1, ids, float("-inf"))
     log_q_tail = tail.logsumexp(-1, keepdim=True)  # not log(1 - the others' sum): it keeps its digits near 0, and below
     p = logprobs.to(log_q.dtype).exp()
-    has_tail = ids.shape[1] < logits.shape[1]  # no tail, no mass, though rounding may leave some
-    p_tail = (1 - p.sum(-1, keepdim=True)).clamp(min=0) * has_tail
+    p_tail = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
+    p_tail *= ids.shape[1] < logits.shape[1]  # no tail, no mass, though rounding may leave some
     buckets = torch.cat((p, p_tail), 1)
-    log_q_buckets = torch.cat((log_q.gather(1, ids), log_q_tail if has_tail else p_tail), 1)
+    finite = log_q_tail.clamp(min=torch.finfo(log_q.dtype).min)  # for 0 * log 0 to be 0
+    log_q_buckets = torch.cat((log_q.gather(1, ids), finite), 1)
     if d is not None:
         p_full = tail.softmax(-1).mul_(p_tail).scatter_(1, ids, p)
         total = buckets.sum(-1, keepdim=True)  # 1, or above it by the rounding of logprobs
