@@ -95,6 +95,10 @@ def check(p: DistillConfig) -> None:
     if p.top_k and (p.divergence or p.kl_temperature != 1 or p.refresh_every):
         raise UserError("distill.top_k goes with divergence=0, kl_temperature=1 and refresh_every=0: forward KL, of "
                         "what is on disk")
+    if not 0 <= p.divergence <= 1:
+        raise UserError(f"distill.divergence must be between 0 and 1, not {p.divergence}")
+    if not any((p.dpo, p.kl_chosen, p.kl_rejected, p.nll)):
+        raise UserError("distill needs a term: dpo, kl_chosen, kl_rejected or nll must be above 0")
     if p.refresh_every and not p.problems:
         raise UserError("distill.refresh_every needs problems: new samples are scored as problems of a task")
 
@@ -200,7 +204,7 @@ class TopK:
         self.k, self.length = k, [len(pair.chosen) + len(pair.rejected) for pair in pairs]
         self.first, self.files = np.cumsum([0, *self.length]), {}
         for name, dtype in (("ids", np.int32), ("logprobs", np.float16)):
-            path, shape = folder / f"top_{name}.npy", (int(self.first[-1]), k)
+            path, shape = folder / f"top{k}_{name}.npy", (int(self.first[-1]), k)
             if not new and not path.is_file():
                 raise UserError(f"there is no {path}: name distill.teacher, or put the file there")
             file = self.files[name] = np.lib.format.open_memmap(path, "w+" if new else "r+", dtype, shape)
@@ -301,7 +305,7 @@ def score(model, pairs: list[Pair], batches: list[np.ndarray], p: DistillConfig,
         for part, rows in passes(pairs, mine, p, d.device):
             hidden, head = hidden_of(model, rows), model.lm_head.weight
             logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=model.cfg.kernels)
-            found |= {int(i): sums for i, sums in zip(mine[part], of_responses(logprobs, rows).tolist())}
+            found = dict(zip(mine[part].tolist(), of_responses(logprobs, rows).tolist())) | found  # the first stays
             if keep:
                 ids, logprobs = teacher_topk(hidden, head, keep.k)
                 ends = np.cumsum([keep.length[i] for i in mine[part]])[:-1]
@@ -315,8 +319,9 @@ def keep_scores(run: loop.Run, source: Path, teacher, pairs: list[Pair], batches
     """(pairs, 2, 2) float64: log-probabilities of chosen and rejected under reference and teacher, computed once and
     kept; nan for what is in no batch, or without a teacher. source: the reference's checkpoint. Writes TopK, too."""
     d, p = run.d, run.p
-    path = run.folder / f"frozen-{common.hash_of([history(pairs, source, p), p.top_k])}.npy"
-    if d.sum(float(path.is_file()))[0] < d.world:
+    path = run.folder / f"frozen-{common.hash_of([history(pairs, source, p), p.top_k, len(batches)])}.npy"
+    kept = path.is_file() and (teacher is None or not p.top_k or (run.folder / f"top{p.top_k}_logprobs.npy").is_file())
+    if d.sum(float(kept))[0] < d.world:
         reference, top = run.model if run.step == 0 else hf.frozen(d, source, p.dtype), None
         if p.top_k and teacher is not None:
             if d.is_main:
@@ -400,12 +405,17 @@ def main():
     source = hf.find(d, cfg.init_from or "sft", cfg.out)
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
+    if p.top_k > cfg.model.vocab_size:
+        raise UserError(f"distill.top_k={p.top_k} is more than the vocabulary of {cfg.model.vocab_size}")
     distills = p.kl_chosen + p.kl_rejected > 0
     teacher_source = hf.find(d, p.teacher, cfg.out) if p.teacher else None
     share_tokens = bool(teacher_source) and Tokenizer.load(teacher_source / "tokenizer.json").hash == tokenizer.hash
     if teacher_source and distills and not share_tokens:
         raise UserError(f"the teacher {teacher_source} has another tokenizer than {source}: its distribution is over "
                         "other tokens. Set distill.kl_chosen=0 and distill.kl_rejected=0 (preference alone)")
+    if share_tokens and distills and (theirs := hf.config_of(teacher_source).vocab_size) != cfg.model.vocab_size:
+        raise UserError(f"the teacher {teacher_source} has a vocabulary of {theirs}, the student one of "
+                        f"{cfg.model.vocab_size}: pad the smaller to the larger")
 
     problems = problems_of(p, cfg.scale)
     path = Path(p.pairs) if p.pairs else make_pairs(problems, source, teacher_source, share_tokens, p, folder, d)
@@ -433,14 +443,11 @@ def main():
 
     mine_of = lambda step: order(len(pairs), step * p.batch_pairs, p.batch_pairs, p.seed)[d.rank::d.world]
     teacher = hf.frozen(d, teacher_source, p.dtype) if share_tokens else None
-    if teacher is not None and teacher.cfg.vocab_size != cfg.model.vocab_size:
-        raise UserError(f"the teacher {teacher_source} has a vocabulary of {teacher.cfg.vocab_size}, the student one "
-                        f"of {cfg.model.vocab_size}: pad the smaller to the larger")
     first_epoch = [mine_of(step) for step in range(min(n_steps, -(-len(pairs) // p.batch_pairs)))]
     run.folder.mkdir(parents=True, exist_ok=True)
     frozen = keep_scores(run, source, teacher, pairs, first_epoch)
     guide = (TopK(run.folder, pairs, p.top_k) if p.top_k else teacher) if distills else None
-    reference = hf.frozen(d, source, p.dtype) if p.refresh_every and p.dpo else None
+    reference = hf.frozen(d, source, p.dtype) if p.refresh_every else None
 
     for step in run.steps(n_steps):
         base = step - step % p.refresh_every if p.refresh_every else -1

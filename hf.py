@@ -36,7 +36,7 @@ def load(path: str | Path, device="cpu", dtype: torch.dtype = torch.float32) -> 
     """
     one = common.Dist(0, 1, torch.device(device), None)
     folder = find(one, path)
-    model = meta_model(_config(folder)).to(dtype).to_empty(device=device)
+    model = meta_model(config_of(folder)).to(dtype).to_empty(device=device)
     _fill(one, model, folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     if tokenizer.n_vocab > model.cfg.vocab_size:
@@ -50,7 +50,7 @@ def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, folder:
     folder: as `find` gives it. Returns the base of RoPE that the weights were trained with, which may differ from the
     model's: stages set it. Raises UserError where they have another tokenizer, or another shape than the model.
     """
-    theirs = dataclasses.asdict(_config(folder))
+    theirs = dataclasses.asdict(config_of(folder))
     for key, ours in dataclasses.asdict(model.cfg).items():
         if ours != theirs[key] and key not in NOT_OF_THE_WEIGHTS:
             raise UserError(f"{folder} has {key} = {theirs[key]}, this run's model has {ours}: set model.{key}")
@@ -63,7 +63,7 @@ def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, folder:
 
 def frozen(d: common.Dist, folder: Path, dtype: str) -> Transformer:
     """A model that is not trained, its weights in dtype and sharded like the trained one; every rank calls it."""
-    model = meta_model(_config(folder)).to(getattr(torch, dtype)).requires_grad_(False)
+    model = meta_model(config_of(folder)).to(getattr(torch, dtype)).requires_grad_(False)
     common.shard_model(model, d, dtype, compile=False)
     _fill(d, model, folder)
     return model
@@ -82,7 +82,7 @@ def find(d: common.Dist, source: str | Path, out: Path = Path(".")) -> Path:
     return folder
 
 
-def _config(folder: Path) -> ModelConfig:
+def config_of(folder: Path) -> ModelConfig:
     if (folder / "config.json").is_file():
         return config_from_hf(folder)
     values = common.read_meta(folder).get("model", {}) | {"kernels": "auto"}  # this machine may not be that one

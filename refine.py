@@ -45,7 +45,7 @@ class RefineConfig(Settings):
     check_steps: bool = False    # chains with a false calculation are left out, too
     together: int = 1024         # instructions that are refined side by side
     folder: str = ""             # of what is made (default: out/<run>/refine)
-    practice: dict = field(default_factory=dict)  # for --practice: {"problems", "worked": {family: n}, "writer", "seed"}
+    practice: dict = field(default_factory=dict)  # of --practice: {"problems", "worked": {family: n}, "writer", "seed"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -72,8 +72,9 @@ sft = dict(
 
 # The teacher: tiny_teacher.py
 distill = dict(
-    teacher="teacher/sft", problems=dict(math=400, code=400, form=250, tools=250),
-    n_samples=4, temperature=1.0, max_new_tokens=80, context=256, batch_pairs=32, epochs=3, lr=5e-4,
+    teacher="teacher/sft", problems=dict(math=1000, code=800, form=500, tools=400),
+    n_samples=2, temperature=1.0, max_new_tokens=80, context=256, batch_pairs=32, epochs=2, lr=1e-3,
+    dpo=0.1,  # of a sum over some 40 tokens, beside two means over tokens: with 1 it alone decides, and harms
     log_every=10, prompts=sft["prompts"],
 )
 

@@ -72,13 +72,15 @@ def read_pairs(path: Path, tokenizer, context: int, on_bad_line: str = "skip") -
     """
     pairs, left_out = [], Counter()
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().split("\n")  # not splitlines(): JSON may hold U+2028 and the like
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the pairs in {path}: {error}") from None
     for number, line in enumerate(lines):
+        if not line.strip():
+            continue
         try:
             pair = _pair(json.loads(line), number, tokenizer)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             reason = "the line is cut or no JSON" if isinstance(error, json.JSONDecodeError) else (
                 f"{error} is missing" if isinstance(error, KeyError) else str(error))
             if on_bad_line == "stop":
@@ -94,6 +96,8 @@ def read_pairs(path: Path, tokenizer, context: int, on_bad_line: str = "skip") -
 
 
 def _pair(record: dict, number: int, tokenizer) -> Pair:
+    if not isinstance(record, dict):
+        raise ValueError("the line is no JSON object")
     prompt = record["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     ids = chat.render(messages, tokenizer, add_generation_prompt=True)
@@ -108,13 +112,21 @@ def _response(given, side: str, messages: list[dict], prompt: list[int], tokeniz
         if not all(isinstance(t, int) and 0 <= t < tokenizer.n_vocab for t in given["tokens"]):
             raise ValueError(f"{side} has tokens that this tokenizer does not have")
         return given["tokens"]
-    text = given["text"] if isinstance(given, dict) else given if isinstance(given, str) else given[-1]["content"]
+    said = given[-1] if isinstance(given, list) and given else {
+        "content": given["text"] if isinstance(given, dict) else given}
+    if said.get("role", "assistant") != "assistant":
+        raise ValueError(f"{side} must end with an assistant's message")
+    text = said["content"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{side} is empty: it needs at least one token after the prompt")
+    if after_thoughts(text) is None:
+        raise ValueError(f"{side} never closes its <think>")
     thoughts, content = split(text)
-    whole = chat.render([*messages, {"role": "assistant", "content": content, "reasoning": thoughts}], tokenizer)
+    answer = said | {"role": "assistant", "content": content, "reasoning": said.get("reasoning") or thoughts}
+    whole = chat.render([*messages, answer], tokenizer)
     end = len(whole) - whole[::-1].index(tokenizer.special["<|im_end|>"])  # no line break behind it
-    assert whole[:len(prompt)] == prompt
+    if whole[:len(prompt)] != prompt:
+        raise ValueError(f"{side} begins with blanks that are one token with the prompt's end")
     return whole[len(prompt):end]
 
 

@@ -267,5 +267,6 @@ def test_packed_rows_give_what_single_sequences_do():
             hidden = model(torch.tensor([pair.prompt + response]))[0, len(pair.prompt) - 1:-1]
             ours = packed[rows.sequence == i]
             torch.testing.assert_close(ours, hidden, rtol=1e-9, atol=1e-9)
-            a, b = ((h @ model.lm_head.weight.T).log_softmax(-1)[range(len(response)), response] for h in (ours, hidden))
+            a, b = ((states @ model.lm_head.weight.T).log_softmax(-1)[range(len(response)), response]
+                    for states in (ours, hidden))
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
