@@ -302,7 +302,7 @@ DPD_ARMS = {  # arm -> (what it is, settings)
     "g": ("distillation on fresh samples of the student (GKD)",
           _NONE | dict(kl_rejected=1.0, refresh_every=1, negatives="any")),
 }
-DPD_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+DPD_RATES = (5e-5, 2.5e-4, 5e-4, 1e-3, 2e-3)
 
 
 @dataclass(frozen=True)
