@@ -20,7 +20,6 @@ Shapes: B rows of a micro-batch, T context, C width, P pairs of a micro-batch, N
 import dataclasses
 import json
 import math
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,9 @@ import loop
 import report
 from common import UserError
 from data import sandbox, tasks
-from data.pairs import CHOSEN, REJECTED, SIDES, Pair, negative, order, pack, positive, read_pairs, record_of
+from data.packing import pack
+from data.pairs import (CHOSEN, REJECTED, SIDES, Pair, TopK, negative, order, positive, read_pairs, record_of,
+                        sequences_of)
 from data.tokenizer import Tokenizer
 from evaluate import EvaluateConfig, evaluate, prompt_of, table, without_rows
 from generate import sample
@@ -166,6 +167,8 @@ def make_pairs(problems: list, student: Path, teacher: Path, share_tokens: bool,
             rest = ", ".join(f"{reason} {n}" for reason, n in found.items() if reason != "pairs")
             print(f"{task:10}{found.total():8}{found['pairs']:7}{right(by_teacher, task):9.2f}"
                   f"{right(by_student, task):9.2f}   {rest}")
+        wrote = lambda samples: sum(len(s["tokens"]) for each in samples for s in each)
+        print(f"the teacher wrote {wrote(by_teacher):,} tokens, the student {wrote(by_student):,}")
         if not records:
             raise UserError("no prompt gave a pair: the teacher must be right where the student is wrong. Take more "
                             "prompts or samples, harder problems, or a better teacher")
@@ -196,46 +199,17 @@ def distillation_loss(divergence: torch.Tensor, of_side: torch.Tensor, n_tokens:
     return (divergence * of_side).sum() / n_tokens
 
 
-class TopK:
-    """The teacher's k likeliest tokens at each response token of each pair, most likely first: files of k ids (int32)
-    and k log-probabilities (float16), 6 bytes * k a token, the pairs' chosen and rejected one after the other."""
-
-    def __init__(self, folder: Path, pairs: list[Pair], k: int, new: bool = False):
-        self.k, self.length = k, [len(pair.chosen) + len(pair.rejected) for pair in pairs]
-        self.first, self.files = np.cumsum([0, *self.length]), {}
-        for name, dtype in (("ids", np.int32), ("logprobs", np.float16)):
-            path, shape = folder / f"top{k}_{name}.npy", (int(self.first[-1]), k)
-            if not new and not path.is_file():
-                raise UserError(f"there is no {path}: name distill.teacher, or put the file there")
-            file = self.files[name] = np.lib.format.open_memmap(path, "w+" if new else "r+", dtype, shape)
-            if file.shape != shape:
-                raise UserError(f"{path} has the shape {file.shape}, these pairs and top_k need {shape}: delete it")
-
-    def of(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """ids and log-probabilities, (N, k) each, in the order of pack()."""
-        at = np.concatenate([self.first[i] + np.arange(self.length[i]) for i in pairs])
-        return self.files["ids"][at], self.files["logprobs"][at]
-
-
 def passes(pairs: list[Pair], mine: np.ndarray, p: DistillConfig, device):
     """(places in `mine`, rows as tensors) of each forward pass: equally many on all ranks."""
     size = p.micro_pairs or len(mine)
     for first in range(0, len(mine), size):
         part = slice(first, first + size)
-        rows = pack([pairs[i] for i in mine[part]], p.context)
-        yield part, {key: torch.from_numpy(value).to(device, non_blocking=True)
-                     for key, value in dataclasses.asdict(rows).items()}
-
-
-def hidden_of(model, rows: dict) -> torch.Tensor:
-    """Hidden states (N, C) that predict the response tokens."""
-    return model(rows["tokens"], rows["doc_start"]).flatten(0, 1)[rows["positions"]]
+        yield part, loop.as_tensors(pack(sequences_of([pairs[i] for i in mine[part]]), p.context), device)
 
 
 def of_responses(values: torch.Tensor, rows: dict) -> torch.Tensor:
     """Sums (P, 2) over each response of values (N,) of its tokens."""
-    n = int(rows["sequence"][-1]) + 1
-    return values.new_zeros(n).index_add(0, rows["sequence"], values).view(-1, 2)
+    return loop.by_sequence(values, rows, int(rows["sequence"][-1]) + 1).view(-1, 2)
 
 
 def train_step(model, teacher, pairs: list[Pair], mine: np.ndarray, frozen: np.ndarray, p: DistillConfig,
@@ -275,10 +249,10 @@ def train_step(model, teacher, pairs: list[Pair], mine: np.ndarray, frozen: np.n
 def compare(model, teacher, rows: dict, which: np.ndarray, p: DistillConfig) -> tuple:
     """The student's log-probabilities of the response tokens (N,), and its divergence from the teacher there (N,), or
     None without one."""
-    hidden, head, kernels = hidden_of(model, rows), model.lm_head.weight, model.cfg.kernels
+    hidden, head, kernels = loop.hidden_of(model, rows), model.lm_head.weight, model.cfg.kernels
     if isinstance(teacher, torch.nn.Module):
         with torch.no_grad():
-            target = hidden_of(teacher, rows)
+            target = loop.hidden_of(teacher, rows)
         return linear_logprobs_kl(hidden, head, rows["targets"], target, teacher.lm_head.weight, p.divergence,
                                   p.kl_temperature, kernels)
     logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=kernels)
@@ -303,7 +277,7 @@ def score(model, pairs: list[Pair], batches: list[np.ndarray], p: DistillConfig,
     found = {}
     for mine in batches:
         for part, rows in passes(pairs, mine, p, d.device):
-            hidden, head = hidden_of(model, rows), model.lm_head.weight
+            hidden, head = loop.hidden_of(model, rows), model.lm_head.weight
             logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=model.cfg.kernels)
             found = dict(zip(mine[part].tolist(), of_responses(logprobs, rows).tolist())) | found  # the first stays
             if keep:
@@ -378,27 +352,13 @@ def refresh(run: loop.Run, problems: list, pairs: list[Pair], step: int, n_steps
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
-@dataclass
-class Stage:
-    """The one stage of this phase, and its plan."""
-    n_steps: int
-    lr: list
-    curve: str
-    name: str = "DPD"
-    first_step: int = 0
-
-    @property
-    def end_step(self) -> int:
-        return self.n_steps
-
-
 def main():
     cfg = common.load_config(__doc__, flags={"prepare": "sample, choose pairs, and stop"} | sandbox.FLAG,
                              model=ModelConfig, distill=DistillConfig, evaluate=EvaluateConfig)
     sandbox.UNSAFE = cfg.unsafe_exec
     p, folder = cfg.distill, cfg.out / "distill"
     check(p)
-    loop.check_settings("distill", p, [Stage(0, [1, p.lr_end], p.curve)])
+    loop.check_settings("distill", p, [loop.OneStage(0, [1, p.lr_end], p.curve)])
     d = common.init_distributed(p.dtype, p.shard_size)
     if p.batch_pairs % d.world:
         raise UserError(f"distill.batch_pairs={p.batch_pairs} is no multiple of the {d.world} processes")
@@ -430,7 +390,7 @@ def main():
         return
 
     run = loop.Run("distill", cfg, p, tokenizer, source / "tokenizer.json", d)
-    past, stage = history(pairs, source, p), Stage(n_steps, [1, p.lr_end], p.curve)
+    past, stage = history(pairs, source, p), loop.OneStage(n_steps, [1, p.lr_end], p.curve, "DPD")
     newest = common.find_checkpoint(d, run.folder)
     if newest:
         run.resume(newest, True, lambda step: past)
@@ -482,8 +442,11 @@ def grade_teacher(run: loop.Run, source: Path) -> None:
     scores = evaluate(model, tokenizer, dataclasses.replace(run.cfg.evaluate, form="chat"), run.d)
     if run.d.is_main:
         print(f"the teacher, {sum(x.numel() for x in model.parameters()):,} parameters\n{table(scores)}", flush=True)
-        meta = common.read_meta(source) if (source / "meta.json").is_file() else {}
-        cost = {key: meta[key] for key in ("step", "seconds", "command") if key in meta}
+        cost = {}
+        if (source / "meta.json").is_file():
+            meta, steps = common.read_meta(source), common.read_metrics(source.parent)
+            cost = {key: meta[key] for key in ("step", "seconds", "command")} | {
+                "trained_tokens": sum(line.get("tokens", 0) for line in steps)}
         common.write_atomic(run.folder / "teacher.json", json.dumps(without_rows(scores) | {"cost": cost}))
 
 

@@ -46,6 +46,20 @@ class TrainConfig:
     prompts: list = field(default_factory=list)  # texts that are answered at each evaluation
 
 
+@dataclass
+class OneStage:
+    """The stage of a phase that has but one, and its plan: what learning_rate and Run ask for."""
+    n_steps: int
+    lr: list
+    curve: str
+    name: str = ""
+    first_step: int = 0
+
+    @property
+    def end_step(self) -> int:
+        return self.first_step + self.n_steps
+
+
 CURVES = {
     "linear": lambda x: x,
     "1-sqrt": math.sqrt,
@@ -112,6 +126,22 @@ def micro_batches(model, shape: tuple[int, int], p: TrainConfig) -> Iterator[sli
     for first in range(0, n_rows, per_pass):
         common.set_gradient_sync(model, last_micro_batch=first + per_pass >= n_rows)
         yield slice(first, first + per_pass)
+
+
+def as_tensors(rows, device) -> dict[str, torch.Tensor]:
+    """The arrays of data.packing.Rows on a device."""
+    return {key: torch.from_numpy(value).to(device, non_blocking=True)
+            for key, value in dataclasses.asdict(rows).items()}
+
+
+def hidden_of(model, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Hidden states (N, C) that predict the response tokens of packed rows."""
+    return model(rows["tokens"], rows["doc_start"]).flatten(0, 1)[rows["positions"]]
+
+
+def by_sequence(values: torch.Tensor, rows: dict[str, torch.Tensor], n: int) -> torch.Tensor:
+    """Sums (n,) over each sequence of values (N,) of its response tokens."""
+    return values.new_zeros(n).index_add(0, rows["sequence"], values)
 
 
 def continuations(model, tokenizer, prompts: list[list[int]], seed: int, length: int = 60) -> list[str]:

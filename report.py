@@ -163,6 +163,21 @@ def gain(folder: Path) -> str:
     return "\n".join(rows) + f"\naccuracy (avg@{first['k']} ± s.e.) on the same {first['n']} held-out problems a task"
 
 
+def pipeline(out: Path) -> str:
+    """Held-out accuracy of each task after each phase, as text: what was gained, what forgotten."""
+    rows = {}
+    for phase in ("pretrain", "sft", "distill"):
+        for line in common.read_metrics(out / phase):
+            if line.get("scores"):
+                rows[phase] = line["scores"]
+    names = list(dict.fromkeys(task for scores in rows.values() for task in scores))
+    text = [f"{'after':16}" + "".join(f"{task:>15}" for task in names) + "   problems"]
+    for phase, scores in rows.items():
+        cells = (f"{scores[t]['avg']:8.3f} ±{scores[t]['stderr']:.3f}" if t in scores else "" for t in names)
+        text.append(f"{phase:16}" + "".join(f"{cell:>15}" for cell in cells) + f"{next(iter(scores.values()))['n']:11}")
+    return "\n".join(text)
+
+
 def append(name: str, *lines: dict) -> None:
     """Appends lines to results/<name>.jsonl."""
     Path("results").mkdir(exist_ok=True)
@@ -183,6 +198,7 @@ def main():
     evaluated = {phase: [line for line in common.read_metrics(cfg.out / phase) if "scores" in line] for phase in phases}
     if not any(evaluated.values()):
         raise common.UserError(f"no evaluation in {cfg.out}/*/metrics.jsonl yet")
+    print(pipeline(cfg.out))
     for phase, lines in evaluated.items():
         folder = cfg.out / phase
         if lines:

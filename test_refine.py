@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import common
 import generate
 import hf
 import refine

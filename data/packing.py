@@ -223,3 +223,35 @@ def batch(plan: StagePlan, pools: dict[str, Pool], step: int, rank: int = 0, wor
             made.targets[i, predicting] = np.where(weights > 0, tokens[1:], IGNORE)
             begin = place.stop
     return made
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts with responses that are scored or trained: distill.py, reward.py, rl.py
+
+@dataclass
+class Rows:
+    """Sequences in packed rows; attention stays inside of each. N response tokens in all, in the sequences' order."""
+    tokens: np.ndarray     # (B, T) int64
+    doc_start: np.ndarray  # (B, T) int32: where in the row each position's sequence begins; padding: itself
+    positions: np.ndarray  # (N,) int64: places in the flattened rows that predict the response tokens
+    targets: np.ndarray    # (N,) int64: these tokens
+    sequence: np.ndarray   # (N,) int64: which sequence each is of
+
+
+def pack(sequences: list[tuple[list[int], list[int]]], context: int) -> Rows:
+    """(prompt, response) token ids, each response of one token at least, in rows of `context` tokens."""
+    lengths = np.array([len(prompt) + len(response) for prompt, response in sequences])
+    filled = first_fit_decreasing(lengths, context)
+    tokens = np.zeros((len(filled), context), np.int64)
+    doc_start = np.tile(np.arange(context, dtype=np.int32), (len(filled), 1))
+    positions = [None] * len(sequences)
+    for row, members in enumerate(filled):
+        begin = 0
+        for i in members:
+            (prompt, response), end = sequences[i], begin + lengths[i]
+            tokens[row, begin:end], doc_start[row, begin:end] = prompt + response, begin
+            positions[i] = row * context + np.arange(begin + len(prompt), end) - 1
+            begin = end
+    return Rows(tokens, doc_start, np.concatenate(positions),
+                np.concatenate([np.array(response) for _, response in sequences]),
+                np.repeat(np.arange(len(sequences)), [len(response) for _, response in sequences]))

@@ -12,7 +12,6 @@ import numpy as np
 
 from common import UserError
 from data import chat
-from data.packing import first_fit_decreasing
 from data.refine import split
 from data.tasks import after_thoughts
 
@@ -131,7 +130,7 @@ def _response(given, side: str, messages: list[dict], prompt: list[int], tokeniz
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which pairs a step takes, and their rows
+# Which pairs a step takes
 
 def order(n: int, first: int, count: int, seed: int) -> np.ndarray:
     """Pairs first … first + count - 1 of an endless stream of n, each epoch another permutation: (count,) int64."""
@@ -140,32 +139,30 @@ def order(n: int, first: int, count: int, seed: int) -> np.ndarray:
     return stream[first - first // n * n:][:count]
 
 
-@dataclass
-class Rows:
-    """Both sides of P pairs in packed rows; attention stays inside of each sequence. N response tokens in all, those
-    of pair 0's chosen, its rejected, pair 1's chosen, …"""
-    tokens: np.ndarray     # (B, T) int64
-    doc_start: np.ndarray  # (B, T) int32: where in the row each position's sequence begins; padding: itself
-    positions: np.ndarray  # (N,) int64: places in the flattened rows that predict the response tokens
-    targets: np.ndarray    # (N,) int64: these tokens
-    sequence: np.ndarray   # (N,) int64: 2 * pair + side
+def sequences_of(pairs: list[Pair]) -> list[tuple[list[int], list[int]]]:
+    """(prompt, response) of both sides of each pair, as data.packing.pack takes them: sequence 2 * pair + side."""
+    return [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
 
 
-def pack(pairs: list[Pair], context: int) -> Rows:
-    """Rows of `context` tokens by first-fit-decreasing."""
-    sequences = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
-    lengths = np.array([len(prompt) + len(response) for prompt, response in sequences])
-    filled = first_fit_decreasing(lengths, context)
-    tokens = np.zeros((len(filled), context), np.int64)
-    doc_start = np.tile(np.arange(context, dtype=np.int32), (len(filled), 1))
-    positions = [None] * len(sequences)
-    for row, members in enumerate(filled):
-        begin = 0
-        for i in members:
-            (prompt, response), end = sequences[i], begin + lengths[i]
-            tokens[row, begin:end], doc_start[row, begin:end] = prompt + response, begin
-            positions[i] = row * context + np.arange(begin + len(prompt), end) - 1
-            begin = end
-    return Rows(tokens, doc_start, np.concatenate(positions),
-                np.concatenate([np.array(response) for _, response in sequences]),
-                np.repeat(np.arange(len(sequences)), [len(response) for _, response in sequences]))
+# ---------------------------------------------------------------------------------------------------------------------
+# A teacher on disk
+
+class TopK:
+    """The teacher's k likeliest tokens at each response token of each pair, most likely first: files of k ids (int32)
+    and k log-probabilities (float16), 6 bytes * k a token, the pairs' chosen and rejected one after the other."""
+
+    def __init__(self, folder: Path, pairs: list[Pair], k: int, new: bool = False):
+        self.k, self.length = k, [len(pair.chosen) + len(pair.rejected) for pair in pairs]
+        self.first, self.files = np.cumsum([0, *self.length]), {}
+        for name, dtype in (("ids", np.int32), ("logprobs", np.float16)):
+            path, shape = folder / f"top{k}_{name}.npy", (int(self.first[-1]), k)
+            if not new and not path.is_file():
+                raise UserError(f"there is no {path}: name distill.teacher, or put the file there")
+            file = self.files[name] = np.lib.format.open_memmap(path, "w+" if new else "r+", dtype, shape)
+            if file.shape != shape:
+                raise UserError(f"{path} has the shape {file.shape}, these pairs and top_k need {shape}: delete it")
+
+    def of(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ids and log-probabilities, (N, k) each, in the order of pack()."""
+        at = np.concatenate([self.first[i] + np.arange(self.length[i]) for i in pairs])
+        return self.files["ids"][at], self.files["logprobs"][at]

@@ -7,7 +7,8 @@ import torch
 
 from common import UserError
 from data import chat, tasks
-from data.pairs import CHOSEN, REJECTED, Pair, negative, order, pack, positive, read_pairs, record_of
+from data.packing import pack
+from data.pairs import CHOSEN, REJECTED, Pair, negative, order, positive, read_pairs, record_of, sequences_of
 from data.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer, init_weights
 
@@ -227,7 +228,7 @@ def made_up(n: int, context: int, seed: int = 0) -> list[Pair]:
 def test_every_response_token_is_predicted_once_from_the_one_before_it():
     """Sequences are read back from rows and doc_start alone."""
     context, pairs = 64, made_up(50, 64)
-    rows = pack(pairs, context)
+    rows = pack(sequences_of(pairs), context)
     flat, starts = rows.tokens.ravel(), rows.doc_start.ravel()
     responses = [response for pair in pairs for response in (pair.chosen, pair.rejected)]
     assert rows.targets.tolist() == [t for response in responses for t in response]
@@ -247,7 +248,7 @@ def test_every_response_token_is_predicted_once_from_the_one_before_it():
 
 
 def test_rows_are_filled():
-    rows = pack(made_up(256, 1024), 1024)
+    rows = pack(sequences_of(made_up(256, 1024)), 1024)
     assert (rows.tokens != 0).mean() > 0.97
 
 
@@ -257,7 +258,7 @@ def test_packed_rows_give_what_single_sequences_do():
     init_weights(model, 0)
     model.double()
     pairs = made_up(8, 48)
-    rows = pack(pairs, 48)
+    rows = pack(sequences_of(pairs), 48)
     assert len(rows.tokens) < 2 * len(pairs)
     with torch.no_grad():
         packed = model(torch.from_numpy(rows.tokens), torch.from_numpy(rows.doc_start)).flatten(0, 1)[rows.positions]
