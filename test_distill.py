@@ -305,11 +305,12 @@ def test_make_pairs(monkeypatch, tmp_path, capsys):
         "rejected": {"text": "wrong", "score": 0.0, "logprob": -1.0, "tokens": [*b"wrong"],
                      "writer": str(tmp_path / "sft")}}
     assert (last["number"], last["task"], last["rejected"]["text"]) == (3, "form", "half")
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, *lines, wrote = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["task", "prompts", "pairs", "teacher", "student"]
     assert [line.split() for line in lines] == [
         "math 2 1 0.50 0.25 teacher never right 1".split(),
         "form 2 1 1.00 0.50 student never clearly worse 1".split()]
+    assert wrote.startswith("the teacher wrote 28 tokens, the student ")
 
 
 def test_tokens_of_another_tokenizer_are_not_kept(monkeypatch, tmp_path):
@@ -434,7 +435,8 @@ def test_what_a_user_sees(base, whole):
     assert re.search(r"task +before +asked in +after +gain\nmath .* chat ", whole)
     assert "picture: out/dpd/distill/loss.png" in whole and (folder / "loss.png").stat().st_size > 5000
     teacher = json.loads((folder / "teacher.json").read_text())
-    assert teacher["math"]["n"] == 4 and teacher["cost"].keys() == {"step", "seconds", "command"}
+    assert teacher["math"]["n"] == 4 and teacher["cost"].keys() == {"step", "seconds", "command", "trained_tokens"}
+    assert teacher["cost"]["trained_tokens"] > 10_000
     assert len(steps) == 5 and all(line.keys() == steps[0].keys() for line in steps)
     assert steps[0].keys() >= {
         "loss", "dpo", "kl_chosen", "kl_rejected", "nll", "margin", "accuracy", "chosen_tokens", "rejected_tokens",
