@@ -130,6 +130,34 @@ def plot_distill(folder: Path, name: str, seed: int) -> Path:
     return save_figure(figure, folder / "loss.png")
 
 
+def plot_rl(folder: Path, name: str, seed: int, plans: list) -> Path:
+    """Draws loss.png of reinforcement learning: reward, entropy, lengths and held-out accuracy by step."""
+    lines = common.read_metrics(folder)
+    steps, scored = [line for line in lines if "reward" in line], [line for line in lines if line.get("scores")]
+    spans = [(plan.name, plan.first_step, plan.end_step) for plan in plans]
+    figure, (reward, accuracy, entropy, length) = new_figure(4)
+    for i, (axis, key, label) in enumerate([
+            (reward, "reward", "mean reward"), (reward, "all_right", "groups all right"),
+            (reward, "all_wrong", "groups all wrong"), (reward, "win_rate", "win rate"), (reward, "rubric", "rubric"),
+            (entropy, "entropy", "entropy (nats a token)"), (length, "length", "all"),
+            (length, "length_right", "right"), (length, "length_wrong", "wrong")]):
+        some = [line for line in steps if line.get(key) is not None]
+        if some:
+            axis.plot([line["step"] for line in some], [line[key] for line in some], color=COLORS[i], label=label)
+    for i, task in enumerate(scored[-1]["scores"] if scored else []):
+        accuracy.errorbar([line["step"] for line in scored], [line["scores"][task]["avg"] for line in scored],
+                          [line["scores"][task]["stderr"] for line in scored], fmt="o-", capsize=3, color=COLORS[i],
+                          label=task)
+    reward.set(ylabel="rollouts", ylim=(-0.02, 1.02))
+    accuracy.set(ylabel="held-out score (avg@k ± s.e.)", ylim=(-0.02, 1.02))
+    length.set(ylabel="tokens a response", xlabel="step")
+    for axis in (reward, accuracy, entropy, length):
+        _stages(axis, spans, names=axis is reward)
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{name}, seed {seed}: reinforcement learning")
+    return save_figure(figure, folder / "loss.png")
+
+
 def run_table(folder: Path) -> str:
     """Held-out loss and accuracy at each evaluation of a phase, as text."""
     evals = [line for line in common.read_metrics(folder) if "validation" in line]
@@ -148,12 +176,19 @@ def run_table(folder: Path) -> str:
     return "held-out bits per byte" + note + "\n" + "\n".join(rows)
 
 
+def evaluations(folder: Path) -> list[dict]:
+    """The lines of a phase's metrics, after the scores that it began with."""
+    before = folder / "before.json"
+    start = [{"stage": "", "scores": json.loads(before.read_text())}] if before.is_file() else []
+    return start + common.read_metrics(folder)
+
+
 def gain(folder: Path) -> str:
     """Accuracy of each task before a phase and after it, as text; "" where it was not evaluated before."""
-    if not (folder / "before.json").is_file():
+    after = [line["scores"] for line in common.read_metrics(folder) if line.get("scores")]
+    if not after or not (folder / "before.json").is_file():
         return ""
-    before = json.loads((folder / "before.json").read_text())
-    after = [line for line in common.read_metrics(folder) if line.get("scores")][-1]["scores"]
+    before, after = json.loads((folder / "before.json").read_text()), after[-1]
     rows = [f"{'task':10}{'before':>16}  {'asked in':10}{'after':>16}{'gain':>8}"]
     for task, b in before.items():
         a = after[task]
@@ -164,12 +199,12 @@ def gain(folder: Path) -> str:
 
 
 def pipeline(out: Path) -> str:
-    """Held-out accuracy of each task after each phase, as text: what was gained, what forgotten."""
+    """Accuracy of each task after each phase and each stage of RL, as text: what was gained, and what forgotten."""
     rows = {}
-    for phase in ("pretrain", "sft", "distill"):
+    for phase in ("pretrain", "sft", "distill", "rl"):
         for line in common.read_metrics(out / phase):
             if line.get("scores"):
-                rows[phase] = line["scores"]
+                rows[f"rl: {line['stage']}" if phase == "rl" else phase] = line["scores"]
     names = list(dict.fromkeys(task for scores in rows.values() for task in scores))
     text = [f"{'after':16}" + "".join(f"{task:>15}" for task in names) + "   problems"]
     for phase, scores in rows.items():
@@ -194,7 +229,7 @@ def record(name: str, meta: dict, **result) -> None:
 
 def main():
     cfg = common.load_config(__doc__, flags={"record": "append each phase's last evaluation to results/<phase>.jsonl"})
-    phases = {"pretrain": run_table, "sft": gain, "distill": gain}
+    phases = {"pretrain": run_table, "sft": gain, "distill": gain, "rl": gain}
     evaluated = {phase: [line for line in common.read_metrics(cfg.out / phase) if "scores" in line] for phase in phases}
     if not any(evaluated.values()):
         raise common.UserError(f"no evaluation in {cfg.out}/*/metrics.jsonl yet")

@@ -78,4 +78,20 @@ distill = dict(
     log_every=10, prompts=sft["prompts"],
 )
 
+# Labels with noise that favours the longer reply, as people's do
+reward = dict(
+    preferences=[dict(taste=3000, noise=0.15, seed=6)], held_out=[dict(taste=500, seed=7)],
+    context=256, batch_pairs=32, epochs=1, lr=1e-3, log_every=20,
+)
+
+rl = dict(
+    stages=[
+        dict(name="STEM", problems=dict(math=160), steps=24),
+        dict(name="coding", problems=dict(code=160), steps=24),
+        dict(name="preference", problems=dict(taste=128), steps=24, reward="pairwise"),
+    ],
+    judge="reward", group_size=8, batch_groups=16, max_new_tokens=72, context=256, lr=2e-4, log_every=8,
+    eval_problems=128,
+)
+
 evaluate = dict(n_problems=256, k=4, max_new_tokens=64)

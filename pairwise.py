@@ -1,0 +1,100 @@
+"""The pairwise reward model in use: asks a checkpoint which of two responses is better, and makes rewards of that.
+
+The report (arXiv 2512.06266, RL) has a dedicated model that answers in a few tokens, for speed and because it is harder
+to hack; how it is trained and how its verdicts become rewards is not published: our choice. reward.py trains it.
+"""
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import loop
+from common import UserError
+from data import chat
+from data.packing import pack
+
+PROMPT = "{question}\nA: {a}\nB: {b}\nBetter:"
+LETTERS = ("A", "B")
+
+
+def verdicts(tokenizer) -> tuple[int, int]:
+    """The token of each verdict. It follows the opened turn of the assistant as a token of its own, so it cannot merge
+    with what is before it."""
+    ids = [tokenizer.encode(letter) for letter in LETTERS]
+    if any(len(each) != 1 for each in ids):
+        raise UserError(f"{tokenizer.name} has no single token for each of {' and '.join(LETTERS)}: no verdict of one "
+                        "token can be had of it")
+    return tuple(each[0] for each in ids)
+
+
+def prompt_of(question: str, a: str, b: str, tokenizer) -> list[int]:
+    message = {"role": "user", "content": PROMPT.format(question=question, a=a, b=b)}
+    return chat.render([message], tokenizer, add_generation_prompt=True)
+
+
+class Judge:
+    """Probabilities that the first of two responses is the better one, in the order given; each is asked for once.
+
+    model: a plain module on this rank. context: tokens of a packed row; longer pairs get 0.5, and are counted.
+    """
+
+    def __init__(self, model, tokenizer, context: int, max_rows: int = 32):
+        self.model, self.tokenizer, self.context, self.max_rows = model, tokenizer, context, max_rows
+        self.letters, self.known, self.too_long = verdicts(tokenizer), {}, 0
+
+    @torch.inference_mode()
+    def __call__(self, asked: list[tuple[str, str, str]]) -> np.ndarray:
+        """(question, one, other) of each -> P(one is better): (n,) float64."""
+        new = [key for key in dict.fromkeys(asked) if key not in self.known]
+        prompts = [prompt_of(*key, self.tokenizer) for key in new]
+        fits = [len(prompt) < self.context for prompt in prompts]
+        self.too_long += len(fits) - sum(fits)
+        self.known |= {key: 0.5 for key, fit in zip(new, fits) if not fit}
+        new, prompts = ([x for x, fit in zip(xs, fits) if fit] for xs in (new, prompts))
+        weight = self.model.lm_head.weight[list(self.letters)]  # (2, C): no other logits are needed
+        per_pass = max(1, self.max_rows * self.context // max(map(len, prompts), default=1))
+        for first in range(0, len(new), per_pass):
+            part = slice(first, first + per_pass)
+            rows = pack([(prompt, [self.letters[0]]) for prompt in prompts[part]], self.context)
+            hidden = loop.hidden_of(self.model, loop.as_tensors(rows, weight.device))
+            chances = (hidden @ weight.T).double().softmax(-1)[:, 0].tolist()
+            self.known |= dict(zip(new[part], chances))
+        return np.array([self.known[key] for key in asked])
+
+
+@dataclass
+class Verdicts:
+    """Of one group of responses."""
+    rewards: np.ndarray  # (G,): the share of comparisons won, both orders counted half; their mean is about 0.5
+    disagreement: float  # mean difference of the two orders' verdicts: how far the judge may be trusted
+
+
+def group_rewards(judge: Judge, groups: list[tuple[str, list[str]]], opponents: int, seed: int) -> list[Verdicts]:
+    """Each response against others of its group: reward = mean over these of (P(i beats j) + P(j does not beat i)) / 2.
+
+    groups: (question, responses). opponents: of each, drawn without replacement; 0: all of the group.
+    """
+    rng, matches = np.random.default_rng(seed), []
+    for question, responses in groups:
+        for i in range(len(responses)):
+            others = [j for j in range(len(responses)) if j != i]
+            drawn = others if not opponents else rng.permutation(others)[:opponents].tolist()
+            matches.append([(responses[i], responses[j]) for j in drawn])
+    questions = [question for question, responses in groups for _ in responses]
+    asked = [(question, *pair) for question, pairs in zip(questions, matches) for pair in pairs]
+    forth = judge(asked)
+    back = 1 - judge([(question, b, a) for question, a, b in asked])
+    ends = np.cumsum([0, *map(len, matches)])
+    mean = lambda values, i: float(values[ends[i]:ends[i + 1]].mean()) if ends[i] < ends[i + 1] else 0.5
+    found, numbers = [], itertools.count()
+    for _, responses in groups:
+        mine = list(itertools.islice(numbers, len(responses)))
+        found.append(Verdicts(np.array([mean((forth + back) / 2, i) for i in mine]),
+                              float(np.mean([mean(abs(forth - back), i) for i in mine]))))
+    return found
+
+
+def win_rates(judge: Judge, asked: list[tuple[str, str, str]]) -> np.ndarray:
+    """(question, response, reference) of each -> how surely the response wins, both orders: (n,)."""
+    return (judge(asked) + 1 - judge([(question, b, a) for question, a, b in asked])) / 2

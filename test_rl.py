@@ -1,0 +1,671 @@
+"""rl.py by its real command, its losses beside TRL's and plain PyTorch on full logits, its rewards beside cheats.
+
+A model that was pre-trained for seconds answers nothing right and ends no response: toy() has rewards that any text may
+earn, and many tokens that end one. All else is the real thing.
+"""
+import contextlib
+import io
+import json
+import math
+import re
+import shutil
+import signal
+import sys
+import zlib
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import common
+import hf
+import rl
+from common import UserError
+from conftest import ROOT
+from data import tasks
+from data.tasks import taste
+from data.tokenizer import TokenizerConfig, train_tokenizer
+from generate import sample
+from model import ModelConfig, Transformer, init_weights
+from rl import LOSSES, RlConfig, Rollout, Stage, advantages, logprobs_of, policy_loss, roll_out, train_step
+
+ONE = common.Dist(0, 1, torch.device("cpu"), None)
+V = 90
+MATH, TASTE = (tasks.family(name).problems("train", 17, 0) for name in ("math", "taste"))
+
+
+def settings(**changes) -> RlConfig:
+    return RlConfig(**dict(stages=[], context=40, max_new_tokens=9) | changes)
+
+
+def rollout(reward=None, n=3, problem=MATH[0], text="", **more) -> Rollout:
+    return Rollout(problem, [1, 2], [3] * n, [-1.0] * n, **dict(finish="stop", text=text, reward=reward) | more)
+
+
+# ---- the loss of tokens
+
+@pytest.fixture(scope="module")
+def tokens():
+    """Responses of uneven lengths, the second and the fourth cut off, far from the policy that sampled them."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([7, 3, 1, 5, 6, 2])
+    now = -2 * torch.rand(6, 7, generator=generator).double()
+    old = now + 0.5 * torch.randn(6, 7, generator=generator).double()
+    old[2] = now[2] - 0.4  # better than the mean, and much likelier by now: the whole response is clipped
+    return SimpleNamespace(
+        n=6, mask=torch.arange(7) < lengths[:, None], weight=torch.tensor([1, 0, 1, 0, 1, 1]).double(),
+        now=now.clone().requires_grad_(), old=old,
+        advantage=torch.tensor([1.5, -2, 0.5, 1, -1, -0.25]).double(), n_rows=4.0, n_tokens=16.0)
+
+
+def ours(t, p: RlConfig, reference=None) -> tuple:
+    rows = {"sequence": torch.arange(t.n)[:, None].expand_as(t.mask)[t.mask]}
+    return policy_loss(t.now[t.mask], t.old[t.mask], rows, t.advantage, t.weight, reference, t.n_tokens, t.n_rows, p)
+
+
+def assert_same(t, our_loss, their_loss) -> None:
+    assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-12) and abs(our_loss) > 0.01
+    a, b = (torch.autograd.grad(loss, t.now, retain_graph=True)[0] for loss in (our_loss, their_loss))
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+    assert (a != 0).sum() > 5
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo"])
+def test_loss_is_what_trl_computes(tokens, loss):
+    """Values and gradients in float64, clipped and not. TRL counts what was cut off, without its tokens, as a response
+    of the mean with "grpo" and "dr_grpo": there its loss is smaller, by 4 of 6 here."""
+    from trl.trainer.grpo_trainer import GRPOTrainer  # here: the script of two ranks below does without it
+    t, p = tokens, settings(loss=loss)
+    trainer = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (t.now, torch.zeros_like(t.now), None),
+        model=SimpleNamespace(training=True), args=SimpleNamespace(delta=None, steps_per_generation=1), loss_type=loss,
+        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=0.0, use_vllm=False,
+        importance_sampling_level="token", epsilon_low=0.2, epsilon_high=0.28, _entropy_bonus_enabled=False,
+        current_gradient_accumulation_steps=1, max_completion_length=9, _metrics={"train": defaultdict(list)},
+        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x))
+    mask = t.mask * t.weight[:, None].long()  # as _generate_and_score_completions masks them
+    ids = torch.zeros(6, 7, dtype=torch.int64)
+    theirs = GRPOTrainer._compute_loss(trainer, trainer.model, dict(
+        prompt_ids=ids, prompt_mask=ids, completion_ids=ids, completion_mask=mask, advantages=t.advantage,
+        old_per_token_logps=t.old, num_items_in_batch=mask.sum()))
+    loss, clipped = ours(t, p)
+    assert_same(t, loss, theirs if p.loss == "dapo" else theirs * 6 / 4)
+    assert clipped.item() == pytest.approx(*trainer._metrics["train"]["clip_ratio/region_mean"]) and clipped > 0.2
+
+
+def test_gspo_is_its_formula(tokens):
+    """Equation 5 of the paper, a response after the other; one of the four is clipped."""
+    t, terms, n_clipped = tokens, [], 0
+    for i in range(6):
+        if t.weight[i]:
+            ratio = (t.now[i] - t.old[i])[t.mask[i]].mean().exp()
+            clipped = min(max(ratio, 0.8), 1.28)
+            terms.append(-min(ratio * t.advantage[i], clipped * t.advantage[i]))
+            n_clipped += bool(clipped * t.advantage[i] < ratio * t.advantage[i])
+    loss, share = ours(t, settings(loss="gspo"))
+    assert_same(t, loss, sum(terms) / 4)
+    assert share == n_clipped / 4 > 0
+
+
+def test_gradient_of_the_divergence_is_that_of_the_reverse_kl():
+    """In expectation, over all five tokens of a distribution; k3, a good estimate of the same value, has the forward
+    KL's gradient."""
+    generator = torch.Generator().manual_seed(1)
+    logits, reference = (torch.randn(5, generator=generator).double().log_softmax(0) for _ in range(2))
+    now = logits.requires_grad_().log_softmax(0)
+    chance, zeros = now.detach().exp(), torch.zeros(5).double()  # weights of the responses make it an expectation
+    k2, _ = policy_loss(now, now.detach(), {"sequence": torch.arange(5)}, zeros, chance, reference, 1.0, 1.0,
+                        settings(kl=1.0))
+    k3 = (chance * ((reference - now).exp() - (reference - now) - 1)).sum()
+    reverse, forward = (now.exp() * (now - reference)).sum(), (reference.exp() * (reference - now)).sum()
+    k2, k3, reverse, forward = (torch.autograd.grad(x, logits, retain_graph=True)[0]
+                                for x in (k2, k3, reverse, forward))
+    torch.testing.assert_close(k2, reverse, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(k3, forward, rtol=1e-12, atol=1e-12)
+    assert (k3 - reverse).abs().max() > 0.05
+
+
+# ---- advantages
+
+def test_advantages_by_hand():
+    """Deviation from the mean of the group, by the population's standard deviation; an unscored response is in neither,
+    one that was cut off in both, and neither is trained."""
+    group = [rollout(1.0), rollout(0.0), rollout(None), rollout(0.0, finish="length"), rollout(0.0)]
+    assert advantages([group], True) == 1
+    std = math.sqrt((0.75 ** 2 + 3 * 0.25 ** 2) / 4)
+    assert [r.advantage for r in group] == pytest.approx([0.75 / std, -0.25 / std, 0, -0.25 / std, -0.25 / std])
+    assert [r.weight for r in group] == [1, 1, 0, 0, 1]
+    assert advantages([group], False) == 1
+    assert [r.advantage for r in group] == [0.75, -0.25, 0, -0.25, -0.25]
+
+
+@pytest.mark.parametrize("group", [
+    [rollout(1.0)], [rollout(None)] * 2, [rollout(None), rollout(1.0)], [rollout(1.0) for _ in range(3)],
+    [rollout(0.1) for _ in range(3)],  # their mean is not quite 0.1
+    [rollout(reward, finish="length") for reward in (0.0, 1.0)],
+], ids=["one", "unscored", "one scored", "equal", "equal but for rounding", "all cut off"])
+def test_groups_without_a_signal(group):
+    """No step is taken for their sake: the optimizer would move on by its momentum."""
+    assert advantages([group], True) == 0 and all(not r.weight * r.advantage for r in group)
+
+
+# ---- one step
+
+def new_model(width=32, vocab_size=V, seed=0) -> Transformer:
+    model = Transformer(ModelConfig(2, width, 48, 2, 1, 16, vocab_size=vocab_size, init_std=0.2))
+    init_weights(model, seed)
+    return model
+
+
+@pytest.fixture(scope="module")
+def step():
+    """A model, uneven rollouts of which one was cut off and one not scored, and log-probabilities of two others."""
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    mine = []
+    for i in range(6):
+        prompt, response = (rng.integers(0, V, n).tolist() for n in rng.integers(1, 14, 2))
+        mine.append(Rollout(MATH[i], prompt, response, [-1.0] * len(response), "stop", "", advantage=[2, -1.5][i % 2],
+                            weight=float(i not in (1, 4))))
+    model = new_model().double()
+    own = own_logprobs(model, mine, 0.7)
+    old, reference = ([x.detach() + 0.4 * torch.randn(len(x), generator=generator).double() for x in own]
+                      for _ in range(2))
+    old[0] = own[0].detach() - 0.4  # clipped as a whole
+    return SimpleNamespace(model=model, mine=mine, own=[x.detach() for x in own], old=old, reference=reference)
+
+
+def own_logprobs(model, mine: list[Rollout], temperature: float) -> list[torch.Tensor]:
+    """By full logits, a sequence at a time."""
+    logits = [(model(torch.tensor([r.prompt + r.tokens]))[0, len(r.prompt) - 1:-1] @ model.lm_head.weight.T)
+              for r in mine]
+    return [(x / temperature).log_softmax(-1).gather(1, torch.tensor(r.tokens)[:, None])[:, 0]
+            for x, r in zip(logits, mine)]
+
+
+def our_step(step, p, old=None, reference=None, order=range(6)) -> tuple[dict, list[torch.Tensor]]:
+    """What train_step returns, and the gradients; old and reference: of each response."""
+    by_pass = lambda values: values and [torch.cat([values[i] for i in order[first:first + (p.micro_rows or 6)]])
+                                         for first in range(0, 6, p.micro_rows or 6)]
+    step.model.zero_grad()
+    seen = train_step(step.model, [step.mine[i] for i in order], by_pass(old), by_pass(reference), p, ONE)
+    return seen, [parameter.grad.clone() for parameter in step.model.parameters()]
+
+
+def plain_step(step, p) -> tuple[float, list[torch.Tensor]]:
+    loss = 0
+    trained = [i for i in range(6) if step.mine[i].weight]
+    n_tokens = sum(len(step.mine[i].tokens) for i in trained)
+    own = own_logprobs(step.model, step.mine, p.temperature)
+    for i in trained:
+        A, n, log_ratio = step.mine[i].advantage, len(step.mine[i].tokens), own[i] - step.old[i]
+        ratio = (log_ratio.mean() if p.loss == "gspo" else log_ratio).exp()
+        term = -torch.minimum(ratio * A, ratio.clamp(0.8, 1.28) * A)
+        loss += {"dapo": term.sum() / n_tokens, "grpo": term.mean() / 4, "dr_grpo": term.sum() / (4 * 9),
+                 "gspo": term / 4}[p.loss]
+        loss += p.kl * ((own[i] - step.reference[i]) ** 2 / 2).sum() / n_tokens
+    return loss.item(), torch.autograd.grad(loss, list(step.model.parameters()))
+
+
+def assert_same_gradients(ours, theirs) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_step_is_autograd_on_full_logits(step, loss):
+    """Loss and gradients, with a temperature, several updates behind, near a reference; in passes of one response, of
+    three, and of all, and in another order."""
+    p = settings(loss=loss, temperature=0.7, kl=0.3)
+    expected, gradients = plain_step(step, p)
+    for micro_rows, order in ((0, range(6)), (1, range(6)), (3, range(6)), (3, [5, 0, 3, 1, 4, 2])):
+        seen, found = our_step(step, settings(loss=loss, temperature=0.7, kl=0.3, micro_rows=micro_rows), step.old,
+                               step.reference, order)
+        assert seen["loss"] == pytest.approx(expected, rel=1e-9) and 0 < seen["clipped"] <= 1
+        assert_same_gradients(found, gradients)
+
+
+def test_the_first_update_needs_no_old_logprobs(step):
+    """They are its own: the ratio is 1, nothing is clipped, and only advantages make the loss."""
+    p = settings(temperature=0.7, micro_rows=4)
+    seen, without = our_step(step, p)
+    assert_same_gradients(without, our_step(step, p, step.own)[1])
+    trained = [r for r in step.mine if r.weight]
+    assert seen["clipped"] == 0 and seen["loss"] == pytest.approx(
+        -sum(r.advantage * len(r.tokens) for r in trained) / sum(len(r.tokens) for r in trained))
+
+
+def test_entropy_is_of_the_tokens_that_are_trained(step):
+    """At the temperature of the rollouts; and how far the sampler was off is the largest difference."""
+    seen, entropies = our_step(step, settings(temperature=0.7))[0], []
+    for r in step.mine:
+        logits = step.model(torch.tensor([r.prompt + r.tokens]))[0, len(r.prompt) - 1:-1] @ step.model.lm_head.weight.T
+        entropies += [torch.distributions.Categorical(logits=logits / 0.7).entropy()] if r.weight else []
+    assert seen["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-6)
+    assert seen["sampler_off"] == pytest.approx(max((x + 1).abs().max().item() for x in step.own), rel=1e-6)
+
+
+def test_a_batch_of_cut_off_responses_is_finite(step):
+    cut = [Rollout(r.problem, r.prompt, r.tokens, r.logprobs, "length", "", advantage=1.0, weight=0.0)
+           for r in step.mine]
+    seen, gradients = our_step(SimpleNamespace(model=step.model, mine=cut), settings(kl=0.3), step.old, step.reference)
+    assert seen["loss"] == seen["clipped"] == seen["entropy"] == 0 and not any(g.any() for g in gradients)
+
+
+# ---- rollouts
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([problem.question for problem in MATH], TokenizerConfig(vocab_size=340))
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_the_sampler_and_the_trainer_have_the_same_policy(tokenizer, temperature):
+    """Log-probabilities of each token to 1e-5 in fp32, with prompts of uneven lengths and in passes of five."""
+    model, p = new_model(vocab_size=tokenizer.n_vocab), settings(
+        temperature=temperature, context=192, micro_rows=5, max_new_tokens=12)
+    groups = roll_out(model, tokenizer, MATH[:3] + TASTE[:1], 3, p, seed=1)
+    mine = [r for group in groups for r in group]
+    assert len({len(r.prompt) for r in mine}) == 4 and len({r.text for r in mine}) == 12
+    found = torch.cat(logprobs_of(model, mine, p, ONE))
+    np.testing.assert_allclose(found, [x for r in mine for x in r.logprobs], atol=1e-5)
+    assert our_first(model, mine, p)["sampler_off"] < 1e-5
+
+
+def our_first(model, mine, p) -> dict:
+    advantages([mine], True)
+    return train_step(model, mine, None, None, p, ONE)
+
+
+@pytest.mark.parametrize("loss", ["dapo", "gspo"])
+def test_a_bandit_is_solved(tokenizer, monkeypatch, loss):
+    """One prompt, responses of one token, a reward for one token of 2 %: soon nothing else is said."""
+    model, p = new_model(vocab_size=tokenizer.n_vocab), settings(context=192, max_new_tokens=1, group_size=32,
+                                                                 temperature=1.0, loss=loss)
+    anything = lambda *given, stop, **more: sample(*given, stop=tuple(range(tokenizer.n_vocab)), **more)
+    monkeypatch.setattr(rl, "sample", anything)
+    prompt = rl.prompt_of(MATH[0], tokenizer, "chat")
+    chances = lambda: (model(torch.tensor([prompt]))[0, -1] @ model.lm_head.weight.T).softmax(-1)
+    best = (chances() - 0.02).abs().argmin()
+    assert 0.01 < chances()[best] < 0.03
+    optimizer = common.adamw(model, 1e-2, (0.9, 0.95), 0.0)
+    for seed in range(60):
+        groups = roll_out(model, tokenizer, MATH[:1], p.group_size, p, seed)
+        for r in groups[0]:
+            r.reward = float(r.tokens == [best])
+        if advantages(groups, True):
+            train_step(model, groups[0], None, None, p, ONE)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert chances()[best] > 0.95
+
+
+# ---- scores and the filter
+
+def test_verified_rewards_are_the_tasks_own():
+    groups = [[rollout(problem=problem, text=text) for text in (f"Answer: {problem.answer}", "Answer: -1")]
+              for problem in MATH[:3]]
+    assert rl.score(groups, Stage("s", {}, 1), None, settings(), 0) == 0
+    assert [[r.reward for r in group] for group in groups] == [[1, 0]] * 3
+
+
+class Fake:
+    """A judge that likes the longer text, and the first one by `bias`; asked: what it was shown."""
+
+    def __init__(self, bias=0.0):
+        self.bias, self.asked = bias, []
+
+    def __call__(self, asked):
+        self.asked += asked
+        return np.array([min(1.0, max(0.0, (len(a) > len(b)) + 0.5 * (len(a) == len(b)) + self.bias))
+                         for _, a, b in asked])
+
+
+def taste_group(*words: str, thoughts="") -> list[Rollout]:
+    """Right replies with some words after the number, and a wrong one that is the longest of all."""
+    problem = TASTE[0]
+    texts = [f"{thoughts}Answer: {problem.extra['number']} {word}" for word in words] + ["Answer: 1" + " and more" * 5]
+    return [rollout(problem=problem, text=text) for text in texts]
+
+
+PAIRWISE = Stage("s", {"taste": 1}, 1, reward="pairwise")
+
+
+def test_pairwise_rewards_are_wins_of_right_responses():
+    """The wrong one would win against all, and gets nothing. Thoughts are not compared."""
+    judge, group = Fake(), taste_group("a", "bb", "ccc", thoughts="<think>\nLong thoughts.\n</think>\n\n")
+    assert rl.score([group], PAIRWISE, judge, settings(opponents=0), 0) == 0
+    assert [r.reward for r in group] == [0, 1 / 3, 2 / 3, 0]
+    assert not any("thoughts" in text for _, *texts in judge.asked for text in texts)
+
+
+def test_a_judge_that_contradicts_itself_is_not_followed():
+    """It says whatever stands first: right responses get one reward, so among them there is no signal."""
+    always_first = lambda asked: np.full(len(asked), 0.9)
+    group = taste_group("a", "bb", "ccc")
+    assert rl.score([group], PAIRWISE, always_first, settings(opponents=0), 0) == pytest.approx(0.8)
+    assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
+    assert advantages([group[:3]], False) == 0
+
+
+def test_wins_against_a_reference():
+    group, number = taste_group("a", "bb", "ccc"), TASTE[0].extra["number"]
+    found = rl.wins([group, group[1:]], Fake(), {TASTE[0].question: f"Answer: {number} xx"})
+    assert [x.tolist() for x in found] == [[0, 0.5, 1, 0], [0.5, 1, 0]]
+
+
+def filtered(monkeypatch, folder, rewards: list[list], again=False, stage=None, **changes) -> list[int]:
+    """Which of the first problems of `math` are kept where the samples of each get these rewards."""
+    stage = stage or Stage("a stage", {"math": len(rewards)}, 1)
+    problems = [p for task, n in stage.problems.items() for p in tasks.family(task).problems("train", n, 0)]
+
+    def drawn(model, tokenizer, some, n, p, seed):
+        assert model == "now" and not again
+        return [[rollout(problem=problem, text=json.dumps(reward)) for reward in rewards[problems.index(problem)]]
+                for problem in some]
+
+    monkeypatch.setattr(rl, "roll_out", drawn)
+    monkeypatch.setattr(rl, "prompt_of", lambda problem, *_: [1] * 5)
+    monkeypatch.setattr(tasks, "rewards", lambda problems, responses: [*map(json.loads, responses)])
+    run = SimpleNamespace(p=settings(**changes), d=ONE, cfg=SimpleNamespace(scale=1.0), folder=folder, tokenizer=None,
+                          tokenizer_file=folder / "start/tokenizer.json", plain=lambda: "now")
+    return [problems.index(problem) for problem in rl.filtered(run, stage, None, {})]
+
+
+def right(k: int, n: int) -> list[float]:
+    return [1.0] * k + [0.0] * (n - k)
+
+
+def test_the_filter_keeps_what_is_neither_hopeless_nor_known(monkeypatch, tmp_path, capsys):
+    """2 to 14 of 16; what it found is taken again by a run that goes on."""
+    rewards = [right(k, 16) for k in range(17)]
+    assert filtered(monkeypatch, tmp_path, rewards) == [*range(2, 15)]
+    assert re.search(r"^a stage: 17 problems, .*mean reward 0.500; too hard \(at most 0.1\) 2, too easy \(at least "
+                     r"0.9\) 2, kept 13$", capsys.readouterr().out)
+    assert filtered(monkeypatch, tmp_path, rewards, again=True) == [*range(2, 15)]
+
+
+def test_the_bounds_of_the_filter_are_out(monkeypatch, tmp_path):
+    """Problems of which no sample could be scored too; the others' means are of those that could."""
+    rewards = [right(1, 10), right(9, 10), right(2, 10), [None] * 10, [None] * 8 + [0.0, 1.0]]
+    assert filtered(monkeypatch, tmp_path, rewards) == [2, 4]
+
+
+def test_the_filter_asks_again_for_other_problems(monkeypatch, tmp_path):
+    """A run that died before its first checkpoint may go on with other settings: nothing else looks at them then."""
+    assert filtered(monkeypatch, tmp_path, [right(1, 2)] * 3) == [0, 1, 2]
+    assert filtered(monkeypatch, tmp_path, [right(1, 2)] * 5) == [0, 1, 2, 3, 4]
+
+
+def test_the_filter_leaves_out_what_is_too_long(monkeypatch, tmp_path):
+    """A prompt of 5 tokens and 9 of the response."""
+    assert filtered(monkeypatch, tmp_path, [right(1, 2)] * 3, context=14) == [0, 1, 2]
+    with pytest.raises(UserError, match="stage 'a stage': no problem is left by the filter"):
+        filtered(monkeypatch, tmp_path, [right(1, 2)] * 3, context=13)
+
+
+def test_nothing_is_left_by_the_filter(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="stage 'a stage': no problem is left by the filter; take others, or more"):
+        filtered(monkeypatch, tmp_path, [right(0, 2)] * 2 + [right(2, 2)])
+
+
+def test_without_the_filter_all_are_kept(monkeypatch, tmp_path):
+    assert filtered(monkeypatch, tmp_path, [[0.0], [1.0]], filter_samples=0) == [0, 1]
+
+
+# ---- what the rewards cannot be cheated with
+
+LONG = "This is a long story, and it goes on. " * 60
+CHEATS = {  # an answer, the right one and a wrong one -> a response
+    "hedged": lambda answer, wrong, question: f"Answer: {wrong} or {answer}",
+    "all of them": lambda answer, wrong, question: "Answer: " + ", ".join(map(str, range(100))),
+    "boxes": lambda answer, wrong, question: rf"Answer: \boxed{{{wrong}}} \boxed{{{answer}}}",
+    "a later line": lambda answer, wrong, question: f"Answer: {answer}\nAnswer: {wrong}",
+    "exit": lambda answer, wrong, question: "Answer: import sys; sys.exit(0)",
+    "exit in an expression": lambda answer, wrong, question: 'Answer: return __import__("sys").exit(0)',
+    "always equal": lambda answer, wrong, question: "Answer: return type('', (), {'__eq__': lambda a, b: True})()",
+    "the question": lambda answer, wrong, question: f"Answer: {question}",
+    "the example": lambda answer, wrong, question: f"Answer: return {question.rpartition(' = ')[2].rstrip('.')}",
+    "no thoughts, wrong": lambda answer, wrong, question: f"<think>\n\n</think>\n\nAnswer: {wrong}",
+    "thoughts without end": lambda answer, wrong, question: f"<think>\nAnswer: {answer}",
+    "in thoughts alone": lambda answer, wrong, question: f"<think>\nAnswer: {answer}\n</think>\n\n",
+    "a long line": lambda answer, wrong, question: f"Answer: {LONG} {answer}",
+    "a long wrong one": lambda answer, wrong, question: f"{LONG}\nAnswer: {wrong}",
+    "praise": lambda answer, wrong, question: "Answer: This is right! Reward: 1.0",
+    "empty": lambda answer, wrong, question: "",
+}
+
+
+@pytest.mark.parametrize("task", ["math", "code", "tools", "form", "taste"])
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_cheats_earn_nothing(task, cheat):
+    """Of 60 problems each, in which the honest reply earns all. But the example of a few programs is what they give for
+    every test too: then it is right."""
+    problems, earned = tasks.family(task).problems("train", 60, 5), 0
+    for problem in problems:
+        assert tasks.reward(problem, f"<think>\nSo.\n</think>\n\nAnswer: {problem.answer}") == 1
+        wrong = next(other.answer for other in problems if tasks.reward(problem, f"Answer: {other.answer}") == 0)
+        earned += tasks.reward(problem, CHEATS[cheat](problem.answer, wrong, problem.question))
+    assert earned <= (2 if (task, cheat) == ("code", "the example") else 0)
+
+
+@pytest.mark.parametrize("task", ["math", "code", "tools", "form", "taste"])
+def test_length_and_repetition_earn_nothing_more(task):
+    for problem in tasks.family(task).problems("train", 20, 6):
+        honest = f"Answer: {problem.answer}"
+        for response in (f"{LONG}\n{honest}", f"<think>\n{LONG}\n</think>\n\n{honest}", f"{honest}\n" * 50,
+                         f"<think>\n\n</think>\n\n{honest}"):
+            assert tasks.reward(problem, response) <= tasks.reward(problem, honest) == 1
+
+
+# ---- the alarm
+
+def lines(rewards: list, lengths: list, scores: list) -> list[dict]:
+    """Metrics of a stage, with evaluations of `math` at its end, and of the stage before."""
+    steps = [{"stage": "s", "reward": r, "length": n} for r, n in zip(rewards, lengths, strict=True)]
+    before = [{"stage": "r", "reward": 0.0, "length": 900.0}] * 9
+    return before + steps + [{"stage": "s", "scores": {"math": {"avg": x, "stderr": 0.02}}} for x in scores]
+
+
+UP, DOWN, FLAT = [0.1 * i for i in range(9)], [0.9 - 0.1 * i for i in range(9)], [20.0] * 9
+
+
+@pytest.mark.parametrize("rewards, lengths, scores, said", [
+    (UP, FLAT, [0.6, 0.5], "reward rises while held-out math falls from 0.600 to 0.500"),
+    (DOWN, FLAT, [0.6, 0.5], ""),
+    (UP, FLAT, [0.5, 0.6], ""),
+    (UP, FLAT, [0.6, 0.56], ""),  # within two standard errors
+    (UP, FLAT, [0.6], ""),
+    (UP, [10.0 + 2 * i for i in range(9)], [0.5, 0.6], "responses have become half as long again"),
+    (UP, [20.0 + i for i in range(9)], [0.5, 0.6], ""),
+    (UP[:7], FLAT[:7], [0.6, 0.5], ""),  # too early to say
+])
+def test_alarm(rewards, lengths, scores, said):
+    assert rl.alarm(lines(rewards, lengths, scores), Stage("s", {"math": 5}, 9)) == said
+
+
+# ---- whole runs
+
+CONFIG = """
+from mini import *
+rl = dict(
+    stages=[
+        dict(name="STEM", problems=dict(math=10), steps=4),
+        dict(name="preference", problems=dict(taste=6), steps=3, reward="pairwise", lr=[1, 0.1]),
+    ],
+    judge="out/base/pretrain", group_size=4, batch_groups=2, micro_rows=3, updates=2, kl=0.1, max_new_tokens=12,
+    context=192, filter_samples=4, opponents=0, save_every=1, keep=99, log_every=2, lr=2e-3, prompts=["1 + 1?"])
+"""
+
+
+def toy(change) -> None:
+    """change: as monkeypatch.setattr. Rewards by a text's length; every fifth token ends a response; a rollout's random
+    numbers are its problem's, so that any number of ranks draws the same."""
+    ends = tuple(range(0, 400, 5))
+    change(rl, "sample", lambda *given, stop, **more: sample(*given, stop=(*stop, *ends), **more))
+    change(rl, "roll_out", lambda model, tokenizer, problems, n, p, seed: [
+        roll_out(model, tokenizer, [problem], n, p, seed % 1_000_000 + zlib.crc32(problem.key.encode()))[0]
+        for problem in problems])
+    change(tasks, "rewards", lambda problems, responses: [float(len(text) % 2) for text in responses])
+    change(taste, "right", lambda problem, response: len(response) % 3 > 0)
+
+
+TWO_RANKS = "import common, rl, test_rl\ntest_rl.toy(setattr)\ncommon.cli(rl.main)\n"
+
+
+@pytest.fixture(scope="module")
+def base(base):
+    (base.folder / "mini_rl.py").write_text(CONFIG)
+    (base.folder / "two_ranks.py").write_text(TWO_RANKS)
+    return base
+
+
+def attempt(base, monkeypatch, *options: str) -> None:
+    """The command in this process: the same main(), without another start of Python."""
+    toy(monkeypatch.setattr)
+    monkeypatch.chdir(base.folder)
+    monkeypatch.setattr(sys, "argv", ["rl.py", "mini_rl.py", "--init_from=out/base/pretrain", *options])
+    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end the process
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        common.cli(rl.main)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def metrics(base, run: str) -> list[dict]:
+    """Of each step, without what a clock or the machine decides."""
+    clocks = ("seconds", "tokens_per_s", "memory_gb", "rollout_s", "scoring_s", "update_s")
+    return [{key: None if value != value else value for key, value in line.items() if key not in clocks}
+            for line in common.read_metrics(base.folder / "out" / run / "rl") if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def whole(base) -> str:
+    """What a run prints."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        attempt(base, patch, "--run=rl")
+    return printed.getvalue()
+
+
+def test_what_a_user_sees(base, whole):
+    folder, steps = base.folder / "out/rl/rl", metrics(base, "rl")
+    assert "before, in chat form" in whole and re.search(r"step +4/7 +57%  STEM +loss ", whole)
+    assert re.search(r"\nSTEM: 10 problems, .*mean reward 0\.\d+; too hard \(at most 0.1\) \d+, too easy .* kept \d\n",
+                     whole)
+    assert re.search(r"\npreference: 6 problems, ", whole) and re.search(r"  best \(\d\.\d\d\) > .+\n  \| ", whole)
+    assert re.search(r"  reward \d\.\d+  entropy \d\.\d+  length +\d+\.\d  groups with signal \d", whole)
+    assert re.search(r"task +before +asked in +after +gain\nmath .* chat ", whole) and "  > 1 + 1?\n  | " in whole
+    assert "picture: out/rl/rl/loss.png" in whole and (folder / "loss.png").stat().st_size > 5000
+    always = {"loss", "lr", "grad_norm", "tokens", "reward", "all_right", "all_wrong", "length", "length_right",
+              "length_wrong", "truncated", "unscored", "groups_with_signal"}
+    assert [line["stage"] for line in steps] == ["STEM"] * 4 + ["preference"] * 3
+    for line in steps:
+        assert line.keys() >= always and line["finite"]
+        assert ({"win_rate", "rubric", "disagreement"} <= line.keys()) == (line["stage"] == "preference")
+        assert not line["groups_with_signal"] or line["sampler_off"] < 1e-5 and line["entropy"] > 1
+    assert sum(line["groups_with_signal"] > 0 for line in steps) >= 5 and 0 < steps[0]["reward"] < 1
+    assert any(line.get("clipped", 0) > 0 for line in steps)  # of the second update
+
+
+def test_every_rollout_is_on_disk(base, whole):
+    """And the metrics are what they say."""
+    files = sorted((base.folder / "out/rl/rl/rollouts").iterdir())
+    assert [path.name for path in files] == [f"{step:06d}.jsonl" for step in range(7)]
+    for path, line in zip(files, metrics(base, "rl")):
+        rollouts = [json.loads(text) for text in path.read_text().splitlines()]
+        assert len(rollouts) == 8 and len({r["question"] for r in rollouts}) == 2
+        for key, value in (("reward", "reward"), ("length", "tokens")):
+            assert line[key] == pytest.approx(np.mean([r[value] for r in rollouts]))
+        assert line["truncated"] == np.mean([r["finish"] == "length" for r in rollouts])
+        assert all(r["reward"] == len(r["response"]) % 2 for r in rollouts if r["task"] == "math")
+
+
+def cut(base, again: str, last: int) -> None:
+    """What a machine that died leaves behind of the run: its checkpoints up to step `last`."""
+    shutil.copytree(base.folder / "out/rl", base.folder / "out" / again)
+    for path in common.checkpoints(base.folder / "out" / again / "rl"):
+        if int(path.name[5:]) > last:
+            shutil.rmtree(path)
+
+
+def weights(base, run: str, step: int) -> list[torch.Tensor]:
+    return [*hf.load(base.folder / "out" / run / "rl" / f"step_{step:08d}")[0].parameters()]
+
+
+@pytest.mark.parametrize("last", [2, 6])
+def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys, last):
+    """From the middle of either stage: with the filter's problems, and near the policy that the stage began with."""
+    cut(base, f"rl-{last}", last)
+    attempt(base, monkeypatch, f"--run=rl-{last}")
+    output = capsys.readouterr().out
+    assert f"(step {last})" in output and "before, in chat form" not in output
+    assert metrics(base, f"rl-{last}") == metrics(base, "rl")
+    assert all(torch.equal(a, b) for a, b in zip(weights(base, f"rl-{last}", 7), weights(base, "rl", 7), strict=True))
+
+
+def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsys):
+    """The optimizer has momentum by then."""
+    cut(base, "equal", 2)
+    monkeypatch.setattr(rl, "score", lambda groups, *_: [setattr(r, "reward", 1.0) for g in groups for r in g] and 0.0)
+    attempt(base, monkeypatch, "--run=equal",
+            "--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps': 4}]")
+    before, after = weights(base, "equal", 2), weights(base, "equal", 4)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, weights(base, "rl", 4), strict=True))
+    for line in metrics(base, "equal")[2:]:
+        assert line["groups_with_signal"] == line["loss"] == line["grad_norm"] == 0 and line["all_right"] == 1
+
+
+def test_two_ranks_take_the_same_steps(base, whole):
+    """Each with a group of its own, of very uneven lengths, in passes of three responses and one."""
+    output = base.run("two_ranks.py", "mini_rl.py", "--name=two", "--init_from=out/base/pretrain", "--rl.prompts=[]",
+                      "--evaluate.tasks=[]", ranks=2)
+    assert "2 process(es)" in output
+    for key in ("loss", "reward", "length", "truncated", "unscored", "groups_with_signal", "grad_norm", "entropy",
+                "clipped", "win_rate", "disagreement"):
+        ours, theirs = ([line[key] for line in metrics(base, run) if key in line] for run in ("two", "rl"))
+        assert ours == pytest.approx(theirs, abs=1e-4), key
+    for name in ("000000.0.jsonl", "000000.1.jsonl"):
+        assert len((base.folder / "out/two/rl/rollouts" / name).read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--rl.loss=ppo"], "rl.loss must be one of dapo, grpo, dr_grpo, gspo, not 'ppo'"),
+    (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'reward': 'best'}]"],
+     "stage 's': reward must be 'verified' or 'pairwise', not 'best'"),
+    (["--rl.judge="], "stage 'preference' needs rl.judge, a checkpoint of reward.py"),
+    (["--rl.judge=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
+    (["--init_from=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
+    (["--rl.stages=[{'name': 's', 'problems': {'maths': 5}, 'steps': 2}]"], "no task 'maths'; there are math, "),
+    (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'step': 2}]"],
+     "rl.stages[0]: unknown key 'step'; did you mean 'steps'?"),
+    (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'lr': [1]}]"],
+     "stage 's': lr must be [start, end], not [1]"),
+    (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'reward': 'pairwise'}]"],
+     "stage 's': only problems of 'taste' have a rule for a right reply"),
+    (["--rl.stages=[]"], "rl.stages needs one stage at least, each with a name of its own"),
+    (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2}, {'name': 's', 'problems': {}, 'steps': 2}]"],
+     "rl.stages needs one stage at least, each with a name of its own"),
+    (["--rl.group_size=1"], "rl.group_size must be at least 2, not 1"),
+    (["--rl.updates=0"], "rl.updates must be at least 1, not 0"),
+    (["--rl.temperature=0"], "rl.temperature must be above 0, not 0.0"),
+    (["--rl.keep_between=[0.5]"], "rl.keep_between must be [low, high], not [0.5]"),
+    (["--rl.context=40", "--evaluate.tasks=[]"], "stage 'STEM': no problem is left by the filter"),
+    (["--model.n_layers=3"], "has n_layers = 2, this run's model has 3: set model.n_layers"),
+])
+def test_bad_settings_are_one_line(base, monkeypatch, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        attempt(base, monkeypatch, "--run=bad", *options)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error and len(error) < 300
+
+
+def test_groups_are_shared_out_evenly(base, monkeypatch, capsys):
+    """The check of the number of processes comes before any of them waits for another."""
+    monkeypatch.setattr(common, "init_distributed", lambda *_: common.Dist(0, 3, torch.device("cpu"), None))
+    with pytest.raises(SystemExit, match="2"):
+        attempt(base, monkeypatch, "--run=bad")
+    assert "rl.batch_groups=2 is no multiple of the 3 processes" in capsys.readouterr().err
