@@ -90,7 +90,7 @@ rl = dict(
         dict(name="coding", problems=dict(code=160), steps=24),
         dict(name="preference", problems=dict(taste=128), steps=24, reward="pairwise"),
     ],
-    judge="reward", group_size=8, batch_groups=16, max_new_tokens=72, context=256, lr=2e-4, log_every=8,
+    judge="reward", group_size=8, batch_groups=16, max_new_tokens=72, context=256, lr=5e-5, log_every=8,
     eval_problems=128,
 )
 
