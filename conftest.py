@@ -1,5 +1,6 @@
 """Shared by the tests: a miniature run in a temporary folder, driven by the real commands."""
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on busy cores are slower than one
+
+import common  # noqa: E402  (torch reads that when it is loaded)
 
 CONFIG = """
 from configs.tiny import model
@@ -48,6 +51,18 @@ class Mini:
         output = process.communicate(timeout=300)[0]
         assert process.returncode == code, output
         return output
+
+    def call(self, monkeypatch, main, *argv: str) -> None:
+        """A command in this process: the same main(), without another start of Python."""
+        monkeypatch.chdir(self.folder)
+        monkeypatch.setattr(sys, "argv", list(argv))
+        monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end here
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            common.cli(main)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def prepare(self, *options: str) -> str:
         return self.run("-m", "data.corpus", "mini.py", *options)

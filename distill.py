@@ -40,7 +40,7 @@ from data.pairs import (CHOSEN, REJECTED, SIDES, Pair, TopK, negative, order, po
                         sequences_of)
 from data.tokenizer import Tokenizer
 from evaluate import EvaluateConfig, evaluate, prompt_of, table, without_rows
-from generate import sample
+from generate import sample, stop_ids
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_kl, linear_topk_kl, teacher_topk
 from model import ModelConfig
 
@@ -115,7 +115,7 @@ def problems_of(p: DistillConfig, scale: float) -> list[tuple[str, tasks.Problem
 
 def draw(model, tokenizer, problems: list, p: DistillConfig, seed: int) -> list[list[dict]]:
     """n_samples scored samples of each problem (data/pairs.py has their form)."""
-    stop = (tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot))
+    stop = stop_ids(tokenizer)
     prompts = [prompt_of(problem, tokenizer, "chat") for _, problem in problems]
     answers = sample(model, prompts, p.n_samples, p.max_new_tokens, p.temperature, stop=stop, seed=seed,
                      max_rows=p.max_rows)

@@ -45,7 +45,7 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
     the mean and counted in `unscored`.
     """
     d = d or common.Dist(0, 1, torch.device("cpu"), None)
-    stop = tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})
+    stop = generate.stop_ids(tokenizer)
     scores = {}
     for name in cfg.tasks:
         problems = tasks.family(name).problems(cfg.split, cfg.n_problems, cfg.seed)

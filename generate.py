@@ -62,6 +62,11 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
     return results
 
 
+def stop_ids(tokenizer) -> tuple[int, ...]:
+    """The tokens that end an answer: the end of a document, and of a turn where the tokenizer is made for chats."""
+    return tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})
+
+
 def uniforms(seed: int, rows: list[tuple[int, int]], max_new_tokens: int) -> torch.Tensor:
     """The random numbers of each row (R, max_new_tokens), in [0, 1), float64: one a token, by inverting the CDF."""
     return torch.from_numpy(np.stack([np.random.default_rng([seed, *row]).random(max_new_tokens) for row in rows]))
@@ -147,14 +152,14 @@ def local_writer(path: str, max_new_tokens: int = 256, temperature: float = 0.6,
             device = "cuda" if torch.cuda.is_available() else "cpu"
             loaded.extend(hf.load(path, device, torch.bfloat16 if device == "cuda" else torch.float32))
         model, tokenizer = loaded
-        stop, texts = {tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)}, [None] * len(conversations)
+        stop, texts = stop_ids(tokenizer), [None] * len(conversations)
         for first in range(0, len(conversations), max_rows):
             asked = [i for i in range(first, min(first + max_rows, len(conversations))) if conversations[i] is not None]
             answers = [[] for _ in asked]
             with torch.inference_mode():
                 for rows, tokens, _ in asked and decode(
                         model, [prompt_of(conversations[i], tokenizer, form) for i in asked], 1, max_new_tokens,
-                        temperature, top_p, 0, tuple(stop), uniforms(seed, [(i, 0) for i in asked], max_new_tokens)):
+                        temperature, top_p, 0, stop, uniforms(seed, [(i, 0) for i in asked], max_new_tokens)):
                     for row, token in zip(rows, tokens):
                         answers[row].append(token)
             for i, answer in zip(asked, answers):
@@ -202,7 +207,7 @@ def main():
     args = parser.parse_intermixed_args()  # the prompt may stand after the options
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = hf.load(args.checkpoint, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    stop = tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})
+    stop = stop_ids(tokenizer)
     messages = []
     while True:
         try:

@@ -18,7 +18,7 @@ import common
 from common import UserError
 from data import chat
 from evaluate import evaluate, table, without_rows
-from generate import sample
+from generate import sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def by_sequence(values: torch.Tensor, rows: dict[str, torch.Tensor], n: int) -> 
 
 def continuations(model, tokenizer, prompts: list[list[int]], seed: int, length: int = 60) -> list[str]:
     """What the model writes after each prompt: `length` tokens at temperature 0.6."""
-    stop = (tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot))
+    stop = stop_ids(tokenizer)
     samples = sample(model, prompts, max_new_tokens=length, temperature=0.6, top_p=0.95, stop=stop, seed=seed)
     return [tokenizer.decode([t for t in s[0].tokens if t not in stop]) for s in samples]
 

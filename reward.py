@@ -1,7 +1,6 @@
 """Phase 4a, the pairwise reward model: says in one token, A or B, which of two responses is better.
 
     python reward.py configs/tiny.py                 # after distill.py; the last stage of rl.py uses it
-    torchrun --nproc_per_node=8 reward.py configs/3b.py
 
 The report (arXiv 2512.06266, RL) trains a dedicated model for this, and is silent on how: our choice is the next-token
 loss on the verdict alone, on both orders of each pair, so that the place of a response cannot matter. pairwise.py has

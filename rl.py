@@ -1,7 +1,6 @@
 """Phase 4b, reinforcement learning in three stages: STEM, coding, human preference.
 
     python rl.py configs/tiny.py                     # after distill.py and reward.py
-    torchrun --nproc_per_node=8 rl.py configs/3b.py
 
 The report (arXiv 2512.06266, RL): on-policy GRPO, one stage after the other, truncated responses masked out of the
 loss; before each stage the problems are filtered with the checkpoint of the stage before: 16 samples each, kept where
@@ -32,7 +31,7 @@ from data.pairs import order
 from data.tasks import taste
 from data.tokenizer import Tokenizer
 from evaluate import EvaluateConfig, prompt_of
-from generate import sample
+from generate import sample, stop_ids
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_entropy
 from model import ModelConfig
 from pairwise import Judge, group_rewards, win_rates
@@ -120,7 +119,7 @@ class Rollout:
 
 def roll_out(model, tokenizer, problems: list[tasks.Problem], n: int, p: RlConfig, seed: int) -> list[list[Rollout]]:
     """n responses to each problem, by their own tokens: nothing is decoded and encoded again."""
-    stop = (tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot))
+    stop = stop_ids(tokenizer)
     prompts = [prompt_of(problem, tokenizer, "chat") for problem in problems]
     answers = sample(model, prompts, n, p.max_new_tokens, p.temperature, stop=stop, seed=seed, max_rows=p.max_rows)
     return [[Rollout(problem, prompt, a.tokens, a.logprobs, a.finish,

@@ -6,8 +6,6 @@ import json
 import math
 import re
 import shutil
-import signal
-import sys
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -394,16 +392,7 @@ def base(base):
 
 
 def attempt(base, monkeypatch, *options: str) -> None:
-    """The command in this process: the same main(), without another start of Python."""
-    monkeypatch.chdir(base.folder)
-    monkeypatch.setattr(sys, "argv", ["distill.py", "mini_distill.py", "--init_from=start", *options])
-    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end the process
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        common.cli(distill.main)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    base.call(monkeypatch, distill.main, "distill.py", "mini_distill.py", "--init_from=start", *options)
 
 
 def train(base, run: str, *options: str, ranks: int = 0, config="mini_distill.py") -> str:

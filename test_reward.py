@@ -4,8 +4,6 @@ import io
 import json
 import re
 import shutil
-import signal
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -253,16 +251,7 @@ def base(base):
 
 
 def attempt(base, monkeypatch, *options: str) -> None:
-    """The command in this process: the same main(), without another start of Python."""
-    monkeypatch.chdir(base.folder)
-    monkeypatch.setattr(sys, "argv", ["reward.py", "mini_reward.py", "--init_from=out/base/pretrain", *options])
-    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end the process
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        common.cli(reward.main)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    base.call(monkeypatch, reward.main, "reward.py", "mini_reward.py", "--init_from=out/base/pretrain", *options)
 
 
 def losses(base, run: str) -> list[float]:

@@ -9,8 +9,6 @@ import json
 import math
 import re
 import shutil
-import signal
-import sys
 import zlib
 from collections import defaultdict
 from types import SimpleNamespace
@@ -23,7 +21,6 @@ import common
 import hf
 import rl
 from common import UserError
-from conftest import ROOT
 from data import tasks
 from data.tasks import taste
 from data.tokenizer import TokenizerConfig, train_tokenizer
@@ -522,17 +519,8 @@ def base(base):
 
 
 def attempt(base, monkeypatch, *options: str) -> None:
-    """The command in this process: the same main(), without another start of Python."""
     toy(monkeypatch.setattr)
-    monkeypatch.chdir(base.folder)
-    monkeypatch.setattr(sys, "argv", ["rl.py", "mini_rl.py", "--init_from=out/base/pretrain", *options])
-    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end the process
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        common.cli(rl.main)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    base.call(monkeypatch, rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain", *options)
 
 
 def metrics(base, run: str) -> list[dict]:

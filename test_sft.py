@@ -2,7 +2,6 @@
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -257,10 +256,7 @@ def test_two_ranks_take_the_same_steps(base, whole, monkeypatch):
 # ---- bad input, in this process: the same main(), without another start of Python
 
 def attempt(base, monkeypatch, *options: str) -> None:
-    monkeypatch.chdir(base.folder)
-    monkeypatch.setattr(sys, "argv", ["sft.py", "mini_sft.py", "--init_from=out/base/pretrain", *options])
-    monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end the process
-    common.cli(sft.main)
+    base.call(monkeypatch, sft.main, "sft.py", "mini_sft.py", "--init_from=out/base/pretrain", *options)
 
 
 BAD = {  # a line, and what is said of it

@@ -1,7 +1,7 @@
 """Preference pairs: which samples make one, the file they stand in, and the rows of a step.
 
 The report (arXiv 2512.06266, DPD): the positive is a teacher's sample, the best by scores and rules; the negative is
-the student's own, and clearly worse. What "best" and "clearly worse" mean is our choice: see choose().
+the student's own, and clearly worse. What "best" and "clearly worse" mean is our choice: see positive() and negative().
 """
 import json
 from collections import Counter
