@@ -278,19 +278,25 @@ def policy_loss(logprobs: torch.Tensor, old: torch.Tensor, rows: dict, advantage
     return loss, (clipped * (shares > 0)).sum() / (n_rows if p.loss == "gspo" else n_tokens)
 
 
-def passes(mine: list[Rollout], p: RlConfig, device):
-    """(slice of `mine`, packed rows) of each forward pass: equally many on all ranks."""
-    size = p.micro_rows or len(mine)
-    for first in range(0, len(mine), size):
-        part = slice(first, first + size)
-        yield part, loop.as_tensors(pack([(r.prompt, r.tokens) for r in mine[part]], p.context), device)
+def passes(mine: list[Rollout], p: RlConfig, d):
+    """(responses, packed rows, whether it is the last) of each forward pass: equally many passes on all ranks.
+
+    Responses without an advantage have no gradient (but for a KL term): no pass is spent on them, or on as few as make
+    the ranks' numbers equal. They count in the loss's denominators all the same.
+    """
+    has_gradient = lambda r: r.weight > 0 and (r.advantage != 0 or p.kl > 0)
+    n = max(1, *d.gather({d.rank: sum(map(has_gradient, mine))}).values())
+    first_those, size = sorted(mine, key=has_gradient, reverse=True)[:n], p.micro_rows or n
+    for first in range(0, n, size):
+        part = first_those[first:first + size]
+        yield part, loop.as_tensors(pack([(r.prompt, r.tokens) for r in part], p.context), d.device), first + size >= n
 
 
 @torch.no_grad()
 def logprobs_of(model, mine: list[Rollout], p: RlConfig, d) -> list[torch.Tensor]:
     """The log-probabilities of each pass's response tokens under a model."""
     return [linear_logprobs(loop.hidden_of(model, rows), model.lm_head.weight, rows["targets"], p.temperature,
-                            model.cfg.kernels) for _, rows in passes(mine, p, d.device)]
+                            model.cfg.kernels) for _, rows, _ in passes(mine, p, d)]
 
 
 def train_step(model, mine: list[Rollout], old: list[torch.Tensor] | None, reference: list[torch.Tensor] | None,
@@ -301,22 +307,23 @@ def train_step(model, mine: list[Rollout], old: list[torch.Tensor] | None, refer
     """
     n_tokens, n_rows = d.sum(sum(r.weight * len(r.tokens) for r in mine), sum(r.weight for r in mine))
     n_tokens, n_rows = max(n_tokens, 1.0), max(n_rows, 1.0)
-    total, apart = torch.zeros(3, dtype=torch.float64, device=d.device), 0.0
-    for i, (part, rows) in enumerate(passes(mine, p, d.device)):
-        common.set_gradient_sync(model, last_micro_batch=part.stop >= len(mine))
+    total, apart = torch.zeros(4, dtype=torch.float64, device=d.device), 0.0
+    for i, (part, rows, last) in enumerate(passes(mine, p, d)):
+        common.set_gradient_sync(model, last_micro_batch=last)
         logprobs, entropy = linear_logprobs_entropy(loop.hidden_of(model, rows), model.lm_head.weight, rows["targets"],
                                                     p.temperature, model.cfg.kernels)
         now = logprobs.detach()
-        advantage, weight = (torch.tensor([getattr(r, key) for r in mine[part]]).to(now)
+        advantage, weight = (torch.tensor([getattr(r, key) for r in part]).to(now)
                              for key in ("advantage", "weight"))
         loss, clipped = policy_loss(logprobs, now if old is None else old[i], rows, advantage, weight,
                                     reference and reference[i], n_tokens, n_rows, p)
         (loss * d.world).backward()
-        of_sampler = torch.tensor([x for r in mine[part] for x in r.logprobs]).to(now)
+        of_sampler = torch.tensor([x for r in part for x in r.logprobs]).to(now)
         apart = max(apart, (now - of_sampler).abs().max().item())
-        entropy = (entropy.detach() * weight[rows["sequence"]]).sum() / n_tokens
-        total += torch.stack([loss.detach(), clipped, entropy]).double()
-    return dict(zip(("loss", "clipped", "entropy"), d.sum(*total.tolist()))) | {"sampler_off": apart}
+        weight = weight[rows["sequence"]]
+        total += torch.stack([loss.detach(), clipped, (entropy.detach() * weight).sum(), weight.sum()]).double()
+    loss, clipped, entropy, n = d.sum(*total.tolist())
+    return {"loss": loss, "clipped": clipped, "entropy": entropy / max(n, 1.0), "sampler_off": apart}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ A model that was pre-trained for seconds answers nothing right and ends no respo
 earn, and many tokens that end one. All else is the real thing.
 """
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -26,7 +27,7 @@ from data.tasks import taste
 from data.tokenizer import TokenizerConfig, train_tokenizer
 from generate import sample
 from model import ModelConfig, Transformer, init_weights
-from rl import LOSSES, RlConfig, Rollout, Stage, advantages, logprobs_of, policy_loss, roll_out, train_step
+from rl import LOSSES, RlConfig, Rollout, Stage, advantages, logprobs_of, passes, policy_loss, roll_out, train_step
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 V = 90
@@ -183,14 +184,15 @@ def own_logprobs(model, mine: list[Rollout], temperature: float) -> list[torch.T
 
 def our_step(step, p, old=None, reference=None, order=range(6)) -> tuple[dict, list[torch.Tensor]]:
     """What train_step returns, and the gradients; old and reference: of each response."""
-    by_pass = lambda values: values and [torch.cat([values[i] for i in order[first:first + (p.micro_rows or 6)]])
-                                         for first in range(0, 6, p.micro_rows or 6)]
+    mine, number = [step.mine[i] for i in order], {id(r): i for i, r in enumerate(step.mine)}
+    by_pass = lambda values: values and [torch.cat([values[number[id(r)]] for r in part])
+                                         for part, *_ in passes(mine, p, ONE)]
     step.model.zero_grad()
-    seen = train_step(step.model, [step.mine[i] for i in order], by_pass(old), by_pass(reference), p, ONE)
+    seen = train_step(step.model, mine, by_pass(old), by_pass(reference), p, ONE)
     return seen, [parameter.grad.clone() for parameter in step.model.parameters()]
 
 
-def plain_step(step, p) -> tuple[float, list[torch.Tensor]]:
+def plain_loss(step, p) -> torch.Tensor:
     loss = 0
     trained = [i for i in range(6) if step.mine[i].weight]
     n_tokens = sum(len(step.mine[i].tokens) for i in trained)
@@ -202,7 +204,7 @@ def plain_step(step, p) -> tuple[float, list[torch.Tensor]]:
         loss += {"dapo": term.sum() / n_tokens, "grpo": term.mean() / 4, "dr_grpo": term.sum() / (4 * 9),
                  "gspo": term / 4}[p.loss]
         loss += p.kl * ((own[i] - step.reference[i]) ** 2 / 2).sum() / n_tokens
-    return loss.item(), torch.autograd.grad(loss, list(step.model.parameters()))
+    return loss
 
 
 def assert_same_gradients(ours, theirs) -> None:
@@ -215,11 +217,12 @@ def test_step_is_autograd_on_full_logits(step, loss):
     """Loss and gradients, with a temperature, several updates behind, near a reference; in passes of one response, of
     three, and of all, and in another order."""
     p = settings(loss=loss, temperature=0.7, kl=0.3)
-    expected, gradients = plain_step(step, p)
+    expected = plain_loss(step, p)
+    gradients = torch.autograd.grad(expected, list(step.model.parameters()))
     for micro_rows, order in ((0, range(6)), (1, range(6)), (3, range(6)), (3, [5, 0, 3, 1, 4, 2])):
         seen, found = our_step(step, settings(loss=loss, temperature=0.7, kl=0.3, micro_rows=micro_rows), step.old,
                                step.reference, order)
-        assert seen["loss"] == pytest.approx(expected, rel=1e-9) and 0 < seen["clipped"] <= 1
+        assert seen["loss"] == pytest.approx(expected.item(), rel=1e-9) and 0 < seen["clipped"] <= 1
         assert_same_gradients(found, gradients)
 
 
@@ -240,7 +243,20 @@ def test_entropy_is_of_the_tokens_that_are_trained(step):
         logits = step.model(torch.tensor([r.prompt + r.tokens]))[0, len(r.prompt) - 1:-1] @ step.model.lm_head.weight.T
         entropies += [torch.distributions.Categorical(logits=logits / 0.7).entropy()] if r.weight else []
     assert seen["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-6)
-    assert seen["sampler_off"] == pytest.approx(max((x + 1).abs().max().item() for x in step.own), rel=1e-6)
+    apart = [(x + 1).abs().max().item() for x, r in zip(step.own, step.mine) if r.weight]
+    assert seen["sampler_off"] == pytest.approx(max(apart), rel=1e-6)
+
+
+def test_no_pass_is_spent_on_responses_without_an_advantage(step):
+    """They change no gradient, but count in the loss's denominators; a KL term does have a gradient there."""
+    mine = [dataclasses.replace(r, advantage=0.0) if i in (0, 3) else r for i, r in enumerate(step.mine)]
+    some = SimpleNamespace(model=step.model, mine=mine)
+    for loss in LOSSES:
+        p = settings(loss=loss, temperature=0.7)
+        assert_same_gradients(our_step(some, p, step.old)[1], torch.autograd.grad(
+            plain_loss(SimpleNamespace(**vars(step) | vars(some)), p), list(step.model.parameters())))
+        assert [len(part) for part, *_ in passes(mine, p, ONE)] == [2]
+        assert [len(part) for part, *_ in passes(mine, settings(loss=loss, kl=0.1), ONE)] == [4]
 
 
 def test_a_batch_of_cut_off_responses_is_finite(step):
@@ -265,14 +281,11 @@ def test_the_sampler_and_the_trainer_have_the_same_policy(tokenizer, temperature
     groups = roll_out(model, tokenizer, MATH[:3] + TASTE[:1], 3, p, seed=1)
     mine = [r for group in groups for r in group]
     assert len({len(r.prompt) for r in mine}) == 4 and len({r.text for r in mine}) == 12
+    for r in mine:
+        r.advantage = 1.0
     found = torch.cat(logprobs_of(model, mine, p, ONE))
     np.testing.assert_allclose(found, [x for r in mine for x in r.logprobs], atol=1e-5)
-    assert our_first(model, mine, p)["sampler_off"] < 1e-5
-
-
-def our_first(model, mine, p) -> dict:
-    advantages([mine], True)
-    return train_step(model, mine, None, None, p, ONE)
+    assert train_step(model, mine, None, None, p, ONE)["sampler_off"] < 1e-5
 
 
 @pytest.mark.parametrize("loss", ["dapo", "gspo"])
