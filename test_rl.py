@@ -521,13 +521,13 @@ def toy(change) -> None:
     change(taste, "right", lambda problem, response: len(response) % 3 > 0)
 
 
-TWO_RANKS = "import common, rl, test_rl\ntest_rl.toy(setattr)\ncommon.cli(rl.main)\n"
+TOY = "import common, rl, test_rl\ntest_rl.toy(setattr)\ncommon.cli(rl.main)\n"
 
 
 @pytest.fixture(scope="module")
 def base(base):
     (base.folder / "mini_rl.py").write_text(CONFIG)
-    (base.folder / "two_ranks.py").write_text(TWO_RANKS)
+    (base.folder / "toy.py").write_text(TOY)
     return base
 
 
@@ -622,7 +622,7 @@ def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsy
 
 def test_two_ranks_take_the_same_steps(base, whole):
     """Each with a group of its own, of very uneven lengths, in passes of three responses and one."""
-    output = base.run("two_ranks.py", "mini_rl.py", "--name=two", "--init_from=out/base/pretrain", "--rl.prompts=[]",
+    output = base.run("toy.py", "mini_rl.py", "--name=two", "--init_from=out/base/pretrain", "--rl.prompts=[]",
                       "--evaluate.tasks=[]", ranks=2)
     assert "2 process(es)" in output
     for key in ("loss", "reward", "length", "truncated", "unscored", "groups_with_signal", "grad_norm", "entropy",

@@ -31,10 +31,17 @@ def make(rng: random.Random, level: int) -> Problem:
     reply += (f" {unit}" if "unit" in kinds else "") + (MARKS[values["mark"]] if "mark" in kinds else ".")
     values["words"] = len(reply.split()) + between(rng, 0, 2)
     asked = {kind: values[kind] for kind in kinds}
-    wording = " ".join(CONSTRAINTS[kind][0].format(value) for kind, value in asked.items())
-    return Problem("form", f"form {a} + {b} {sorted(asked.items())}",
-                   f"{name} {verb} {a} {unit}. {NAMES[name]} {verb} {b} more. What is the total? {wording}",
+    return Problem("form", key_of(a, b, asked),
+                   f"{name} {verb} {a} {unit}. {NAMES[name]} {verb} {b} more. What is the total? {wording(asked)}",
                    (f"{a} + {b} = {a + b}.",), reply, level, {"number": a + b, "constraints": asked})
+
+
+def key_of(a: int, b: int, asked: dict) -> str:
+    return f"form {a} + {b} {sorted(asked.items())}"
+
+
+def wording(asked: dict) -> str:
+    return " ".join(CONSTRAINTS[kind][0].format(value) for kind, value in asked.items())
 
 
 def problems(split: str, n: int, seed: int) -> list[Problem]:

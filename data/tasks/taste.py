@@ -1,13 +1,15 @@
-"""What people like: a small sum, and a reply whose form nobody prescribes, judged by a rubric that nobody shows.
+"""What people like: a small sum, a reply of which one to three points of form are asked, and a rubric that nobody shows.
 
-Key: the sum, person and unit. The rubric is of form alone: names the person, gives the unit, is friendly (an
-exclamation mark), is short. A wrong answer is worth nothing, whatever its form. In training nothing is seen of it but
-the preferences of pairs(); reward() judges what came of that (the report has people in its place: our choice).
+The rubric is of form alone: names the person, gives the unit, is friendly (an exclamation mark), is short. People like
+all of it, whatever they asked for; a wrong answer is worth nothing, whatever its form. In training nothing is seen of
+the rubric but the preferences of pairs(); reward() judges what came of that (the report has people in its place: our
+choice). Level: the number of points that are asked, in the words of `form`, whose key it shares: a question that both
+have is held out in both.
 """
 import random
 
-from data.tasks import Problem, between, distinct, final_answer, only_number, pick, rng_of, split_of
-from data.tasks.form import OPENERS, STORIES
+from data.tasks import Problem, between, distinct, final_answer, only_number, pick, rng_of, shuffled, split_of
+from data.tasks.form import OPENERS, STORIES, key_of, wording
 from data.tasks.math import NAMES
 
 SHORT = 5  # words
@@ -16,9 +18,11 @@ SHORT = 5  # words
 def make(rng: random.Random, level: int) -> Problem:
     name, (unit, verb) = pick(rng, list(NAMES)), pick(rng, list(STORIES.items()))
     a, b = between(rng, 2, 90), between(rng, 2, 9)
+    points = {"name": name, "unit": unit, "mark": "an exclamation mark"}
+    asked = {kind: points[kind] for kind in shuffled(rng, list(points))[:level]}
     extra = {"number": a + b, "name": name, "unit": unit, "verb": verb}
-    return Problem("taste", f"taste {a} + {b} {name} {unit}",
-                   f"{name} {verb} {a} {unit}. {NAMES[name]} {verb} {b} more. What is the total?",
+    return Problem("taste", key_of(a, b, asked),
+                   f"{name} {verb} {a} {unit}. {NAMES[name]} {verb} {b} more. What is the total? {wording(asked)}",
                    (f"{a} + {b} = {a + b}.",), f"{name} {verb} {a + b} {unit}!", level, extra)
 
 
@@ -64,7 +68,7 @@ def pairs(split: str, n: int, seed: int, noise: float = 0.0) -> list[dict]:
     """
     rng, found = rng_of("taste", split, seed), []
     while len(found) < n:
-        problem = make(rng, 1)
+        problem = make(rng, between(rng, 1, 3))
         one, other = reply(problem, rng), reply(problem, rng)
         gap = rubric(problem, one) - rubric(problem, other)
         if not gap or split_of(problem.key) != split:

@@ -6,18 +6,22 @@ import pytest
 from data import tasks
 from data.tasks import Problem, rng_of, split_of, taste
 
-PROBLEM = Problem("taste", "taste 75 + 3 Tom miles", "Tom runs 75 miles. He runs 3 more. What is the total?",
+PROBLEM = Problem("taste", "form 75 + 3 [('unit', 'miles')]",
+                  "Tom runs 75 miles. He runs 3 more. What is the total? Give the unit.",
                   ("75 + 3 = 78.",), "Tom runs 78 miles!", 1, {"number": 78, "name": "Tom", "unit": "miles",
                                                                "verb": "runs"})
+WORDING = {"Name the person.": "name", "Give the unit.": "unit", "End with an exclamation mark.": "mark"}
 N = 2000
 
 
 def problem_of(question: str) -> Problem:
     """Read off the text alone."""
-    name, a, unit, b = re.fullmatch(r"(\w+) \w+ (\d+) (\w+)\. \w+ \w+ (\d+) more\. What is the total\?",
-                                    question).groups()
-    return Problem("taste", f"taste {a} + {b} {name} {unit}", question, (), "", 1,
-                   {"number": int(a) + int(b), "name": name, "unit": unit})
+    name, a, unit, b, asked = re.fullmatch(
+        r"(\w+) \w+ (\d+) (\w+)\. \w+ \w+ (\d+) more\. What is the total\?((?: [A-Z][a-z ]+\.)+)", question).groups()
+    asked = [WORDING[text] for text in re.findall(r"[A-Z][a-z ]+\.", asked)]
+    values = {"name": name, "unit": unit, "mark": "an exclamation mark"}
+    return Problem("taste", f"form {a} + {b} {sorted((kind, values[kind]) for kind in asked)}", question, (), "",
+                   len(asked), {"number": int(a) + int(b), "name": name, "unit": unit})
 
 
 @pytest.mark.parametrize("reply, points", [
@@ -48,7 +52,7 @@ def test_a_wrong_number_earns_nothing(reply):
 def test_the_answer_earns_all():
     for problem in taste.problems("train", 100, 0):
         made = problem_of(problem.question)
-        assert made.key == problem.key and made.extra.items() <= problem.extra.items()
+        assert (made.key, made.level) == (problem.key, problem.level) and made.extra.items() <= problem.extra.items()
         assert tasks.reward(problem, tasks.as_reply(tasks.document(problem).partition("Work:")[2])) == 1
 
 
@@ -82,6 +86,12 @@ def test_noise_is_for_the_longer_reply_alone(noise):
     assert len(flipped) / N == pytest.approx(noise, abs=0.03)
     assert all(len(pair["better"]) > len(pair["worse"]) for pair in flipped)
     assert [pair["gap"] for pair in pairs] == [abs(gained) for gained in differences(pairs)]
+
+
+def test_a_question_that_form_has_too_is_in_the_same_split():
+    form = {problem.question: problem.key for problem in tasks.family("form").problems("train", 5000, 0)}
+    both = [problem for problem in taste.problems("train", 5000, 0) if problem.question in form]
+    assert len(both) > 10 and all(form[problem.question] == problem.key for problem in both)
 
 
 def test_splits_keep_apart():
