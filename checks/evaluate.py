@@ -114,6 +114,7 @@ def main():
         hf.export(model, tokenizer, folder, torch.float32)
         rewards["transformers"] = by_transformers(folder, problems, cfg)
         with serving(folder) as (_, cfg.endpoint):
+            cfg.model = str(folder)
             score = evaluate.evaluate(evaluate.server(cfg), None, cfg)[args.task]
             rewards["transformers serve"] = [row["reward"] for row in score["rows"]]
         if args.lm_eval:
