@@ -245,16 +245,15 @@ def table(scores: dict[str, dict]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
-def form_of(path: str) -> str:
+def form_of(folder: Path) -> str:
     """The form that a checkpoint was trained on: documents in phase 1, conversations after it."""
-    folder = hf.find(common.Dist(0, 1, torch.device("cpu"), None), path)
     ours = (folder / "meta.json").is_file()
     return "document" if ours and common.read_meta(folder)["phase"] == "pretrain" else "chat"
 
 
-def digest(path: str) -> str:
+def digest(folder: Path) -> str:
     """Of a checkpoint's weights, config and tokenizer (meta.json of ours holds the checksums of its weights)."""
-    folder, total = hf.find(common.Dist(0, 1, torch.device("cpu"), None), path), hashlib.sha256()
+    total = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if re.search(r"^(?:config|meta|tokenizer)\.json$|\.safetensors$", file.name):
             with open(file, "rb") as f:
@@ -272,22 +271,22 @@ def main():
     if cfg.endpoint and cfg.checkpoint:
         raise common.UserError("evaluate.endpoint and evaluate.checkpoint are both set: which of the two is meant?")
     d = common.init_distributed("float32")
-    path = cfg.checkpoint or str(run.out / "pretrain")
     if cfg.endpoint:
-        path, cfg.form = f"{cfg.endpoint} {cfg.model}".strip(), cfg.form or "chat"
-        model, tokenizer, made_by = server(cfg), None, path
+        source, cfg.form = f"{cfg.endpoint} {cfg.model}".strip(), cfg.form or "chat"
+        model, tokenizer, made_by = server(cfg), None, source
     else:
-        cfg.form = cfg.form or form_of(path)
+        source = hf.find(d, cfg.checkpoint or run.out / "pretrain")
+        cfg.form = cfg.form or form_of(source)
         dtype = torch.bfloat16 if d.device.type == "cuda" else torch.float32
-        model, tokenizer = hf.load(path, d.device, dtype)
-        made_by = f"{digest(path)} {dtype}"
+        model, tokenizer = hf.load(source, d.device, dtype)
+        made_by = f"{digest(source)} {dtype}"
     if d.is_main:
-        print(f"{path}, split {cfg.split}, {cfg.form} form", flush=True)
+        print(f"{source}, split {cfg.split}, {cfg.form} form", flush=True)
     scores = evaluate(model, tokenizer, cfg, d, run.out / "evaluate", made_by)
     if d.is_main:
         print(table(scores))
-        common.write_atomic(run.out / "evaluate.json", json.dumps(
-            {"made_by": path, "settings": dataclasses.asdict(cfg), "scores": without_rows(scores)}, indent=1) + "\n")
+        common.write_atomic(run.out / "evaluate.json", json.dumps(dict(
+            made_by=str(source), settings=dataclasses.asdict(cfg), scores=without_rows(scores)), indent=1) + "\n")
         common.write_atomic(run.out / "evaluate.jsonl", "".join(
             json.dumps(row) + "\n" for score in scores.values() for row in score["rows"]))
         print(f"every sample is in {run.out / 'evaluate.jsonl'}")

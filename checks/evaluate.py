@@ -104,9 +104,10 @@ def main():
     parser.add_argument("--lm_eval", help="the harness's command")
     parser.add_argument("--write", action="store_true", help="append the result to results/evaluate.jsonl")
     args, started = parser.parse_args(), time.time()
-    cfg = evaluate.EvaluateConfig([args.task], form=evaluate.form_of(args.checkpoint), n_problems=args.n, k=1,
-                                  temperature=0.0, top_p=1.0, max_rows=16)
-    model, tokenizer = hf.load(args.checkpoint)
+    source = hf.find(common.Dist(0, 1, torch.device("cpu"), None), args.checkpoint)
+    cfg = evaluate.EvaluateConfig([args.task], form=evaluate.form_of(source), n_problems=args.n, k=1, temperature=0.0,
+                                  top_p=1.0, max_rows=16)
+    model, tokenizer = hf.load(source)
     problems = tasks.family(args.task).problems(cfg.split, cfg.n_problems, cfg.seed)
     rewards = {"ours": [row["reward"] for row in evaluate.evaluate(model, tokenizer, cfg)[args.task]["rows"]]}
     with tempfile.TemporaryDirectory() as folder:
@@ -126,8 +127,8 @@ def main():
     print(line)
     if args.write:
         report.append("evaluate", line | dict(
-            command=f"python -m checks.evaluate {args.checkpoint} --task={args.task} --n={args.n} --write", seed=0,
-            commit=common.commit(), machine=common.machine(torch.device("cpu")), seconds=time.time() - started))
+            command=f"python -m checks.evaluate {args.checkpoint} --task={args.task} --n={args.n} --lm_eval=… --write",
+            seed=0, commit=common.commit(), machine=common.machine(torch.device("cpu")), seconds=time.time() - started))
 
 
 if __name__ == "__main__":

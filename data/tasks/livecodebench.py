@@ -25,11 +25,10 @@ STDIN = ("Read the inputs from stdin, solve the problem and write the answer to 
          "sample inputs). Enclose your code within delimiters as follows.\n```python\n# YOUR CODE HERE\n```")
 METHOD = ("You will use the following starter code to write the solution to the problem and enclose your code within "
           "delimiters.\n```python\n{}\n```")
-IMPORTS = "".join(f"from {name} import *\n" for name in (       # typing first: re and math have better claims to a name
-    "typing string re datetime collections heapq bisect copy math random statistics itertools functools operator io "
-    "sys json builtins").split()) + "".join(f"import {name}\n" for name in (
-        "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys "
-        "json").split()) + "sys.setrecursionlimit(50000)\n"
+MODULES = ("string re datetime collections heapq bisect copy math random statistics itertools functools operator io "
+           "sys json builtins typing").split()
+IMPORTS = "\n".join([*(f"from {name} import *" for name in MODULES), *(f"import {name}" for name in MODULES),
+                     "sys.setrecursionlimit(50000)"])
 
 
 # ---- records
@@ -93,16 +92,13 @@ def reward(problem: Problem, response: str) -> float | None:
 def passes(box: sandbox.Sandbox, program: str, function: str, test: dict) -> bool | None:
     if function:
         arguments = [json.loads(line) for line in test["input"].split("\n")]
-        result = box.call(program, function, [arguments], LIMITS)
-        right = result.status == "ok" and _listed(result.values[0]) == json.loads(test["output"])
+        result, wanted = box.call(program, function, [arguments], LIMITS), json.loads(test["output"])
+        right = result.status == "ok" and result.values[0] in (
+            wanted, tuple(wanted) if isinstance(wanted, list) else wanted)
     else:
         result = box.run(program, test["input"], LIMITS)
         right = result.status == "ok" and same_output(result.stdout, test["output"])
     return None if result.status == "broken" else right
-
-
-def _listed(value: object) -> object:
-    return list(map(_listed, value)) if isinstance(value, (tuple, list)) else value
 
 
 def same_output(printed: str, wanted: str) -> bool:
