@@ -168,6 +168,16 @@ def test_other_settings_and_other_models_never_mix(model, tokenizer, tmp_path):
         assert len(list(tmp_path.iterdir())) == 2 * n
 
 
+def test_batches_draw_what_one_call_draws(model, tokenizer):
+    """Also with all in one batch: what the sampler gives for all prompts at once, in their order."""
+    problems = tasks.FAMILIES["math"].problems("dev", 9, 0)
+    prompts = [evaluate.prompt_of(problem, tokenizer, "document") for problem in problems]
+    whole = evaluate.generate.sample(model, prompts, 2, 6, 0.6, 0.95, stop=evaluate.generate.stop_ids(tokenizer))
+    texts = [tokenizer.decode([t for t in one.tokens if t != tokenizer.eot]) for group in whole for one in group]
+    for cfg in (CFG, replace(CFG, max_rows=256)):
+        assert [row["response"] for row in evaluate.evaluate(model, tokenizer, cfg)["math"]["rows"]] == texts
+
+
 def test_any_number_of_ranks_gives_the_same_rows(model, tokenizer, tmp_path):
     """Two ranks, one after the other (each leaves the other's batches alone), then one process that finds all done."""
     whole = evaluate.evaluate(model, tokenizer, CFG, None, tmp_path / "one", "me")
