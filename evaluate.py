@@ -228,9 +228,9 @@ def without_rows(scores: dict[str, dict]) -> dict[str, dict]:
 def table(scores: dict[str, dict]) -> str:
     """The scores as a text table."""
     first = next(iter(scores.values()))
-    k, tried = first["k"], "pass@" + "/".join(map(str, first["pass_at"]))
+    tried = "pass@" + "/".join(map(str, first["pass_at"]))
     width, wide = max(10, *(len(name) + 1 for name in scores)), max(18, 5 * len(first["pass_at"]) + 2, len(tried) + 2)
-    lines = [f"{'task':{width}}{f'avg@{k}':>8}{'stderr':>8}  {tried:{wide}}{f'maj@{k}':>7}   {'by level':22}"
+    lines = [f"{'task':{width}}{'avg@k':>8}{'stderr':>8}  {tried:{wide}}{'maj@k':>7}   {'by level':22}"
              "  tokens  truncated  no answer  problems"]
     for name, s in scores.items():
         levels = "  ".join(f"{level}: {share:.2f}" for level, share in s["levels"].items())
@@ -239,7 +239,7 @@ def table(scores: dict[str, dict]) -> str:
         lines.append(f"{name:{width}}{s['avg']:8.3f}{s['stderr']:8.3f}  {passes:{wide}}{voted:>7}   {levels:22}"
                      f"{s['tokens']:8.1f}{s['truncated']:11.1%}{s['no_answer']:11.1%}{s['n']:10}"
                      + f"  ({s['unscored']} answers could not be scored)" * (s["unscored"] > 0))
-    return "\n".join(lines) + f"\n{sum(s['tokens_used'] for s in scores.values()):,} tokens drawn"
+    return "\n".join(lines) + f"\nk = {first['k']}, {sum(s['tokens_used'] for s in scores.values()):,} tokens drawn"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -172,8 +172,9 @@ def test_batches_draw_what_one_call_draws(model, tokenizer):
     """Also with all in one batch: what the sampler gives for all prompts at once, in their order."""
     problems = tasks.FAMILIES["math"].problems("dev", 9, 0)
     prompts = [evaluate.prompt_of(problem, tokenizer, "document") for problem in problems]
-    whole = evaluate.generate.sample(model, prompts, 2, 6, 0.6, 0.95, stop=evaluate.generate.stop_ids(tokenizer))
-    texts = [tokenizer.decode([t for t in one.tokens if t != tokenizer.eot]) for group in whole for one in group]
+    stop = evaluate.generate.stop_ids(tokenizer)
+    whole = evaluate.generate.sample(model, prompts, 2, 6, 0.6, 0.95, stop=stop)
+    texts = [tokenizer.decode([t for t in one.tokens if t not in stop]) for group in whole for one in group]
     for cfg in (CFG, replace(CFG, max_rows=256)):
         assert [row["response"] for row in evaluate.evaluate(model, tokenizer, cfg)["math"]["rows"]] == texts
 
