@@ -37,12 +37,13 @@ class Sample:
 @torch.inference_mode()
 def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tokens: int = 128,
            temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, stop: tuple[int, ...] = (), seed: int = 0,
-           max_rows: int = 256) -> list[list[Sample]]:
+           max_rows: int = 256, numbers: list[int] | None = None) -> list[list[Sample]]:
     """n samples for each prompt (lists of token ids, of any lengths): a list of n Samples a prompt.
 
     model: a plain, unsharded module (common.unsharded). temperature 0 is greedy; top_p 1 and top_k 0 are off. Training
     rollouts leave both off: only then is the distribution sampled from the one in the loss. The draws of a row depend
-    on (seed, prompt's number, sample's number) alone, not on what it is batched with. max_rows bounds the memory.
+    on (seed, prompt's number, sample's number) alone, not on what it is batched with. max_rows bounds the memory;
+    numbers: of the prompts, where these are a part of more (default: their places here).
     """
     assert all(prompts), "an empty prompt: begin with the bos token"
     results = [[Sample() for _ in range(n)] for _ in prompts]
@@ -50,8 +51,9 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
     per_wave = max(1, max_rows // n)
     for wave in (order[i:i + per_wave] for i in range(0, len(order), per_wave)):
         rows = [(i, j) for i in wave for j in range(n)]
+        streams = [(numbers[i] if numbers else i, j) for i, j in rows]
         steps = decode(model, [prompts[i] for i in wave], n, max_new_tokens, temperature, top_p, top_k, stop,
-                       uniforms(seed, rows, max_new_tokens))
+                       uniforms(seed, streams, max_new_tokens))
         for active, tokens, logprobs in steps:
             for row, token, logprob in zip(active, tokens, logprobs):
                 i, j = rows[row]

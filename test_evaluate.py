@@ -1,13 +1,27 @@
-"""pass@k equals enumeration; the standard error of avg@k equals simulation; a perfect model scores 1."""
-from itertools import combinations
+"""pass@k and maj@k equal enumeration; the standard error equals simulation; a perfect model scores 1; nothing is lost."""
+import json
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
+import torch
 
 import evaluate
-from common import UserError
+import hf
+from common import Dist, UserError
+from conftest import ROOT, Mini
 from data import tasks
-from evaluate import EvaluateConfig, pass_at_k, summarize
+from data.tasks import bfcl
+from data.tokenizer import TokenizerConfig, train_tokenizer
+from evaluate import EvaluateConfig, majority, pass_at_k, summarize
+from generate import Sample
+from model import ModelConfig, Transformer, init_weights
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
@@ -18,8 +32,27 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
                 assert pass_at_k(n, correct, k) == pytest.approx(np.mean([max(s) for s in subsets]))
 
 
+def test_majority_is_what_a_vote_in_random_order_gives():
+    """Over all orders of the samples, the first of the most frequent answers wins: the mean of its reward."""
+    reward = {"a": 1.0, "b": 0.0, "c": 0.0, None: 0.0}
+    for answers in product(reward, repeat=4):
+        won = []
+        for order in permutations(answers):
+            votes = Counter(answer for answer in order if answer is not None)
+            won.append(reward[votes.most_common(1)[0][0]] if votes else 0.0)
+        assert majority([(a, reward[a]) for a in answers], str.__eq__) == pytest.approx(np.mean(won)), answers
+
+
+def test_majority_knows_other_spellings():
+    half, math = tasks.family("math500").same, tasks.family("math").same
+    assert majority([("3", 0.0), ("1/2", 1.0), ("\\frac{1}{2}", 1.0)], half) == 1.0
+    assert majority([("8 apples.", 0.0), ("Mia has 9.", 1.0), ("9", 1.0)], math) == 1.0
+    assert getattr(tasks.family("code"), "same", None) is tasks.family("humaneval").same is None
+
+
 def rows_of(rewards):
-    return [dict(problem=p, level=1, reward=float(x), finish="stop", tokens=3) for p, r in enumerate(rewards) for x in r]
+    return [dict(problem=p, level=1, reward=float(x), finish="stop", tokens=3, offered=str(x))
+            for p, r in enumerate(rewards) for x in r]
 
 
 def test_standard_error_equals_simulation():
@@ -29,18 +62,32 @@ def test_standard_error_equals_simulation():
     assert np.std([r["avg"] for r in results]) == pytest.approx(np.mean([r["stderr"] for r in results]), rel=0.1)
 
 
+def test_summary_by_hand():
+    rows = rows_of([[1, 0, 0], [0, 0, 0], [1, 1, 0]])
+    rows[0] |= dict(finish="length", tokens=9)
+    rows[3] |= dict(offered=None, tokens=0)
+    score = summarize(rows, 3, str.__eq__)
+    assert score["avg"] == pytest.approx(1 / 3) and score["maj"] == pytest.approx(1 / 3)    # 0, 0, 1
+    assert score["pass_at"] == pytest.approx({1: 1 / 3, 2: 5 / 9, 3: 2 / 3}) and score["pass"] == score["pass_at"][3]
+    assert (score["truncated"], score["no_answer"]) == (1 / 9, 1 / 9) and score["tokens_used"] == 30
+    assert summarize(rows, 3)["maj"] is None and "0.33 0.56 0.67" in evaluate.table({"x": score})
+
+
 def test_unscored_answers_are_not_wrong_answers():
     rows = rows_of([[1, 1], [0, 1]])
     rows[2]["reward"] = None
     score = summarize(rows, 2)
-    assert score["avg"] == 1.0 and score["unscored"] == 1
+    assert score["avg"] == 1.0 and score["unscored"] == 1 and "1 answers could not" in evaluate.table({"x": score})
+    assert np.isnan(summarize([rows[2]], 1)["avg"])
 
 
-def test_scores_of_gold_and_of_nothing(monkeypatch):
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["Problem: 1"], TokenizerConfig(kind="char"))
+
+
+def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
     """The sampler replaced by one that copies the gold work, and by one that says nothing."""
-    from data.tokenizer import TokenizerConfig, train_tokenizer
-    from generate import Sample
-    tokenizer = train_tokenizer(["Problem: 1"], TokenizerConfig(kind="char"))
     cfg = EvaluateConfig(tasks=["math", "tools"], n_problems=20, k=2)
     problems = {name: tasks.FAMILIES[name].problems("dev", 20, 0) for name in cfg.tasks}
     texts = {tuple([tokenizer.bos, *tokenizer.encode(tasks.prompt(p))]): tasks.document(p).removeprefix(tasks.prompt(p))
@@ -51,8 +98,183 @@ def test_scores_of_gold_and_of_nothing(monkeypatch):
     scores = evaluate.evaluate(None, tokenizer, cfg)
     assert all(s["avg"] == s["pass"] == 1.0 and s["truncated"] == 0 and s["n"] == 20 for s in scores.values())
     assert scores["math"]["rows"][0]["response"] and set(scores["math"]["levels"]) == {1, 2, 3}
-    assert "math" in evaluate.table(scores)
+    assert scores["math"]["maj"] == 1.0 and scores["tools"]["maj"] is None and "math" in evaluate.table(scores)
     monkeypatch.setattr(evaluate.generate, "sample", lambda m, prompts, n, *a, **k: [[Sample([], [], "length")] * n for _ in prompts])
-    assert all(s["avg"] == 0.0 and s["truncated"] == 1 for s in evaluate.evaluate(None, tokenizer, cfg).values())
+    scores = evaluate.evaluate(None, tokenizer, cfg)
+    assert all(s["avg"] == 0.0 and s["truncated"] == s["no_answer"] == 1 for s in scores.values())
     with pytest.raises(UserError, match="no task 'meth'"):
         evaluate.evaluate(None, tokenizer, EvaluateConfig(tasks=["meth"]))
+
+
+def test_the_prompt_holds_the_tools():
+    function = dict(name="add", description="", parameters=dict(type="dict", properties={}, required=[]))
+    problem = bfcl.read(dict(id="irrelevance_0", function=[function], question=[[dict(role="user", content="Hi")]]), [])
+    tokenizer = train_tokenizer(["Problem: 1"], TokenizerConfig(vocab_size=300))
+    ours = tokenizer.decode(evaluate.prompt_of(problem, tokenizer, "chat"))
+    system, user = evaluate.prompt_of(problem, None, "chat")
+    assert '"name": "add"' in system["content"] and user == dict(role="user", content="Hi")
+    assert ours.startswith(f"<|im_start|>system\n{system['content']}<|im_end|>\n<|im_start|>user\nHi<|im_end|>")
+
+
+# ---- what is kept
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = Transformer(ModelConfig(1, 16, 24, 2, 1, 8, vocab_size=tokenizer.n_vocab, init_std=0.3))
+    init_weights(model, 0)
+    return model
+
+
+CFG = EvaluateConfig(tasks=["math", "code"], n_problems=9, k=2, max_new_tokens=6, max_rows=4, form="document")
+
+
+def lines(folder) -> list[str]:
+    return sorted(line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines())
+
+
+def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
+    """Cut off after any batch, or in the midst of a line: the same rows, and what was done is not done again."""
+    whole, sample = evaluate.evaluate(model, tokenizer, CFG), evaluate.generate.sample
+    asked = []
+    def until(most):
+        def some(model, prompts, *args, **kwargs):
+            if len(asked) == most:
+                raise KeyboardInterrupt
+            asked.append(len(prompts))
+            return sample(model, prompts, *args, **kwargs)
+        return some
+    for most in (0, 1, 4, 7):
+        folder = tmp_path / str(most)
+        monkeypatch.setattr(evaluate.generate, "sample", until(most))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.evaluate(model, tokenizer, CFG, None, folder, "me")
+        for path in folder.glob("*.jsonl"):
+            path.write_bytes(path.read_bytes()[:-20])
+        torn = sum(1 for _ in folder.glob("*.jsonl"))
+        monkeypatch.setattr(evaluate.generate, "sample", until(-1))
+        del asked[:]
+        assert evaluate.evaluate(model, tokenizer, CFG, None, folder, "me") == whole
+        assert len(asked) == 10 - most + torn       # 5 batches a task
+        del asked[:]
+        assert evaluate.evaluate(model, tokenizer, CFG, None, folder, "me") == whole and not asked
+
+
+def test_other_settings_and_other_models_never_mix(model, tokenizer, tmp_path):
+    ways = [(CFG, "me"), (CFG, "you"), (replace(CFG, temperature=0.0), "me"), (replace(CFG, seed=1), "me"),
+            (replace(CFG, k=1), "me"), (replace(CFG, max_new_tokens=5), "me"), (replace(CFG, n_problems=8), "me"),
+            (replace(CFG, top_p=0.9), "me"), (replace(CFG, split="test"), "me")]
+    for n, (cfg, made_by) in enumerate(ways, 1):
+        assert evaluate.evaluate(model, tokenizer, cfg, None, tmp_path, made_by) == evaluate.evaluate(model, tokenizer, cfg)
+        assert len(list(tmp_path.iterdir())) == 2 * n
+
+
+def test_batches_draw_what_one_call_draws(model, tokenizer):
+    """Also with all in one batch: what the sampler gives for all prompts at once, in their order."""
+    problems = tasks.FAMILIES["math"].problems("dev", 9, 0)
+    prompts = [evaluate.prompt_of(problem, tokenizer, "document") for problem in problems]
+    stop = evaluate.generate.stop_ids(tokenizer)
+    whole = evaluate.generate.sample(model, prompts, 2, 6, 0.6, 0.95, stop=stop)
+    texts = [tokenizer.decode([t for t in one.tokens if t not in stop]) for group in whole for one in group]
+    for cfg in (CFG, replace(CFG, max_rows=256)):
+        assert [row["response"] for row in evaluate.evaluate(model, tokenizer, cfg)["math"]["rows"]] == texts
+
+
+def test_any_number_of_ranks_gives_the_same_rows(model, tokenizer, tmp_path):
+    """Two ranks, one after the other (each leaves the other's batches alone), then one process that finds all done."""
+    whole = evaluate.evaluate(model, tokenizer, CFG, None, tmp_path / "one", "me")
+    class Rank(Dist):
+        def gather(self, mine):
+            return mine
+        def barrier(self):
+            pass
+    parts = [[r for s in evaluate.evaluate(model, tokenizer, CFG, Rank(rank, 2, torch.device("cpu"), None),
+                                           tmp_path / f"r{rank}", "me").values() for r in s["rows"]] for rank in (0, 1)]
+    assert min(map(len, parts)) >= 16 and sum(map(len, parts)) == 36
+    assert sorted(lines(tmp_path / "r0") + lines(tmp_path / "r1")) == lines(tmp_path / "one")
+    for path in (tmp_path / "r0").iterdir():
+        shutil.copy(path, tmp_path / "r1")
+    assert evaluate.evaluate(None, tokenizer, CFG, None, tmp_path / "r1", "me") == whole
+
+
+def test_a_file_of_something_else_is_left_alone(model, tokenizer, tmp_path):
+    evaluate.evaluate(model, tokenizer, CFG, None, tmp_path, "me")
+    path = next(tmp_path.glob("code*"))
+    path.write_text("mine\n" + path.read_text())
+    with pytest.raises(UserError, match=r"code-.*\.0\.jsonl is damaged, or no file of samples"):
+        evaluate.evaluate(model, tokenizer, CFG, None, tmp_path, "me")
+
+
+def test_a_server_that_gives_no_answer_is_asked_again(tmp_path):
+    """Places stay the same, so seeds do; what got no answer is unscored and not kept."""
+    cfg, seen = replace(CFG, tasks=["math"], form="chat"), []
+    def writer(asked):
+        seen.append([i for i, messages in enumerate(asked) if messages])
+        return [messages and (f"Answer: {i}", "stop", 3) if i != 5 else None for i, messages in enumerate(asked)]
+    score = evaluate.evaluate(writer, None, cfg, None, tmp_path, "it")["math"]
+    assert score["unscored"] == 1 and score["rows"][5]["response"] is None and score["rows"][17]["response"] == "Answer: 17"
+    assert sorted(i for batch in seen for i in batch) == list(range(18)) and len(lines(tmp_path)) == 17
+    del seen[:]
+    evaluate.evaluate(writer, None, cfg, None, tmp_path, "it")
+    assert seen == [[4, 5, 6, 7]]
+
+
+# ---- the command
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """With a config and an exported checkpoint."""
+    mini = Mini(tmp_path_factory.mktemp("evaluate"))
+    tokenizer = train_tokenizer(["Problem: 1"], TokenizerConfig(vocab_size=300))
+    larger = Transformer(ModelConfig(1, 16, 24, 2, 1, 8, vocab_size=tokenizer.n_vocab, init_std=0.3))
+    init_weights(larger, 0)
+    hf.export(larger, tokenizer, mini.folder / "exported", torch.float32)
+    return mini
+
+
+COMMAND = ("mini.py", "--evaluate.checkpoint=exported", "--evaluate.n_problems=24", "--evaluate.tasks=['math', 'form']",
+           "--evaluate.max_rows=8", "--evaluate.max_new_tokens=60")
+
+
+def test_two_processes_and_a_kill_end_with_the_same_file(folder, monkeypatch, capsys):
+    folder.call(monkeypatch, evaluate.main, "evaluate.py", *COMMAND, "--run=one")
+    assert "math" in capsys.readouterr().out
+    whole = (folder.folder / "out/one/evaluate.jsonl").read_bytes()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert len(rows) == 96 and rows[0]["task"] == "math" and rows[0].keys() >= {"problem", "sample", "prompt", "reward"}
+    summary = json.loads((folder.folder / "out/one/evaluate.json").read_text())
+    assert summary["scores"]["form"]["n"] == 24 and summary["settings"]["form"] == "chat"
+    command = (str(ROOT / "evaluate.py"), *COMMAND, "--name=two")
+    process, parts = folder.popen(*command, ranks=2), folder.folder / "out/two/evaluate"
+    while process.poll() is None and not list(parts.glob("*.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    folder.run(*command, ranks=2)
+    assert (folder.folder / "out/two/evaluate.jsonl").read_bytes() == whole
+    assert {path.name[-8:] for path in parts.iterdir()} == {".0.jsonl", ".1.jsonl"}
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--evaluate.tasks=['meth']"], "no task 'meth'; there are math, code, .* gsm8k, .*gpqa, .*livecodebench"),
+    (["--evaluate.tasks=['gsm8k=gone.jsonl']"], "no .jsonl, .json or .parquet file .* at gone.jsonl"),
+    (["--evaluate.tasks=['math500=wrong.jsonl']"], "wrong.jsonl:1: no column 'problem' for math500; found question, gold"),
+    (["--evaluate.tasks=[]"], "no tasks: set evaluate.tasks to some of math, code"),
+    (["--evaluate.checkpoint=bare"], "no tokenizer bare/tokenizer.json .*give a Hugging Face tokenizer.json"),
+    (["--evaluate.checkpoint=gone"], "gone is no checkpoint"),
+    (["--evaluate.split=valid"], "split 'valid'"),
+    (["--evaluate.k=0"], "must be at least 1"),
+    (["--evaluate.endpoint=http://localhost:1/v1"], "are both set"),
+    (["--evaluate.endpoint=localhost", "--evaluate.checkpoint="], "evaluate.endpoint: url must be like http"),
+    (["--evaluate.endpoint=http://localhost:1/v1", "--evaluate.checkpoint="], "does the server run there"),
+])
+def test_bad_input_is_one_line(folder, monkeypatch, capsys, options, message):
+    if not (folder.folder / "bare").exists():
+        shutil.copytree(folder.folder / "exported", folder.folder / "bare")
+        (folder.folder / "bare/tokenizer.json").unlink()
+    (folder.folder / "wrong.jsonl").write_text('{"question": "Why?", "gold": "1"}\n')
+    monkeypatch.setattr(evaluate.writer, "BACKOFF", 0.01)
+    with pytest.raises(SystemExit) as left:
+        folder.call(monkeypatch, evaluate.main, "evaluate.py", *COMMAND, "--run=bad", *options)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1
+    assert re.search(message, said), said

@@ -73,6 +73,12 @@ def test_a_row_depends_on_its_seed_alone(model):
     assert len({tuple(t) for t in flat}) > len(flat) // 2
 
 
+def test_a_part_of_the_prompts_keeps_its_numbers(model):
+    whole = sample(model, prompts(), 2, max_new_tokens=8, seed=3)
+    part = sample(model, [prompts()[i] for i in (4, 1)], 2, max_new_tokens=8, seed=3, numbers=[4, 1])
+    assert [[a.tokens for a in answers] for answers in part] == [[a.tokens for a in whole[i]] for i in (4, 1)]
+
+
 @pytest.mark.parametrize("top_k, top_p", [(0, 0.8), (0, 0.3), (5, 1.0), (8, 0.7), (1, 1.0), (0, 1e-6)])
 def test_top_k_and_top_p_are_those_of_transformers(top_k, top_p):
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper

@@ -1,15 +1,13 @@
 """Writers against a real OpenAI-compatible server: `transformers serve` on an exported checkpoint of ours."""
-import os
-import socket
-import subprocess
-import time
-import urllib.request
+import re
 from collections import Counter
 
 import pytest
 import torch
 
+import evaluate
 import hf
+from checks.evaluate import serving
 from common import UserError
 from data import checklist, writer
 from data.refine import Settings, refine
@@ -38,21 +36,8 @@ def export(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(export):
     """(process, settings of a writer)"""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(["transformers", "serve", str(export), "--host", "localhost", "--port", str(port)],
-                               env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5)
-            break
-        except OSError:
-            assert process.poll() is None
-            time.sleep(0.5)
-    yield process, dict(url=f"http://localhost:{port}/v1", model=str(export), concurrency=2, retries=1, max_tokens=24)
-    process.kill()
-    process.wait()
+    with serving(export) as (process, url):
+        yield process, dict(url=url, model=str(export), concurrency=2, retries=1, max_tokens=24)
 
 
 def test_the_server_writes_what_our_sampler_does(server, export):
@@ -61,6 +46,18 @@ def test_the_server_writes_what_our_sampler_does(server, export):
     ours = local_writer(str(export), max_new_tokens=24, temperature=0)(QUESTIONS)
     theirs = greedy(QUESTIONS)
     assert theirs == ours and any(theirs)
+
+
+@pytest.mark.parametrize("form", ["chat", "document"])
+def test_the_same_evaluation_by_a_server_and_here(server, export, form):
+    """Greedily: answers (but for control tokens, which servers leave out), tokens, rewards, and why each ended."""
+    cfg = evaluate.EvaluateConfig(["math", "form"], endpoint=server[1]["url"], model=str(export), form=form, k=1,
+                                  n_problems=8, temperature=0.0, top_p=1.0, max_new_tokens=24, max_rows=2)
+    def results(model, tokenizer):
+        return [(re.sub(r"<\|\w+\|>", "", row["response"]), row["tokens"], row["reward"], row["finish"])
+                for score in evaluate.evaluate(model, tokenizer, cfg).values() for row in score["rows"]]
+    ours = results(*hf.load(export))
+    assert results(evaluate.server(cfg), None) == ours and {row[-1] for row in ours} == {"stop", "length"}
 
 
 def test_refinement_runs_against_it(server, tmp_path, monkeypatch):

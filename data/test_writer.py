@@ -114,6 +114,8 @@ def test_a_conversation_that_is_none_is_not_asked_and_the_others_keep_their_numb
 def test_a_chain_of_thought_is_put_back(server, name):
     server.answer = lambda text: reply("\n\n42.", **{name: "\n6 * 7\n"})
     assert make(server)(ask("?")) == ["<think>\n6 * 7\n</think>\n\n42."]
+    for nothing in ("", None):                  # cut off in the midst of them
+        assert writer.chat_form({"content": nothing, name: "\n6 * 7"}) == "<think>\n6 * 7"
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 503])

@@ -62,24 +62,28 @@ class NoAnswer(UserError):
         self.kind, self.wait = kind, wait  # wait: seconds that the server wants between
 
 
-def http_writer(cfg: WriterConfig) -> Writer:
+def http_writer(cfg: WriterConfig, read: Callable | None = None) -> Writer:
     """A writer that asks an endpoint, many requests at a time, and counts failed answers on stderr, with some reasons.
+
+    In a conversation's place may stand a text to be continued. read(answer): another result than the text of it all.
 
     UserError: it is down, refuses key, model or url, or fails with 8 more than it answers (or all, but by truncation).
     """
-    return lambda conversations, on_result=lambda i, text: None: asyncio.run(_write(cfg, conversations, on_result))
+    return lambda conversations, on_result=lambda i, text: None: asyncio.run(
+        _write(cfg, conversations, on_result, read or _text))
 
 
-async def _write(cfg: WriterConfig, conversations: list, on_result: Callable) -> list[str | None]:
+async def _write(cfg: WriterConfig, conversations: list, on_result: Callable, read: Callable) -> list[str | None]:
     asked = [i for i, conversation in enumerate(conversations) if conversation is not None]
     texts, failed, slots = [None] * len(conversations), [], asyncio.Semaphore(cfg.concurrency)
 
     async def work(i):
-        body = dict(model=model, messages=conversations[i], temperature=cfg.temperature, top_p=cfg.top_p,
-                    max_tokens=cfg.max_tokens, seed=cfg.seed + i) | cfg.extra
+        plain = isinstance(conversations[i], str)
+        body = {"model": model, "prompt" if plain else "messages": conversations[i]} | dict(
+            temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_tokens, seed=cfg.seed + i) | cfg.extra
         async with slots:
             try:
-                return i, await _ask(cfg, client, "/chat/completions", _text, body), None
+                return i, await _ask(cfg, client, "/completions" if plain else "/chat/completions", read, body), None
             except Exception as error:  # for the loop below
                 return i, None, error
 
@@ -152,16 +156,20 @@ def _judge(cfg: WriterConfig, key: str, read: Callable, status: int, headers: di
 
 
 def _text(answer) -> str:
-    """The text of a chat completion in our chat form: a chain of thought that the server split off is put back."""
+    """The text of a chat completion that came to its end."""
     choice = answer["choices"][0]
     if choice.get("finish_reason") == "length":  # half a chain of thought is nothing to train on
         raise NoAnswer("truncated at max_tokens", "truncated")
-    message, text = choice["message"], choice["message"]["content"]
-    if not text.strip():
+    if not choice["message"]["content"].strip():
         raise ValueError("empty")
-    thought = message.get("reasoning_content") or message.get("reasoning")
+    return chat_form(choice["message"])
+
+
+def chat_form(message: dict) -> str:
+    """The text of an answer in our chat form: a chain of thought that the server split off is put back."""
+    text, thought = message["content"] or "", message.get("reasoning_content") or message.get("reasoning")
     if isinstance(thought, str):
-        text = "<think>\n" + thought.strip("\n") + "\n</think>\n\n" + text.lstrip("\n")
+        text = "<think>\n" + thought.strip("\n") + ("\n</think>\n\n" + text.lstrip("\n") if text.strip() else "")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates are no text
 
 

@@ -126,9 +126,14 @@ def only_number(text: str) -> str | None:
     return match and match[1]
 
 
+def same_number(answer: str, other: str) -> bool:
+    """Whether two answers hold the same number, or are the same text."""
+    return (only_number(answer) or answer) == (only_number(other) or other)
+
+
 def family(spec: str):
     """What has `problems(split, n, seed)` and `reward(problem, response)`: one of FAMILIES, or a public set (sets.py),
-    "gsm8k" from the hub or "gsm8k=FILE"."""
+    "gsm8k" from the hub or "gsm8k=FILE". Where its answers can be compared, as for a vote, it has `same` as well."""
     if spec in FAMILIES or spec == "taste":
         return FAMILIES.get(spec, taste)
     from data.tasks import sets  # verifier and sandbox, which generated problems do without

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 
-from data.tasks import Problem, between, distinct, final_answer, only_number, pick, rng_of, shuffled
+from data.tasks import Problem, between, distinct, final_answer, only_number, pick, rng_of, same_number, shuffled
 
 NAMES = {"Mia": "She", "Tom": "He", "Eva": "She", "Ben": "He", "Lea": "She", "Sam": "He"}
 NOUNS = ("apples", "books", "pens", "coins", "cards", "stones")
@@ -43,6 +43,9 @@ def make(rng: random.Random, level: int) -> Problem:
 
 def problems(split: str, n: int, seed: int) -> list[Problem]:
     return distinct(make, split, n, seed)
+
+
+same = same_number
 
 
 def reward(problem: Problem, response: str) -> float:

@@ -6,7 +6,7 @@ that the number of sentences between it and the question is exactly what `filler
 import random
 from functools import partial
 
-from data.tasks import Problem, between, distinct, final_answer, only_number, pick, shuffled
+from data.tasks import Problem, between, distinct, final_answer, only_number, pick, same_number, shuffled
 
 NAMES = ("Mia", "Tom", "Eva", "Ben", "Lea", "Sam")
 SUBJECTS = ("The old dog", "The small bird", "The brown horse", "The quiet child", "The tall man", "The young cat")
@@ -32,6 +32,9 @@ def _sentence(rng: random.Random) -> str:
 def problems(split: str, n: int, seed: int, filler: tuple[int, int] = FILLER) -> list[Problem]:
     """As in every family; `filler`: the least and the most sentences between the key and the question."""
     return distinct(partial(make, filler=filler), split, n, seed)
+
+
+same = same_number
 
 
 def reward(problem: Problem, response: str) -> float:

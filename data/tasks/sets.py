@@ -25,7 +25,8 @@ from types import SimpleNamespace
 
 from common import UserError
 from data import sources, verify
-from data.tasks import FAMILIES, Problem, bfcl, ifeval, programs, rng_of, shuffled, split_of, synthetic
+from data.tasks import (FAMILIES, Problem, after_thoughts, bfcl, ifeval, livecodebench, programs, rng_of, shuffled,
+                        split_of, synthetic)
 
 INSTRUCTION = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 REPEATS = 10_000                # so many known problems in a row, and no fewer than are known: the set repeats itself
@@ -93,11 +94,23 @@ def bigmath(record: dict) -> Problem:
                         solve_rate=record.get("llama8b_solve_rate"))
 
 
-def math_reward(problem: Problem, response: str) -> float | None:
+def gpqa(record: dict) -> Problem:
+    """GPQA (arXiv 2311.12022): the question decides the order of its choices, so that it is the same in every run."""
+    question, right = text_of(record, "Question"), text_of(record, "Correct Answer")
+    wrong = [text_of(record, f"Incorrect Answer {i}") for i in (1, 2, 3)]
+    choices = shuffled(rng_of("gpqa", question), [right, *wrong])
+    listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip("ABCD", choices))
+    return math_problem(f"{question}\n\n{listed}\n\nYour answer is one letter.", "ABCD"[choices.index(right)])
+
+
+def own(response: str) -> str:
     """A base model that runs on into a next problem is judged on its own."""
     thoughts, end, text = response.rpartition("</think>")
-    own = re.sub(r"(\nAnswer:.*)\nProblem:[\s\S]*", r"\1", text)
-    return verify.reward(problem.answer, thoughts + end + own)
+    return thoughts + end + re.sub(r"(\nAnswer:.*)\nProblem:[\s\S]*", r"\1", text)
+
+
+def math_reward(problem: Problem, response: str) -> float | None:
+    return verify.reward(problem.answer, own(response))
 
 
 # ---- the table
@@ -121,6 +134,7 @@ SETS = {
     "math500": Set(hendrycks_math, math_reward, test=hub("HuggingFaceH4/MATH-500", "test")),
     "aime24": Set(aime, math_reward, test=hub("HuggingFaceH4/aime_2024")),      # whose only split is called train
     "aime25": Set(aime, math_reward, test=hub("math-ai/aime25", "test")),
+    "gpqa": Set(gpqa, math_reward, test=hub("Idavidrein/gpqa", config="gpqa_diamond")),     # gated
     "dapo": Set(dapo, math_reward, hub("BytedTsinghua-SIA/DAPO-Math-17k")),
     "bigmath": Set(bigmath, math_reward, hub("SynthLabsAI/Big-Math-RL-Verified")),
     "humaneval": Set(programs.humaneval, programs.reward, test=hub("openai/openai_humaneval", "test")),
@@ -129,6 +143,8 @@ SETS = {
     "mbpp_full": Set(programs.mbpp, programs.reward, hub("google-research-datasets/mbpp", "train", "full"),
                      hub("google-research-datasets/mbpp", "test", "full")),
     "kodcode": Set(programs.kodcode, programs.reward, hub("KodCode/KodCode-V1")),
+    "livecodebench": Set(livecodebench.read, livecodebench.reward,     # the official data set is a script; a copy of it
+                         test=hub("lighteval/code_generation_lite", "test", "release_v6")),
     "synthetic": Set(synthetic.read, synthetic.reward),
     "ifeval": Set(ifeval.read, ifeval.reward, test=ifeval.SOURCE),
     "bfcl": Set(bfcl.read, bfcl.reward),        # of a PATH alone, one of its files of questions
@@ -136,12 +152,24 @@ SETS = {
 
 
 def family(spec: str) -> SimpleNamespace:
-    """The `problems` and `reward` of "name" or "name=PATH"; UserError for an unknown name."""
+    """The `problems` and `reward` of "name" or "name=PATH"; UserError for an unknown name.
+
+    And `offered(response)`, the answer that is judged, None for none; `same(answer, other)` where answers can be
+    compared with each other, by plain rules alone, else None.
+    """
     name, _, path = spec.partition("=")
     if name not in SETS:
         raise UserError(f"no task {spec!r}; there are {', '.join(FAMILIES)}, and the data sets {', '.join(SETS)}, each "
                         "of which may be given as name=PATH")
-    return SimpleNamespace(problems=functools.partial(problems, name, path), reward=SETS[name].reward)
+    compared = SETS[name].reward is math_reward
+    return SimpleNamespace(
+        problems=functools.partial(problems, name, path), reward=SETS[name].reward,
+        offered=lambda response: verify.final_answer(own(response)) if compared else said(response),
+        same=(lambda answer, other: verify.equal(answer, other) is True) if compared else None)
+
+
+def said(response: str) -> str | None:
+    return (after_thoughts(response) or "").strip() or None
 
 
 def problems(name: str, path: str, split: str, n: int, seed: int) -> list[Problem]:

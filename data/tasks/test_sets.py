@@ -1,6 +1,7 @@
 """Public sets: rows of their own form, in every kind of file, and as data sets of the hub (folders laid out so)."""
 import gzip
 import json
+from collections import Counter
 from dataclasses import replace
 
 import datasets
@@ -33,6 +34,9 @@ ROWS = {    # set: (a row, the problem's raw text, its answer, the work, its lev
     "dapo": (dict(data_source="math_dapo", prompt=[dict(role="user", content=DAPO.format("Find $z$.\n\nIt is even."))],
                   ability="MATH", reward_model=dict(ground_truth="34", style="rule"), extra_info=dict(index="x")),
              "Find $z$.\n\nIt is even.", "34", (), 0),
+    "gpqa": ({"Question": "Which?", "Correct Answer": "one", "Incorrect Answer 1": "two", "Incorrect Answer 2": "three ",
+              "Incorrect Answer 3": "four", "Subdomain": "x"},
+             "Which?\n\n(A) one\n(B) three\n(C) two\n(D) four\n\nYour answer is one letter.", "A", (), 0),
     "bigmath": (dict(problem="Add 1 and 1.", answer="2", source="orca", domain=["Algebra"], llama8b_solve_rate=0.5),
                 "Add 1 and 1.", "2", (), 0),
 }
@@ -87,6 +91,26 @@ def test_other_columns_that_sets_have_had(tmp_path):
         prompt=[dict(content=DAPO.format("Find $z$."))], reward_model=dict(ground_truth="34")))
     assert only("hendrycks_math", ROWS["hendrycks_math"][0] | {"level": "Level ?"}).level == 0
     assert only("bigmath", ROWS["bigmath"][0]).extra["solve_rate"] == 0.5
+
+
+def test_gpqa_in_the_same_order_each_time_and_everywhere(tmp_path):
+    """The letters are spread over the questions, and no two choices are lost."""
+    rows = [ROWS["gpqa"][0] | {"Question": f"Which of {i}?"} for i in range(200)]
+    found = problems(f"gpqa={write(tmp_path / 'a.jsonl', rows)}")
+    letters = Counter(problem.answer for problem in found)
+    assert letters.keys() == set("ABCD") and min(letters.values()) > 30
+    assert all(f"({problem.answer}) one\n" in problem.question for problem in found)
+    assert problems(f"gpqa={write(tmp_path / 'b.jsonl', rows[::-1])}") != found  # another file, another shuffle …
+    assert {p.question: p.answer for p in problems(f"gpqa={tmp_path / 'b.jsonl'}")} == {
+        p.question: p.answer for p in found}                                    # … of the same problems
+
+
+def test_what_is_offered_and_what_is_the_same():
+    math, code = tasks.family("gsm8k"), tasks.family("humaneval")
+    assert math.offered("<think>\\boxed{1}</think>It is \\boxed{2}.") == "2" and math.offered("I pass.") is None
+    assert math.offered("So.\nAnswer: 3\nProblem: x\nAnswer: 4") == "3"
+    assert math.same("1/2", "0.5") and not math.same("x", "y") and code.same is None
+    assert code.offered("<think>...") is None and code.offered("<think></think> \n") is None and code.offered(" a ") == "a"
 
 
 def test_the_other_sets_are_wired(tmp_path):
@@ -240,6 +264,15 @@ def test_offline_the_hub_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sets.SETS, "gsm8k", replace(sets.SETS["gsm8k"], test={"hf": "a/b", "split": "test"}))
     with pytest.raises(UserError, match="reach 'a/b' on the Hub .*hf download .*; as a task that is gsm8k=PATH$"):
         problems("gsm8k")
+
+
+def test_a_gated_set_says_how_to_get_it(monkeypatch):
+    def gated(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.")
+    monkeypatch.setattr(datasets, "load_dataset_builder", gated)
+    with pytest.raises(UserError, match="gated.*Accept its terms at https://huggingface.co/datasets/Idavidrein/gpqa, then "
+                                        "`hf auth login`; as a task that is gpqa=PATH$"):
+        problems("gpqa")
 
 
 def test_the_table_names_sources():
