@@ -1,4 +1,4 @@
-"""What a phase shows of its own folder: pictures of metrics.jsonl, and what it gained as a table. report.py has the rest.
+"""What a phase shows of its folder: pictures of metrics.jsonl, and its gain as a table. report.py has the rest.
 
 A picture says run and seed, and is written beside the metrics that it is of.
 """
@@ -130,12 +130,18 @@ def plot_plan(path: Path, cfg, stages: list, plans: list, learning_rate) -> Path
     return save_figure(figure, path)
 
 
-def plot_run(folder: Path, mixture: dict[str, dict[str, float]] = {}) -> Path:
-    """Draws loss.png: training and held-out loss, accuracy where it was measured, the rate and the mixture by step.
+def mixtures(meta: dict) -> dict[str, dict[str, float]]:
+    """{stage: {pool: weight}} of a checkpoint of pre-training; a stage in epochs of several pools has none, other
+    phases have no stage."""
+    stages = meta.get("pretrain", {}).get("stages", ())
+    return {stage["name"]: given if (given := stage.get("mixture", {})).keys() == pools.keys()
+            else dict.fromkeys(pools, 1) if len(pools) == 1 else {}
+            for stage, (*_, pools) in zip(stages, meta.get("history", ()))}
 
-    mixture: {stage: {pool: weight}}; {} leaves it out.
-    """
-    lines = common.read_metrics(folder)
+
+def plot_run(folder: Path) -> Path:
+    """Draws loss.png: loss, learning rate and, where there are some, mixture and accuracy by step."""
+    lines, mixture = common.read_metrics(folder), mixtures(origin(folder))
     steps, evals = [line for line in lines if "loss" in line], [line for line in lines if "validation" in line]
     has_scores, spans = any(line.get("scores") for line in lines), _spans(steps)
     figure, axes = new_figure(2 + has_scores + bool(mixture))
@@ -190,9 +196,7 @@ def plot_distill(folder: Path) -> Path:
 
 def plot_rl(folder: Path) -> Path:
     """Draws loss.png of reinforcement learning: reward, held-out accuracy, entropy and lengths by step."""
-    lines = common.read_metrics(folder)
-    steps = [line for line in lines if "reward" in line]
-    spans = _spans(steps)
+    steps = [line for line in common.read_metrics(folder) if "reward" in line]
     figure, (reward, accuracy, entropy, length) = new_figure(4)
     for axis, curves in ((reward, {"reward": "mean reward", "all_right": "groups all right",
                                    "all_wrong": "groups all wrong", "win_rate": "win rate", "rubric": "rubric"}),
@@ -206,7 +210,7 @@ def plot_rl(folder: Path) -> Path:
     entropy.set_ylabel("entropy\n(nats a token)")
     length.set(ylabel="response (tokens)", xlabel="step")
     for axis in (reward, accuracy, entropy, length):
-        _stages(axis, spans, names=axis is reward)
+        _stages(axis, _spans(steps), names=axis is reward)
     _title(figure, folder, "reinforcement learning")
     return save_figure(figure, folder / "loss.png")
 

@@ -283,7 +283,7 @@ def main():
             run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
         run.save(plan, ("model", "corpus", "pretrain"), history(plans, run.step), pools=plan.positions(run.step))
     if d.is_main:
-        print("pictures:", plots.plot_run(run.folder, {plan.name: plan.tokens for plan in plans}),
+        print("pictures:", plots.plot_run(run.folder),
               plots.plot_plan(run.folder / "plan.png", cfg, stages, plans, loop.learning_rate))
 
 

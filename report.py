@@ -9,9 +9,10 @@ is a text, or a pair of a text and a remark on it.
 import base64
 import json
 import math
+import os
 import platform
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -104,8 +105,7 @@ def pipeline(out: Path) -> list[tuple]:
     if usage := load(out / "refine/report.json").get("usage"):
         costs["refine"] = f"{short(sum(n for key, n in usage.items() if key.endswith(' written')))} {UNITS['refine']}"
     beside = {path.parent.parent.name: cost(path.parent) for path in sorted(out.glob("*/sft/metrics.jsonl"))}
-    teacher = {name: beside.pop(name) for name in ("teacher",) if name in beside}
-    helpers = {"refine": beside, "distill": teacher}
+    helpers = {"distill": {name: beside.pop(name) for name in ("teacher",) if name in beside}, "refine": beside}
     return [(phase, text, helpers.get(phase, {})) for phase, text in costs.items()]
 
 
@@ -116,8 +116,7 @@ def load(path: Path) -> dict:
 
 def mean(values: Iterable) -> float:
     """Of the numbers among them; nan without any."""
-    numbers = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.mean(numbers)) if numbers else math.nan
+    return float(np.mean([value for value in values if value is not None and value == value] or [math.nan]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,35 +127,29 @@ def refinement(folder: Path) -> dict:
     made = load(folder / "report.json")
     if not made:
         return {}
-    names = list(made["sets"])
-    shares = dict.fromkeys(key for column in made["sets"].values() for key in column)
+    names, sets, asked = list(made["sets"]), made["sets"].values(), made["usage"]
     number = lambda value: f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
-    results = [["", *names]] + [[key, *(number(c[key]) if key in c else "" for c in made["sets"].values())]
-                                for key in shares]
-    roles = dict.fromkeys(key.rpartition(" ")[0] for key in made["usage"])
+    results = [["", *names]] + [[key, *(number(column[key]) if key in column else "" for column in sets)]
+                                for key in dict.fromkeys(key for column in sets for key in column)]
     usage = [["writer and role", "requests", "tokens written"]] + [
-        [role, *(f"{made['usage'].get(f'{role} {what}', 0):,}" for what in ("requests", "written"))] for role in roles]
-    counts, examples = {}, []
+        [role, *(f"{asked.get(f'{role} {what}', 0):,}" for what in ("requests", "written"))]
+        for role in dict.fromkeys(key.rpartition(" ")[0] for key in asked)]
+    counts, examples = defaultdict(Counter), []
     for name in names:
         histories = read(folder / "history" / f"{name}.jsonl")
-        for case in histories:
-            for attempt in case["attempts"]:
-                count = counts.setdefault(attempt["round"], {}).setdefault(name, Counter())
-                count.update(n=1, score=attempt["score"], passed=not attempt["failed"])
-        kept = {record["number"]: record for record in read(folder / f"{name}.jsonl")}
-        examples += example(name, histories, kept)
+        for attempt in (attempt for case in histories for attempt in case["attempts"]):
+            counts[attempt["round"], name].update(n=1, score=attempt["score"], passed=not attempt["failed"])
+        examples += example(name, histories, {kept["number"]: kept for kept in read(folder / f"{name}.jsonl")})
     rounds = [["round", *names]]
-    for number_, by_name in sorted(counts.items()):
+    for turn in sorted({turn for turn, _ in counts}):
         cells = [(f"{c['passed'] / c['n']:.2f}", f"of {c['n']:,}; mean score {c['score'] / c['n']:.2f}")
-                 if (c := by_name.get(name)) else "" for name in names]
-        rounds.append([f"{number_} (drafts)" if number_ == 0 else str(number_), *cells])
+                 if (c := counts[turn, name]) else "" for name in names]
+        rounds.append([f"{turn}" if turn else "0 (drafts)", *cells])
     return dict(results=results, usage=usage, rounds=rounds, examples=examples[:3])
 
 
 def read(path: Path) -> list[dict]:
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8") as f:
+    with open(path if path.is_file() else os.devnull, encoding="utf-8") as f:
         return [json.loads(line) for line in islice(f, READ)]
 
 
@@ -233,14 +226,14 @@ def samples(out: Path, cfg: EvaluateConfig) -> list[dict]:
     common.write_atomic(out / "samples.json", json.dumps(dict(answers.values())))
     found = []
     for i, problem in enumerate(problems):
-        phases_of = {}  # what phases answer alike is shown once
+        phases_of = {}
         for name, (_, texts) in answers.items():
             phases_of.setdefault(texts[i], []).append(name)
         marks = [{None: "not scored", 1: "right", 0: "wrong"}.get(reward, f"score {reward}")
                  for reward in tasks.rewards([problem] * len(phases_of), list(phases_of))]
-        found.append(dict(task=names[i], question=problem.question, answer=problem.answer, replies=[
-            (", ".join(phases), mark, text.strip()[:SHOWN])
-            for (text, phases), mark in zip(phases_of.items(), marks)]))
+        replies = [(", ".join(phases), mark, text.strip()[:SHOWN])
+                   for (text, phases), mark in zip(phases_of.items(), marks)]
+        found.append(dict(task=names[i], question=problem.question, answer=problem.answer, replies=replies))
     return found if answers else []
 
 
@@ -285,23 +278,13 @@ def blocks(markdown: str) -> list[tuple]:
     return found
 
 
-def mixtures(meta: dict) -> dict[str, dict[str, float]]:
-    """{stage: {pool: weight}} of a pre-training checkpoint; a stage in epochs of several pools has none."""
-    found = {}
-    for stage, (*_, pools) in zip(meta.get("pretrain", {}).get("stages", []), meta.get("history", [])):
-        given = stage.get("mixture", {})
-        found[stage["name"]] = given if given.keys() == pools.keys() else dict.fromkeys(pools, 1) if len(pools) == 1 else {}
-    return found
-
-
 def origins(out: Path) -> list[list[str]]:
     """What each phase says of how it was made."""
     rows = [["phase", "step", "seed", "commit", "config", "machine", "command"]]
     for path in sorted(out.rglob("metrics.jsonl"), key=lambda path: path.stat().st_mtime):
         if meta := plots.origin(path.parent):
-            rows.append([str(path.parent.relative_to(out)), *(str(meta.get(key, "")) for key in (
-                "step", "commit", "config", "machine", "command"))])
-            rows[-1].insert(2, str(meta.get(meta.get("phase"), {}).get("seed", "")))
+            rows.append([str(path.parent.relative_to(out)), str(meta["step"]), str(meta[meta["phase"]]["seed"]),
+                         *(meta.get(key, "") for key in rows[0][3:])])
     return rows
 
 
@@ -310,9 +293,8 @@ def draw(out: Path) -> dict[str, str]:
     drawn, found = {}, after_each(out)
     for phase in UNITS:
         if cost(out / phase):
-            more = {"pretrain": (mixtures(plots.origin(out / phase)),)}.get(phase, ())
             plot = {"distill": plots.plot_distill, "rl": plots.plot_rl}.get(phase, plots.plot_run)
-            drawn[phase] = plot(out / phase, *more)
+            drawn[phase] = plot(out / phase)
     if found:
         drawn["phases"] = plots.plot_phases(out / "phases.png", found, out.name)
     return {name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
@@ -321,18 +303,16 @@ def draw(out: Path) -> dict[str, str]:
 
 def write_page(cfg) -> Path:
     """Draws the pictures anew, and writes report.html beside them."""
-    out = cfg.out
-    found = after_each(out)
+    out, found = cfg.out, after_each(cfg.out)
+    teacher, held_out = load(out / "distill/teacher.json"), load(out / "reward/held_out.json")
     made = dict(
-        run=cfg.run, made=time.strftime("%Y-%m-%d %H:%M"), pictures=draw(out), accuracy=accuracy_rows(found, gains=True),
-        k=next((score['k'] for scores in found.values() for score in scores.values()), 0),
+        run=cfg.run, made=time.strftime("%Y-%m-%d %H:%M"), pictures=draw(out), accuracy=accuracy_rows(found, True),
+        k=next((score["k"] for scores in found.values() for score in scores.values()), 0),
         pipeline=pipeline(out), stages=stage_rows(out / "pretrain"), refinement=refinement(out / "refine"),
         gains={phase: plots.gain_rows(out / phase) for phase in ("sft", "distill", "rl")},
-        teacher_rows=[["task", "accuracy"]] + [
-            [task, plots.with_error(score)] for task, score in load(out / "distill/teacher.json").items() if "avg" in score],
-        held_out_rows=[["", "share"]] + [
-            [name, f"{share:,}" if name == "pairs" else f"{share:.3f}"]
-            for name, share in load(out / "reward/held_out.json").items()],
+        teacher=[["task", "accuracy"], *([task, plots.with_error(s)] for task, s in teacher.items() if "avg" in s)],
+        held_out=[["", "share"], *([key, f"{value:.3f}" if key != "pairs" else f"{value:,}"]
+                                   for key, value in held_out.items())],
         rl=rl_rows(out / "rl"), samples=samples(out, cfg.evaluate), ablations=ablations(),
         config_path=cfg.path, config=Path(cfg.path).read_text(), origins=origins(out),
         settings={phase: "\n".join(f"{key} = {value!r}" for key, value in meta[phase].items()) for phase in UNITS
