@@ -201,10 +201,8 @@ def checkpoints(out: Path) -> dict[str, Path]:
                 meta = common.read_meta(path)
             except UserError:
                 continue
-            if phase == "rl" and meta.get("keep"):
-                found[f"rl: {meta['stage']}"] = path
-            elif phase != "rl":
-                found[phase] = path
+            if phase != "rl" or meta["keep"]:
+                found[f"rl: {meta['stage']}" if phase == "rl" else phase] = path
     return found
 
 
@@ -223,7 +221,8 @@ def samples(out: Path, cfg: EvaluateConfig) -> list[dict]:
             answers[name] = key, known.get(key) or greedy(path, problems, cfg.max_new_tokens)
         except UserError as error:
             print(f"warning: no samples of {path}: {error}", flush=True)
-    common.write_atomic(out / "samples.json", json.dumps(dict(answers.values())))
+    if answers:
+        common.write_atomic(out / "samples.json", json.dumps(dict(answers.values())))
     found = []
     for i, problem in enumerate(problems):
         phases_of = {}

@@ -64,7 +64,8 @@ def fabricate(out: Path) -> None:
     write(out / "rl/filter/STEM-abc.json", {"means": {"p": 0.5, "q": 1.0, "r": None}})
     attempts = [dict(response=HOSTILE, writer="ann", round=0, score=0.25,
                      failed=[dict(item="It adds up.", critique=HOSTILE, by="program")]),
-                dict(response="<think>\n1 + 1 = 2.\n</think>\n\nAnswer: 2", writer="bob", round=1, score=1.0, failed=[])]
+                dict(response="<think>\n1 + 1 = 2.\n</think>\n\nAnswer: 2", writer="bob", round=1, score=1.0,
+                     failed=[])]
     case = dict(number=3, instruction=[dict(role="user", content="1 + 1?")], attempts=attempts, best=1)
     write(out / "refine/history/math.jsonl", case)
     write(out / "refine/math.jsonl", dict(number=3, summary="adds", messages=[
@@ -218,7 +219,8 @@ def test_recorded_tables_are_shown_again(tmp_path, monkeypatch, capsys):
     line = lambda table, arm, seed, right: dict(table=table, arm=arm, seed=seed, lr=right / 100, k=4, avg=right / 4,
                                                 correct=[right, right - 1], bits_per_byte=0.25)
     sweep = [line("sweep", "b", 100, right) for right in (1, 3, 2)]
-    runs = [line(table, arm, seed, 3 - (arm > "b")) for table in ("true", "filter") for arm in "abcde" for seed in (0, 1)]
+    runs = [line(table, arm, seed, 3 - (arm > "b"))
+            for table in ("true", "filter") for arm in "abcde" for seed in (0, 1)]
     write(Path("results/fg_wsd.jsonl"), *sweep, *runs)
     ablate.main()
     printed = capsys.readouterr().out
