@@ -4,6 +4,7 @@
     python ablate.py sft_data --seeds 3     # after speedrun.sh: what refinement and reconstruction are worth
     python ablate.py dpd --seeds 3          # after speedrun.sh: what each part of the distillation's loss is worth
     python ablate.py fg_wsd --scale 0.02 --seeds 1      # a try of the machinery, in minutes
+    python ablate.py fg_wsd --show          # the tables of results/fg_wsd.jsonl again, without a run
 
 An arm is a config with other settings. The protocol: the sweep is run on the dev split with seed 100; then all is
 frozen and seeds 0, 1, 2, … are run once on the test split, and what comes out is reported. A gain is claimed only where
@@ -29,10 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 import common
-import report
+import plots
 from common import UserError
 from data.refine import split
-from report import plt
+from plots import plt
 
 ROOT = Path(__file__).parent
 
@@ -131,22 +132,31 @@ def prepare_fg_wsd() -> None:
 
 
 def fg_wsd(args, train) -> list[dict]:
-    """Runs the experiment and prints its tables; returns all results. train: list of Runs -> their results."""
+    """Runs the experiment; returns all results. train: list of Runs -> their results."""
     prepare_fg_wsd()
     sweep = train([Run("fg_wsd", "sweep", "b", 100, lr, "dev", stages("b", args.scale)) for lr in RATES])
-    best = max(zip(RATES, sweep), key=lambda pair: pair[1]["avg"])[0]
-    print("rate of (b) on the dev split, seed 100: "
-          + ", ".join(f"{lr:g}: {r['avg']:.3f}" for lr, r in zip(RATES, sweep)) + f"; all arms take {best:g}")
+    best = best_rates(sweep)["b"]
     order = ("a", "b", "d", "e", "c")  # (c) begins as (a): by its turn that part is there
     runs = [Run("fg_wsd", table, arm, seed, best, "test", stages(arm, args.scale, prefix))
             for table, prefix in (("true", ""), ("filter", "filtered ")) for seed in range(args.seeds) for arm in order]
     results = train(runs)
-    tables = {"pools by the true label": [r for r in results if r["table"] == "true"],
-              "pools by the filter": [r for r in results if r["table"] == "filter"]}
-    for title, rows in tables.items():
-        print(f"\n{title}\n{compare(rows, ARMS, [('a', other) for other in 'bcde'])}")
-    print("picture:", plot_fg_wsd(Path("out/fg_wsd/fg_wsd.png"), tables))
+    print("picture:", plot_fg_wsd(Path("out/fg_wsd/fg_wsd.png"), {
+        title: [r for r in results if r["table"] == table] for title, table in FG_WSD_TABLES.items()}))
     return sweep + results
+
+
+FG_WSD_TABLES = {"pools by the true label": "true", "pools by the filter": "filter"}
+
+
+def fg_wsd_tables(results: list[dict]) -> str:
+    """Markdown of all results, as each experiment has it: run again or read from results/."""
+    sweep = [r for r in results if r["table"] == "sweep"]
+    tried = ", ".join(f"{r['lr']:g}: {r['avg']:.3f}" for r in sweep)
+    text = f"rate of (b) on the dev split, seed 100: {tried}; all arms take {best_rates(sweep)['b']:g}"
+    for title, table in FG_WSD_TABLES.items():
+        some = [r for r in results if r["table"] == table]
+        text += f"\n\n### {title}\n\n{compare(some, ARMS, [('a', other) for other in 'bcde'])}"
+    return text
 
 
 def plot_fg_wsd(path: Path, tables: dict[str, list[dict]]) -> Path:
@@ -159,7 +169,7 @@ def plot_fg_wsd(path: Path, tables: dict[str, list[dict]]) -> Path:
         end = np.cumsum([0] + [stage["tokens"] for stage in table]) / 1e6
         high = [stage["mixture"].get("high", 0) / stage["tokens"] for stage in table]
         data.stairs(np.ones(len(high)), end, fill=True, color="0.85")
-        data.stairs(high, end, fill=True, color=report.COLORS[0])
+        data.stairs(high, end, fill=True, color=plots.COLORS[0])
         x = np.linspace(0, 1, 50)[1:]
         rate = np.concatenate([[0, 1], [1], 1 - np.sqrt(x)])
         data.plot(np.concatenate([[0, end[1]], [end[3]], end[3] + x * (end[4] - end[3])]), rate, color="black", lw=1)
@@ -167,13 +177,13 @@ def plot_fg_wsd(path: Path, tables: dict[str, list[dict]]) -> Path:
         data.set_title(f"({arm}) {text}", fontsize=9, loc="left")
         for axis, rows in zip(scores, tables.values()):
             each = [r["avg"] for r in rows if r["arm"] == arm]
-            axis.barh(0, np.mean(each), color=report.COLORS[0], alpha=0.5, height=0.6)
+            axis.barh(0, np.mean(each), color=plots.COLORS[0], alpha=0.5, height=0.6)
             axis.plot(each, np.zeros(len(each)), "k.")
             axis.set(xlim=(0, right or 1), ylim=(-0.6, 0.6), yticks=[])
     for axis, title in zip(axes[-1], ["million tokens (blue: high quality; line: rate)",
                                       *(f"accuracy, {title}" for title in tables)]):
         axis.set_xlabel(title, fontsize=9)
-    return report.save_figure(figure, path)
+    return plots.save_figure(figure, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,7 +273,7 @@ def reply_of(attempt: dict, chain: str | None = None) -> dict:
 
 
 def sft_data(args, train) -> list[dict]:
-    """Runs the experiment and prints its tables; returns all results."""
+    """Runs the experiment; returns all results."""
     rows = prepare_sft_data()
     print("rows: " + ", ".join(f"({arm}) {n:,}" for arm, n in rows.items()))
     stage = dict(name="sft", lr=[1, 0.01], curve="1-sqrt", context=256)
@@ -271,19 +281,21 @@ def sft_data(args, train) -> list[dict]:
     by_rows = json.dumps(stage | dict(epochs={name: SFT_EPOCHS * args.scale for name in MIXTURE}))
     arms = [arm for arm in SFT_ARMS if "/" not in arm]
     sweep = train([SftRun("sft_data", "sweep", arm, 100, lr, "dev", (by_tokens,)) for lr in SFT_RATES for arm in arms])
-    rates = {arm: max((r for r in sweep if r["arm"] == arm), key=lambda r: r["avg"])["lr"] for arm in arms}
-    print("rates, tuned for each arm on the dev split with seed 100: "
-          + ", ".join(f"({arm}) {lr:g}" for arm, lr in rates.items()))
+    rates = best_rates(sweep)
     runs = [SftRun("sft_data", table, arm, seed, rates[arm[0] if "/" in arm else arm], "test", (stages_,))
             for table, stages_, seeds, some in (("tokens", by_tokens, args.seeds, SFT_ARMS), ("rows", by_rows, 1, arms))
             for seed in range(seeds) for arm in some]
-    results = train(runs)
+    return sweep + train(runs)
+
+
+def sft_data_tables(results: list[dict]) -> str:
     pairs = [("c", "b'"), ("e", "d"), ("e", "b"), ("b", "a"), ("e", "a"), ("e", "e/4"), ("e/4", "e/16")]
+    text = tuned(results)
     for title, table in (("the same trained tokens", "tokens"), ("the same rows and epochs, one seed", "rows")):
         some = [r for r in results if r["table"] == table]
         here = {arm: text for arm, text in SFT_ARMS.items() if any(r["arm"] == arm for r in some)}
-        print(f"\n{title}\n{compare(some, here, [pair for pair in pairs if set(pair) <= set(here)])}")
-    return sweep + results
+        text += f"\n\n### {title}\n\n{compare(some, here, [pair for pair in pairs if set(pair) <= set(here)])}"
+    return text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -320,7 +332,7 @@ class DpdRun(Run):
 
 
 def dpd(args, train) -> list[dict]:
-    """Runs the experiment and prints its tables; returns all results."""
+    """Runs the experiment; returns all results."""
     if not (MADE / "teacher" / "sft").is_dir():
         raise UserError("there is no out/tiny/teacher: run `bash speedrun.sh` first")
     for seed in (100, *range(args.seeds)):  # each seed its own problems, samples and pairs, the same for all arms
@@ -329,15 +341,16 @@ def dpd(args, train) -> list[dict]:
               "--distill.samples=out/dpd/samples"], Path("out/dpd/pairs.log"))
     arms = [arm for arm in DPD_ARMS if len(arm) == 1]
     sweep = train([DpdRun("dpd", "sweep", arm, 100, lr, "dev", ()) for lr in DPD_RATES for arm in arms])
-    rates = {arm: max((r for r in sweep if r["arm"] == arm), key=lambda r: r["avg"])["lr"] for arm in arms}
-    print("rates, tuned for each arm on the dev split with seed 100: "
-          + ", ".join(f"({arm}) {lr:g}" for arm, lr in rates.items()))
-    results = train([DpdRun("dpd", "arms", arm, seed, rates.get(arm, 0.0), "test", ())
-                     for seed in range(args.seeds) for arm in DPD_ARMS])
-    names = {arm: text for arm, (text, _) in DPD_ARMS.items()}
+    rates = best_rates(sweep)
+    return sweep + train([DpdRun("dpd", "arms", arm, seed, rates.get(arm, 0.0), "test", ())
+                          for seed in range(args.seeds) for arm in DPD_ARMS])
+
+
+def dpd_tables(results: list[dict]) -> str:
+    some, names = [r for r in results if r["table"] == "arms"], {arm: text for arm, (text, _) in DPD_ARMS.items()}
     pairs = [("e", other) for other in ("sft", "a", "b", "c", "d", "f", "g")] + [("d", "c"), ("f", "c")]
-    print(f"\n{compare(results, names, pairs)}\n\n{by_task(results, names)}\n\n{likelihoods(results, names)}")
-    return sweep + results
+    return (f"{tuned(results)}\n\n### the same pairs and steps\n\n{compare(some, names, pairs)}\n\n### by task\n\n"
+            f"{by_task(some, names)}\n\n### where the answers' likelihoods end\n\n{likelihoods(some, names)}")
 
 
 def by_task(results: list[dict], arms: dict[str, str]) -> str:
@@ -362,11 +375,27 @@ def likelihoods(results: list[dict], arms: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-EXPERIMENTS = {"fg_wsd": (fg_wsd, "configs/fg_wsd.py"), "sft_data": (sft_data, "configs/tiny_sft_data.py"),
-               "dpd": (dpd, "configs/tiny_dpd.py")}
+EXPERIMENTS = {  # name: (what runs it, what makes tables of its results, config)
+    "fg_wsd": (fg_wsd, fg_wsd_tables, "configs/fg_wsd.py"),
+    "sft_data": (sft_data, sft_data_tables, "configs/tiny_sft_data.py"),
+    "dpd": (dpd, dpd_tables, "configs/tiny_dpd.py"),
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics
+
+def best_rates(sweep: list[dict]) -> dict[str, float]:
+    """The rate of each arm that a sweep has as the best."""
+    return {arm: max((r for r in sweep if r["arm"] == arm), key=lambda r: r["avg"])["lr"]
+            for arm in dict.fromkeys(r["arm"] for r in sweep)}
+
+
+def tuned(results: list[dict]) -> str:
+    """A line of the rates that the sweep gave each arm."""
+    rates = best_rates([r for r in results if r["table"] == "sweep"])
+    return "rates, tuned for each arm on the dev split with seed 100: " + ", ".join(
+        f"({arm}) {lr:g}" for arm, lr in rates.items())
+
 
 def paired(one: list[dict], other: list[dict]) -> tuple[float, float, list[float]]:
     """Mean difference of two arms' accuracy, half its 95 % interval over problems, and the difference of each seed.
@@ -389,7 +418,7 @@ def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, st
     for arm, rows in by_arm.items():
         each = " ".join(f"{r['avg']:.3f}" for r in rows)
         lines.append(f"| ({arm}) {arms[arm]} | {np.mean([r['avg'] for r in rows]):.3f} | {each} |" + mean_bits(rows))
-    lines += ["", "| difference | accuracy | 95 % over problems | each seed | |" + " bits a byte |" * has_bits,
+    lines += ["", "| difference | accuracy | 95 % over problems | each seed | verdict |" + " bits a byte |" * has_bits,
               "|---" * (5 + has_bits) + "|"]
     for one, other in pairs:
         mean, half, each = paired(by_arm[one], by_arm[other])
@@ -488,15 +517,31 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
     return result | {"code": made_by}
 
 
+def recorded(name: str) -> list[dict]:
+    """The results that an experiment left; UserError where there are none, or a line is no result."""
+    path = Path("results") / f"{name}.jsonl"
+    try:
+        results = [json.loads(line) for line in path.read_text().splitlines()]
+        if not results or not all({"table", "arm", "seed", "correct"} <= set(result) for result in results):
+            raise ValueError("a line is no result")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} has no results that can be read ({error}); `python ablate.py {name}` makes them"
+                        ) from None
+    return results
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, … (default 3)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (default 2)")
     parser.add_argument("--scale", type=float, default=1.0, help="shortens every stage alike")
+    parser.add_argument("--show", action="store_true", help="print the tables of the recorded results, and stop")
     args = parser.parse_args()
+    experiment, tables, config = EXPERIMENTS[args.name]
+    if args.show:
+        return print(tables(recorded(args.name)))
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    experiment, config = EXPERIMENTS[args.name]
     started, bar = time.time(), tqdm(unit=" runs")
 
     def train(runs: list[Run]) -> list[dict]:
@@ -515,6 +560,7 @@ def main():
             return list(pool.map(one, runs))
 
     lines = experiment(args, train)
+    print(f"\n{tables(lines)}")
     if args.scale == 1:
         Path("results").mkdir(exist_ok=True)
         common.write_atomic(Path("results") / f"{args.name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

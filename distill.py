@@ -32,7 +32,7 @@ from tqdm import tqdm
 import common
 import hf
 import loop
-import report
+import plots
 from common import UserError
 from data import sandbox, tasks
 from data.packing import pack
@@ -432,8 +432,8 @@ def main():
             run.metrics.write(step=step, stage=stage.name, seconds=run.seconds, **found)
         run.save(stage, ("model", "distill"), past)
     if d.is_main:
-        print(report.gain(run.folder), end="\n" if p.compare else "")
-        print("picture:", report.plot_distill(run.folder, cfg.run, p.seed))
+        print(plots.gain(run.folder), end="\n" if p.compare else "")
+        print("picture:", plots.plot_distill(run.folder))
 
 
 def grade_teacher(run: loop.Run, source: Path) -> None:

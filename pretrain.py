@@ -27,7 +27,7 @@ from tqdm import tqdm
 import common
 import hf
 import loop
-import report
+import plots
 from common import UserError
 from data.corpus import CorpusConfig, data_folder, read_pool
 from data.mixture import Mixture, PoolStream, StagePlan, branch, plan_stages
@@ -236,7 +236,7 @@ def main():
         cfg.model.vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size
         plans = make_plan(cfg, stages, p.pool_tokens)
         print_plan(cfg, stages, plans, p.pool_tokens)
-        return print("picture:", report.plot_plan(folder / "plan.png", cfg, stages, plans, loop.learning_rate))
+        return print("picture:", plots.plot_plan(folder / "plan.png", cfg, stages, plans, loop.learning_rate))
 
     tokenizer, pools, held_out = open_data(cfg, stages)
     loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
@@ -244,7 +244,7 @@ def main():
     plans = make_plan(cfg, stages, pool_sizes)
     if cfg.plan:
         print_plan(cfg, stages, plans, pool_sizes)
-        return print("picture:", report.plot_plan(folder / "plan.png", cfg, stages, plans, loop.learning_rate))
+        return print("picture:", plots.plot_plan(folder / "plan.png", cfg, stages, plans, loop.learning_rate))
 
     d = common.init_distributed(p.dtype, p.shard_size)
     mixture = Mixture(pools, plans, p.seed)
@@ -283,8 +283,8 @@ def main():
             run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
         run.save(plan, ("model", "corpus", "pretrain"), history(plans, run.step), pools=plan.positions(run.step))
     if d.is_main:
-        print("pictures:", report.plot_run(run.folder, cfg.run, p.seed, plans),
-              report.plot_plan(run.folder / "plan.png", cfg, stages, plans, loop.learning_rate))
+        print("pictures:", plots.plot_run(run.folder),
+              plots.plot_plan(run.folder / "plan.png", cfg, stages, plans, loop.learning_rate))
 
 
 def loader_speed(mixture: Mixture, step: int, d) -> float:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import common
 import hf
 import loop
-import report
+import plots
 from common import UserError
 from data import sandbox, tasks
 from data.packing import pack
@@ -467,12 +467,12 @@ def main():
         n_problems = run.evaluate_now(plan)
         if n_problems is not None:
             run.metrics.write(step=step, stage=stage.name, seconds=run.seconds, **loop.look(run, n_problems))
-            if d.is_main and (said := alarm(report.evaluations(run.folder), stage)):
+            if d.is_main and (said := alarm(plots.evaluations(run.folder), stage)):
                 print(f"warning: {said}; look at {run.folder / 'rollouts'}", flush=True)
         run.save(plan, ("model", "rl"), past(run.step))
     if d.is_main:
-        print(report.gain(run.folder))
-        print("picture:", report.plot_rl(run.folder, cfg.run, p.seed, plans))
+        print(plots.gain(run.folder))
+        print("picture:", plots.plot_rl(run.folder))
 
 
 if __name__ == "__main__":

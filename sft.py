@@ -21,7 +21,7 @@ import torch
 import common
 import hf
 import loop
-import report
+import plots
 from data import sandbox
 from data.conversations import Pool, prepare, read_pool
 from data.packing import Batch, StagePlan, batch, plan_stages
@@ -173,8 +173,8 @@ def main():
             run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
         run.save(plan, ("model", "sft"), history(plans, pools, p, run.step))
     if d.is_main:
-        print(report.gain(run.folder), end="\n" if p.compare else "")
-        print("picture:", report.plot_run(run.folder, cfg.run, p.seed, plans))
+        print(plots.gain(run.folder), end="\n" if p.compare else "")
+        print("picture:", plots.plot_run(run.folder))
 
 
 def plan_of(plans: list[StagePlan], step: int) -> StagePlan:

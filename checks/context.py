@@ -12,6 +12,7 @@ import torch
 
 import common
 import hf
+import plots
 import report
 from data import tasks
 from data.corpus import read_pool
@@ -75,17 +76,17 @@ def main():
     if "--record" in sys.argv:
         report.record("context", common.read_meta(ends[-1]), **{name: {"loss_by_position": losses, "passkeys": rows}
                                                                 for name, (losses, rows) in results.items()})
-    figure, (loss, keys) = report.new_figure(2, sharex=False)
+    figure, (loss, keys) = plots.new_figure(2, sharex=False)
     for i, (name, (losses, rows)) in enumerate(results.items()):
-        loss.plot(BINS[:-1] + 16, losses, "o-", color=report.COLORS[i], label=f"{name} the context stage")
+        loss.plot(BINS[:-1] + 16, losses, "o-", color=plots.COLORS[i], label=f"{name} the context stage")
         distance, accuracy, error = zip(*rows)
-        keys.errorbar(distance, accuracy, error, fmt="o-", capsize=3, color=report.COLORS[i])
+        keys.errorbar(distance, accuracy, error, fmt="o-", capsize=3, color=plots.COLORS[i])
     loss.set(xlabel="position in the document (tokens)", ylabel="loss (nats a token)")
     loss.legend(frameon=False)
     keys.set(xlabel="tokens between key and question", ylabel="passkey accuracy ± s.e.", ylim=(-0.03, 1.03))
     for axis, x in ((loss, 64), (keys, 64)):
         axis.axvline(x, color="0.6", ls=":")
-    print("\npicture:", report.save_figure(figure, folder / "context.png"))
+    print("\npicture:", plots.save_figure(figure, folder / "context.png"))
 
 
 if __name__ == "__main__":
