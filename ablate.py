@@ -3,6 +3,7 @@
     python ablate.py fg_wsd --seeds 5       # writes results/fg_wsd.jsonl and prints the tables
     python ablate.py sft_data --seeds 3     # after speedrun.sh: what refinement and reconstruction are worth
     python ablate.py dpd --seeds 3          # after speedrun.sh: what each part of the distillation's loss is worth
+    python ablate.py rl --seeds 3           # after speedrun.sh: each stage, the filter, and DPD before RL
     python ablate.py fg_wsd --scale 0.02 --seeds 1      # a try of the machinery, in minutes
     python ablate.py fg_wsd --show          # the tables of results/fg_wsd.jsonl again, without a run
 
@@ -31,9 +32,11 @@ from tqdm import tqdm
 
 import common
 import plots
+import stats
 from common import UserError
 from data.refine import split
 from plots import plt
+from stats import best_rates, by_stage, by_task, compare, tuned
 
 ROOT = Path(__file__).parent
 
@@ -353,16 +356,6 @@ def dpd_tables(results: list[dict]) -> str:
             f"{by_task(some, names)}\n\n### where the answers' likelihoods end\n\n{likelihoods(some, names)}")
 
 
-def by_task(results: list[dict], arms: dict[str, str]) -> str:
-    """Markdown: accuracy of each task, the mean over seeds."""
-    tasks = list(results[0]["tasks"])
-    lines = ["| arm | " + " | ".join(tasks) + " |", "|---" * (1 + len(tasks)) + "|"]
-    for arm in arms:
-        rows = [r["tasks"] for r in results if r["arm"] == arm]
-        lines.append(f"| ({arm}) | " + " | ".join(f"{np.mean([r[task] for r in rows]):.3f}" for task in tasks) + " |")
-    return "\n".join(lines)
-
-
 def likelihoods(results: list[dict], arms: dict[str, str]) -> str:
     """Markdown: where a run's last ten steps have the answers, in nats a token; and what it cost."""
     shown = {"student_chosen": "log p(y+)", "student_rejected": "log p(y-)", "margin": "margin",
@@ -375,61 +368,67 @@ def likelihoods(results: list[dict], arms: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# rl: what each of the three stages changes; then the first stage alone, with and without filter, and from SFT
+
+RL_STAGES = {"dpd": "DPD", "STEM": "STEM", "coding": "coding", "preference": "preference"}
+RL_ARMS = {  # arm -> (what it is, phase it starts from, steps of the first stage as a multiple, settings)
+    "dpd": ("the DPD checkpoint, not trained", "distill", 0, {"filter_samples": 0}),
+    "sft": ("the SFT checkpoint, not trained", "sft", 0, {"filter_samples": 0}),
+    "a": ("RL from DPD", "distill", 1, {}),
+    "b": ("RL from DPD, without the filter", "distill", 1, {"filter_samples": 0}),
+    "c": ("RL from SFT", "sft", 1, {}),
+    "d": ("RL from SFT, longer by the time of DPD", "sft", 3, {}),
+}
+RL_RATES = (5e-5, 1e-4, 2e-4)
+
+
+@dataclass(frozen=True)
+class RlRun(Run):
+    phase = "rl"
+
+    def settings(self) -> dict[str, object]:
+        _, source, times, other = RL_ARMS[self.arm]
+        stages = [json.loads(stage) for stage in self.stages]
+        for stage in stages[:1]:
+            stage["steps"] = max(1, times * stage["steps"])
+        made = {"init_from": str(MADE / source), "rl.judge": str(MADE / "reward"), "rl.lr": self.lr,
+                "rl.seed": self.seed, "rl.stages": stages, "rl.prompts": []}
+        return made | {f"rl.{key}": value for key, value in other.items()}
+
+
+def rl(args, train) -> list[dict]:
+    """Runs the experiment; returns all results."""
+    if not (MADE / "reward").is_dir():
+        raise UserError("there is no out/tiny/reward: run `bash speedrun.sh` first")
+    from configs.tiny import rl as recipe
+    stages = tuple(json.dumps(stage | dict(steps=max(1, round(stage["steps"] * args.scale))))
+                   for stage in recipe["stages"])
+    arms = [arm for arm in RL_ARMS if len(arm) == 1]
+    sweep = train([RlRun("rl", "sweep", arm, 100, lr, "dev", stages[:1]) for arm in reversed(arms) for lr in RL_RATES])
+    rates, seeds = best_rates(sweep), range(args.seeds)
+    results = train([RlRun("rl", "stages", "a", seed, recipe["lr"], "test", stages) for seed in seeds])
+    return sweep + results + train([RlRun("rl", "arms", arm, seed, rates.get(arm, 0.0), "test", stages[:1])
+                                    for arm in reversed(RL_ARMS) for seed in seeds])
+
+
+def rl_tables(results: list[dict]) -> str:
+    arms, names = [r for r in results if r["table"] == "arms"], {arm: about[0] for arm, about in RL_ARMS.items()}
+    chain = [r for r in arms if r["arm"] == "dpd"] + [
+        r | stage | {"arm": name} for r in results if r["table"] == "stages" for name, stage in r["stages"].items()]
+    math = [stats.of_task(r, "math") for r in arms]
+    pairs = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
+    return (f"{tuned(results)}\n\n### after each stage\n\n{by_stage(chain, RL_STAGES)}\n\n"
+            f"### the first stage alone, in mathematics\n\n{compare(math, names, pairs)}\n\n"
+            f"### the first stage alone, by task\n\n{by_task(arms, names)}")
+
+
 EXPERIMENTS = {  # name: (what runs it, what makes tables of its results, config)
     "fg_wsd": (fg_wsd, fg_wsd_tables, "configs/fg_wsd.py"),
     "sft_data": (sft_data, sft_data_tables, "configs/tiny_sft_data.py"),
     "dpd": (dpd, dpd_tables, "configs/tiny_dpd.py"),
+    "rl": (rl, rl_tables, "configs/tiny_rl.py"),
 }
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Statistics
-
-def best_rates(sweep: list[dict]) -> dict[str, float]:
-    """The rate of each arm that a sweep has as the best."""
-    return {arm: max((r for r in sweep if r["arm"] == arm), key=lambda r: r["avg"])["lr"]
-            for arm in dict.fromkeys(r["arm"] for r in sweep)}
-
-
-def tuned(results: list[dict]) -> str:
-    """A line of the rates that the sweep gave each arm."""
-    rates = best_rates([r for r in results if r["table"] == "sweep"])
-    return "rates, tuned for each arm on the dev split with seed 100: " + ", ".join(
-        f"({arm}) {lr:g}" for arm, lr in rates.items())
-
-
-def paired(one: list[dict], other: list[dict]) -> tuple[float, float, list[float]]:
-    """Mean difference of two arms' accuracy, half its 95 % interval over problems, and the difference of each seed.
-
-    The results hold the right samples of each problem, the same problems in all; a problem's difference is its mean
-    over seeds.
-    """
-    rows = [(np.array(a["correct"]) - np.array(b["correct"])) / a["k"] for a, b in zip(one, other, strict=True)]
-    by_problem = np.mean(rows, axis=0)
-    return float(by_problem.mean()), 1.96 * float(by_problem.std(ddof=1)) / len(by_problem) ** 0.5, [
-        float(r.mean()) for r in rows]
-
-
-def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, str]]) -> str:
-    """Markdown: each arm's accuracy and bits per byte, every seed, and the differences with their verdicts."""
-    by_arm = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in arms}
-    has_bits = all("bits_per_byte" in row for row in results)  # where there is a held-out loss
-    mean_bits = lambda rows: f" {np.mean([row['bits_per_byte'] for row in rows]):.4f} |" if has_bits else ""
-    lines = ["| arm | accuracy | each seed |" + " bits a byte |" * has_bits, "|---" * (3 + has_bits) + "|"]
-    for arm, rows in by_arm.items():
-        each = " ".join(f"{r['avg']:.3f}" for r in rows)
-        lines.append(f"| ({arm}) {arms[arm]} | {np.mean([r['avg'] for r in rows]):.3f} | {each} |" + mean_bits(rows))
-    lines += ["", "| difference | accuracy | 95 % over problems | each seed | verdict |" + " bits a byte |" * has_bits,
-              "|---" * (5 + has_bits) + "|"]
-    for one, other in pairs:
-        mean, half, each = paired(by_arm[one], by_arm[other])
-        sure = abs(mean) > half and all(np.sign(e) == np.sign(mean) for e in each)
-        verdict = ("better" if mean > 0 else "worse") if sure else "not shown"
-        change = [{"bits_per_byte": a["bits_per_byte"] - b["bits_per_byte"]}
-                  for a, b in zip(by_arm[one], by_arm[other])] if has_bits else []
-        lines.append(f"| ({one}) - ({other}) | {mean:+.3f} | {mean - half:+.3f} … {mean + half:+.3f} | "
-                     f"{' '.join(f'{e:+.3f}' for e in each)} | {verdict} |" + mean_bits(change))
-    return "\n".join(lines)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Running
@@ -488,22 +487,16 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
     settings = [f"--{key}={value if isinstance(value, str) else repr(value)}" for key, value in run.settings().items()]
     log = folder / "log.txt"
     call([f"{run.phase}.py", config, f"--run={name}", *settings, "--evaluate.tasks=[]"], log)
-    call(["evaluate.py", config, f"--run={name}", f"--evaluate.split={run.split}",
-          f"--evaluate.checkpoint={folder / run.phase}"], log)
+    found = correct_of(config, name, run.split, folder / run.phase, log)
     meta = common.read_meta(common.checkpoints(folder / run.phase)[0])
     held_out = [line["validation"] for line in common.read_metrics(folder / run.phase) if "validation" in line]
-    rows = [json.loads(line) for line in (folder / "evaluate.jsonl").read_text().splitlines()]
-    correct = {}
-    for row in rows:
-        key = f"{row['task']} {row['problem']}"
-        correct[key] = correct.get(key, 0) + int(row["reward"] == 1)
-    k = len(rows) // len(correct)
-    result = dict(table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr,
-                  avg=sum(correct.values()) / len(rows), k=k, problems=len(correct), commit=meta["commit"],
+    result = dict(table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr, commit=meta["commit"],
                   command="python " + meta["command"], config=meta["config"], machine=meta["machine"],
-                  seconds=meta["seconds"], correct=[correct[key] for key in sorted(correct)])
-    result["tasks"] = {task: float(np.mean([n for key, n in correct.items() if key.split()[0] == task])) / k
-                       for task in dict.fromkeys(key.split()[0] for key in correct)}
+                  seconds=meta["seconds"], **found)
+    if run.phase == "rl" and len(run.stages) > 1:  # each stage's end is a checkpoint that is kept
+        result["stages"] = {meta["stage"]: correct_of(config, f"{name}/{path.name}", run.split, path, log)
+                            for path in reversed(common.checkpoints(folder / "rl"))
+                            if (meta := common.read_meta(path))["keep"]}
     if run.phase == "distill":
         steps = [line for line in common.read_metrics(folder / "distill") if "loss" in line][-10:]
         result["last"] = {key: float(np.mean([line[key] for line in steps])) for key in steps[-1]
@@ -515,6 +508,22 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
             shutil.rmtree(step)
     common.write_atomic(folder / "result.json", json.dumps(result))
     return result | {"code": made_by}
+
+
+def correct_of(config: str, name: str, split: str, checkpoint: Path, log: Path) -> dict:
+    """Evaluates a checkpoint: {"avg", "k", "problems", "correct" (rewards of each problem's k samples), "tasks"}."""
+    call(["evaluate.py", config, f"--run={name}", f"--evaluate.split={split}", f"--evaluate.checkpoint={checkpoint}"],
+         log)
+    rows = [json.loads(line) for line in Path("out", name, "evaluate.jsonl").read_text().splitlines()]
+    correct = {}
+    for row in rows:
+        key = f"{row['task']} {row['problem']}"
+        correct[key] = correct.get(key, 0) + (row["reward"] or 0)
+    k = len(rows) // len(correct)
+    of_task = lambda task: [n for key, n in correct.items() if key.split()[0] == task]
+    return dict(avg=sum(correct.values()) / len(rows), k=k, problems=len(correct),
+                correct=[correct[key] for key in sorted(correct)],
+                tasks={task: float(np.mean(of_task(task))) / k for task in dict.fromkeys(row["task"] for row in rows)})
 
 
 def recorded(name: str) -> list[dict]:

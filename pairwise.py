@@ -36,7 +36,8 @@ def prompt_of(question: str, a: str, b: str, tokenizer) -> list[int]:
 class Judge:
     """Probabilities that the first of two responses is the better one, in the order given; each is asked for once.
 
-    model: a plain module on this rank. context: tokens of a packed row; longer pairs get 0.5, and are counted.
+    Equal texts are a tie, 0.5, whatever the model would say of its first and second place. model: a plain module on
+    this rank. context: tokens of a packed row; longer pairs get 0.5 too, and are counted.
     """
 
     def __init__(self, model, tokenizer, context: int, max_rows: int = 32):
@@ -46,6 +47,7 @@ class Judge:
     @torch.inference_mode()
     def __call__(self, asked: list[tuple[str, str, str]]) -> np.ndarray:
         """(question, one, other) of each -> P(one is better): (n,) float64."""
+        self.known |= {key: 0.5 for key in asked if key[1] == key[2]}
         new = [key for key in dict.fromkeys(asked) if key not in self.known]
         prompts = [prompt_of(*key, self.tokenizer) for key in new]
         fits = [len(prompt) < self.context for prompt in prompts]

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 import ablate
+import stats
 import common
 from ablate import ARMS, Run, stages
 from data.mixture import plan_stages
@@ -47,7 +48,7 @@ def test_what_the_arms_are():
 def test_paired_interval_is_scipys():
     rng = np.random.default_rng(0)
     one, other = ([dict(k=4, correct=rng.integers(0, 5, 200).tolist()) for _ in range(3)] for _ in range(2))
-    mean, half, each = ablate.paired(one, other)
+    mean, half, each = stats.paired(one, other)
     a, b = (np.mean([r["correct"] for r in rows], axis=0) / 4 for rows in (one, other))
     interval = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
     assert mean == pytest.approx((interval.low + interval.high) / 2)
@@ -62,10 +63,10 @@ def result(arm, seed, right):
 def test_a_gain_is_claimed_only_where_all_seeds_agree():
     low, high = [1] * 50 + [0] * 50, [2] * 50 + [1] * 50
     rows = [result("a", 0, high), result("a", 1, high), result("b", 0, low), result("b", 1, low)]
-    assert "| better |" in ablate.compare(rows, dict(a="", b=""), [("a", "b")])
-    assert "| worse |" in ablate.compare(rows, dict(a="", b=""), [("b", "a")])
+    assert "| better |" in stats.compare(rows, dict(a="", b=""), [("a", "b")])
+    assert "| worse |" in stats.compare(rows, dict(a="", b=""), [("b", "a")])
     rows[3] = result("b", 1, [3] + high[1:])  # one seed against it
-    assert "| not shown |" in ablate.compare(rows, dict(a="", b=""), [("a", "b")])
+    assert "| not shown |" in stats.compare(rows, dict(a="", b=""), [("a", "b")])
 
 
 CONFIG = """

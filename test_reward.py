@@ -117,6 +117,14 @@ def test_what_is_too_long_is_counted(model, tokenizer):
     assert Judge(model, tokenizer, 192)([long]).tolist() == [0.5]
 
 
+def test_equal_texts_are_a_tie(model, tokenizer):
+    """Without being asked for, so that the judge's leaning to a place is no disagreement of its own."""
+    judge = Judge(model, tokenizer, 192)
+    assert judge([("Which?", "one", "one")]).tolist() == [0.5] != judge([("Which?", "one", "two")]).tolist()
+    found, = group_rewards(judge, [("Which?", ["one"] * 3)], 0, 0)
+    assert found.rewards.tolist() == [0.5] * 3 and found.disagreement == 0
+
+
 # ---- wins
 
 def judge_of(chances: dict[str, float], asked: list):

@@ -1,4 +1,4 @@
-"""What people like: a small sum, a reply of which one to three points of form are asked, and a rubric that nobody shows.
+"""What people like: a small sum, a reply of which some points of form are asked, and a rubric that nobody shows.
 
 The rubric is of form alone: names the person, gives the unit, is friendly (an exclamation mark), is short. People like
 all of it, whatever they asked for; a wrong answer is worth nothing, whatever its form. In training nothing is seen of
