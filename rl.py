@@ -46,6 +46,7 @@ class Stage:
     problems: dict               # {task of data/tasks: training problems of it, before the filter}
     steps: int
     reward: str = "verified"     # or "pairwise": responses of a group are compared, wrong ones earn nothing
+    temperature: float | None = None                  # default: rl.temperature
     lr: list = field(default_factory=lambda: [1, 1])  # at the start and at the end, as shares of rl.lr
     curve: str = "linear"
 
@@ -73,6 +74,7 @@ class RlConfig(loop.TrainConfig):
 
 
 LOSSES = ("dapo", "grpo", "dr_grpo", "gspo")
+COMPARED = {"taste", "helpsteer3", "ultrafeedback"}  # what the pairwise reward is for: no rule judges all of a reply
 
 
 def check(p: RlConfig, stages: list[Stage], world: int) -> None:
@@ -82,8 +84,8 @@ def check(p: RlConfig, stages: list[Stage], world: int) -> None:
     for key, least in (("group_size", 2), ("batch_groups", 1), ("updates", 1), ("max_new_tokens", 1)):
         if getattr(p, key) < least:
             raise UserError(f"rl.{key} must be at least {least}, not {getattr(p, key)}")
-    if p.temperature <= 0:
-        raise UserError(f"rl.temperature must be above 0, not {p.temperature}: all responses would be the same")
+    if (coldest := min([p.temperature, *(s.temperature for s in stages if s.temperature is not None)])) <= 0:
+        raise UserError(f"rl.temperature must be above 0, not {coldest}: all responses would be the same")
     if len(p.keep_between) != 2:
         raise UserError(f"rl.keep_between must be [low, high], not {p.keep_between}")
     if not stages or len({stage.name for stage in stages}) < len(stages):
@@ -93,9 +95,9 @@ def check(p: RlConfig, stages: list[Stage], world: int) -> None:
             raise UserError(f"stage {stage.name!r}: reward must be 'verified' or 'pairwise', not {stage.reward!r}")
         if stage.reward == "pairwise" and not p.judge:
             raise UserError(f"stage {stage.name!r} needs rl.judge, a checkpoint of reward.py")
-        if stage.reward == "pairwise" and set(stage.problems) != {"taste"}:
-            raise UserError(f"stage {stage.name!r}: only problems of 'taste' have a rule for a right reply beside the "
-                            f"comparisons, not {', '.join(stage.problems)}")
+        if stage.reward == "pairwise" and not {task.partition("=")[0] for task in stage.problems} <= COMPARED:
+            raise UserError(f"stage {stage.name!r}: replies to {', '.join(sorted(COMPARED))} can be compared, not to "
+                            f"{', '.join(stage.problems)}")
     if p.batch_groups % world:
         raise UserError(f"rl.batch_groups={p.batch_groups} is no multiple of the {world} processes")
 
@@ -132,6 +134,11 @@ def reply_of(text: str) -> str:
     return (tasks.after_thoughts(text) or "").strip()
 
 
+def right(r: Rollout) -> bool:
+    """Whether a response passes the rule behind the comparisons: it has a reply; in `taste`, with the right number."""
+    return taste.right(r.problem, r.text) if r.problem.family == "taste" else bool(reply_of(r.text))
+
+
 def score(groups: list[list[Rollout]], stage: Stage, judge: Judge | None, p: RlConfig, seed: int) -> float:
     """Fills in the rewards; returns the judge's mean disagreement between orders (0 without it).
 
@@ -148,7 +155,7 @@ def score(groups: list[list[Rollout]], stage: Stage, judge: Judge | None, p: RlC
     for group, found in zip(groups, verdicts):
         trusted = found.rewards.std() > found.disagreement
         for r, reward in zip(group, found.rewards if trusted else np.full(len(group), 0.5)):
-            r.reward = float(reward) if taste.right(r.problem, r.text) else 0.0
+            r.reward = float(reward) if right(r) else 0.0
     return float(np.mean([found.disagreement for found in verdicts]))
 
 
@@ -176,19 +183,20 @@ def advantages(groups: list[list[Rollout]], divide_by_std: bool) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # The on-policy filter
 
-def filtered(run: loop.Run, stage: Stage, judge: Judge | None, references: dict[str, str]) -> list[tasks.Problem]:
+def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
+             references: dict[str, str]) -> list[tasks.Problem]:
     """The stage's problems that the policy as it is now sometimes solves and sometimes does not, with a table.
 
     Pairwise: the mean is the win rate of its samples against one reference response, its own greedy one, which is put
     into references {question: reply}. The answer is kept on disk: a resumed run takes the same problems.
     """
-    p, d = run.p, run.d
+    d = run.d
     given = [problem for task, n in stage.problems.items()
              for problem in tasks.family(task).problems("train", max(1, round(run.cfg.scale * n)), p.seed)]
     problems = [problem for problem in given
                 if len(prompt_of(problem, run.tokenizer, "chat")) + p.max_new_tokens <= p.context]
-    key = common.hash_of([str(run.tokenizer_file), [problem.key for problem in problems], stage.reward,
-                          p.filter_samples])  # until the stage's first checkpoint all of these may change
+    key = common.hash_of([str(run.tokenizer_file), [problem.key for problem in problems], stage.reward,  # until the
+                          p.filter_samples, p.temperature])  # stage's first checkpoint all of these may change
     path = run.folder / "filter" / f"{stage.name}-{key}.json".replace(" ", "_")
     if d.sum(float(path.is_file()))[0] < d.world:
         plain, mine, means = run.plain(), problems[d.rank::d.world], {}
@@ -236,7 +244,7 @@ def filter_rewards(groups: list[list[Rollout]], stage: Stage, judge: Judge | Non
 def wins(groups: list[list[Rollout]], judge: Judge, references: dict[str, str]) -> list[np.ndarray]:
     """How surely each response beats its problem's reference; 0 for a wrong one."""
     asked = [(r.problem.question, reply_of(r.text), references[r.problem.question]) for group in groups for r in group]
-    rates = win_rates(judge, asked) * [taste.right(r.problem, r.text) for group in groups for r in group]
+    rates = win_rates(judge, asked) * [right(r) for group in groups for r in group]
     return np.split(rates, np.cumsum([len(group) for group in groups])[:-1])
 
 
@@ -426,7 +434,10 @@ def main():
     for step in run.steps(ends[-1]):
         stage, plan = next((s, plan) for s, plan in zip(stages, plans) if step < plan.end_step)
         if stage is not in_stage:
-            problems, in_stage = filtered(run, stage, judge, references), stage
+            p = dataclasses.replace(run.p, temperature=stage.temperature or run.p.temperature)
+            problems, in_stage = filtered(run, p, stage, judge, references), stage
+            if step == plan.first_step:  # the last stage's moments would make large steps of this one's first gradients
+                run.optimizer.state.clear()
             start = run.folder / f"step_{plan.first_step:08d}" if plan.first_step else source  # not where it goes on
             first_policy = hf.frozen(d, start, p.dtype) if p.kl else None
         chosen = order(len(problems), (step - plan.first_step) * p.batch_groups, p.batch_groups, p.seed)
@@ -443,7 +454,8 @@ def main():
         seen = summary(groups, d)
         if stage.reward == "pairwise":
             seen |= averages({"win_rate": np.concatenate(wins(groups, judge, references)),
-                              "rubric": [taste.reward(r.problem, r.text) for group in groups for r in group],
+                              "rubric": [taste.reward(r.problem, r.text) for group in groups for r in group
+                                         if r.problem.family == "taste"],
                               "disagreement": [disagreement]}, d)
         clock.append(time.time())
 

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import runpy
 import shutil
 import zlib
 from collections import defaultdict
@@ -22,6 +23,7 @@ import common
 import hf
 import rl
 from common import UserError
+from conftest import ROOT
 from data import tasks
 from data.tasks import taste
 from data.tokenizer import TokenizerConfig, train_tokenizer
@@ -350,6 +352,19 @@ def test_pairwise_rewards_are_wins_of_right_responses():
     assert not any("thoughts" in text for _, *texts in judge.asked for text in texts)
 
 
+def test_requests_without_a_rule_need_a_reply_alone():
+    """No rule stands behind the comparisons; thoughts that never end are no reply."""
+    ask = tasks.Problem("helpsteer3", "k", "Write a poem.", (), "", 0, {})
+    replies = ["A poem.", "<think>\nA poem.", "<think>\n?\n</think>\n\nPoem.", "<think>\n\n</think>\n\n "]
+    assert [rl.right(rollout(problem=ask, text=text)) for text in replies] == [True, False, True, False]
+
+
+def test_the_recipe_of_3b_is_sound():
+    recipe = runpy.run_path(str(ROOT / "configs/3b.py"))["rl"]
+    p = common.build(RlConfig, recipe, "rl")
+    rl.check(p, [common.build(Stage, stage, "stage") for stage in p.stages], 8)
+
+
 def test_a_judge_that_contradicts_itself_is_not_followed():
     """It says whatever stands first: right responses get one reward, so among them there is no signal."""
     always_first = lambda asked: np.full(len(asked), 0.9)
@@ -380,7 +395,7 @@ def filtered(monkeypatch, folder, rewards: list[list], again=False, stage=None, 
     monkeypatch.setattr(tasks, "rewards", lambda problems, responses: [*map(json.loads, responses)])
     run = SimpleNamespace(p=settings(**changes), d=ONE, cfg=SimpleNamespace(scale=1.0), folder=folder, tokenizer=None,
                           tokenizer_file=folder / "start/tokenizer.json", plain=lambda: "now")
-    return [problems.index(problem) for problem in rl.filtered(run, stage, None, {})]
+    return [problems.index(problem) for problem in rl.filtered(run, run.p, stage, None, {})]
 
 
 def right(k: int, n: int) -> list[float]:
@@ -502,7 +517,7 @@ from mini import *
 rl = dict(
     stages=[
         dict(name="STEM", problems=dict(math=10), steps=4),
-        dict(name="preference", problems=dict(taste=6), steps=3, reward="pairwise", lr=[1, 0.1]),
+        dict(name="preference", problems=dict(taste=6), steps=3, reward="pairwise", temperature=0.8, lr=[1, 0.1]),
     ],
     judge="out/base/pretrain", group_size=4, batch_groups=2, micro_rows=3, updates=2, kl=0.1, max_new_tokens=12,
     context=192, filter_samples=4, opponents=0, save_every=1, keep=99, log_every=2, lr=2e-3, prompts=["1 + 1?"])
@@ -596,15 +611,25 @@ def weights(base, run: str, step: int) -> list[torch.Tensor]:
     return [*hf.load(base.folder / "out" / run / "rl" / f"step_{step:08d}")[0].parameters()]
 
 
-@pytest.mark.parametrize("last", [2, 6])
+@pytest.mark.parametrize("last", [2, 4, 6])
 def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys, last):
-    """From the middle of either stage: with the filter's problems, and near the policy that the stage began with."""
+    """From the middle of either stage, and from between them: with the filter's problems, and near the policy that the stage began with."""
     cut(base, f"rl-{last}", last)
     attempt(base, monkeypatch, f"--run=rl-{last}")
     output = capsys.readouterr().out
     assert f"(step {last})" in output and "before, in chat form" not in output
     assert metrics(base, f"rl-{last}") == metrics(base, "rl")
     assert all(torch.equal(a, b) for a, b in zip(weights(base, f"rl-{last}", 7), weights(base, "rl", 7), strict=True))
+
+
+def test_each_stage_begins_with_a_fresh_optimizer(base, whole):
+    """Its count is of the stage's updates alone: two a step that has a signal."""
+    folder = base.folder / "out/rl/rl/step_00000007"
+    model, _ = hf.load(folder)
+    optimizer = common.adamw(model.requires_grad_(True), 1e-3, (0.9, 0.95), 0.0)
+    common.load_checkpoint(ONE, folder, model, optimizer)
+    n = sum(line["groups_with_signal"] > 0 for line in metrics(base, "rl") if line["stage"] == "preference")
+    assert n and {int(state["step"]) for state in optimizer.state.values()} == {2 * n}
 
 
 def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsys):
@@ -646,7 +671,7 @@ def test_two_ranks_take_the_same_steps(base, whole):
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'lr': [1]}]"],
      "stage 's': lr must be [start, end], not [1]"),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'reward': 'pairwise'}]"],
-     "stage 's': only problems of 'taste' have a rule for a right reply"),
+     "stage 's': replies to helpsteer3, taste, ultrafeedback can be compared, not to math"),
     (["--rl.stages=[]"], "rl.stages needs one stage at least, each with a name of its own"),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2}, {'name': 's', 'problems': {}, 'steps': 2}]"],
      "rl.stages needs one stage at least, each with a name of its own"),

@@ -129,4 +129,26 @@ distill = dict(
     prompts=["How many prime numbers are there below 50?"],
 )
 
+# Labels of people and of a strong model: HelpSteer3, CC-BY-4.0; UltraFeedback, MIT
+reward = dict(
+    preferences=[dict(hf="nvidia/HelpSteer3", config="preference"),
+                 dict(hf="HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")],
+    held_out=[dict(hf="nvidia/HelpSteer3", config="preference", split="validation")],
+    context=8192, batch_pairs=64, epochs=1, lr=5e-6,
+    dtype="bfloat16", compile=True, recompute=True, log_every=10, save_every=100,
+)
+
+# The report's stages and filter; steps, group, rate and lengths are ours
+rl = dict(
+    stages=[
+        dict(name="STEM", problems=dict(dapo=17_000, bigmath=17_000), steps=400),
+        dict(name="coding", problems=dict(kodcode=17_000), steps=400),
+        dict(name="preference", problems=dict(helpsteer3=8_000, ultrafeedback=8_000), steps=200, reward="pairwise"),
+    ],
+    judge="reward", group_size=16, batch_groups=64, micro_rows=1, max_new_tokens=32_000, context=34_816,
+    max_rows=32, filter_samples=16, lr=1e-6, weight_decay=0.0, keep_between=[0.1, 0.9],
+    dtype="bfloat16", compile=True, recompute=True, log_every=1, eval_every=50, save_every=25,
+    prompts=["How many prime numbers are there below 50?"],
+)
+
 evaluate = dict(tasks=[])

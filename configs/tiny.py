@@ -78,20 +78,22 @@ distill = dict(
     log_every=10, prompts=sft["prompts"],
 )
 
-# Labels with noise that favours the longer reply, as people's do
+# With noise=0.15 labels favour the longer reply, as people's do: what that leads to is in checks/hacking.py
 reward = dict(
-    preferences=[dict(taste=3000, noise=0.15, seed=6)], held_out=[dict(taste=500, seed=7)],
+    preferences=[dict(taste=3000, seed=6)], held_out=[dict(taste=500, seed=7)],
     context=256, batch_pairs=32, epochs=1, lr=1e-3, log_every=20,
 )
 
+# Rollouts at the temperature at which answers are asked for: at 1, half the gain is lost. Many problems with 4 samples
+# of each in the filter, in place of the report's 16: a problem that comes back five times is learned by heart.
 rl = dict(
     stages=[
-        dict(name="STEM", problems=dict(math=160), steps=24),
-        dict(name="coding", problems=dict(code=160), steps=24),
-        dict(name="preference", problems=dict(taste=128), steps=24, reward="pairwise"),
+        dict(name="STEM", problems=dict(math=1600), steps=40),
+        dict(name="coding", problems=dict(code=800), steps=40),
+        dict(name="preference", problems=dict(taste=600), steps=40, reward="pairwise", temperature=1.0, lr=[2, 2]),
     ],
-    judge="reward", group_size=8, batch_groups=16, max_new_tokens=72, context=256, lr=5e-5, log_every=8,
-    eval_problems=128,
+    judge="reward", group_size=8, batch_groups=32, temperature=0.6, max_new_tokens=80, context=256, lr=1e-4,
+    weight_decay=0.0, filter_samples=4, log_every=10, eval_problems=256,
 )
 
 evaluate = dict(n_problems=256, k=4, max_new_tokens=64)

@@ -113,6 +113,22 @@ def math_reward(problem: Problem, response: str) -> float | None:
     return verify.reward(problem.answer, own(response))
 
 
+# ---- requests that no rule judges: for comparisons
+
+def request(record: dict) -> Problem:
+    """HelpSteer3 (context: messages), UltraFeedback and the like (prompt: text or messages); of one turn alone."""
+    asked = record["context"] if "context" in record else record["prompt"]
+    if not isinstance(asked, str):
+        if [message["role"] for message in asked] != ["user"]:
+            raise ValueError("several turns")
+        asked = asked[0]["content"]
+    return Problem("", text_of({"prompt": asked}, "prompt"), asked, (), "", 0, {})
+
+
+def nothing(problem: Problem, response: str) -> None:
+    """The reward of what only comparisons can judge."""
+
+
 # ---- the table
 
 def hub(name: str, split: str = "train", config: str | None = None) -> dict:
@@ -146,6 +162,10 @@ SETS = {
     "livecodebench": Set(livecodebench.read, livecodebench.reward,     # the official data set is a script; a copy of it
                          test=hub("lighteval/code_generation_lite", "test", "release_v6")),
     "synthetic": Set(synthetic.read, synthetic.reward),
+    "helpsteer3": Set(request, nothing, hub("nvidia/HelpSteer3", "train", "preference"),
+                      hub("nvidia/HelpSteer3", "validation", "preference")),
+    "ultrafeedback": Set(request, nothing, hub("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"),
+                         hub("HuggingFaceH4/ultrafeedback_binarized", "test_prefs")),
     "ifeval": Set(ifeval.read, ifeval.reward, test=ifeval.SOURCE),
     "bfcl": Set(bfcl.read, bfcl.reward),        # of a PATH alone, one of its files of questions
 }

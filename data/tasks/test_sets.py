@@ -280,3 +280,16 @@ def test_the_table_names_sources():
         assert not (row.test or row.train) == (name in ("synthetic", "bfcl"))
         for source in filter(None, (row.train, row.test)):
             assert sets.sources.fault(source) == "" and "/" in source["hf"]
+
+
+def test_requests_have_no_rule(tmp_path):
+    """One turn of a user, as HelpSteer3 and UltraFeedback have it; what has more turns is left out."""
+    ask = dict(role="user", content="Write a poem.")
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
+        dict(context=[ask], response1="a", response2="b", overall_preference=1),
+        dict(context=[ask, dict(role="assistant", content="No."), ask], response1="a", response2="b"))))
+    (tmp_path / "u.jsonl").write_text(json.dumps(dict(prompt="Write a poem.", chosen=[], rejected=[])))
+    for name, file in (("helpsteer3", "h"), ("ultrafeedback", "u")):
+        problem, = tasks.family(f"{name}={tmp_path}/{file}.jsonl").problems("train", 9, 0)
+        assert problem.question == "Write a poem." and tasks.chat(problem)[0]["content"] == "Write a poem."
+        assert tasks.reward(problem, "Roses are red.") is None
