@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About 13 minutes on 2 CPU cores.
+# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About 15 minutes on 2 CPU cores.
 # `bash speedrun.sh 0.1` shortens every stage to a tenth. Run again, it goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
 scale=${1:-1}
-run=tiny shorter=() rougher=() easier=()
+run=tiny shorter=() rougher=() easier=() anything=()
 if [ "$scale" != 1 ]; then  # models that can nearly nothing: all is run, little comes out
     run=tiny-$scale shorter=(--evaluate.n_problems=16) rougher=(--refine.retries=0 --refine.completer=)
-    easier=(--distill.right=0 --distill.gap=0)
+    easier=(--distill.right=0 --distill.gap=0) anything=(--rl.filter_samples=0)
 fi
 source setup.sh requirements.txt
 
@@ -41,8 +41,10 @@ phase writers 150 writers
 phase refine 220 refine
 phase SFT 150 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
 phase DPD 120 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" "${easier[@]}"
+phase reward 30 python reward.py configs/tiny.py --run="$run" --scale="$scale"
+phase RL 270 python rl.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" "${anything[@]}"
 phase report 20 python report.py configs/tiny.py --run="$run"
-phase sample 20 python generate.py "out/$run/distill" --chat --temperature=0 \
+phase sample 20 python generate.py "out/$run/rl" --chat --temperature=0 \
     'Mia has 12 apples. She buys 7 more. How many apples does Mia have now?'
 
 printf '\n%-14s%10s%10s\n' phase planned took
@@ -51,5 +53,5 @@ for i in "${!names[@]}"; do
     printf '%-14s%8s s%8s s\n' "${names[i]}" "${planned[i]}" "${took[i]}"
     [ "$scale" != 1 ] || [ $((took[i] * 2)) -le $((planned[i] * 3)) ] || slow="$slow ${names[i]}"
 done
-echo "pictures: loss.png in out/$run/pretrain, sft and distill, with metrics.jsonl beside them"
+echo "open out/$run/report.html: all of it on one page"
 [ -z "$slow" ] || { echo "error: more than 1.5 times the planned time:$slow" >&2; exit 1; }

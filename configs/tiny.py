@@ -96,4 +96,4 @@ rl = dict(
     weight_decay=0.0, filter_samples=4, log_every=10, eval_problems=256,
 )
 
-evaluate = dict(n_problems=256, k=4, max_new_tokens=64)
+evaluate = dict(tasks=["math", "code", "tools", "form", "recall", "taste"], n_problems=256, k=4, max_new_tokens=64)
