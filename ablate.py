@@ -380,7 +380,7 @@ RL_ARMS = {  # arm -> (what it is, phase it starts from, steps of the first stag
     "c": ("RL from SFT", "sft", 1, {}),
     "d": ("RL from SFT, longer by the time of DPD", "sft", 3, {}),
 }
-RL_RATES = (5e-5, 1e-4, 2e-4)
+RL_RATES = (1e-4, 2e-4)  # tried for (a) and (c), whose only difference from (b) and (d) is not the rate's
 
 
 @dataclass(frozen=True)
@@ -390,8 +390,7 @@ class RlRun(Run):
     def settings(self) -> dict[str, object]:
         _, source, times, other = RL_ARMS[self.arm]
         stages = [json.loads(stage) for stage in self.stages]
-        for stage in stages[:1]:
-            stage["steps"] = max(1, times * stage["steps"])
+        stages[0]["steps"] = max(1, times * stages[0]["steps"])
         made = {"init_from": str(MADE / source), "rl.judge": str(MADE / "reward"), "rl.lr": self.lr,
                 "rl.seed": self.seed, "rl.stages": stages, "rl.prompts": []}
         return made | {f"rl.{key}": value for key, value in other.items()}
@@ -404,18 +403,19 @@ def rl(args, train) -> list[dict]:
     from configs.tiny import rl as recipe
     stages = tuple(json.dumps(stage | dict(steps=max(1, round(stage["steps"] * args.scale))))
                    for stage in recipe["stages"])
-    arms = [arm for arm in RL_ARMS if len(arm) == 1]
-    sweep = train([RlRun("rl", "sweep", arm, 100, lr, "dev", stages[:1]) for arm in reversed(arms) for lr in RL_RATES])
+    sweep = train([RlRun("rl", "sweep", arm, 100, lr, "dev", stages[:1]) for arm in "ac" for lr in RL_RATES])
     rates, seeds = best_rates(sweep), range(args.seeds)
-    results = train([RlRun("rl", "stages", "a", seed, recipe["lr"], "test", stages) for seed in seeds])
-    return sweep + results + train([RlRun("rl", "arms", arm, seed, rates.get(arm, 0.0), "test", stages[:1])
-                                    for arm in reversed(RL_ARMS) for seed in seeds])
+    rates |= {"b": rates["a"], "d": rates["c"]}
+    return sweep + train([RlRun("rl", "stages", "a", seed, rates["a"], "test", stages) for seed in seeds] + [
+        RlRun("rl", "arms", arm, seed, rates.get(arm, 0.0), "test", stages[:1])
+        for arm in reversed(RL_ARMS) if arm != "a" for seed in seeds])
 
 
 def rl_tables(results: list[dict]) -> str:
     arms, names = [r for r in results if r["table"] == "arms"], {arm: about[0] for arm, about in RL_ARMS.items()}
     chain = [r for r in arms if r["arm"] == "dpd"] + [
         r | stage | {"arm": name} for r in results if r["table"] == "stages" for name, stage in r["stages"].items()]
+    arms += [r | {"arm": "a"} for r in chain if r["arm"] == "STEM"]  # the chain's beginning
     math = [stats.of_task(r, "math") for r in arms]
     pairs = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
     return (f"{tuned(results)}\n\n### after each stage\n\n{by_stage(chain, RL_STAGES)}\n\n"
