@@ -49,7 +49,7 @@ class RewardConfig(loop.TrainConfig):
 # Preferences
 
 def preference_of(record: dict) -> dict | None:
-    """{"question", "better", "worse"} of a record; None for a tie. ValueError where it is of no known form:
+    """{"question", "better", "worse"} of a record; None for a tie or equal texts. ValueError where it is of no known form:
 
     {"question", "better", "worse"}; HelpSteer3 (context, response1, response2, overall_preference from -3 to 3);
     UltraFeedback binarized and the like (prompt, chosen, rejected: texts or messages; score_chosen, score_rejected).
@@ -57,10 +57,10 @@ def preference_of(record: dict) -> dict | None:
     text = lambda said: said if isinstance(said, str) else "\n".join(message["content"] for message in said)
     last = lambda said: said if isinstance(said, str) else said[-1]["content"]
     if {"question", "better", "worse"} <= record.keys():
-        return record
+        return record if record["better"] != record["worse"] else None
     if {"context", "response1", "response2", "overall_preference"} <= record.keys():
         responses, better = (record["response1"], record["response2"]), record["overall_preference"]
-        if better == 0:
+        if better == 0 or responses[0] == responses[1]:
             return None
         first, second = responses if better < 0 else responses[::-1]
         return {"question": text(record["context"]), "better": first, "worse": second, "gap": abs(better)}

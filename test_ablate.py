@@ -1,5 +1,6 @@
 """The arms share what they must, the statistics are scipy's, and a run that begins like another one goes on from it."""
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,3 +112,33 @@ def test_replies_of_the_sft_arms():
         "role": "assistant", "reasoning": "old", "content": "Answer: 3"}
     run = ablate.SftRun("sft_data", "tokens", "e/4", 1, 1e-3, "test", ('{"name": "sft"}',))
     assert run.settings()["sft.data"] == "out/sft_data/arms/e-4" and run.settings()["sft.stages"] == [{"name": "sft"}]
+
+
+def test_tables_of_rl():
+    """Two tasks of three problems, whose rewards lie in order of the tasks' names; (a) is the chain's first stage."""
+    def scores(code, math):
+        right = code + math
+        return dict(k=2, problems=6, correct=right, avg=sum(right) / 12, tasks=dict(math=sum(math) / 6, code=sum(code) / 6))
+
+    results = [dict(table="sweep", arm=arm, seed=100, lr=lr, avg=avg, correct=[]) for arm, lr, avg in (
+        ("a", 1e-4, 0.5), ("a", 2e-4, 0.4), ("c", 1e-4, 0.4), ("c", 2e-4, 0.5))]
+    for seed in range(2):
+        results += [dict(table="arms", arm=arm, seed=seed) | scores([1, 1, 0], [0, 1, 0]) for arm in ("dpd", "sft", "b", "c", "d")]
+        ends = dict(STEM=scores([1, 1, 0], [1, 2, 1]), coding=scores([2, 2, 1], [1, 1, 1]), preference=scores([2, 2, 1], [1, 1, 1]))
+        results.append(dict(table="stages", arm="a", seed=seed, stages=ends) | ends["preference"])
+    assert stats.of_task(results[-1], "code")["correct"] == [2, 2, 1] and stats.of_task(results[-1], "math")["avg"] == 0.5
+    text = ablate.rl_tables(results)
+    assert "(a) 0.0001, (c) 0.0002" in text
+    assert "| DPD | 0.167 | 0.333 |" in text and "| STEM | 0.667 | 0.333 |" in text and "| coding | 0.500 | 0.833 |" in text
+    assert re.search(r"\| STEM \| math \| \+0.500 \| .* \| \+0.500 \+0.500 \| better \|", text)
+    assert re.search(r"\| coding \| math \| -0.167 \| ", text) and "| coding | code | +0.500 |" in text
+    assert "| (a) RL from DPD | 0.667 | 0.667 0.667 |" in text and "| (a) - (c) | +0.500 |" in text
+
+
+def test_arms_of_rl_differ_as_they_say():
+    first = json.dumps(dict(name="STEM", problems=dict(math=4), steps=10))
+    settings = {arm: ablate.RlRun("rl", "arms", arm, 1, 1e-4, "test", (first,)).settings() for arm in ablate.RL_ARMS}
+    steps = {arm: s["rl.stages"][0]["steps"] for arm, s in settings.items()}
+    assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=30)
+    assert settings["b"] == settings["a"] | {"rl.filter_samples": 0}
+    assert settings["c"] == settings["a"] | {"init_from": "out/tiny/sft"}

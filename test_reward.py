@@ -185,6 +185,8 @@ ULTRA = {"prompt": "2+2?", "chosen": [ASK[2], {"role": "assistant", "content": "
     (HELPSTEER | {"overall_preference": -2}, {"question": "Hi.\nYes?\n2+2?", "better": "4", "worse": "5", "gap": 2}),
     (HELPSTEER | {"overall_preference": 3}, {"question": "Hi.\nYes?\n2+2?", "better": "5", "worse": "4", "gap": 3}),
     (HELPSTEER | {"overall_preference": 0}, None),
+    (HELPSTEER | {"overall_preference": 2, "response2": "4"}, None),
+    ({"question": "q", "better": "4", "worse": "4"}, None),
     (ULTRA, {"question": "2+2?", "better": "4", "worse": "5", "gap": 4.5}),
     (ULTRA | {"score_rejected": 8.0}, None),
     (ULTRA | {"rejected": ULTRA["chosen"]}, None),
