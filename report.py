@@ -356,7 +356,9 @@ def main():
         if lines and cfg.record:
             result = {key: lines[-1][key] for key in ("validation", "scores") if key in lines[-1]}
             result |= {key: found for key in ("before", "teacher") if (found := load(folder / f"{key}.json"))}
-            record(phase, common.read_meta(common.checkpoints(folder)[0]), **result)
+            if phase == "rl":  # each of its stages; results/rl.jsonl is of ablate.py
+                result["stages"] = {line["stage"]: line["scores"] for line in lines if line["scores"]}
+            record("rl_run" if phase == "rl" else phase, common.read_meta(common.checkpoints(folder)[0]), **result)
     print(f"\npage: {write_page(cfg)}")
 
 

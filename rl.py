@@ -436,7 +436,7 @@ def main():
         if stage is not in_stage:
             p = dataclasses.replace(run.p, temperature=stage.temperature or run.p.temperature)
             problems, in_stage = filtered(run, p, stage, judge, references), stage
-            if step == plan.first_step:  # the last stage's moments would make large steps of this one's first gradients
+            if step == plan.first_step:  # with the old moments mathematics was forgotten while code was trained
                 run.optimizer.state.clear()
             start = run.folder / f"step_{plan.first_step:08d}" if plan.first_step else source  # not where it goes on
             first_policy = hf.frozen(d, start, p.dtype) if p.kl else None
