@@ -406,20 +406,24 @@ def rl(args, train) -> list[dict]:
     sweep = train([RlRun("rl", "sweep", arm, 100, lr, "dev", stages[:1]) for arm in "ac" for lr in RL_RATES])
     rates, seeds = best_rates(sweep), range(args.seeds)
     rates |= {"b": rates["a"], "d": rates["c"]}
-    return sweep + train([RlRun("rl", "stages", "a", seed, rates["a"], "test", stages) for seed in seeds] + [
-        RlRun("rl", "arms", arm, seed, rates.get(arm, 0.0), "test", stages[:1])
-        for arm in reversed(RL_ARMS) if arm != "a" for seed in seeds])
+    chains = [RlRun("rl", "stages", "a", seed, lr, "test", stages)
+              for lr in dict.fromkeys((rates["a"], recipe["lr"])) for seed in seeds]
+    arms = [RlRun("rl", "arms", arm, seed, rates[arm], "test", stages[:1]) for arm in "cbd" for seed in seeds]
+    start = train([RlRun("rl", "arms", arm, 0, 0.0, "test", stages[:1]) for arm in ("dpd", "sft")])
+    return sweep + [result | {"seed": seed} for result in start for seed in seeds] + train(chains + arms)
 
 
 def rl_tables(results: list[dict]) -> str:
     arms, names = [r for r in results if r["table"] == "arms"], {arm: about[0] for arm, about in RL_ARMS.items()}
-    chain = [r for r in arms if r["arm"] == "dpd"] + [
-        r | stage | {"arm": name} for r in results if r["table"] == "stages" for name, stage in r["stages"].items()]
-    arms += [r | {"arm": "a"} for r in chain if r["arm"] == "STEM"]  # the chain's beginning
+    ends = [r | stage | {"arm": name} for r in results if r["table"] == "stages" for name, stage in r["stages"].items()]
+    rate, start = best_rates([r for r in results if r["table"] == "sweep"])["a"], [r for r in arms if r["arm"] == "dpd"]
+    chains = {lr: start + [r for r in ends if r["lr"] == lr] for lr in sorted({r["lr"] for r in ends})}
+    arms += [r | {"arm": "a"} for r in chains[rate] if r["arm"] == "STEM"]  # the chain's beginning
     math = [stats.of_task(r, "math") for r in arms]
     pairs = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
-    return (f"{tuned(results)}\n\n### after each stage\n\n{by_stage(chain, RL_STAGES)}\n\n"
-            f"### the first stage alone, in mathematics\n\n{compare(math, names, pairs)}\n\n"
+    tables = (f"### after each stage, at a rate of {lr:g}\n\n{by_stage(chain, RL_STAGES)}\n\n"
+              for lr, chain in chains.items())
+    return (f"{tuned(results)}\n\n{''.join(tables)}### the first stage alone, in mathematics\n\n{compare(math, names, pairs)}\n\n"
             f"### the first stage alone, by task\n\n{by_task(arms, names)}")
 
 
