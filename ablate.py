@@ -423,8 +423,8 @@ def rl_tables(results: list[dict]) -> str:
     pairs = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
     tables = (f"### after each stage, at a rate of {lr:g}\n\n{by_stage(chain, RL_STAGES)}\n\n"
               for lr, chain in chains.items())
-    return (f"{tuned(results)}\n\n{''.join(tables)}### the first stage alone, in mathematics\n\n{compare(math, names, pairs)}\n\n"
-            f"### the first stage alone, by task\n\n{by_task(arms, names)}")
+    return (f"{tuned(results)}\n\n{''.join(tables)}### the first stage alone, in mathematics\n\n"
+            f"{compare(math, names, pairs)}\n\n### the first stage alone, by task\n\n{by_task(arms, names)}")
 
 
 EXPERIMENTS = {  # name: (what runs it, what makes tables of its results, config)

@@ -125,13 +125,14 @@ def test_tables_of_rl():
     for seed in range(2):
         results += [dict(table="arms", arm=arm, seed=seed) | scores([1, 1, 0], [0, 1, 0]) for arm in ("dpd", "sft", "b", "c", "d")]
         ends = dict(STEM=scores([1, 1, 0], [1, 2, 1]), coding=scores([2, 2, 1], [1, 1, 1]), preference=scores([2, 2, 1], [1, 1, 1]))
-        results.append(dict(table="stages", arm="a", seed=seed, stages=ends) | ends["preference"])
+        results.append(dict(table="stages", arm="a", seed=seed, lr=1e-4, stages=ends) | ends["preference"])
     assert stats.of_task(results[-1], "code")["correct"] == [2, 2, 1] and stats.of_task(results[-1], "math")["avg"] == 0.5
     text = ablate.rl_tables(results)
     assert "(a) 0.0001, (c) 0.0002" in text
     assert "| DPD | 0.167 | 0.333 |" in text and "| STEM | 0.667 | 0.333 |" in text and "| coding | 0.500 | 0.833 |" in text
     assert re.search(r"\| STEM \| math \| \+0.500 \| .* \| \+0.500 \+0.500 \| better \|", text)
     assert re.search(r"\| coding \| math \| -0.167 \| ", text) and "| coding | code | +0.500 |" in text
+    assert text.count("after each stage, at a rate of 0.0001") == 1
     assert "| (a) RL from DPD | 0.667 | 0.667 0.667 |" in text and "| (a) - (c) | +0.500 |" in text
 
 
