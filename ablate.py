@@ -414,13 +414,15 @@ def rl(args, train) -> list[dict]:
 
 
 def rl_tables(results: list[dict]) -> str:
-    arms, names = [r for r in results if r["table"] == "arms"], {arm: about[0] for arm, about in RL_ARMS.items()}
+    arms = [r for r in results if r["table"] == "arms"]
     ends = [r | stage | {"arm": name} for r in results if r["table"] == "stages" for name, stage in r["stages"].items()]
     rate, start = best_rates([r for r in results if r["table"] == "sweep"])["a"], [r for r in arms if r["arm"] == "dpd"]
     chains = {lr: start + [r for r in ends if r["lr"] == lr] for lr in sorted({r["lr"] for r in ends})}
     arms += [r | {"arm": "a"} for r in chains[rate] if r["arm"] == "STEM"]  # the chain's beginning
     math = [stats.of_task(r, "math") for r in arms]
+    names = {arm: about[0] for arm, about in RL_ARMS.items() if any(r["arm"] == arm for r in arms)}
     pairs = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
+    pairs = [pair for pair in pairs if set(pair) <= set(names)]
     tables = (f"### after each stage, at a rate of {lr:g}\n\n{by_stage(chain, RL_STAGES)}\n\n"
               for lr, chain in chains.items())
     return (f"{tuned(results)}\n\n{''.join(tables)}### the first stage alone, in mathematics\n\n"
