@@ -353,7 +353,7 @@ def main():
         folder = cfg.out / phase
         if lines:
             print(f"\n{phase}\n{plots.aligned(stage_rows(folder)) if phase == 'pretrain' else plots.gain(folder)}")
-        if lines and cfg.record and phase not in ablate.EXPERIMENTS:  # results/rl.jsonl is ablate.py's
+        if lines and cfg.record:
             result = {key: lines[-1][key] for key in ("validation", "scores") if key in lines[-1]}
             result |= {key: found for key in ("before", "teacher") if (found := load(folder / f"{key}.json"))}
             if phase == "rl":  # each of its stages; results/rl.jsonl is of ablate.py

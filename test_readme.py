@@ -110,6 +110,8 @@ def of_turns(name: str) -> list[list[float]]:
 GROUPS = {
     "pretrain": lambda: of_phases("pretrain"), "sft": lambda: of_phases("sft"),
     "distill": lambda: of_phases("pretrain", "sft", "distill"),  # its table begins with the phases before
+    "rl_run": lambda: of_phases("pretrain", "sft", "distill") + [
+        [score["avg"] for score in stage.values()] for line in RESULTS["rl_run"] for stage in line["stages"].values()],
     "context": lambda: [numbers(line[when]) for line in RESULTS["context"] for when in ("before", "after")],
     "quality": of_quality, "verify": of_verify, "bench": of_bench,
     "sft_speed": lambda: of_turns("sft_speed"), "dpd_speed": lambda: of_turns("dpd_speed"),
@@ -157,8 +159,9 @@ def test_figures_of_tables(table):
         return
     assert before or after, f"no results are named before or after the table {lines[0]}"
     name = before[-1] if before else after[0]
-    groups = GROUPS[name]() if name in GROUPS else [numbers(RESULTS[name])]
     for line in lines[2:]:
+        name = next((n for n in map("".join, NAMES.findall(line)) if n in RESULTS), name)  # a row may name its own
+        groups = GROUPS[name]() if name in GROUPS else [numbers(RESULTS[name])]
         if any(line.startswith(beginning) for beginning in NOT_RECORDED):
             continue
         missing = [[value for value, half in figures(line) if not any(abs(value - v) <= half + 1e-9 for v in group)]
