@@ -49,7 +49,7 @@ class RewardConfig(loop.TrainConfig):
 # Preferences
 
 def preference_of(record: dict) -> dict | None:
-    """{"question", "better", "worse"} of a record; None for a tie or equal texts. ValueError where it is of no known form:
+    """{"question", "better", "worse"} of a record; None for a tie, or equal texts. ValueError for an unknown form:
 
     {"question", "better", "worse"}; HelpSteer3 (context, response1, response2, overall_preference from -3 to 3);
     UltraFeedback binarized and the like (prompt, chosen, rejected: texts or messages; score_chosen, score_rejected).
