@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About 15 minutes on 2 CPU cores.
+# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About 16 minutes on 2 CPU cores.
 # `bash speedrun.sh 0.1` shortens every stage to a tenth. Run again, it goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
