@@ -380,7 +380,7 @@ RL_ARMS = {  # arm -> (what it is, phase it starts from, steps of the first stag
     "c": ("RL from SFT", "sft", 1, {}),
     "d": ("RL from SFT, longer by the time of DPD", "sft", 3, {}),
 }
-RL_RATES = (1e-4, 2e-4)  # tried for (a) and (c), whose only difference from (b) and (d) is not the rate's
+RL_RATES = (1e-4, 2e-4)  # swept for (a) and (c); (b) takes the best of (a), (d) that of (c)
 
 
 @dataclass(frozen=True)
@@ -493,16 +493,19 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
     settings = [f"--{key}={value if isinstance(value, str) else repr(value)}" for key, value in run.settings().items()]
     log = folder / "log.txt"
     call([f"{run.phase}.py", config, f"--run={name}", *settings, "--evaluate.tasks=[]"], log)
-    found = correct_of(config, name, run.split, folder / run.phase, log)
+    stages = {}
+    if run.phase == "rl" and len(run.stages) > 1:  # each stage's end is a checkpoint that is kept
+        for path in reversed(common.checkpoints(folder / "rl")):
+            if (end := common.read_meta(path))["keep"]:
+                stages[end["stage"]] = correct_of(config, f"{name}/{path.name}", run.split, path, log)
+    found = [*stages.values()][-1] if stages else correct_of(config, name, run.split, folder / run.phase, log)
     meta = common.read_meta(common.checkpoints(folder / run.phase)[0])
     held_out = [line["validation"] for line in common.read_metrics(folder / run.phase) if "validation" in line]
     result = dict(table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr, commit=meta["commit"],
                   command="python " + meta["command"], config=meta["config"], machine=meta["machine"],
                   seconds=meta["seconds"], **found)
-    if run.phase == "rl" and len(run.stages) > 1:  # each stage's end is a checkpoint that is kept
-        result["stages"] = {meta["stage"]: correct_of(config, f"{name}/{path.name}", run.split, path, log)
-                            for path in reversed(common.checkpoints(folder / "rl"))
-                            if (meta := common.read_meta(path))["keep"]}
+    if stages:
+        result["stages"] = stages
     if run.phase == "distill":
         steps = [line for line in common.read_metrics(folder / "distill") if "loss" in line][-10:]
         result["last"] = {key: float(np.mean([line[key] for line in steps])) for key in steps[-1]

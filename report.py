@@ -343,7 +343,7 @@ def record(name: str, meta: dict, **result) -> None:
 
 
 def main():
-    cfg = common.load_config(__doc__, flags={"record": "append each phase's last evaluation to results/<phase>.jsonl"},
+    cfg = common.load_config(__doc__, flags={"record": "append last evaluations to results/<phase>.jsonl (rl: rl_run)"},
                              evaluate=EvaluateConfig)
     evaluated = {phase: [line for line in common.read_metrics(cfg.out / phase) if "scores" in line] for phase in PHASES}
     if not any(evaluated.values()):

@@ -127,7 +127,8 @@ def main():
     print(line)
     if args.write:
         report.append("evaluate", line | dict(
-            command=f"python -m checks.evaluate {args.checkpoint} --task={args.task} --n={args.n} --lm_eval=… --write",
+            command=f"python -m checks.evaluate {args.checkpoint} --task={args.task} --n={args.n}"
+                    + " --lm_eval=…" * bool(args.lm_eval) + " --write",
             seed=0, commit=common.commit(), machine=common.machine(torch.device("cpu")), seconds=time.time() - started))
 
 

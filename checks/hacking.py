@@ -34,10 +34,10 @@ def tell(noise: float, out: Path) -> list[dict]:
         "--evaluate.tasks=['taste']")
     lines = common.read_metrics(out / "rl")
     held_out = {line["step"]: line["scores"]["taste"]["avg"] for line in lines if line.get("scores")}
-    held_out[-1] = json.loads((out / "rl/before.json").read_text())["taste"]["avg"]
+    before = json.loads((out / "rl/before.json").read_text())["taste"]["avg"]
     steps = [line for line in lines if "win_rate" in line]
     mean = lambda key, at: sum(line[key] for line in steps[at - EVERY:at]) / EVERY
-    rows = [dict(noise=noise, step=0, held_out=held_out[-1])] + [
+    rows = [dict(noise=noise, step=0, held_out=before)] + [
         dict(noise=noise, step=at, held_out=held_out[at - 1], win_rate=mean("win_rate", at), rubric=mean("rubric", at),
              length=mean("length", at)) for at in range(EVERY, STEPS + 1, EVERY)]
     meta = common.read_meta(common.checkpoints(out / "rl")[0])

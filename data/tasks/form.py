@@ -37,10 +37,12 @@ def make(rng: random.Random, level: int) -> Problem:
 
 
 def key_of(a: int, b: int, asked: dict) -> str:
+    """Of the sum a + b and its constraints {kind: value}."""
     return f"form {a} + {b} {sorted(asked.items())}"
 
 
 def wording(asked: dict) -> str:
+    """How the constraints {kind: value} are asked for."""
     return " ".join(CONSTRAINTS[kind][0].format(value) for kind, value in asked.items())
 
 
