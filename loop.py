@@ -19,7 +19,7 @@ from common import UserError
 from data import chat
 from evaluate import evaluate, table, without_rows
 from generate import sample, stop_ids
-from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
+from model import NOT_OF_THE_WEIGHTS, ModelConfig, Shared, flops_per_token, meta_model
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings and rates
@@ -131,12 +131,13 @@ def micro_batches(model, shape: tuple[int, int], p: TrainConfig) -> Iterator[sli
 def as_tensors(rows, device) -> dict[str, torch.Tensor]:
     """The arrays of data.packing.Rows on a device."""
     return {key: torch.from_numpy(value).to(device, non_blocking=True)
-            for key, value in dataclasses.asdict(rows).items()}
+            for key, value in dataclasses.asdict(rows).items() if value is not None}
 
 
 def hidden_of(model, rows: dict[str, torch.Tensor]) -> torch.Tensor:
     """Hidden states (N, C) that predict the response tokens of packed rows."""
-    return model(rows["tokens"], rows["doc_start"]).flatten(0, 1)[rows["positions"]]
+    shared = Shared(rows["copies"], rows["places"]) if "copies" in rows else None
+    return model(rows["tokens"], rows["doc_start"], shared=shared).flatten(0, 1)[rows["positions"]]
 
 
 def by_sequence(values: torch.Tensor, rows: dict[str, torch.Tensor], n: int) -> torch.Tensor:

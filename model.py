@@ -6,6 +6,7 @@ hf.py has nothing to rename. `python model.py CONFIG` prints the size of each pa
 Shapes: B batch, T time, C width, H heads, K key/value heads, D head width, V vocabulary, L layers, S cache length.
 """
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -60,6 +61,24 @@ class KVCache:
         self.k, self.v = self.k[:, rows], self.v[:, rows]
 
 
+class Shared(NamedTuple):
+    """Rows (B, T) of sequences that begin alike, as responses to one prompt do: the U places that differ in what stands
+    there or before run through the model once, attention alone sees all rows (Prefix Grouper, arXiv 2506.05433).
+
+    Exact: what a place becomes depends on it and those before it alone. data.packing.share makes these.
+    """
+    copies: torch.Tensor  # (B, T) int64: which of the U stands there
+    places: torch.Tensor  # (U,) int64: a place in the flattened rows where each of them stands
+
+    def spread(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, U, H, D) -> (B, T, H, D). The gradients of copies are added in a fixed order; index_select's are not."""
+        return nn.functional.embedding(self.copies, x[0].flatten(1)).unflatten(-1, x.shape[2:])
+
+    def collect(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, …) -> (1, U, …)"""
+        return x.flatten(0, 1).index_select(0, self.places)[None]
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary positions (arXiv 2104.09864), half-split layout: x (B, T, heads, D); cos, sin (…, T, 1, D).
 
@@ -76,14 +95,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(cfg.hidden_size, cfg.n_kv_heads * cfg.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, doc_start, cache, layer):
+    def forward(self, x, cos, sin, doc_start, cache, shared, layer):
         B, T, _ = x.shape
         q = rotate(self.q_proj(x).view(B, T, -1, self.head_dim), cos, sin)  # (B, T, H, D)
         k = rotate(self.k_proj(x).view(B, T, -1, self.head_dim), cos, sin)  # (B, T, K, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        return self.o_proj(attention(q, k, v, doc_start, self.kernels).reshape(B, T, -1))
+        if shared is not None:
+            q, k, v = map(shared.spread, (q, k, v))
+        o = attention(q, k, v, doc_start, self.kernels)
+        if shared is not None:
+            o = shared.collect(o)
+        return self.o_proj(o.reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -122,13 +146,13 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(cfg)
         self.mlp = MLP(cfg)
 
-    def forward(self, x, cos, sin, doc_start=None, cache=None):
+    def forward(self, x, cos, sin, doc_start=None, cache=None, shared=None):
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, cos, sin, doc_start, cache, use_reentrant=False)
-        return self._forward(x, cos, sin, doc_start, cache)
+            return checkpoint(self._forward, x, cos, sin, doc_start, cache, shared, use_reentrant=False)
+        return self._forward(x, cos, sin, doc_start, cache, shared)
 
-    def _forward(self, x, cos, sin, doc_start, cache):
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, doc_start, cache, self.layer)
+    def _forward(self, x, cos, sin, doc_start, cache, shared):
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, doc_start, cache, shared, self.layer)
         normed, x = self.post_attention_layernorm(attended, residual=x)
         return x + self.mlp(normed)
 
@@ -153,20 +177,25 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight  # a plain module's to_empty() makes two of the tied one
         return self
 
-    def forward(self, tokens: torch.Tensor, doc_start: torch.Tensor | None = None, cache: KVCache | None = None):
+    def forward(self, tokens: torch.Tensor, doc_start: torch.Tensor | None = None, cache: KVCache | None = None,
+                shared: Shared | None = None):
         """tokens (B, T) int64 -> hidden states (B, T, C) after the last norm.
 
         doc_start (B, T) int32: the position in the row (0..T-1; with a cache 0..S-1) where each token's document
         begins; attention stays inside the document and rotary positions restart there. None: one document a row. With
-        a cache the tokens continue what it holds, and are added to it.
+        a cache the tokens continue what it holds, and are added to it. With shared, tokens and result are (1, U), and
+        doc_start describes the rows.
         """
         past = cache.length if cache is not None else 0
-        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
-        cos, sin = self.rotary(positions if doc_start is None else positions - doc_start)
+        T = tokens.shape[1] if shared is None else shared.copies.shape[1]
+        positions = torch.arange(past, past + T, device=tokens.device)
+        if doc_start is not None:
+            positions = positions - doc_start
+        cos, sin = self.rotary(positions if shared is None else shared.collect(positions))
         x = self.embed_tokens(tokens)
         cos, sin = torch.cat((cos, cos), -1).type_as(x), torch.cat((-sin, sin), -1).type_as(x)  # as rotate() wants them
         for block in self.layers:
-            x = block(x, cos, sin, doc_start, cache)
+            x = block(x, cos, sin, doc_start, cache, shared)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)

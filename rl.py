@@ -26,7 +26,7 @@ import loop
 import plots
 from common import UserError
 from data import sandbox, tasks
-from data.packing import pack
+from data.packing import pack, share
 from data.pairs import order
 from data.tasks import taste
 from data.tokenizer import Tokenizer
@@ -297,7 +297,8 @@ def passes(mine: list[Rollout], p: RlConfig, d):
     first_those, size = sorted(mine, key=has_gradient, reverse=True)[:n], p.micro_rows or n
     for first in range(0, n, size):
         part = first_those[first:first + size]
-        yield part, loop.as_tensors(pack([(r.prompt, r.tokens) for r in part], p.context), d.device), first + size >= n
+        rows = share(pack([(r.prompt, r.tokens) for r in part], p.context))
+        yield part, loop.as_tensors(rows, d.device), first + size >= n
 
 
 @torch.no_grad()

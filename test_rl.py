@@ -161,11 +161,14 @@ def new_model(width=32, vocab_size=V, seed=0) -> Transformer:
 
 @pytest.fixture(scope="module")
 def step():
-    """A model, uneven rollouts of which one was cut off and one not scored, and log-probabilities of two others."""
+    """A model, uneven rollouts of two prompts, of which some begin alike, one was cut off and one not scored, and
+    log-probabilities of two other models."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     mine = []
     for i in range(6):
-        prompt, response = (rng.integers(0, V, n).tolist() for n in rng.integers(1, 14, 2))
+        fresh, response = (rng.integers(0, V, n).tolist() for n in rng.integers(1, 14, 2))
+        prompt = mine[-1].prompt if i % 3 else fresh
+        response = mine[-1].tokens[:5] + response if i % 3 == 2 else response
         mine.append(Rollout(MATH[i], prompt, response, [-1.0] * len(response), "stop", "", advantage=[2, -1.5][i % 2],
                             weight=float(i not in (1, 4))))
     model = new_model().double()

@@ -236,6 +236,8 @@ class Rows:
     positions: np.ndarray  # (N,) int64: places in the flattened rows that predict the response tokens
     targets: np.ndarray    # (N,) int64: these tokens
     sequence: np.ndarray   # (N,) int64: which sequence each is of
+    copies: np.ndarray | None = None  # with places, see share(): (B, T) and (U,) int64; tokens are then (1, U)
+    places: np.ndarray | None = None
 
 
 def pack(sequences: list[tuple[list[int], list[int]]], context: int) -> Rows:
@@ -255,3 +257,20 @@ def pack(sequences: list[tuple[list[int], list[int]]], context: int) -> Rows:
     return Rows(tokens, doc_start, np.concatenate(positions),
                 np.concatenate([np.array(response) for _, response in sequences]),
                 np.repeat(np.arange(len(sequences)), [len(response) for _, response in sequences]))
+
+
+def share(rows: Rows) -> Rows:
+    """The rows with equal beginnings of sequences taken once (model.Shared), and without what predicts no response:
+    last tokens and padding. positions are then among the U places that are left."""
+    tokens, row_starts = rows.tokens.flatten().tolist(), np.arange(len(rows.tokens))[:, None] * rows.tokens.shape[1]
+    begins = (row_starts + rows.doc_start).flatten().tolist()
+    copies, places, known = np.zeros(len(tokens), np.int64), [], {}  # 0 too where it is left out: nothing reads it
+    for last in rows.positions[np.flatnonzero(np.diff(rows.sequence, append=-1))].tolist():
+        node = None
+        for place in range(begins[last], last + 1):
+            node = known.setdefault((node, tokens[place]), len(places))
+            if node == len(places):
+                places.append(place)
+            copies[place] = node
+    return Rows(rows.tokens.reshape(1, -1)[:, places], rows.doc_start, copies[rows.positions], rows.targets,
+                rows.sequence, copies.reshape(rows.tokens.shape), np.array(places))

@@ -1,13 +1,15 @@
 """Pairs from hand-made samples and from files, their order, and packed rows beside single sequences."""
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
+import loop
 from common import UserError
 from data import chat, tasks
-from data.packing import pack
+from data.packing import pack, share
 from data.pairs import CHOSEN, REJECTED, Pair, negative, order, positive, read_pairs, record_of, sequences_of
 from data.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer, init_weights
@@ -252,22 +254,41 @@ def test_rows_are_filled():
     assert (rows.tokens != 0).mean() > 0.97
 
 
-def test_packed_rows_give_what_single_sequences_do():
-    """Hidden states and log-probabilities of each response, one by one, in float64 to 1e-9."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_packed_rows_give_what_single_sequences_do(shared):
+    """Hidden states and log-probabilities of each response, one by one, and the gradient, in float64 to 1e-9."""
     model = Transformer(ModelConfig(2, 32, 48, 2, 1, 16, vocab_size=300, init_std=0.3))
     init_weights(model, 0)
     model.double()
     pairs = made_up(8, 48)
+    pairs += [dataclasses.replace(pairs[0], rejected=pairs[0].chosen), dataclasses.replace(pairs[1], chosen=[7])]
     rows = pack(sequences_of(pairs), 48)
     assert len(rows.tokens) < 2 * len(pairs)
-    with torch.no_grad():
-        packed = model(torch.from_numpy(rows.tokens), torch.from_numpy(rows.doc_start)).flatten(0, 1)[rows.positions]
-        for i in range(2 * len(pairs)):
-            pair = pairs[i // 2]
-            response = pair.rejected if i % 2 else pair.chosen
-            hidden = model(torch.tensor([pair.prompt + response]))[0, len(pair.prompt) - 1:-1]
-            ours = packed[rows.sequence == i]
-            torch.testing.assert_close(ours, hidden, rtol=1e-9, atol=1e-9)
-            a, b = ((states @ model.lm_head.weight.T).log_softmax(-1)[range(len(response)), response]
-                    for states in (ours, hidden))
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    packed = loop.hidden_of(model, loop.as_tensors(share(rows) if shared else rows, "cpu"))
+    factors, products = torch.randn(packed.shape, generator=torch.Generator().manual_seed(0)).double(), 0
+    for i, (prompt, response) in enumerate(sequences_of(pairs)):
+        hidden, mine = model(torch.tensor([prompt + response]))[0, len(prompt) - 1:-1], rows.sequence == i
+        torch.testing.assert_close(packed[mine], hidden, rtol=1e-9, atol=1e-9)
+        a, b = ((states @ model.lm_head.weight.T).log_softmax(-1)[range(len(response)), response]
+                for states in (packed[mine], hidden))
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        products += (hidden * factors[mine]).sum()
+    weights = [w for name, w in model.named_parameters() if name != "lm_head.weight"]
+    for a, b in zip(*(torch.autograd.grad(x, weights) for x in ((packed * factors).sum(), products)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_equal_beginnings_are_taken_once():
+    """As many places as there are different beginnings; each of them holds its last token, and is its own copy."""
+    rng = np.random.default_rng(0)
+    sequences = [(rng.integers(1, 3, rng.integers(1, 4)).tolist(), rng.integers(1, 3, rng.integers(1, 6)).tolist())
+                 for _ in range(40)]
+    rows, beginnings = pack(sequences, 16), set()
+    shared = share(rows)
+    for prompt, response in sequences:
+        beginnings |= {tuple((prompt + response)[:n]) for n in range(1, len(prompt + response))}
+    assert shared.tokens.shape == (1, len(beginnings)) and len(beginnings) < (rows.tokens > 0).sum() / 2
+    assert (shared.copies.flatten()[shared.places] == np.arange(len(beginnings))).all()
+    assert (shared.tokens[0] == rows.tokens.flatten()[shared.places]).all()
+    assert (shared.tokens[0][shared.positions] == rows.tokens.flatten()[rows.positions]).all()
+    assert shared.targets is rows.targets and shared.sequence is rows.sequence
