@@ -3,7 +3,7 @@
     python ablate.py fg_wsd --seeds 5       # writes results/fg_wsd.jsonl and prints the tables
     python ablate.py sft_data --seeds 3     # after speedrun.sh: what refinement and reconstruction are worth
     python ablate.py dpd --seeds 3          # after speedrun.sh: what each part of the distillation's loss is worth
-    python ablate.py rl --seeds 3           # after speedrun.sh: each stage, the filter, and DPD before RL
+    python ablate.py rl --seeds 3           # after speedrun.sh: each stage, the filter, DPD before RL, stages or a mix
     python ablate.py fg_wsd --scale 0.02 --seeds 1      # a try of the machinery, in minutes
     python ablate.py fg_wsd --show          # the tables of results/fg_wsd.jsonl again, without a run
 
@@ -380,6 +380,8 @@ RL_ARMS = {  # arm -> (what it is, phase it starts from, steps of the first stag
     "c": ("RL from SFT", "sft", 1, {}),
     "d": ("RL from SFT, longer by the time of DPD", "sft", 3, {}),
 }
+RL_MIXED = dict(name="mixed", problems=dict(math=800, code=800, taste=600), reward="pairwise",  # shares as of the steps
+                temperature=0.73)  # the stages' mean over their steps
 RL_RATES = (1e-4, 2e-4)  # swept for (a) and (c); (b) takes the best of (a), (d) that of (c)
 
 
@@ -408,7 +410,9 @@ def rl(args, train) -> list[dict]:
     rates |= {"b": rates["a"], "d": rates["c"]}
     chains = [RlRun("rl", "stages", "a", seed, lr, "test", stages)
               for lr in dict.fromkeys((rates["a"], recipe["lr"])) for seed in seeds]
-    arms = [RlRun("rl", "arms", arm, seed, rates[arm], "test", stages[:1]) for arm in "cbd" for seed in seeds]
+    mixed = json.dumps(RL_MIXED | dict(steps=sum(json.loads(stage)["steps"] for stage in stages)))
+    arms = [RlRun("rl", "mixed", "a", seed, recipe["lr"], "test", (mixed,)) for seed in seeds]
+    arms += [RlRun("rl", "arms", arm, seed, rates[arm], "test", stages[:1]) for arm in "dcb" for seed in seeds]
     start = train([RlRun("rl", "arms", arm, 0, 0.0, "test", stages[:1]) for arm in ("dpd", "sft")])
     return sweep + [result | {"seed": seed} for result in start for seed in seeds] + train(chains + arms)
 
@@ -423,8 +427,12 @@ def rl_tables(results: list[dict]) -> str:
     names = {arm: about[0] for arm, about in RL_ARMS.items() if any(r["arm"] == arm for r in arms)}
     pairs = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
     pairs = [pair for pair in pairs if set(pair) <= set(names)]
-    tables = (f"### after each stage, at a rate of {lr:g}\n\n{by_stage(chain, RL_STAGES)}\n\n"
-              for lr, chain in chains.items())
+    tables = [f"### after each stage, at a rate of {lr:g}\n\n{by_stage(chain, RL_STAGES)}\n\n"
+              for lr, chain in chains.items()]
+    if mixed := [r | {"arm": "mixed"} for r in results if r["table"] == "mixed"]:
+        both = [r for r in chains[mixed[0]["lr"]] if r["arm"] == "preference"] + mixed
+        tables.append("### all tasks in one stage, as many steps\n\n"
+                      f"{by_stage(both, {'preference': 'three stages', 'mixed': 'one stage'})}\n\n")
     return (f"{tuned(results)}\n\n{''.join(tables)}### the first stage alone, in mathematics\n\n"
             f"{compare(math, names, pairs)}\n\n### the first stage alone, by task\n\n{by_task(arms, names)}")
 

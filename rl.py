@@ -45,7 +45,7 @@ class Stage:
     name: str
     problems: dict               # {task of data/tasks: training problems of it, before the filter}
     steps: int
-    reward: str = "verified"     # or "pairwise": responses of a group are compared, wrong ones earn nothing
+    reward: str = "verified"     # or "pairwise": responses to COMPARED tasks are compared, wrong ones earn nothing
     temperature: float | None = None                  # default: rl.temperature
     lr: list = field(default_factory=lambda: [1, 1])  # at the start and at the end, as shares of rl.lr
     curve: str = "linear"
@@ -74,7 +74,7 @@ class RlConfig(loop.TrainConfig):
 
 
 LOSSES = ("dapo", "grpo", "dr_grpo", "gspo")
-COMPARED = {"taste", "helpsteer3", "ultrafeedback"}  # what the pairwise reward is for: no rule judges all of a reply
+COMPARED = {"taste", "helpsteer3", "ultrafeedback"}  # tasks of which no rule judges all of a reply
 
 
 def check(p: RlConfig, stages: list[Stage], world: int) -> None:
@@ -95,7 +95,7 @@ def check(p: RlConfig, stages: list[Stage], world: int) -> None:
             raise UserError(f"stage {stage.name!r}: reward must be 'verified' or 'pairwise', not {stage.reward!r}")
         if stage.reward == "pairwise" and not p.judge:
             raise UserError(f"stage {stage.name!r} needs rl.judge, a checkpoint of reward.py")
-        if stage.reward == "pairwise" and not {task.partition("=")[0] for task in stage.problems} <= COMPARED:
+        if stage.reward == "pairwise" and not {task.partition("=")[0] for task in stage.problems} & COMPARED:
             raise UserError(f"stage {stage.name!r}: replies to {', '.join(sorted(COMPARED))} can be compared, not to "
                             f"{', '.join(stage.problems)}")
     if p.batch_groups % world:
@@ -139,24 +139,29 @@ def right(r: Rollout) -> bool:
     return taste.right(r.problem, r.text) if r.problem.family == "taste" else bool(reply_of(r.text))
 
 
-def score(groups: list[list[Rollout]], stage: Stage, judge: Judge | None, p: RlConfig, seed: int) -> float:
-    """Fills in the rewards; returns the judge's mean disagreement between orders (0 without it).
+def apart(groups: list[list[Rollout]], stage: Stage) -> tuple[list, list]:
+    """The groups that a rule judges, and those whose responses are compared."""
+    compared = lambda group: stage.reward == "pairwise" and group[0].problem.family in COMPARED
+    return [group for group in groups if not compared(group)], [group for group in groups if compared(group)]
+
+
+def score(groups: list[list[Rollout]], stage: Stage, judge: Judge | None, p: RlConfig, seed: int) -> list[float]:
+    """Fills in the rewards; returns the judge's disagreement between orders in each group that it compared.
 
     Pairwise: a right response earns the share of comparisons that it wins, a wrong one nothing. A group that the judge
     cannot tell apart better than it agrees with itself gets one reward for all its right ones: no signal.
     """
-    flat = [r for group in groups for r in group]
-    if stage.reward == "verified":
-        for r, reward in zip(flat, tasks.rewards([r.problem for r in flat], [r.text for r in flat])):
-            r.reward = reward
-        return 0.0
-    asked = [(group[0].problem.question, [reply_of(r.text) for r in group]) for group in groups]
-    verdicts = group_rewards(judge, asked, p.opponents, seed)
-    for group, found in zip(groups, verdicts):
+    by_rule, by_judge = apart(groups, stage)
+    flat = [r for group in by_rule for r in group]
+    for r, reward in zip(flat, tasks.rewards([r.problem for r in flat], [r.text for r in flat])):
+        r.reward = reward
+    asked = [(group[0].problem.question, [reply_of(r.text) for r in group]) for group in by_judge]
+    verdicts = group_rewards(judge, asked, p.opponents, seed) if asked else []
+    for group, found in zip(by_judge, verdicts):
         trusted = found.rewards.std() > found.disagreement
         for r, reward in zip(group, found.rewards if trusted else np.full(len(group), 0.5)):
             r.reward = float(reward) if right(r) else 0.0
-    return float(np.mean([found.disagreement for found in verdicts]))
+    return [found.disagreement for found in verdicts]
 
 
 def advantages(groups: list[list[Rollout]], divide_by_std: bool) -> int:
@@ -203,12 +208,11 @@ def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
         for first in tqdm(range(0, len(mine), 64), desc=f"filter of {stage.name}", unit="chunk",
                           disable=None if d.is_main else True):
             part = mine[first:first + 64]
-            if stage.reward == "pairwise":
-                greedy = roll_out(plain, run.tokenizer, part, 1, dataclasses.replace(p, temperature=0.0), 0)
-                references |= {group[0].problem.question: reply_of(group[0].text) for group in greedy}
             groups = roll_out(plain, run.tokenizer, part, p.filter_samples or 1, p, p.seed * 1_000_000 + first)
-            rewards = filter_rewards(groups, stage, judge, references)
-            means |= {group[0].problem.key: mean for group, mean in zip(groups, rewards)}
+            compared = [group[0].problem for group in apart(groups, stage)[1]]
+            greedy = roll_out(plain, run.tokenizer, compared, 1, dataclasses.replace(p, temperature=0.0), 0)
+            references |= {group[0].problem.question: reply_of(group[0].text) for group in greedy}
+            means |= filter_means(groups, stage, judge, references)
         means, known = d.gather(means), d.gather(dict(references))
         if d.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,20 +233,21 @@ def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
     return kept
 
 
-def filter_rewards(groups: list[list[Rollout]], stage: Stage, judge: Judge | None,
-                   references: dict[str, str]) -> list[float | None]:
-    """The mean of each group: of verified rewards, or of wins against the reference (a wrong response loses)."""
-    if stage.reward == "verified":
-        flat = [r for group in groups for r in group]
-        rewards = iter(tasks.rewards([r.problem for r in flat], [r.text for r in flat]))
-        each = [[x for x in (next(rewards) for _ in group) if x is not None] for group in groups]
-    else:
-        each = wins(groups, judge, references)
-    return [float(np.mean(x)) if len(x) else None for x in each]
+def filter_means(groups: list[list[Rollout]], stage: Stage, judge: Judge | None,
+                 references: dict[str, str]) -> dict[str, float | None]:
+    """{problem: the mean of its group}, of verified rewards or of wins against the reference; None: none was scored."""
+    by_rule, by_judge = apart(groups, stage)
+    flat = [r for group in by_rule for r in group]
+    rewards = iter(tasks.rewards([r.problem for r in flat], [r.text for r in flat]))
+    each = [[x for x in (next(rewards) for _ in group) if x is not None] for group in by_rule]
+    each += wins(by_judge, judge, references)
+    return {group[0].problem.key: float(np.mean(x)) if len(x) else None for group, x in zip(by_rule + by_judge, each)}
 
 
-def wins(groups: list[list[Rollout]], judge: Judge, references: dict[str, str]) -> list[np.ndarray]:
+def wins(groups: list[list[Rollout]], judge: Judge | None, references: dict[str, str]) -> list[np.ndarray]:
     """How surely each response beats its problem's reference; 0 for a wrong one."""
+    if not groups:
+        return []
     asked = [(r.problem.question, reply_of(r.text), references[r.problem.question]) for group in groups for r in group]
     rates = win_rates(judge, asked) * [right(r) for group in groups for r in group]
     return np.split(rates, np.cumsum([len(group) for group in groups])[:-1])
@@ -449,15 +454,16 @@ def main():
         if judge is not None:
             judge.known.clear()  # what is asked together is rounded together: a resumed run asks the same, to the bit
         disagreement = score(groups, stage, judge, p, p.seed + step)
-        divide = p.divide_by_std and p.loss != "dr_grpo" and stage.reward == "verified"
-        (signal,) = d.sum(advantages(groups, divide))
+        by_rule, by_judge = apart(groups, stage)
+        divide = p.divide_by_std and p.loss != "dr_grpo"
+        (signal,) = d.sum(advantages(by_rule, divide) + advantages(by_judge, False))
         write_rollouts(run, groups)
         seen = summary(groups, d)
         if stage.reward == "pairwise":
-            seen |= averages({"win_rate": np.concatenate(wins(groups, judge, references)),
-                              "rubric": [taste.reward(r.problem, r.text) for group in groups for r in group
+            seen |= averages({"win_rate": [x for each in wins(by_judge, judge, references) for x in each],
+                              "rubric": [taste.reward(r.problem, r.text) for group in by_judge for r in group
                                          if r.problem.family == "taste"],
-                              "disagreement": [disagreement]}, d)
+                              "disagreement": disagreement}, d)
         clock.append(time.time())
 
         mine, lr = [r for group in groups for r in group], loop.learning_rate(p, stage, plan, step)

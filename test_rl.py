@@ -321,7 +321,7 @@ def test_a_bandit_is_solved(tokenizer, monkeypatch, loss):
 def test_verified_rewards_are_the_tasks_own():
     groups = [[rollout(problem=problem, text=text) for text in (f"Answer: {problem.answer}", "Answer: -1")]
               for problem in MATH[:3]]
-    assert rl.score(groups, Stage("s", {}, 1), None, settings(), 0) == 0
+    assert rl.score(groups, Stage("s", {}, 1), None, settings(), 0) == []
     assert [[r.reward for r in group] for group in groups] == [[1, 0]] * 3
 
 
@@ -350,9 +350,21 @@ PAIRWISE = Stage("s", {"taste": 1}, 1, reward="pairwise")
 def test_pairwise_rewards_are_wins_of_right_responses():
     """The wrong one would win against all, and gets nothing. Thoughts are not compared."""
     judge, group = Fake(), taste_group("a", "bb", "ccc", thoughts="<think>\nLong thoughts.\n</think>\n\n")
-    assert rl.score([group], PAIRWISE, judge, settings(opponents=0), 0) == 0
+    assert rl.score([group], PAIRWISE, judge, settings(opponents=0), 0) == [0]
     assert [r.reward for r in group] == [0, 1 / 3, 2 / 3, 0]
     assert not any("thoughts" in text for _, *texts in judge.asked for text in texts)
+
+
+def test_a_mixed_stage_judges_each_task_in_its_own_way():
+    """Mathematics by its rule, taste by comparisons, in the order that the groups come in; so does the filter."""
+    solved = [rollout(problem=MATH[0], text=text) for text in (f"Answer: {MATH[0].answer}", "Answer: -1", "?")]
+    groups = [solved, taste_group("a", "bb", "ccc"), solved[:2]]
+    assert rl.score(groups, PAIRWISE, Fake(), settings(opponents=0), 0) == [0]
+    assert [[r.reward for r in group] for group in groups] == [[1, 0, 0], [0, 1 / 3, 2 / 3, 0], [1, 0]]
+    number = TASTE[0].extra["number"]
+    means = rl.filter_means(groups[:2], PAIRWISE, Fake(), {TASTE[0].question: f"Answer: {number} xx"})
+    assert means == {MATH[0].key: pytest.approx(1 / 3), TASTE[0].key: pytest.approx((0 + 0.5 + 1 + 0) / 4)}
+    assert rl.score(groups, Stage("s", {}, 1), None, settings(), 0) == [] and groups[1][0].reward is not None
 
 
 def test_requests_without_a_rule_need_a_reply_alone():
@@ -372,7 +384,7 @@ def test_a_judge_that_contradicts_itself_is_not_followed():
     """It says whatever stands first: right responses get one reward, so among them there is no signal."""
     always_first = lambda asked: np.full(len(asked), 0.9)
     group = taste_group("a", "bb", "ccc")
-    assert rl.score([group], PAIRWISE, always_first, settings(opponents=0), 0) == pytest.approx(0.8)
+    assert rl.score([group], PAIRWISE, always_first, settings(opponents=0), 0) == pytest.approx([0.8])
     assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
     assert advantages([group[:3]], False) == 0
 
