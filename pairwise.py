@@ -4,17 +4,21 @@ The report (arXiv 2512.06266, RL) has a dedicated model that answers in a few to
 to hack; how it is trained and how its verdicts become rewards is not published: our choice. reward.py trains it.
 """
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+import common
+import hf
 import loop
 from common import UserError
 from data import chat
 from data.packing import pack
 
 PROMPT = "{question}\nA: {a}\nB: {b}\nBetter:"
+ALONE = "{question}\nReply: {reply}\nGood:"  # of a Bradley-Terry model
 LETTERS = ("A", "B")
 
 
@@ -28,9 +32,16 @@ def verdicts(tokenizer) -> tuple[int, int]:
     return tuple(each[0] for each in ids)
 
 
+def as_prompt(content: str, tokenizer) -> list[int]:
+    return chat.render([{"role": "user", "content": content}], tokenizer, add_generation_prompt=True)
+
+
 def prompt_of(question: str, a: str, b: str, tokenizer) -> list[int]:
-    message = {"role": "user", "content": PROMPT.format(question=question, a=a, b=b)}
-    return chat.render([message], tokenizer, add_generation_prompt=True)
+    return as_prompt(PROMPT.format(question=question, a=a, b=b), tokenizer)
+
+
+def prompt_alone(question: str, reply: str, tokenizer) -> list[int]:
+    return as_prompt(ALONE.format(question=question, reply=reply), tokenizer)
 
 
 class Judge:
@@ -53,16 +64,47 @@ class Judge:
         fits = [len(prompt) < self.context for prompt in prompts]
         self.too_long += len(fits) - sum(fits)
         self.known |= {key: 0.5 for key, fit in zip(new, fits) if not fit}
-        new, prompts = ([x for x, fit in zip(xs, fits) if fit] for xs in (new, prompts))
+        chances = self.logits([prompt for prompt, fit in zip(prompts, fits) if fit]).softmax(-1)[:, 0].tolist()
+        self.known |= dict(zip([key for key, fit in zip(new, fits) if fit], chances))
+        return np.array([self.known[key] for key in asked])
+
+    def logits(self, prompts: list[list[int]]) -> torch.Tensor:
+        """Of A and B after each prompt: (n, 2) float64."""
         weight = self.model.lm_head.weight[list(self.letters)]  # (2, C): no other logits are needed
         per_pass = max(1, self.max_rows * self.context // max(map(len, prompts), default=1))
-        for first in range(0, len(new), per_pass):
-            part = slice(first, first + per_pass)
-            rows = pack([(prompt, [self.letters[0]]) for prompt in prompts[part]], self.context)
-            hidden = loop.hidden_of(self.model, loop.as_tensors(rows, weight.device))
-            chances = (hidden @ weight.T).double().softmax(-1)[:, 0].tolist()
-            self.known |= dict(zip(new[part], chances))
-        return np.array([self.known[key] for key in asked])
+        found = [weight.new_empty(0, 2)]
+        for first in range(0, len(prompts), per_pass):
+            rows = pack([(prompt, [self.letters[0]]) for prompt in prompts[first:first + per_pass]], self.context)
+            found.append(loop.hidden_of(self.model, loop.as_tensors(rows, weight.device)) @ weight.T)
+        return torch.cat(found).double()
+
+
+class BradleyTerry(Judge):
+    """The rival: a score r of each response alone, and P(one is better) = sigmoid(r(one) - r(other)) (arXiv 2203.02155,
+    eq. 1). Its orders cannot disagree. r is the margin of logits of A over B: no head of its own is needed."""
+
+    @torch.inference_mode()
+    def __call__(self, asked: list[tuple[str, str, str]]) -> np.ndarray:
+        new = dict.fromkeys((question, text) for question, *texts in asked for text in texts)
+        new = [key for key in new if key not in self.known]
+        prompts = [prompt_alone(*key, self.tokenizer) for key in new]
+        fits = [len(prompt) < self.context for prompt in prompts]
+        logits = self.logits([prompt for prompt, fit in zip(prompts, fits) if fit])
+        scores = iter((logits[:, 0] - logits[:, 1]).tolist())
+        self.known |= {key: next(scores) if fit else math.nan for key, fit in zip(new, fits)}
+        margins = np.array([self.known[q, one] - self.known[q, other] for q, one, other in asked])
+        self.too_long += int(np.isnan(margins).sum())
+        return np.where(np.isnan(margins), 0.5, 1 / (1 + np.exp(-margins)))
+
+
+KINDS = {"pairwise": Judge, "bradley_terry": BradleyTerry}
+
+
+def load(folder, device, dtype: torch.dtype, context: int) -> Judge:
+    """The judge of a checkpoint of reward.py, or of an exported one, which is taken to be pairwise."""
+    meta = common.read_meta(folder) if (folder / "meta.json").is_file() else {}
+    kind = KINDS[meta.get("reward", {}).get("kind", "pairwise")]
+    return kind(*hf.load(folder, device, dtype), context)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
+import torch.nn.functional as F
 
 import common
 import hf
@@ -26,9 +27,9 @@ from data.packing import pack
 from data.pairs import order
 from data.tasks import taste
 from data.tokenizer import Tokenizer
-from kernels.cross_entropy import linear_cross_entropy
+from kernels.cross_entropy import linear_cross_entropy, wide_type
 from model import ModelConfig
-from pairwise import Judge, prompt_of, verdicts
+from pairwise import KINDS, Judge, prompt_alone, prompt_of, verdicts
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings
@@ -38,6 +39,7 @@ from pairwise import Judge, prompt_of, verdicts
 class RewardConfig(loop.TrainConfig):
     preferences: list            # sources: {"taste": pairs, "noise", "seed"}, or path and hf ones of data/sources.py
     held_out: list = field(default_factory=list)  # the same, for the table at the end
+    kind: str = "pairwise"       # or "bradley_terry": a score of each response alone (see pairwise.BradleyTerry)
     context: int = 256           # tokens of a packed row; longer pairs are left out
     batch_pairs: int = 32        # pairs of a global batch, each in both orders
     epochs: float = 1.0          # over the pairs
@@ -100,10 +102,14 @@ def of_source(source: dict, place: sources.Place, left_out: Counter) -> Iterator
                 left_out["ties"] += 1
 
 
-def both_orders(preference: dict, tokenizer) -> list[tuple[list[int], list[int]]]:
-    """(prompt, verdict) with the better response first, then second: swapping the texts flips the verdict."""
+def both_orders(preference: dict, tokenizer, kind: str = "pairwise") -> list[tuple[list[int], list[int]]]:
+    """(prompt, verdict) with the better response first, then second: swapping the texts flips the verdict. With
+    "bradley_terry" of the better response alone, then of the worse."""
     question, better, worse = (preference[key] for key in ("question", "better", "worse"))
     first, second = verdicts(tokenizer)
+    if kind == "bradley_terry":
+        return [(prompt_alone(question, better, tokenizer), [first]),
+                (prompt_alone(question, worse, tokenizer), [second])]
     return [(prompt_of(question, better, worse, tokenizer), [first]),
             (prompt_of(question, worse, better, tokenizer), [second])]
 
@@ -112,12 +118,18 @@ def both_orders(preference: dict, tokenizer) -> list[tuple[list[int], list[int]]
 # One step, and what the model is worth
 
 def train_step(model, sequences: list, p: RewardConfig, d) -> float:
-    """Adds up the gradient of the mean over verdicts of -log p(verdict); returns that loss, in nats."""
+    """Adds up the gradient of the mean over verdicts of -log p(verdict), or over pairs of -log P(better is better) by
+    Bradley and Terry; returns that loss, in nats."""
     (n,) = d.sum(len(sequences))
     rows = loop.as_tensors(pack(sequences, p.context), d.device)
     common.set_gradient_sync(model, last_micro_batch=True)
-    loss = linear_cross_entropy(loop.hidden_of(model, rows), model.lm_head.weight, rows["targets"],
-                                kernels=model.cfg.kernels) / n
+    hidden, head = loop.hidden_of(model, rows), model.lm_head.weight
+    if p.kind == "bradley_terry":
+        first, second = rows["targets"][:2]
+        scores = (hidden @ (head[first] - head[second])).to(wide_type(hidden))
+        loss = -F.logsigmoid(scores[::2] - scores[1::2]).sum() / (n / 2)
+    else:
+        loss = linear_cross_entropy(hidden, head, rows["targets"], kernels=model.cfg.kernels) / n
     (loss * d.world).backward()
     return d.sum(loss.item())[0]
 
@@ -144,6 +156,8 @@ def main():
     cfg = common.load_config(__doc__, model=ModelConfig, reward=RewardConfig)
     p = cfg.reward
     loop.check_settings("reward", p, [loop.OneStage(0, [1, p.lr_end], p.curve)])
+    if p.kind not in KINDS:
+        raise UserError(f"reward.kind must be one of {', '.join(KINDS)}, not {p.kind!r}")
     d = common.init_distributed(p.dtype, p.shard_size)
     if p.batch_pairs % d.world:
         raise UserError(f"reward.batch_pairs={p.batch_pairs} is no multiple of the {d.world} processes")
@@ -151,7 +165,7 @@ def main():
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
     found, left_out = preferences(p.preferences, "train")
-    pairs = [pair for pair in (both_orders(preference, tokenizer) for preference in found)
+    pairs = [pair for pair in (both_orders(preference, tokenizer, p.kind) for preference in found)
              if all(len(prompt) < p.context for prompt, _ in pair)]
     left_out[f"longer than {p.context} tokens"] = len(found) - len(pairs)
     if not pairs:
@@ -163,7 +177,7 @@ def main():
         print(f"{len(pairs):,} preferences" + "".join(f", {n} left out ({why})" for why, n in left_out.items() if n))
 
     run = loop.Run("reward", cfg, p, tokenizer, source / "tokenizer.json", d)
-    past = [p.seed, common.hash_of(found), str(source), p.batch_pairs, p.context]
+    past = [p.seed, common.hash_of(found), str(source), p.batch_pairs, p.context, p.kind]
     newest = common.find_checkpoint(d, run.folder)
     if newest:
         run.resume(newest, True, lambda step: past)
@@ -178,7 +192,7 @@ def main():
         run.save(stage, ("model", "reward"), past)
     if p.held_out:
         plain = run.plain()
-        judge = Judge(plain, tokenizer, p.context)
+        judge = KINDS[p.kind](plain, tokenizer, p.context)
         scores = grade(judge, preferences(p.held_out, "test")[0])
         if d.is_main:
             print("held-out preferences: " + ", ".join(f"{name} {value:.3f}" if name != "pairs" else f"{value} pairs"

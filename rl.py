@@ -23,6 +23,7 @@ from tqdm import tqdm
 import common
 import hf
 import loop
+import pairwise
 import plots
 from common import UserError
 from data import sandbox, tasks
@@ -337,7 +338,8 @@ def train_step(model, mine: list[Rollout], old: list[torch.Tensor] | None, refer
         weight = weight[rows["sequence"]]
         total += torch.stack([loss.detach(), clipped, (entropy.detach() * weight).sum(), weight.sum()]).double()
     loss, clipped, entropy, n = d.sum(*total.tolist())
-    return {"loss": loss, "clipped": clipped, "entropy": entropy / max(n, 1.0), "sampler_off": apart}
+    return {"loss": loss, "clipped": clipped, "entropy": entropy / max(n, 1.0),
+            "sampler_off": max(d.gather({d.rank: apart}).values())}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -400,11 +402,12 @@ def alarm(lines: list[dict], stage: Stage) -> str:
     mean = lambda key, part: float(np.nanmean([line[key] for line in part]))
     if len(steps) > 7 and mean("length", steps[-few:]) > 1.5 * mean("length", steps[:few]):
         return "responses have become half as long again"
-    if len(steps) > 7 and len(scored) > 1 and mean("reward", steps[-few:]) > mean("reward", steps[:few]):
+    if len(steps) > 7 and mean("reward", steps[-few:]) > mean("reward", steps[:few]):
         for task in stage.problems:
-            old, new = (line["scores"].get(task) for line in scored[-2:])
-            if old and new and new["avg"] < old["avg"] - 2 * math.hypot(old["stderr"], new["stderr"]):
-                return f"reward rises while held-out {task} falls from {old['avg']:.3f} to {new['avg']:.3f}"
+            *past, new = [line["scores"][task] for line in scored if task in line["scores"]] or [None]
+            best = max(past, key=lambda score: score["avg"], default=new)
+            if past and new["avg"] < best["avg"] - 2 * math.hypot(best["stderr"], new["stderr"]):
+                return f"reward rises while held-out {task} falls from {best['avg']:.3f} to {new['avg']:.3f}"
     return ""
 
 
@@ -423,7 +426,7 @@ def main():
     plans = [Plan(stage.name, first, end - first) for stage, first, end in zip(stages, ends, ends[1:])]
     judge = None
     if any(stage.reward == "pairwise" for stage in stages):
-        judge = Judge(*hf.load(hf.find(d, p.judge, cfg.out), d.device, getattr(torch, p.dtype)), p.context)
+        judge = pairwise.load(hf.find(d, p.judge, cfg.out), d.device, getattr(torch, p.dtype), p.context)
 
     run = loop.Run("rl", cfg, p, tokenizer, source / "tokenizer.json", d)
     past = lambda step: [p.seed, str(source), p.group_size, p.batch_groups, *(

@@ -22,7 +22,7 @@ from data import chat
 from data.tasks import taste
 from data.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer, init_weights
-from pairwise import Judge, group_rewards, win_rates
+from pairwise import BradleyTerry, Judge, group_rewards, win_rates
 from reward import RewardConfig, both_orders, grade, preference_of, preferences, train_step
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
@@ -123,6 +123,33 @@ def test_equal_texts_are_a_tie(model, tokenizer):
     assert judge([("Which?", "one", "one")]).tolist() == [0.5] != judge([("Which?", "one", "two")]).tolist()
     found, = group_rewards(judge, [("Which?", ["one"] * 3)], 0, 0)
     assert found.rewards.tolist() == [0.5] * 3 and found.disagreement == 0
+
+
+@pytest.fixture(scope="module")
+def scores_of(model, tokenizer):
+    """What transformers would compute is test_the_judge's; here by the full logits of single prompts."""
+    first, second = pairwise.verdicts(tokenizer)
+
+    def score(question, reply) -> torch.Tensor:
+        message = {"role": "user", "content": f"{question}\nReply: {reply}\nGood:"}
+        prompt = chat.render([message], tokenizer, add_generation_prompt=True)
+        logits = model(torch.tensor([prompt]))[0, -1] @ model.lm_head.weight.T
+        return logits[first] - logits[second]
+    return score
+
+
+def test_a_bradley_terry_judge_compares_scores(model, tokenizer, scores_of):
+    """Each text is scored once; the orders agree; what is too long gets 0.5."""
+    judge, long = BradleyTerry(model, tokenizer, 192, max_rows=4), ("Which?", "one " * 200, "two")
+    found = judge([*ASKED, long])
+    with torch.no_grad():
+        expected = [torch.sigmoid(scores_of(q, a) - scores_of(q, b)).item() for q, a, b in ASKED]
+    np.testing.assert_allclose(found[:-1], expected, atol=1e-5)
+    np.testing.assert_allclose(found[:-1:2] + found[1:-1:2], 1, atol=1e-12)
+    assert found[-1] == 0.5 and judge.too_long == 1 and found.std() > 0.01
+    assert len(judge.known) == len({(q, text) for q, *texts in [*ASKED, long] for text in texts})
+    verdict, = group_rewards(judge, [("Which?", ["one", "two", "one"])], 0, 0)
+    assert verdict.disagreement == pytest.approx(0, abs=1e-12) and verdict.rewards[0] == verdict.rewards[2]
 
 
 # ---- wins
@@ -234,6 +261,20 @@ def test_step_is_cross_entropy_of_the_verdicts(model, tokenizer):
     model.float()
 
 
+def test_bradley_terry_step_is_the_likelihood_of_the_labels(model, tokenizer, scores_of):
+    """-log sigmoid(r(better) - r(worse)), the mean over pairs; loss and gradients in float64."""
+    model.double().zero_grad()
+    sequences = [each for pair in PAIRS[:3] for each in both_orders(pair, tokenizer, "bradley_terry")]
+    loss = train_step(model, sequences, RewardConfig(preferences=[], context=192, kind="bradley_terry"), ONE)
+    margins = [scores_of(p["question"], p["better"]) - scores_of(p["question"], p["worse"]) for p in PAIRS[:3]]
+    expected = -sum(torch.sigmoid(margin).log() for margin in margins) / 3
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+    model.float()
+
+
 def test_grades_by_hand():
     """The judge likes the longer text, and the first one where they are of one length."""
     held_out = [{"question": "q", "better": b, "worse": w} for b, w in (("long one", "short"), ("short", "long one"),
@@ -300,6 +341,17 @@ def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys):
                 for run in ("judge", "judge-again")}) == 1
 
 
+def test_the_kind_is_in_the_checkpoint(base, monkeypatch, capsys):
+    attempt(base, monkeypatch, "--run=scores", "--reward.kind=bradley_terry", "--reward.epochs=1")
+    assert ", orders agree 1.000, " in capsys.readouterr().out and losses(base, "scores")[0] < 1.5
+    folder = base.folder / "out/scores/reward"
+    judge = pairwise.load(common.checkpoints(folder)[0], "cpu", torch.float32, 192)
+    assert type(judge) is BradleyTerry
+    assert grade(judge, taste.pairs("test", 40, 7)) == json.loads((folder / "held_out.json").read_text())
+    pair = PAIRS[0]["question"], PAIRS[0]["better"], PAIRS[0]["worse"]
+    assert judge([pair])[0] + judge([(pair[0], *pair[:0:-1])])[0] == pytest.approx(1)
+
+
 def test_two_ranks_take_the_same_steps(base, whole):
     base.run(str(ROOT / "reward.py"), "mini_reward.py", "--name=two", "--init_from=out/base/pretrain",
              "--reward.epochs=0.3", ranks=2)
@@ -314,6 +366,7 @@ def test_two_ranks_take_the_same_steps(base, whole):
     (["--reward.preferences=[]"], "reward.preferences has no pair to train on"),
     (["--reward.context=16"], "reward.preferences has no pair to train on; 96 longer than 16 tokens"),
     (["--reward.curve=square"], "curve 'square'"),
+    (["--reward.kind=scalar"], "reward.kind must be one of pairwise, bradley_terry, not 'scalar'"),
     (["--init_from=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
     (["--model.n_layers=3"], "has n_layers = 2, this run's model has 3: set model.n_layers"),
 ])

@@ -517,6 +517,8 @@ UP, DOWN, FLAT = [0.1 * i for i in range(9)], [0.9 - 0.1 * i for i in range(9)],
     (UP, FLAT, [0.5, 0.6], ""),
     (UP, FLAT, [0.6, 0.56], ""),  # within two standard errors
     (UP, FLAT, [0.6], ""),
+    (UP, FLAT, [0.6, 0.57, 0.53], "reward rises while held-out math falls from 0.600 to 0.530"),  # little by little
+    (UP, FLAT, [], ""),
     (UP, [10.0 + 2 * i for i in range(9)], [0.5, 0.6], "responses have become half as long again"),
     (UP, [20.0 + i for i in range(9)], [0.5, 0.6], ""),
     (UP[:7], FLAT[:7], [0.6, 0.5], ""),  # too early to say
@@ -666,7 +668,7 @@ def test_two_ranks_take_the_same_steps(base, whole):
                       "--evaluate.tasks=[]", ranks=2)
     assert "2 process(es)" in output
     for key in ("loss", "reward", "length", "truncated", "unscored", "groups_with_signal", "grad_norm", "entropy",
-                "clipped", "win_rate", "disagreement"):
+                "clipped", "win_rate", "disagreement", "sampler_off"):
         ours, theirs = ([line[key] for line in metrics(base, run) if key in line] for run in ("two", "rl"))
         assert ours == pytest.approx(theirs, abs=1e-4), key
     for name in ("000000.0.jsonl", "000000.1.jsonl"):

@@ -16,6 +16,6 @@ def test_no_file_is_long_and_no_line_wide():
 def test_the_whole_is_small():
     around = code("ablate.py", "bench.py", "evaluate.py", "plots.py", "report.py", "stats.py")
     phases = {name: lines for name, lines in code("*.py").items() if name not in around}
-    assert sum(map(len, phases.values())) < 3750 and sum(map(len, around.values())) < 1850
+    assert sum(map(len, phases.values())) < 3850 and sum(map(len, around.values())) < 1850
     assert sum(map(len, code("data/*.py").values())) < 6250
     assert sum(map(len, code("data/tasks/*.py").values())) < 2150
