@@ -135,7 +135,7 @@ def as_tensors(rows, device) -> dict[str, torch.Tensor]:
 
 
 def hidden_of(model, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Hidden states (N, C) that predict the response tokens of packed rows."""
+    """Hidden states (N, C) that predict the response tokens of packed rows (data.packing.pack, or share of them)."""
     shared = Shared(rows["copies"], rows["places"]) if "copies" in rows else None
     return model(rows["tokens"], rows["doc_start"], shared=shared).flatten(0, 1)[rows["positions"]]
 

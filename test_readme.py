@@ -14,7 +14,7 @@ from statistics import mean, median
 import pytest
 
 import ablate
-from checks import verify
+from checks import hacking, verify
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -114,6 +114,8 @@ GROUPS = {
         [score["avg"] for score in stage.values()] for line in RESULTS["rl_run"] for stage in line["stages"].values()],
     "context": lambda: [numbers(line[when]) for line in RESULTS["context"] for when in ("before", "after")],
     "quality": of_quality, "verify": of_verify, "bench": of_bench,
+    "hacking": lambda: [[value for value, _ in figures(row)]
+                        for row in hacking.table(RESULTS["hacking"]).splitlines()],
     "sft_speed": lambda: of_turns("sft_speed"), "dpd_speed": lambda: of_turns("dpd_speed"),
     **{name: lambda name=name: of_experiment(name) for name in ablate.EXPERIMENTS},
 }

@@ -64,7 +64,7 @@ def train_policy(judge: str, seed: int) -> list[dict]:
     meta = common.read_meta(common.checkpoints(folder)[0])
     for row in rows:
         report.record("hacking", meta, **row)
-    return [row | {"seed": seed} for row in rows]
+    return rows
 
 
 def draw(rows: list[dict], path: Path) -> Path:
@@ -103,7 +103,10 @@ def table(rows: list[dict]) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="policies of each judge: seeds 0, 1, … (default 3)")
+    parser.add_argument("--show", action="store_true", help="print the table of the recorded results, and stop")
     args = parser.parse_args()
+    if args.show:
+        return print(table([json.loads(line) for line in Path("results/hacking.jsonl").read_text().splitlines()]))
     if not Path("out/tiny/distill").is_dir():
         raise UserError("there is no out/tiny/distill: run `bash speedrun.sh` first")
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
