@@ -378,7 +378,7 @@ RL_ARMS = {  # arm -> (what it is, phase it starts from, steps of the first stag
     "a": ("RL from DPD", "distill", 1, {}),
     "b": ("RL from DPD, without the filter", "distill", 1, {"filter_samples": 0}),
     "c": ("RL from SFT", "sft", 1, {}),
-    "d": ("RL from SFT, longer by the time of DPD", "sft", 3, {}),
+    "d": ("RL from SFT, longer by the time of DPD", "sft", 5, {}),
 }
 RL_MIXED = dict(name="mixed", problems=dict(math=800, code=800, taste=600), reward="pairwise",  # shares as of the steps
                 temperature=0.73)  # the stages' mean over their steps
