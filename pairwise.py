@@ -5,6 +5,7 @@ to hack; how it is trained and how its verdicts become rewards is not published:
 """
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,53 +49,48 @@ class Judge:
     """Probabilities that the first of two responses is the better one, in the order given; each is asked for once.
 
     Equal texts are a tie, 0.5, whatever the model would say of its first and second place. model: a plain module on
-    this rank. context: tokens of a packed row; longer pairs get 0.5 too, and are counted.
+    this rank. context: tokens of a packed row; where a prompt is longer the answer is 0.5 too, and it is counted.
     """
 
     def __init__(self, model, tokenizer, context: int, max_rows: int = 32):
         self.model, self.tokenizer, self.context, self.max_rows = model, tokenizer, context, max_rows
         self.letters, self.known, self.too_long = verdicts(tokenizer), {}, 0
 
-    @torch.inference_mode()
     def __call__(self, asked: list[tuple[str, str, str]]) -> np.ndarray:
         """(question, one, other) of each -> P(one is better): (n,) float64."""
-        self.known |= {key: 0.5 for key in asked if key[1] == key[2]}
-        new = [key for key in dict.fromkeys(asked) if key not in self.known]
-        prompts = [prompt_of(*key, self.tokenizer) for key in new]
-        fits = [len(prompt) < self.context for prompt in prompts]
-        self.too_long += len(fits) - sum(fits)
-        self.known |= {key: 0.5 for key, fit in zip(new, fits) if not fit}
-        chances = self.logits([prompt for prompt, fit in zip(prompts, fits) if fit]).softmax(-1)[:, 0].tolist()
-        self.known |= dict(zip([key for key, fit in zip(new, fits) if fit], chances))
-        return np.array([self.known[key] for key in asked])
+        self.known |= {key: 0.0 for key in asked if key[1] == key[2]}
+        return chances(self.margins(asked, prompt_of))
 
-    def logits(self, prompts: list[list[int]]) -> torch.Tensor:
-        """Of A and B after each prompt: (n, 2) float64."""
+    @torch.inference_mode()
+    def margins(self, keys: list[tuple[str, ...]], prompt_of: Callable) -> np.ndarray:
+        """The logit of A less that of B after the prompt of each key: (n,) float64; nan where it is too long."""
+        new = [key for key in dict.fromkeys(keys) if key not in self.known]
+        prompts = {key: prompt_of(*key, self.tokenizer) for key in new}
+        short = [key for key in new if len(prompts[key]) < self.context]
+        self.too_long += len(new) - len(short)
+        self.known |= dict.fromkeys(new, math.nan)
         weight = self.model.lm_head.weight[list(self.letters)]  # (2, C): no other logits are needed
-        per_pass = max(1, self.max_rows * self.context // max(map(len, prompts), default=1))
-        found = [weight.new_empty(0, 2)]
-        for first in range(0, len(prompts), per_pass):
-            rows = pack([(prompt, [self.letters[0]]) for prompt in prompts[first:first + per_pass]], self.context)
-            found.append(loop.hidden_of(self.model, loop.as_tensors(rows, weight.device)) @ weight.T)
-        return torch.cat(found).double()
+        per_pass = max(1, self.max_rows * self.context // max((len(prompts[key]) for key in short), default=1))
+        for first in range(0, len(short), per_pass):
+            part = short[first:first + per_pass]
+            rows = pack([(prompts[key], [self.letters[0]]) for key in part], self.context)
+            logits = (loop.hidden_of(self.model, loop.as_tensors(rows, weight.device)) @ weight.T).double()
+            self.known |= dict(zip(part, (logits[:, 0] - logits[:, 1]).tolist()))
+        return np.array([self.known[key] for key in keys])
 
 
 class BradleyTerry(Judge):
     """The rival: a score r of each response alone, and P(one is better) = sigmoid(r(one) - r(other)) (arXiv 2203.02155,
-    eq. 1). Its orders cannot disagree. r is the margin of logits of A over B: no head of its own is needed."""
+    eq. 1). Its orders cannot disagree. r is the margin of A over B: no head of its own is needed."""
 
-    @torch.inference_mode()
     def __call__(self, asked: list[tuple[str, str, str]]) -> np.ndarray:
-        new = dict.fromkeys((question, text) for question, *texts in asked for text in texts)
-        new = [key for key in new if key not in self.known]
-        prompts = [prompt_alone(*key, self.tokenizer) for key in new]
-        fits = [len(prompt) < self.context for prompt in prompts]
-        logits = self.logits([prompt for prompt, fit in zip(prompts, fits) if fit])
-        scores = iter((logits[:, 0] - logits[:, 1]).tolist())
-        self.known |= {key: next(scores) if fit else math.nan for key, fit in zip(new, fits)}
-        margins = np.array([self.known[q, one] - self.known[q, other] for q, one, other in asked])
-        self.too_long += int(np.isnan(margins).sum())
-        return np.where(np.isnan(margins), 0.5, 1 / (1 + np.exp(-margins)))
+        one, other = (self.margins([(key[0], key[place]) for key in asked], prompt_alone) for place in (1, 2))
+        return chances(one - other)
+
+
+def chances(margins: np.ndarray) -> np.ndarray:
+    """Their sigmoid; 0.5 for nan."""
+    return 1 / (1 + np.exp(-np.nan_to_num(margins)))
 
 
 KINDS = {"pairwise": Judge, "bradley_terry": BradleyTerry}

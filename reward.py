@@ -197,7 +197,7 @@ def main():
         if d.is_main:
             print("held-out preferences: " + ", ".join(f"{name} {value:.3f}" if name != "pairs" else f"{value} pairs"
                                                       for name, value in scores.items())
-                  + f"; {judge.too_long // 2} of them too long, and so not judged right" * (judge.too_long > 0))
+                  + f"; {judge.too_long} prompts were too long, so their pairs not judged right" * (judge.too_long > 0))
             common.write_atomic(run.folder / "held_out.json", json.dumps(scores))
     sys.stdout.flush()
 
