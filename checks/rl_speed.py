@@ -11,8 +11,9 @@ fastest of the settings tried: 1, 8, 16, 32 or 64 passes an update; attention "e
 cache, or continuous batching. In its favour: its trainer's loop, logging and saving are left out; it does not keep the
 sampler's log-probabilities, which ours does and compares with the update's. In ours: so are loop.py's and rl.py's loop,
 rollout files and statistics; all responses are equally long, so that a context of just one leaves no padding in our
-rows (with the default of 256 a quarter would be), though neither is there any in TRL's. Prompts come to both as ids:
-neither renders or tokenizes them. Left out, in ours too: vLLM, which TRL can sample with on a GPU.
+rows (with the default of 256 a quarter would be, for attention alone), though neither is there any in TRL's. Ours runs
+a prompt once for its group, TRL with each response. Prompts come to both as ids: neither renders or tokenizes them.
+Left out, in ours too: vLLM, which TRL can sample with on a GPU.
 """
 import tempfile
 import time
@@ -108,6 +109,17 @@ def theirs(export: Path, prompts: list[list[int]], folder: Path):
     return take
 
 
+def product_rate(places: int) -> float:
+    """GFLOP/s of the product at the MLP's entrance: what is there to be had."""
+    x, weight = torch.randn(places, SHAPE.hidden_size), torch.randn(SHAPE.ffn_size, SHAPE.hidden_size)
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        x @ weight.T
+        seconds.append(time.perf_counter() - started)
+    return 2 * places * weight.numel() / median(seconds) / 1e9
+
+
 def main():
     d = common.init_distributed("float32")
     tokenizer = train_tokenizer([file.read_text() for file in sorted(Path().glob("*.py"))],
@@ -130,11 +142,16 @@ def main():
     rows = {name: median(s) for name, s in seconds.items()}
     rows |= {f"ours: {part}": median(found[part] for found in parts) for part in parts[0]}
     print("\n".join(f"{name:16}{row:8.3f} s a step" for name, row in rows.items()))
-    ratio = rows["TRL"] / rows["ours"]
-    print(f"{count_parameters(model)['total'] / 1e6:.1f}M parameters: ours is {ratio:.2f} x as fast")
+    ratio, counts = rows["TRL"] / rows["ours"], count_parameters(model)
+    places = GROUPS * (PROMPT + GROUP * (NEW - 1))  # that the update runs through the model: data.packing.share
+    flops = 6 * ((counts["attention"] + counts["mlp"]) * places
+                 + SHAPE.vocab_size * SHAPE.hidden_size * GROUPS * GROUP * NEW)  # attention's own products left out
+    rates = {"update": flops / rows["ours: update"] / 1e9, "product": product_rate(places)}
+    print(f"the update makes {rates['update']:.0f} GFLOP/s, a single product of its shapes {rates['product']:.0f}")
+    print(f"{counts['total'] / 1e6:.1f}M parameters: ours is {ratio:.2f} x as fast")
     report.append("rl_speed", bench.made_by(0, d.device) | dict(
         command="python -m checks.rl_speed", layers=SHAPE.n_layers, width=SHAPE.hidden_size,
-        trl=trl.__version__, transformers=transformers.__version__, seconds=seconds, parts=parts,
+        trl=trl.__version__, transformers=transformers.__version__, seconds=seconds, parts=parts, gflops=rates,
         config=common.hash_of([GROUPS, GROUP, PROMPT, NEW, ROUNDS, PASSES]), ratio=ratio))
 
 
