@@ -1,4 +1,4 @@
-"""What becomes of a policy whose judge has a weakness: `python -m checks.hacking`, after speedrun.sh; 20 minutes.
+"""What becomes of a policy whose judge has a weakness: `python -m checks.hacking`, after speedrun.sh; 14 minutes.
 
 The last stage of rl.py, from the DPD checkpoint, longer and at a higher rate, with five judges: the pairwise reward
 model and a Bradley-Terry model (from the same checkpoint and pairs), each trained on labels that follow the hidden
