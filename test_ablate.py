@@ -125,6 +125,7 @@ def test_tables_of_rl():
     for seed in range(2):
         results += [dict(table="arms", arm=arm, seed=seed) | scores([1, 1, 0], [0, 1, 0]) for arm in ("dpd", "sft", "b", "c", "d")]
         ends = dict(STEM=scores([1, 1, 0], [1, 2, 1]), coding=scores([2, 2, 1], [1, 1, 1]), preference=scores([2, 2, 1], [1, 1, 1]))
+        results.append(dict(table="mixed", arm="a", seed=seed, lr=1e-4) | scores([2, 2, 2], [1, 1, 0]))
         results.append(dict(table="stages", arm="a", seed=seed, lr=1e-4, stages=ends) | ends["preference"])
     assert stats.of_task(results[-1], "code")["correct"] == [2, 2, 1] and stats.of_task(results[-1], "math")["avg"] == 0.5
     text = ablate.rl_tables(results)
@@ -133,6 +134,8 @@ def test_tables_of_rl():
     assert re.search(r"\| STEM \| math \| \+0.500 \| .* \| \+0.500 \+0.500 \| better \|", text)
     assert re.search(r"\| coding \| math \| -0.167 \| ", text) and "| coding | code | +0.500 |" in text
     assert text.count("after each stage, at a rate of 0.0001") == 1
+    assert "| three stages | 0.500 | 0.833 |\n| one stage | 0.333 | 1.000 |" in text
+    assert "| one stage | code | +0.167 |" in text and "| one stage | math | -0.167 |" in text
     assert "| (a) RL from DPD | 0.667 | 0.667 0.667 |" in text and "| (a) - (c) | +0.500 |" in text
 
 
@@ -140,6 +143,6 @@ def test_arms_of_rl_differ_as_they_say():
     first = json.dumps(dict(name="STEM", problems=dict(math=4), steps=10))
     settings = {arm: ablate.RlRun("rl", "arms", arm, 1, 1e-4, "test", (first,)).settings() for arm in ablate.RL_ARMS}
     steps = {arm: s["rl.stages"][0]["steps"] for arm, s in settings.items()}
-    assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=30)
+    assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=50)
     assert settings["b"] == settings["a"] | {"rl.filter_samples": 0}
     assert settings["c"] == settings["a"] | {"init_from": "out/tiny/sft"}
