@@ -159,17 +159,17 @@ def judge_of(chances: dict[str, float], asked: list):
     return lambda pairs: asked.extend(pairs) or np.array([chances[a + b] for _, a, b in pairs])
 
 
-TABLE = {"ab": 0.9, "ba": 0.3, "ac": 0.8, "ca": 0.2, "bc": 0.6, "cb": 0.6}
+TABLE = {"ab": 0.9, "ba": 0.3, "ac": 0.8, "ca": 0.2, "bc": 0.6, "cb": 0.2}
 
 
 def test_rewards_are_wins_against_all_others():
     """Each order counts half; the mean of a group is one half, whatever the judge says."""
     asked = []
     (found, alone) = group_rewards(judge_of(TABLE, asked), [("q", ["a", "b", "c"]), ("r", ["a"])], 0, 0)
-    ab, ac, bc = (0.9 + 0.7) / 2, 0.8, (0.6 + 0.4) / 2
+    ab, ac, bc = (0.9 + 0.7) / 2, 0.8, (0.6 + 0.8) / 2
     assert found.rewards == pytest.approx([(ab + ac) / 2, (1 - ab + bc) / 2, (2 - ac - bc) / 2])
     assert found.rewards.mean() == pytest.approx(0.5)
-    assert found.disagreement == pytest.approx(np.mean([0.2, 0, 0.2]))
+    assert found.disagreement == pytest.approx(np.mean([0.2, 0, 0.2]))  # whichever place it leans to
     assert alone.rewards.tolist() == [0.5]
     assert {question for question, *_ in asked} == {"q"} and len(asked) == 12
 
@@ -195,7 +195,7 @@ def test_a_few_opponents_are_drawn():
 
 def test_win_rates_by_hand():
     found = win_rates(judge_of(TABLE, []), [("q", "a", "b"), ("q", "b", "a"), ("q", "b", "c")])
-    assert found == pytest.approx([0.8, 0.2, 0.5])
+    assert found == pytest.approx([0.8, 0.2, 0.7])
 
 
 # ---- preferences
@@ -350,6 +350,9 @@ def test_the_kind_is_in_the_checkpoint(base, monkeypatch, capsys):
     assert grade(judge, taste.pairs("test", 40, 7)) == json.loads((folder / "held_out.json").read_text())
     pair = PAIRS[0]["question"], PAIRS[0]["better"], PAIRS[0]["worse"]
     assert judge([pair])[0] + judge([(pair[0], *pair[:0:-1])])[0] == pytest.approx(1)
+    with pytest.raises(SystemExit, match="2"):
+        attempt(base, monkeypatch, "--run=scores", "--reward.epochs=2")
+    assert "was trained with other stages" in capsys.readouterr().err
 
 
 def test_two_ranks_take_the_same_steps(base, whole):

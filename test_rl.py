@@ -264,6 +264,14 @@ def test_no_pass_is_spent_on_responses_without_an_advantage(step):
         assert [len(part) for part, *_ in passes(mine, settings(loss=loss, kl=0.1), ONE)] == [4]
 
 
+def test_ranks_make_equally_many_passes(step):
+    """Where another rank has more to train, responses without an advantage fill up, or FSDP would wait for ever."""
+    mine = [dataclasses.replace(r, advantage=0.0) if i in (0, 3) else r for i, r in enumerate(step.mine)]
+    other = SimpleNamespace(rank=0, device="cpu", gather=lambda own: own | {1: 5})
+    found = [(len(part), last) for part, _, last in passes(mine, settings(micro_rows=2), other)]
+    assert found == [(2, False), (2, False), (1, True)]
+
+
 def test_a_batch_of_cut_off_responses_is_finite(step):
     cut = [Rollout(r.problem, r.prompt, r.tokens, r.logprobs, "length", "", advantage=1.0, weight=0.0)
            for r in step.mine]
@@ -387,6 +395,9 @@ def test_a_judge_that_contradicts_itself_is_not_followed():
     assert rl.score([group], PAIRWISE, always_first, settings(opponents=0), 0) == pytest.approx([0.8])
     assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
     assert advantages([group[:3]], False) == 0
+    leaning = lambda asked: np.array([0.7 + 0.002 * (len(a) - len(b)) for _, a, b in asked])  # more than it tells apart
+    assert rl.score([group], PAIRWISE, leaning, settings(opponents=0), 0) == pytest.approx([0.4])
+    assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
 
 
 def test_wins_against_a_reference():
@@ -436,6 +447,28 @@ def test_the_filter_asks_again_for_other_problems(monkeypatch, tmp_path):
     """A run that died before its first checkpoint may go on with other settings: nothing else looks at them then."""
     assert filtered(monkeypatch, tmp_path, [right(1, 2)] * 3) == [0, 1, 2]
     assert filtered(monkeypatch, tmp_path, [right(1, 2)] * 5) == [0, 1, 2, 3, 4]
+    assert filtered(monkeypatch, tmp_path, [right(1, 2), right(2, 2)] * 2, temperature=0.5) == [0, 2]
+    assert filtered(monkeypatch, tmp_path, [right(2, 2), right(1, 2)] * 2, temperature=0.7) == [1, 3]
+
+
+def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monkeypatch, tmp_path):
+    """Kept is what wins against it now and then. Of the three problems one loses each time, and one wins each time."""
+    problems, words = tasks.family("taste").problems("train", 3, 0), {}
+    words = dict(zip((p.key for p in problems), (["a", "b"], ["a", "bbbbb"], ["bbbb", "bbbbb"])))
+
+    def drawn(model, tokenizer, some, n, p, seed):
+        assert (n, p.temperature) in ((1, 0.0), (4, 1.0))
+        return [[rollout(problem=q, text=f"Answer: {q.extra['number']} {word}")
+                 for word in (["ccc"] if n == 1 else words[q.key])] for q in some]
+
+    monkeypatch.setattr(rl, "roll_out", drawn)
+    monkeypatch.setattr(rl, "prompt_of", lambda problem, *_: [1] * 5)
+    p, references = settings(filter_samples=4), {}
+    run = SimpleNamespace(p=p, d=ONE, cfg=SimpleNamespace(scale=1.0), folder=tmp_path, tokenizer=None,
+                          tokenizer_file=tmp_path / "start/tokenizer.json", plain=lambda: "now")
+    stage = Stage("s", {"taste": 3}, 1, reward="pairwise")
+    assert rl.filtered(run, p, stage, Fake(), references) == [problems[1]]
+    assert references == {q.question: f"Answer: {q.extra['number']} ccc" for q in problems}
 
 
 def test_the_filter_leaves_out_what_is_too_long(monkeypatch, tmp_path):
@@ -497,6 +530,16 @@ def test_length_and_repetition_earn_nothing_more(task):
         for response in (f"{LONG}\n{honest}", f"<think>\n{LONG}\n</think>\n\n{honest}", f"{honest}\n" * 50,
                          f"<think>\n\n</think>\n\n{honest}"):
             assert tasks.reward(problem, response) <= tasks.reward(problem, honest) == 1
+
+
+# ---- the log
+
+def test_what_was_not_scored_is_neither_right_nor_wrong():
+    groups = [[rollout(reward=r) for r in rewards] for rewards in
+              ([1.0, 1.0], [0.0, 0.0], [1.0, None], [None, None], [0.0, 1.0])]
+    seen = rl.summary(groups, ONE)
+    assert (seen["all_right"], seen["all_wrong"], seen["unscored"]) == pytest.approx((0.4, 0.2, 0.3))
+    assert seen["reward"] == pytest.approx(4 / 7)
 
 
 # ---- the alarm
@@ -614,6 +657,31 @@ def test_every_rollout_is_on_disk(base, whole):
             assert line[key] == pytest.approx(np.mean([r[value] for r in rollouts]))
         assert line["truncated"] == np.mean([r["finish"] == "length" for r in rollouts])
         assert all(r["reward"] == len(r["response"]) % 2 for r in rollouts if r["task"] == "math")
+        for question in {r["question"] for r in rollouts}:  # divided by the deviation where a rule judges alone
+            group = [r for r in rollouts if r["question"] == question]
+            rewards = np.array([r["reward"] for r in group])
+            spread = (rewards.std() or 1) if group[0]["task"] == "math" else 1
+            assert [r["advantage"] for r in group] == pytest.approx((rewards - rewards.mean()) / spread)
+
+
+def test_a_stage_has_its_own_temperature(base, whole, monkeypatch):
+    """All but 0 here: the responses of a group are one. And Dr. GRPO does not divide by the deviation."""
+    stage = "{'name': 's', 'problems': {'math': 10}, 'steps': 2, 'temperature': %s}"
+    for name, temperature in (("cold", 1e-4), ("warm", 1.0)):
+        attempt(base, monkeypatch, f"--run={name}", f"--rl.stages=[{stage % temperature}]", "--rl.filter_samples=0",
+                "--rl.loss=dr_grpo", "--evaluate.tasks=[]", "--rl.prompts=[]")
+        text = (base.folder / f"out/{name}/rl/rollouts/000000.jsonl").read_text()
+        rollouts = [json.loads(line) for line in text.splitlines()]
+        assert (len({(r["question"], r["response"]) for r in rollouts}) == 2) == (name == "cold")
+    assert {abs(r["advantage"]) for r in rollouts} <= {0.25, 0.5, 0.75, 0.0} and any(r["advantage"] for r in rollouts)
+
+
+def test_stages_that_have_begun_cannot_change(base, whole, monkeypatch, capsys):
+    cut(base, "rl-changed", 6)
+    with pytest.raises(SystemExit, match="2"):
+        attempt(base, monkeypatch, "--run=rl-changed", "--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps'"
+                ": 4}, {'name': 'preference', 'problems': {'taste': 6}, 'steps': 3, 'reward': 'verified'}]")
+    assert "was trained with other stages" in capsys.readouterr().err
 
 
 def cut(base, again: str, last: int) -> None:
