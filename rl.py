@@ -140,7 +140,7 @@ def right(r: Rollout) -> bool:
     return taste.right(r.problem, r.text) if r.problem.family == "taste" else bool(reply_of(r.text))
 
 
-def apart(groups: list[list[Rollout]], stage: Stage) -> tuple[list, list]:
+def split_groups(groups: list[list[Rollout]], stage: Stage) -> tuple[list, list]:
     """The groups that a rule judges, and those whose responses are compared."""
     compared = lambda group: stage.reward == "pairwise" and group[0].problem.family in COMPARED
     return [group for group in groups if not compared(group)], [group for group in groups if compared(group)]
@@ -152,7 +152,7 @@ def score(groups: list[list[Rollout]], stage: Stage, judge: Judge | None, p: RlC
     Pairwise: a right response earns the share of comparisons that it wins, a wrong one nothing. A group that the judge
     cannot tell apart better than it agrees with itself gets one reward for all its right ones: no signal.
     """
-    by_rule, by_judge = apart(groups, stage)
+    by_rule, by_judge = split_groups(groups, stage)
     flat = [r for group in by_rule for r in group]
     for r, reward in zip(flat, tasks.rewards([r.problem for r in flat], [r.text for r in flat])):
         r.reward = reward
@@ -210,7 +210,7 @@ def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
                           disable=None if d.is_main else True):
             part = mine[first:first + 64]
             groups = roll_out(plain, run.tokenizer, part, p.filter_samples or 1, p, p.seed * 1_000_000 + first)
-            compared = [group[0].problem for group in apart(groups, stage)[1]]
+            compared = [group[0].problem for group in split_groups(groups, stage)[1]]
             greedy = roll_out(plain, run.tokenizer, compared, 1, dataclasses.replace(p, temperature=0.0), 0)
             references |= {group[0].problem.question: reply_of(group[0].text) for group in greedy}
             means |= filter_means(groups, stage, judge, references)
@@ -237,7 +237,7 @@ def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
 def filter_means(groups: list[list[Rollout]], stage: Stage, judge: Judge | None,
                  references: dict[str, str]) -> dict[str, float | None]:
     """{problem: the mean of its group}, of verified rewards or of wins against the reference; None: none was scored."""
-    by_rule, by_judge = apart(groups, stage)
+    by_rule, by_judge = split_groups(groups, stage)
     flat = [r for group in by_rule for r in group]
     rewards = iter(tasks.rewards([r.problem for r in flat], [r.text for r in flat]))
     each = [[x for x in (next(rewards) for _ in group) if x is not None] for group in by_rule]
@@ -457,7 +457,7 @@ def main():
         if judge is not None:
             judge.known.clear()  # what is asked together is rounded together: a resumed run asks the same, to the bit
         disagreement = score(groups, stage, judge, p, p.seed + step)
-        by_rule, by_judge = apart(groups, stage)
+        by_rule, by_judge = split_groups(groups, stage)
         divide = p.divide_by_std and p.loss != "dr_grpo"
         (signal,) = d.sum(advantages(by_rule, divide) + advantages(by_judge, False))
         write_rollouts(run, groups)
