@@ -46,8 +46,7 @@ def _legend(axis) -> None:
 def _stages(axis, spans: list[tuple[str, float, float]], names: bool = False) -> None:
     """Shades every other stage; spans: (name, from, to) on the x axis."""
     for i, (name, first, last) in enumerate(spans):
-        if i % 2:
-            axis.axvspan(first, last, color="0.95", zorder=0)
+        axis.axvspan(first, last, color="0.95" if i % 2 else "none", zorder=0)  # all: the axis reaches as far as names
         if names:
             axis.annotate(name, ((first + last) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
 
