@@ -447,8 +447,9 @@ EXPERIMENTS = {  # name: (what runs it, what makes tables of its results, config
 # ---------------------------------------------------------------------------------------------------------------------
 # Running
 
-def call(command: list[str], log: Path) -> None:
+def call(command: list[str], log: Path, settings: dict[str, object] = {}) -> None:
     """Runs a script of ours with its output in a file; UserError with the last lines where it fails."""
+    command = command + [f"--{k}={value if isinstance(value, str) else repr(value)}" for k, value in settings.items()]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as f:
         code = subprocess.run([sys.executable, ROOT / command[0], *command[1:]], stdout=f, stderr=f,
@@ -498,9 +499,8 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
         return json.loads((folder / "result.json").read_text()) | {"code": made_by}
     inherit(run, folder, others)
     name = str(folder.relative_to("out"))
-    settings = [f"--{key}={value if isinstance(value, str) else repr(value)}" for key, value in run.settings().items()]
     log = folder / "log.txt"
-    call([f"{run.phase}.py", config, f"--run={name}", *settings, "--evaluate.tasks=[]"], log)
+    call([f"{run.phase}.py", config, f"--run={name}"], log, run.settings() | {"evaluate.tasks": []})
     stages = {}
     if run.phase == "rl" and len(run.stages) > 1:  # each stage's end is a checkpoint that is kept
         for path in reversed(common.checkpoints(folder / "rl")):

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ def verdicts(tokenizer) -> tuple[int, int]:
 
 
 def as_prompt(content: str, tokenizer) -> list[int]:
+    """Token ids of a conversation in which the user says this, up to where the assistant answers."""
     return chat.render([{"role": "user", "content": content}], tokenizer, add_generation_prompt=True)
 
 
@@ -62,10 +64,12 @@ class Judge:
         return chances(self.margins(asked, prompt_of))
 
     @torch.inference_mode()
-    def margins(self, keys: list[tuple[str, ...]], prompt_of: Callable) -> np.ndarray:
-        """The logit of A less that of B after the prompt of each key: (n,) float64; nan where it is too long."""
+    def margins(self, keys: list[tuple[str, ...]], render: Callable) -> np.ndarray:
+        """The logit of A less that of B after the prompt of each key: (n,) float64; nan where it is too long.
+
+        render: makes token ids of a key and the tokenizer, prompt_of or prompt_alone."""
         new = [key for key in dict.fromkeys(keys) if key not in self.known]
-        prompts = {key: prompt_of(*key, self.tokenizer) for key in new}
+        prompts = {key: render(*key, self.tokenizer) for key in new}
         short = [key for key in new if len(prompts[key]) < self.context]
         self.too_long += len(new) - len(short)
         self.known |= dict.fromkeys(new, math.nan)
@@ -89,14 +93,14 @@ class BradleyTerry(Judge):
 
 
 def chances(margins: np.ndarray) -> np.ndarray:
-    """Their sigmoid; 0.5 for nan."""
+    """Their sigmoid, (n,) float64; 0.5 for nan."""
     return 1 / (1 + np.exp(-np.nan_to_num(margins)))
 
 
 KINDS = {"pairwise": Judge, "bradley_terry": BradleyTerry}
 
 
-def load(folder, device, dtype: torch.dtype, context: int) -> Judge:
+def load(folder: Path, device, dtype: torch.dtype, context: int) -> Judge:
     """The judge of a checkpoint of reward.py, or of an exported one, which is taken to be pairwise."""
     meta = common.read_meta(folder) if (folder / "meta.json").is_file() else {}
     kind = KINDS[meta.get("reward", {}).get("kind", "pairwise")]

@@ -119,13 +119,14 @@ def both_orders(preference: dict, tokenizer, kind: str = "pairwise") -> list[tup
 
 def train_step(model, sequences: list, p: RewardConfig, d) -> float:
     """Adds up the gradient of the mean over verdicts of -log p(verdict), or over pairs of -log P(better is better) by
-    Bradley and Terry; returns that loss, in nats."""
+    Bradley and Terry (arXiv 2203.02155, eq. 1); returns that loss, in nats. sequences: of both_orders, a pair's two
+    side by side."""
     (n,) = d.sum(len(sequences))
     rows = loop.as_tensors(pack(sequences, p.context), d.device)
     common.set_gradient_sync(model, last_micro_batch=True)
     hidden, head = loop.hidden_of(model, rows), model.lm_head.weight
     if p.kind == "bradley_terry":
-        first, second = rows["targets"][:2]
+        first, second = rows["targets"][:2]  # A and B
         scores = (hidden @ (head[first] - head[second])).to(wide_type(hidden))
         loss = -F.logsigmoid(scores[::2] - scores[1::2]).sum() / (n / 2)
     else:

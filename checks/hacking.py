@@ -20,12 +20,14 @@ import plots
 import report
 from common import UserError
 
-STEPS, EVERY, NOISE = 50, 10, 0.15
-JUDGES = {  # name -> settings of reward.py; none: the rubric is the reward
-    f"{name}, {labels}": dict(kind=kind, preferences=[dict(taste=3000, noise=noise, seed=6)])
-    for (name, kind), (labels, noise) in product(
-        {"pairwise": "pairwise", "Bradley-Terry": "bradley_terry"}.items(),
-        {"clean labels": 0.0, "labels that favour length": NOISE}.items())} | {"the rubric itself": None}
+STEPS, EVERY = 50, 10
+JUDGES = {  # name -> reward.kind, share of labels that favour length; none: the rubric is the reward
+    "pairwise, clean labels": ("pairwise", 0.0),
+    "pairwise, labels that favour length": ("pairwise", 0.15),
+    "Bradley-Terry, clean labels": ("bradley_terry", 0.0),
+    "Bradley-Terry, labels that favour length": ("bradley_terry", 0.15),
+    "the rubric itself": None,
+}
 
 
 def folder_of(judge: str) -> str:
@@ -33,14 +35,15 @@ def folder_of(judge: str) -> str:
 
 
 def run(script: str, name: str, settings: dict) -> None:
-    options = [f"--{key}={value if isinstance(value, str) else repr(value)}" for key, value in settings.items()]
-    ablate.call([f"{script}.py", "configs/tiny.py", f"--run={name}", "--init_from=out/tiny/distill", *options],
-                Path("out") / name / "log.txt")
+    ablate.call([f"{script}.py", "configs/tiny.py", f"--run={name}", "--init_from=out/tiny/distill"],
+                Path("out") / name / "log.txt", settings)
 
 
 def train_judge(judge: str) -> None:
     if JUDGES[judge]:
-        run("reward", folder_of(judge), {f"reward.{key}": value for key, value in JUDGES[judge].items()})
+        kind, noise = JUDGES[judge]
+        run("reward", folder_of(judge), {"reward.kind": kind,
+                                         "reward.preferences": [dict(taste=3000, noise=noise, seed=6)]})
 
 
 def train_policy(judge: str, seed: int) -> list[dict]:

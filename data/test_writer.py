@@ -225,7 +225,7 @@ def test_a_fatal_answer_calls_the_others_off(server):
     start = time.monotonic()
     with pytest.raises(UserError, match="401"):
         make(server, timeout=60, concurrency=4)(ask(*map(str, range(500))))
-    assert time.monotonic() - start < 20  # of the 60 seconds that one answer may take
+    assert time.monotonic() - start < 5  # of the 60 seconds that one answer may take
     assert server.lost.wait(5)  # the server sees it, too, and can stop generating
     assert len(server.seen) == 4
 
