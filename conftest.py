@@ -65,7 +65,7 @@ class Mini:
                 signal.signal(number, handler)
 
     def prepare(self, *options: str) -> str:
-        return self.run("-m", "data.corpus", "mini.py", *options)
+        return self.run("-m", "data.text.corpus", "mini.py", *options)
 
     def pretrain(self, *options: str, ranks: int = 0, code: int = 0) -> str:
         options = [option.replace("--run=", "--name=") for option in options]  # torchrun has a --run… of its own

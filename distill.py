@@ -32,13 +32,26 @@ from tqdm import tqdm
 import common
 import hf
 import loop
-import plots
+from report import plots
 from common import UserError
-from data import sandbox, tasks
-from data.packing import pack
-from data.pairs import (CHOSEN, REJECTED, SIDES, Pair, TopK, negative, order, positive, read_pairs, record_of,
-                        sequences_of)
-from data.tokenizer import Tokenizer
+from data.verify import sandbox
+from data.tasks.problem import Problem
+from data.tasks import registry
+from data.chat.packing import pack
+from data.chat.pairs import (
+    CHOSEN,
+    negative,
+    order,
+    Pair,
+    positive,
+    read_pairs,
+    record_of,
+    REJECTED,
+    sequences_of,
+    SIDES,
+    TopK,
+)
+from data.text.tokenizer import Tokenizer
 from evaluate import EvaluateConfig, evaluate, prompt_of, table, without_rows
 from generate import sample, stop_ids
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_kl, linear_topk_kl, teacher_topk
@@ -52,7 +65,7 @@ from model import ModelConfig
 class DistillConfig(loop.TrainConfig):
     teacher: str = ""            # whose samples and distribution: a phase, a checkpoint, or a Hugging Face folder
     problems: dict = field(default_factory=dict)  # {task of data/tasks: training problems of it that are sampled}
-    pairs: str = ""              # in place of problems: a file of pairs (see data/pairs.py)
+    pairs: str = ""              # in place of problems: a file of pairs (see data/chat/pairs.py)
     on_bad_line: str = "skip"    # lines of it that are no pair: "skip", or "stop"
     n_samples: int = 4           # of each problem, by teacher and student each
     samples: str = ""            # folder of them (default: out/<run>/distill/samples); runs may share one
@@ -107,20 +120,20 @@ def check(p: DistillConfig) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Pairs: sample, score, choose
 
-def problems_of(p: DistillConfig, scale: float) -> list[tuple[str, tasks.Problem]]:
+def problems_of(p: DistillConfig, scale: float) -> list[tuple[str, Problem]]:
     """(task, problem) of all prompts: training problems, never held-out ones."""
     return [(task, problem) for task, n in p.problems.items()
-            for problem in tasks.family(task).problems("train", max(1, round(scale * n)), p.seed)]
+            for problem in registry.family(task).problems("train", max(1, round(scale * n)), p.seed)]
 
 
 def draw(model, tokenizer, problems: list, p: DistillConfig, seed: int) -> list[list[dict]]:
-    """n_samples scored samples of each problem (data/pairs.py has their form)."""
+    """n_samples scored samples of each problem (data/chat/pairs.py has their form)."""
     stop = stop_ids(tokenizer)
     prompts = [prompt_of(problem, tokenizer, "chat") for _, problem in problems]
     answers = sample(model, prompts, p.n_samples, p.max_new_tokens, p.temperature, stop=stop, seed=seed,
                      max_rows=p.max_rows)
     texts = [tokenizer.decode([t for t in a.tokens if t not in stop]) for each in answers for a in each]
-    scores = iter(tasks.rewards([problem for _, problem in problems for _ in range(p.n_samples)], texts))
+    scores = iter(registry.rewards([problem for _, problem in problems for _ in range(p.n_samples)], texts))
     texts = iter(texts)
     return [[{"text": next(texts), "score": next(scores), "finish": a.finish, "tokens": a.tokens,
               "logprob": float(np.mean(a.logprobs))} for a in each] for each in answers]

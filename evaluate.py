@@ -27,12 +27,16 @@ from tqdm import tqdm
 import common
 import generate
 import hf
-from data import chat, sandbox, tasks, writer
+from data.chat import template
+from data.verify import sandbox
+from data.tasks import pages, registry
+from data.tasks.problem import Problem, document_prompt, final_answer, to_chat
+from data import llm
 
 
 @dataclass
 class EvaluateConfig:
-    tasks: list = field(default_factory=lambda: list(tasks.FAMILIES))  # task families, or sets: "gsm8k", "gsm8k=FILE"
+    tasks: list = field(default_factory=lambda: list(pages.FAMILIES))  # task families, or sets: "gsm8k", "gsm8k=FILE"
     checkpoint: str = ""         # what to evaluate: a phase's folder, a checkpoint, or a Hugging Face folder
     endpoint: str = ""           # or an OpenAI-compatible server, http://localhost:8000/v1; key: OPENAI_API_KEY
     model: str = ""              # name on that server (default: the first that it has)
@@ -67,7 +71,7 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
     d = d or common.Dist(0, 1, torch.device("cpu"), None)
     scores = {}
     for spec in cfg.tasks:
-        family = tasks.family(spec)
+        family = registry.family(spec)
         problems = family.problems(cfg.split, cfg.n_problems, cfg.seed)
         prompts = [prompt_of(problem, tokenizer, cfg.form) for problem in problems]
         key = [made_by, cfg.k, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed,
@@ -82,10 +86,10 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
         new, bar = {}, tqdm(todo[d.rank::d.world], spec, delay=10, disable=None if d.is_main else True)
         for batch in bar:
             drawn = draw(model, tokenizer, prompts, batch, cfg)
-            rewards = tasks.rewards([problems[i] for i, _ in drawn], [text or "" for text, *_ in drawn.values()])
+            rewards = registry.rewards([problems[i] for i, _ in drawn], [text or "" for text, *_ in drawn.values()])
             for ((i, j), (text, finish, tokens)), reward in zip(drawn.items(), rewards):
                 prompt = tokenizer.decode(prompts[i]) if tokenizer else prompts[i]
-                offered = getattr(family, "offered", tasks.final_answer)(text or "") or None
+                offered = getattr(family, "offered", final_answer)(text or "") or None
                 new[i, j] = dict(task=spec, problem=i, sample=j, level=problems[i].level, answer=problems[i].answer,
                                  prompt=prompt, response=text, offered=offered, finish=finish, tokens=tokens,
                                  reward=None if text is None else reward)
@@ -114,28 +118,28 @@ def draw(model, tokenizer, prompts: list, batch: list[int], cfg: EvaluateConfig)
             for pair, one in zip(pairs, (one for group in samples for one in group))}
 
 
-def prompt_of(problem: tasks.Problem, tokenizer, form: str) -> list[int] | list[dict] | str:
+def prompt_of(problem: Problem, tokenizer, form: str) -> list[int] | list[dict] | str:
     """What the model is given: the question in chat form, with its tools, or the beginning of a page. Token ids; or,
     without a tokenizer, what a server is sent: messages or a text."""
     if form != "chat":
-        text = tasks.prompt(problem)
+        text = document_prompt(problem)
         return [tokenizer.bos, *tokenizer.encode(text)] if tokenizer else text
-    messages, tools = tasks.chat(problem)[:1], problem.extra.get("tools", ())
+    messages, tools = to_chat(problem)[:1], problem.extra.get("tools", ())
     if tokenizer:
-        return chat.render(messages, tokenizer, add_generation_prompt=True, tools=tools)
+        return template.render(messages, tokenizer, add_generation_prompt=True, tools=tools)
     signatures = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
-    system = {"role": "system", "content": chat.TOOLS_BEFORE + signatures + chat.TOOLS_AFTER}
+    system = {"role": "system", "content": template.TOOLS_BEFORE + signatures + template.TOOLS_AFTER}
     return [system] * bool(tools) + messages
 
 
-def server(cfg: EvaluateConfig) -> writer.Writer:
+def server(cfg: EvaluateConfig) -> llm.Writer:
     """A writer that gives (text, finish, tokens) for each of what `prompt_of` makes, None for what got no answer."""
     def read(answer: dict) -> tuple[str, str, int]:
         choice = answer["choices"][0]
-        text = choice["text"] if "text" in choice else writer.chat_form(choice["message"])
+        text = choice["text"] if "text" in choice else llm.chat_form(choice["message"])
         return text, "length" if choice["finish_reason"] == "length" else "stop", answer["usage"]["completion_tokens"]
 
-    return writer.http_writer(common.build(writer.WriterConfig, dict(
+    return llm.http_writer(common.build(llm.WriterConfig, dict(
         url=cfg.endpoint, model=cfg.model, temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_new_tokens,
         timeout=3600.0, concurrency=cfg.max_rows, seed=cfg.seed), "evaluate.endpoint"), read)
 
@@ -265,9 +269,9 @@ def main():
     run = common.load_config(__doc__, flags=sandbox.FLAG, evaluate=EvaluateConfig)
     cfg, sandbox.UNSAFE = run.evaluate, run.unsafe_exec
     for spec in cfg.tasks:                      # what is wrong with one is said before the long work
-        tasks.family(spec).problems(cfg.split, cfg.n_problems, cfg.seed)
+        registry.family(spec).problems(cfg.split, cfg.n_problems, cfg.seed)
     if not cfg.tasks:
-        raise common.UserError(f"no tasks: set evaluate.tasks to some of {', '.join(tasks.FAMILIES)}, or to data sets")
+        raise common.UserError(f"no tasks: set evaluate.tasks to some of {', '.join(pages.FAMILIES)}, or to data sets")
     if cfg.endpoint and cfg.checkpoint:
         raise common.UserError("evaluate.endpoint and evaluate.checkpoint are both set: which of the two is meant?")
     d = common.init_distributed("float32")

@@ -16,9 +16,9 @@ import torch
 
 import common
 import hf
-from data import chat
-from data.tasks import as_reply
-from data.writer import Writer
+from data.chat import template
+from data.tasks.problem import as_reply
+from data.llm import Writer
 from model import KVCache, Transformer
 
 
@@ -141,7 +141,7 @@ def choose(logits: torch.Tensor, temperature: float, top_p: float, top_k: int,
 
 def local_writer(path: str, max_new_tokens: int = 256, temperature: float = 0.6, top_p: float = 0.95, seed: int = 0,
                  max_rows: int = 256, form: str = "chat") -> Writer:
-    """A writer (data/writer.py) that is a checkpoint on this machine.
+    """A writer (data/llm.py) that is a checkpoint on this machine.
 
     path: as in hf.load; it is loaded when first asked. form "document": a base model, which is given the last message
     as the beginning of a page (data/tasks). An answer that does not end is None. Draws depend on (seed, number of the
@@ -177,7 +177,7 @@ def local_writer(path: str, max_new_tokens: int = 256, temperature: float = 0.6,
 def prompt_of(messages: list[dict], tokenizer, form: str) -> list[int]:
     if form == "document":
         return [tokenizer.bos, *tokenizer.encode(f"Problem: {messages[-1]['content']}\nWork:")]
-    return chat.render(messages, tokenizer, add_generation_prompt=True)
+    return template.render(messages, tokenizer, add_generation_prompt=True)
 
 
 def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ...], args) -> list[int]:
@@ -218,9 +218,9 @@ def main():
             return print()
         if args.chat:
             messages.append({"role": "user", "content": text})
-            prompt = chat.render(messages, tokenizer, add_generation_prompt=True)
+            prompt = template.render(messages, tokenizer, add_generation_prompt=True)
             answer = stream(model, tokenizer, prompt, stop, args)
-            messages.append(chat.parse([t for t in answer if t not in stop], tokenizer))
+            messages.append(template.parse([t for t in answer if t not in stop], tokenizer))
         else:
             stream(model, tokenizer, [tokenizer.bos, *tokenizer.encode(text)], stop, args)
         if args.prompt is not None:

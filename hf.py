@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 import common
 from common import UserError
-from data.chat import CHAT_TEMPLATE
-from data.tokenizer import Tokenizer
+from data.chat.template import CHAT_TEMPLATE
+from data.text.tokenizer import Tokenizer
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, Transformer, meta_model
 
 SHARD_BYTES = 5e9  # a larger model is written as several files

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import common
 from common import UserError
-from data import chat
+from data.chat import template
 from evaluate import evaluate, table, without_rows
 from generate import sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, Shared, flops_per_token, meta_model
@@ -129,13 +129,13 @@ def micro_batches(model, shape: tuple[int, int], p: TrainConfig) -> Iterator[sli
 
 
 def as_tensors(rows, device) -> dict[str, torch.Tensor]:
-    """The arrays of data.packing.Rows on a device."""
+    """The arrays of data.chat.packing.Rows on a device."""
     return {key: torch.from_numpy(value).to(device, non_blocking=True)
             for key, value in dataclasses.asdict(rows).items() if value is not None}
 
 
 def hidden_of(model, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Hidden states (N, C) that predict the response tokens of packed rows (data.packing.pack, or share of them)."""
+    """Hidden states (N, C) that predict the response tokens of packed rows (data.chat.packing.pack, or share of them)."""
     shared = Shared(rows["copies"], rows["places"]) if "copies" in rows else None
     return model(rows["tokens"], rows["doc_start"], shared=shared).flatten(0, 1)[rows["positions"]]
 
@@ -307,7 +307,7 @@ def look(run: Run, n_problems: int) -> dict:
         return {}
     texts = []
     if p.prompts:
-        asked = [chat.render([{"role": "user", "content": text}], run.tokenizer, True) for text in p.prompts]
+        asked = [template.render([{"role": "user", "content": text}], run.tokenizer, True) for text in p.prompts]
         texts = continuations(plain, run.tokenizer, asked, p.seed, cfg.evaluate.max_new_tokens)
     for prompt, text in zip(p.prompts, texts):
         tqdm.write(f"  > {prompt}\n  | " + text.replace("\n", "\n  | "))

@@ -65,7 +65,7 @@ class Shared(NamedTuple):
     """Rows (B, T) of sequences that begin alike, as responses to one prompt do: the U places that differ in what stands
     there or before run through the model once, attention alone sees all rows (Prefix Grouper, arXiv 2506.05433).
 
-    Exact: what a place becomes depends on it and those before it alone. data.packing.share makes these.
+    Exact: what a place becomes depends on it and those before it alone. data.chat.packing.share makes these.
     """
     copies: torch.Tensor  # (B, T) int64: which of the U stands there
     places: torch.Tensor  # (U,) int64: a place in the flattened rows where each of them stands
@@ -277,7 +277,7 @@ def training_memory_gb(cfg: ModelConfig, gpus: int, micro_tokens: int, recompute
 
 def main():
     import common
-    from data.tokenizer import TokenizerConfig
+    from data.text.tokenizer import TokenizerConfig
     cfg = common.load_config("Prints the sizes of a model: `python model.py configs/3b.py`",
                              model=ModelConfig, tokenizer=TokenizerConfig)
     m = cfg.model

@@ -16,8 +16,8 @@ import common
 import hf
 import loop
 from common import UserError
-from data import chat
-from data.packing import pack
+from data.chat import template
+from data.chat.packing import pack
 
 PROMPT = "{question}\nA: {a}\nB: {b}\nBetter:"
 ALONE = "{question}\nReply: {reply}\nGood:"  # of a Bradley-Terry model
@@ -36,7 +36,7 @@ def verdicts(tokenizer) -> tuple[int, int]:
 
 def as_prompt(content: str, tokenizer) -> list[int]:
     """Token ids of a conversation in which the user says this, up to where the assistant answers."""
-    return chat.render([{"role": "user", "content": content}], tokenizer, add_generation_prompt=True)
+    return template.render([{"role": "user", "content": content}], tokenizer, add_generation_prompt=True)
 
 
 def prompt_of(question: str, a: str, b: str, tokenizer) -> list[int]:

@@ -3,7 +3,7 @@
 The learning rate is an ordinary warmup-stable-decay. What is new is that the constant stage is cut into stages of ever
 better data, so that a change of data never falls together with a change of rate; context grows only in the decay.
 
-    python -m data.corpus configs/tiny.py            # once: tokenizer and shards
+    python -m data.text.corpus configs/tiny.py            # once: tokenizer and shards
     python pretrain.py configs/tiny.py               # or: torchrun --nproc_per_node=8 pretrain.py configs/3b.py
     python pretrain.py configs/3b.py --plan          # what the stages would do, without training
 
@@ -27,11 +27,11 @@ from tqdm import tqdm
 import common
 import hf
 import loop
-import plots
+from report import plots
 from common import UserError
-from data.corpus import CorpusConfig, data_folder, read_pool
-from data.mixture import Mixture, PoolStream, StagePlan, branch, plan_stages
-from data.tokenizer import Tokenizer, TokenizerConfig
+from data.text.corpus import CorpusConfig, data_folder, read_pool
+from data.text.mixture import branch, Mixture, plan_stages, PoolStream, StagePlan
+from data.text.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig, evaluate, table, without_rows
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, flops_per_token, init_weights
@@ -130,7 +130,7 @@ def open_data(cfg, stages: list[Stage]) -> tuple[Tokenizer, dict[str, list], dic
     """
     shared = ("--run=", "--name=", "--corpus.", "--tokenizer.")
     settings = [argument for argument in shlex.split(cfg.command)[1:] if argument.startswith(shared)]
-    command = shlex.join(["python", "-m", "data.corpus", cfg.path, *settings])
+    command = shlex.join(["python", "-m", "data.text.corpus", cfg.path, *settings])
     folder = data_folder(cfg)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"no data in {folder}: prepare it with `{command}`")

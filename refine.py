@@ -6,7 +6,7 @@
 For each instruction several writers draft, a checklist is written for it, evaluators and programs hold every draft
 against it, and a reviser rewrites the best by their critique, until nothing is left to criticize or the score stops
 rising. A chain completer then writes the chain of thought that leads to the solution (arXiv 2512.06266, SFT). The loop
-and its prompts are in data/refine.py, what programs can check in data/checklist.py.
+and its prompts are in data/refine/refinement.py, what programs can check in data/refine/checklist.py.
 
 Writers are checkpoints or OpenAI-compatible endpoints. Every answer is kept on disk as it comes: a killed run goes on
 where it was and pays for nothing twice. No gold answer is looked at, but in the audit at the end, where the problems
@@ -24,12 +24,16 @@ import torch
 import common
 import hf
 from common import UserError
-from data import checklist, sandbox, sources, tasks
-from data.conversations import normalize
-from data.refine import Refined, Settings, counted, nth, reconstruct, refine, split
-from data.tasks import faults
-from data.tokenizer import Tokenizer
-from data.writer import Writer, WriterConfig, cached, http_writer
+from data.refine import checklist
+from data.verify import sandbox
+from data.text import sources
+from data.tasks import pages, registry
+from data.tasks.problem import Problem, between, rng_of, to_chat
+from data.chat.conversations import normalize
+from data.refine.refinement import counted, nth, reconstruct, refine, Refined, Settings, split
+from data.refine import practice
+from data.text.tokenizer import Tokenizer
+from data.llm import cached, http_writer, Writer, WriterConfig
 from generate import local_writer
 
 PROBED = 200  # reconstructions of each set for which the audit asks again, without the answer and with a wrong one
@@ -38,7 +42,7 @@ PROBED = 200  # reconstructions of each set for which the audit asks again, with
 @dataclass(kw_only=True)
 class RefineConfig(Settings):
     writers: dict                # name -> {"checkpoint": phase of this run or path, …} or {"url": endpoint, …}
-    instructions: dict           # name of a set -> a source of data/sources.py, or {"problems": n, "family", "seed"}
+    instructions: dict           # name of a set -> a source of data/text/sources.py, or {"problems": n, "family", "seed"}
     completer: str = ""          # who reconstructs chains of thought; "": nobody, and there is no data with thoughts
     chains: int = 4              # reconstructions that are tried of each solution, until one may be kept
     least_score: float = 0.0     # solutions of a lower score are left out
@@ -70,7 +74,7 @@ def writer_of(cfg, name: str) -> Writer:
 def instructions_of(source: dict, scale: float) -> list[list[dict]]:
     """Messages that end with the user's: the questions of generated training problems, or records of a source."""
     if "problems" in source:
-        return [tasks.chat(problem)[:1] for problem in problems_of(source, scale)]
+        return [to_chat(problem)[:1] for problem in problems_of(source, scale)]
     found, place = [], sources.Place()
     for where in sources.shards(source):
         for number, record in sources.read(source, where, bad_line=place.bad_line):
@@ -90,11 +94,11 @@ def instruction_in(record: dict, source: dict) -> list[dict]:
     return messages[:last + 1]
 
 
-def problems_of(source: dict, scale: float) -> list[tasks.Problem]:
+def problems_of(source: dict, scale: float) -> list[Problem]:
     """Training problems of one family, no question twice."""
-    rng, found, n = tasks.rng_of("refine", source["family"], source["seed"]), {}, round(scale * source["problems"])
+    rng, found, n = rng_of("refine", source["family"], source["seed"]), {}, round(scale * source["problems"])
     while len(found) < n:
-        problem = tasks.training_problem(source["family"], tasks.between(rng, 1, 3), rng)
+        problem = pages.training_problem(source["family"], between(rng, 1, 3), rng)
         found.setdefault(problem.question, problem)
     return list(found.values())
 
@@ -140,13 +144,13 @@ def keeps(question: str, chain: str, solution: str, check_steps: bool) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 # The audit: here, and only here, what was made is held against the answers of generated problems
 
-def audit(histories: list[Refined], problems: list[tasks.Problem]) -> dict[str, float]:
+def audit(histories: list[Refined], problems: list[Problem]) -> dict[str, float]:
     """Shares of right responses: of all drafts, of the best draft, in the end; and what revision did to them."""
     by_question = {problem.question: problem for problem in problems}
     right = []  # of each instruction: its drafts, its best draft, its end
     for case in histories:
         problem = by_question[case.instruction[-1]["content"]]
-        rewards = [tasks.reward(problem, attempt["response"]) for attempt in case.attempts]
+        rewards = [registry.reward(problem, attempt["response"]) for attempt in case.attempts]
         drafts = [i for i, attempt in enumerate(case.attempts) if attempt["round"] == 0]
         best = max(drafts, key=lambda i: case.attempts[i]["score"])
         right.append((np.mean([rewards[i] for i in drafts]), rewards[best], rewards[case.best]))
@@ -178,27 +182,27 @@ def probe(histories: list[Refined], writer: Writer, p: RefineConfig) -> dict[str
 # ---------------------------------------------------------------------------------------------------------------------
 # Practice: records on which small writers learn to draft, judge, revise and complete
 
-def practice(cfg) -> None:
+def write_practice(cfg) -> None:
     """Writes out/<run>/practice/{draft,checklist,verdict,revision,chain}.jsonl from training problems: with planted
     faults, and with the errors that the config's practice.writer makes; and worked/<family>.jsonl for a teacher."""
     p, records = cfg.refine, {name: [] for name in ("draft", "checklist", "verdict", "revision", "chain")}
     for family, n in p.practice["problems"].items():
         problems = problems_of({"family": family, "problems": n, "seed": p.practice["seed"]}, cfg.scale)
-        rng = tasks.rng_of("practice", family, p.practice["seed"])
-        drafts = writer_of(cfg, p.practice["writer"])([tasks.chat(problem)[:1] for problem in problems])
+        rng = rng_of("practice", family, p.practice["seed"])
+        drafts = writer_of(cfg, p.practice["writer"])([to_chat(problem)[:1] for problem in problems])
         for i, problem in enumerate(problems):
-            tried = [faults.plant(problem, rng)[0], *([drafts[i]] if drafts[i] else [])]
-            wrong = [text for text in tried if tasks.reward(problem, text) != 1]
-            records["draft"].append(faults.draft_record(problem))
-            records["checklist"].append(faults.checklist_record(problem, p.prompts))
-            records["verdict"] += [faults.verdict_record(problem, text, p.prompts) for text in tried]
-            records["revision"] += [faults.revision_record(problem, text, p.prompts) for text in wrong]
-            records["chain"].append(faults.chain_record(problem, p.prompts))
-        right = np.mean([bool(text) and tasks.reward(problem, text) == 1 for problem, text in zip(problems, drafts)])
+            tried = [practice.plant(problem, rng)[0], *([drafts[i]] if drafts[i] else [])]
+            wrong = [text for text in tried if registry.reward(problem, text) != 1]
+            records["draft"].append(practice.draft_record(problem))
+            records["checklist"].append(practice.checklist_record(problem, p.prompts))
+            records["verdict"] += [practice.verdict_record(problem, text, p.prompts) for text in tried]
+            records["revision"] += [practice.revision_record(problem, text, p.prompts) for text in wrong]
+            records["chain"].append(practice.chain_record(problem, p.prompts))
+        right = np.mean([bool(text) and registry.reward(problem, text) == 1 for problem, text in zip(problems, drafts)])
         print(f"{family:8}{len(problems):6} practice problems; {p.practice['writer']} is right in {right:.0%}")
     for family, n in p.practice.get("worked", {}).items():
         problems = problems_of({"family": family, "problems": n, "seed": p.practice["seed"] + 1}, cfg.scale)
-        records[f"worked/{family}"] = [faults.draft_record(problem) for problem in problems]
+        records[f"worked/{family}"] = [practice.draft_record(problem) for problem in problems]
     for name, lines in records.items():
         write_lines(cfg.out / "practice" / f"{name}.jsonl", lines)
         print(f"{name:14}{len(lines):6} records")
@@ -217,7 +221,7 @@ def main():
     sandbox.UNSAFE = cfg.unsafe_exec
     p, folder = cfg.refine, Path(cfg.refine.folder or cfg.out / "refine")
     if cfg.practice:
-        return practice(cfg)
+        return write_practice(cfg)
     if unknown := {*p.drafters, *p.evaluators, *p.revisers, p.checklist, p.completer} - {"", *p.writers}:
         raise UserError(f"refine: there is no writer {min(unknown)!r}; refine.writers has {', '.join(p.writers)}")
     team, usage, report = {name: writer_of(cfg, name) for name in p.writers}, Counter(), {}

@@ -22,11 +22,11 @@ import common
 import hf
 import loop
 from common import UserError
-from data import sources
-from data.packing import pack
-from data.pairs import order
+from data.text import sources
+from data.chat.packing import pack
+from data.chat.pairs import order
 from data.tasks import taste
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from kernels.cross_entropy import linear_cross_entropy, wide_type
 from model import ModelConfig
 from pairwise import KINDS, Judge, prompt_alone, prompt_of, verdicts
@@ -37,7 +37,7 @@ from pairwise import KINDS, Judge, prompt_alone, prompt_of, verdicts
 
 @dataclass(kw_only=True)
 class RewardConfig(loop.TrainConfig):
-    preferences: list            # sources: {"taste": pairs, "noise", "seed"}, or path and hf ones of data/sources.py
+    preferences: list            # sources: {"taste": pairs, "noise", "seed"}, or path and hf ones of data/text/sources.py
     held_out: list = field(default_factory=list)  # the same, for the table at the end
     kind: str = "pairwise"       # or "bradley_terry": a score of each response alone (see pairwise.BradleyTerry)
     context: int = 256           # tokens of a packed row; longer pairs are left out

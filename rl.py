@@ -4,7 +4,7 @@
 
 The report (arXiv 2512.06266, RL): on-policy GRPO, one stage after the other, truncated responses masked out of the
 loss; before each stage the problems are filtered with the checkpoint of the stage before: 16 samples each, kept where
-0.10 < mean reward < 0.90. Rewards are verified (data/verify.py, tests in a sandbox), in the last stage a pairwise
+0.10 < mean reward < 0.90. Rewards are verified (data/verify/answers.py, tests in a sandbox), in the last stage a pairwise
 reward model's (pairwise.py). Group size, clip, rate and lengths are not published: our choice is DAPO's loss
 (arXiv 2503.14476: clip 0.2 / 0.28, mean over all tokens of the step), one update a batch, no KL term.
 
@@ -24,13 +24,16 @@ import common
 import hf
 import loop
 import pairwise
-import plots
+from report import plots
 from common import UserError
-from data import sandbox, tasks
-from data.packing import pack, share
-from data.pairs import order
+from data.verify import sandbox
+from data.chat.template import after_thoughts
+from data.tasks.problem import Problem
+from data.tasks import registry
+from data.chat.packing import pack, share
+from data.chat.pairs import order
 from data.tasks import taste
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from evaluate import EvaluateConfig, prompt_of
 from generate import sample, stop_ids
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_entropy
@@ -109,7 +112,7 @@ def check(p: RlConfig, stages: list[Stage], world: int) -> None:
 @dataclass
 class Rollout:
     """A response and what became of it. reward None: could not be scored; advantage and weight: see advantages()."""
-    problem: tasks.Problem
+    problem: Problem
     prompt: list[int]
     tokens: list[int]
     logprobs: list[float]  # of the sampler
@@ -120,7 +123,7 @@ class Rollout:
     weight: float = 1.0    # in the loss: 0 where cut off, or not scored
 
 
-def roll_out(model, tokenizer, problems: list[tasks.Problem], n: int, p: RlConfig, seed: int) -> list[list[Rollout]]:
+def roll_out(model, tokenizer, problems: list[Problem], n: int, p: RlConfig, seed: int) -> list[list[Rollout]]:
     """n responses to each problem, by their own tokens: nothing is decoded and encoded again."""
     stop = stop_ids(tokenizer)
     prompts = [prompt_of(problem, tokenizer, "chat") for problem in problems]
@@ -132,7 +135,7 @@ def roll_out(model, tokenizer, problems: list[tasks.Problem], n: int, p: RlConfi
 
 def reply_of(text: str) -> str:
     """What the judge sees: thoughts are not compared."""
-    return (tasks.after_thoughts(text) or "").strip()
+    return (after_thoughts(text) or "").strip()
 
 
 def right(r: Rollout) -> bool:
@@ -154,7 +157,7 @@ def score(groups: list[list[Rollout]], stage: Stage, judge: Judge | None, p: RlC
     """
     by_rule, by_judge = split_groups(groups, stage)
     flat = [r for group in by_rule for r in group]
-    for r, reward in zip(flat, tasks.rewards([r.problem for r in flat], [r.text for r in flat])):
+    for r, reward in zip(flat, registry.rewards([r.problem for r in flat], [r.text for r in flat])):
         r.reward = reward
     asked = [(group[0].problem.question, [reply_of(r.text) for r in group]) for group in by_judge]
     verdicts = group_rewards(judge, asked, p.opponents, seed) if asked else []
@@ -190,7 +193,7 @@ def advantages(groups: list[list[Rollout]], divide_by_std: bool) -> int:
 # The on-policy filter
 
 def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
-             references: dict[str, str]) -> list[tasks.Problem]:
+             references: dict[str, str]) -> list[Problem]:
     """The stage's problems that the policy as it is now sometimes solves and sometimes does not, with a table.
 
     Pairwise: the mean is the win rate of its samples against one reference response, its own greedy one, which is put
@@ -198,7 +201,7 @@ def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
     """
     d = run.d
     given = [problem for task, n in stage.problems.items()
-             for problem in tasks.family(task).problems("train", max(1, round(run.cfg.scale * n)), p.seed)]
+             for problem in registry.family(task).problems("train", max(1, round(run.cfg.scale * n)), p.seed)]
     problems = [problem for problem in given
                 if len(prompt_of(problem, run.tokenizer, "chat")) + p.max_new_tokens <= p.context]
     key = common.hash_of([str(run.tokenizer_file), [problem.key for problem in problems], stage.reward,  # until the
@@ -239,7 +242,7 @@ def filter_means(groups: list[list[Rollout]], stage: Stage, judge: Judge | None,
     """{problem: the mean of its group}, of verified rewards or of wins against the reference; None: none was scored."""
     by_rule, by_judge = split_groups(groups, stage)
     flat = [r for group in by_rule for r in group]
-    rewards = iter(tasks.rewards([r.problem for r in flat], [r.text for r in flat]))
+    rewards = iter(registry.rewards([r.problem for r in flat], [r.text for r in flat]))
     each = [[x for x in (next(rewards) for _ in group) if x is not None] for group in by_rule]
     each += wins(by_judge, judge, references)
     return {group[0].problem.key: float(np.mean(x)) if len(x) else None for group, x in zip(by_rule + by_judge, each)}

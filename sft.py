@@ -21,11 +21,11 @@ import torch
 import common
 import hf
 import loop
-import plots
-from data import sandbox
-from data.conversations import Pool, prepare, read_pool
-from data.packing import Batch, StagePlan, batch, plan_stages
-from data.tokenizer import Tokenizer
+from report import plots
+from data.verify import sandbox
+from data.chat.conversations import Pool, prepare, read_pool
+from data.chat.packing import Batch, batch, plan_stages, StagePlan
+from data.text.tokenizer import Tokenizer
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig
@@ -52,7 +52,7 @@ class SftConfig(loop.TrainConfig):
     batch_tokens: int            # tokens of a global batch: an optimizer step
     micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole share of the batch
     stages: list                 # cold start, overall: see Stage
-    pools: dict = field(default_factory=dict)  # pool -> sources of conversations: see data/conversations.py
+    pools: dict = field(default_factory=dict)  # pool -> sources of conversations: see data/chat/conversations.py
     data: str = ""               # without pools: a folder whose NAME.jsonl are the pools (default: out/<run>/refine)
     folder: str = ""             # of the tokenized pools (default: out/<run>/sft/data)
     over_long: str = "drop"      # conversations longer than a row: "drop", or "cut" (which teaches never to end)

@@ -18,7 +18,7 @@ phase() {  # NAME PLANNED_SECONDS COMMAND…
     "${@:3}"
     names+=("$1"); planned+=("$2"); took+=($((SECONDS - started)))
 }
-phase corpus 30 python -m data.corpus configs/tiny.py --run="$run"
+phase corpus 30 python -m data.text.corpus configs/tiny.py --run="$run"
 phase pre-training 300 python pretrain.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
 writers() {  # two that draft, judge and revise, side by side with a thread each; then one that completes chains of thought
     local options=(--scale="$scale" --sft.data="out/$run/practice") pids=() failed=0
@@ -43,7 +43,7 @@ phase SFT 150 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${sho
 phase DPD 120 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" "${easier[@]}"
 phase reward 30 python reward.py configs/tiny.py --run="$run" --scale="$scale"
 phase RL 200 python rl.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" "${anything[@]}"
-phase report 20 python report.py configs/tiny.py --run="$run"
+phase report 20 python -m report configs/tiny.py --run="$run"
 phase sample 20 python generate.py "out/$run/rl" --chat --temperature=0 \
     'Mia has 12 apples. She buys 7 more. How many apples does Mia have now?'
 

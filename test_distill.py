@@ -21,9 +21,10 @@ import distill
 import hf
 from common import UserError
 from conftest import ROOT
-from data import tasks
-from data.pairs import CHOSEN, REJECTED, Pair, order
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.tasks import pages, registry
+from data.tasks.problem import as_reply, rng_of, to_document
+from data.chat.pairs import CHOSEN, order, Pair, REJECTED
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from distill import DistillConfig, TopK, distillation_loss, preference_loss, score, train_step
 from kernels.cross_entropy import linear_kl, linear_logprobs
 from model import ModelConfig, Transformer, init_weights
@@ -243,12 +244,12 @@ def answer(text: str, score: float | None, logprob=-1.0, finish="stop") -> dict:
     return {"text": text, "score": score, "finish": finish, "tokens": [*text.encode()], "logprob": logprob}
 
 
-PROBLEMS = [(task, problem) for task in ("math", "form") for problem in tasks.family(task).problems("train", 2, 1)]
+PROBLEMS = [(task, problem) for task in ("math", "form") for problem in registry.family(task).problems("train", 2, 1)]
 
 
 def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
     """Only what is missing is drawn again, and is as it was; two ranks share the work; another seed shares nothing."""
-    problems = [("math", problem) for problem in tasks.family("math").problems("train", 130, 1)]
+    problems = [("math", problem) for problem in registry.family("math").problems("train", 130, 1)]
     drawn, loaded = [], []
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("1")
@@ -374,10 +375,10 @@ N = 20  # pairs
 
 def worked_pairs() -> list[dict]:
     """Right replies over corrupted ones; a model that was pre-trained for seconds samples no such pair."""
-    rng, records = tasks.rng_of("pairs"), []
-    for problem in tasks.family("math").problems("train", N, 1):
-        chosen, rejected = (tasks.as_reply(page.partition("Work:")[2])
-                            for page in (tasks.document(problem), tasks.corrupt(problem, "wrong result", rng)))
+    rng, records = rng_of("pairs"), []
+    for problem in registry.family("math").problems("train", N, 1):
+        chosen, rejected = (as_reply(page.partition("Work:")[2])
+                            for page in (to_document(problem), pages.corrupt(problem, "wrong result", rng)))
         records.append({"prompt": problem.question, "chosen": chosen, "rejected": rejected, "task": "math"})
     return records
 
@@ -503,7 +504,7 @@ def test_top_k_from_disk(base, whole, monkeypatch):
 
 def test_new_negatives_in_a_run(base, monkeypatch):
     """Some are replaced at one refresh and not at the next: a run that died between two goes on with all of them."""
-    problems, draw = [("math", problem) for problem in tasks.family("math").problems("train", N, 1)], distill.draw
+    problems, draw = [("math", problem) for problem in registry.family("math").problems("train", N, 1)], distill.draw
 
     def scored(model, tokenizer, some, p, seed):
         """What the student really says, but a third of it is called right, another third each time."""

@@ -16,9 +16,10 @@ import evaluate
 import hf
 from common import Dist, UserError
 from conftest import ROOT, Mini
-from data import tasks
-from data.tasks import bfcl
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.tasks import pages, registry
+from data.tasks.problem import document_prompt, to_document
+from data.sets import bfcl
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from evaluate import EvaluateConfig, majority, pass_at_k, summarize
 from generate import Sample
 from model import ModelConfig, Transformer, init_weights
@@ -44,10 +45,10 @@ def test_majority_is_what_a_vote_in_random_order_gives():
 
 
 def test_majority_knows_other_spellings():
-    half, math = tasks.family("math500").same, tasks.family("math").same
+    half, math = registry.family("math500").same, registry.family("math").same
     assert majority([("3", 0.0), ("1/2", 1.0), ("\\frac{1}{2}", 1.0)], half) == 1.0
     assert majority([("8 apples.", 0.0), ("Mia has 9.", 1.0), ("9", 1.0)], math) == 1.0
-    assert getattr(tasks.family("code"), "same", None) is tasks.family("humaneval").same is None
+    assert getattr(registry.family("code"), "same", None) is registry.family("humaneval").same is None
 
 
 def rows_of(rewards):
@@ -89,8 +90,8 @@ def tokenizer():
 def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
     """The sampler replaced by one that copies the gold work, and by one that says nothing."""
     cfg = EvaluateConfig(tasks=["math", "tools"], n_problems=20, k=2)
-    problems = {name: tasks.FAMILIES[name].problems("dev", 20, 0) for name in cfg.tasks}
-    texts = {tuple([tokenizer.bos, *tokenizer.encode(tasks.prompt(p))]): tasks.document(p).removeprefix(tasks.prompt(p))
+    problems = {name: pages.FAMILIES[name].problems("dev", 20, 0) for name in cfg.tasks}
+    texts = {tuple([tokenizer.bos, *tokenizer.encode(document_prompt(p))]): to_document(p).removeprefix(document_prompt(p))
              for group in problems.values() for p in group}
     def gold(model, prompts, n, *args, **kwargs):
         return [[Sample(tokenizer.encode(texts[tuple(p)]) + [tokenizer.eot], [], "stop")] * n for p in prompts]
@@ -170,7 +171,7 @@ def test_other_settings_and_other_models_never_mix(model, tokenizer, tmp_path):
 
 def test_batches_draw_what_one_call_draws(model, tokenizer):
     """Also with all in one batch: what the sampler gives for all prompts at once, in their order."""
-    problems = tasks.FAMILIES["math"].problems("dev", 9, 0)
+    problems = pages.FAMILIES["math"].problems("dev", 9, 0)
     prompts = [evaluate.prompt_of(problem, tokenizer, "document") for problem in problems]
     stop = evaluate.generate.stop_ids(tokenizer)
     whole = evaluate.generate.sample(model, prompts, 2, 6, 0.6, 0.95, stop=stop)

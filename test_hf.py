@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 import common
 import hf
 from common import UserError
-from data.chat import render
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.chat.template import render
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import KVCache, ModelConfig, Transformer, meta_model
 
 V = 320

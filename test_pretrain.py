@@ -12,7 +12,7 @@ import torch
 import common
 import pretrain
 from conftest import ROOT, Mini
-from data.mixture import plan_stages
+from data.text.mixture import plan_stages
 from loop import learning_rate
 from pretrain import PretrainConfig, Stage
 
@@ -74,7 +74,7 @@ def test_report_schedule_of_3b():
 
 def test_accumulation_does_not_change_the_gradient():
     """1 x 8 rows = 8 x 1 accumulated, with documents of uneven lengths: one denominator for all."""
-    from data.mixture import Batch, IGNORE
+    from data.text.mixture import Batch, IGNORE
     from model import ModelConfig, Transformer, init_weights
     rng = torch.Generator().manual_seed(0)
     model = Transformer(ModelConfig(2, 32, 48, 2, 1, 16, vocab_size=64)).double()
@@ -254,7 +254,7 @@ def test_plan_needs_no_data(mini):
     (["--pretrain.lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
     (["--pretrain.batch_tokens=big"], "batch_tokens must be int"),
     (["--model.vocab_size=5000"], "tokenizer has 400 ids but model.vocab_size is 5000"),
-    (["--corpus.folder=nowhere"], "no data in nowhere: prepare it with `python -m data.corpus mini.py"),
+    (["--corpus.folder=nowhere"], "no data in nowhere: prepare it with `python -m data.text.corpus mini.py"),
     (["--pretrain.batch_tokens=80"], "no multiple of its context"),
     (["--pretrain.dtype=float16"], "pretrain.dtype must be one of"),
     (["--model.kernels=cuda"], "mini.py: model: kernels must be one of auto, triton, torch, not 'cuda'"),

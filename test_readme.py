@@ -1,6 +1,6 @@
 """README.md and results/ agree: the figures of its tables, the origin of every result, and whatever it names.
 
-A table belongs to the results that the text before it names last: as results/NAME.jsonl, by `ablate.py NAME` or by
+A table belongs to the results that the text before it names last: as results/NAME.jsonl, by `experiments/runner.py NAME` or by
 `checks.NAME`; where its section names none before it, to those that it names first after it. So a new table is checked
 without a change here. Its figures are numbers with a decimal point or a thousands comma, rounded as it likes, without
 those that a letter follows (3.2M tokens). All figures of a row must be found in one group of what the results give:
@@ -13,8 +13,10 @@ from statistics import mean, median
 
 import pytest
 
-import ablate
-from checks import hacking, verify
+from experiments import runner
+from experiments.results import recorded
+from experiments import hacking
+from checks import verify
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,9 +62,9 @@ def numbers(value: object) -> list[float]:
 
 
 def of_experiment(name: str) -> list[list[float]]:
-    """The tables of ablate.py: rows of one arm or difference together, and each column of a table."""
+    """The tables of experiments/runner.py: rows of one arm or difference together, and each column of a table."""
     rows, columns, label = {}, [], re.compile(r"\| ?(\(\S+\)(?: - \(\S+\))?|[^|]*)")  # "(a)", "(a) - (b)" or all
-    for table in re.findall(r"(?:^\|.*\n?)+", ablate.EXPERIMENTS[name][1](ablate.recorded(name)), re.MULTILINE):
+    for table in re.findall(r"(?:^\|.*\n?)+", runner.EXPERIMENTS[name][1](recorded(name)), re.MULTILINE):
         cells = [[figures(cell) for cell in line.split("|")[2:-1]] for line in table.splitlines()]
         for line, row in zip(table.splitlines(), cells):
             rows.setdefault(label.match(line)[1], []).extend(sum(row, []))
@@ -117,7 +119,7 @@ GROUPS = {
     "hacking": lambda: [[value for value, _ in figures(row)]
                         for row in hacking.table(RESULTS["hacking"]).splitlines()],
     "sft_speed": lambda: of_turns("sft_speed"), "dpd_speed": lambda: of_turns("dpd_speed"),
-    **{name: lambda name=name: of_experiment(name) for name in ablate.EXPERIMENTS},
+    **{name: lambda name=name: of_experiment(name) for name in runner.EXPERIMENTS},
 }
 
 
@@ -199,4 +201,4 @@ def test_what_is_named_exists():
                        if not (ROOT / path).exists() and not (ROOT / "configs" / path).exists()})
     modules = re.findall(r"python -m ([\w.]+)", README)
     assert modules and not sorted({module for module in modules if importlib.util.find_spec(module) is None})
-    assert set(re.findall(r"ablate\.py (\w+)", README)) <= ablate.EXPERIMENTS.keys()
+    assert set(re.findall(r"ablate\.py (\w+)", README)) <= runner.EXPERIMENTS.keys()

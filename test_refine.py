@@ -9,9 +9,10 @@ import generate
 import hf
 import refine
 from conftest import ROOT
-from data import tasks
-from data.refine import Refined
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.tasks.problem import Problem, as_reply, document_prompt, to_chat, to_document
+from data.tasks import registry
+from data.refine.refinement import Refined
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer, init_weights
 
 QUESTIONS = [f"Mia has {n} pens. She buys {n + 1} more. How many pens does Mia have now?" for n in range(3, 9)]
@@ -55,10 +56,10 @@ def test_a_local_writer_goes_on_as_if_unbroken(checkpoint):
 
 
 def test_a_page_becomes_a_reply():
-    problem = tasks.family("math").problems("train", 3, 1)[2]
-    rest = tasks.document(problem).removeprefix(tasks.prompt(problem))
-    reply = tasks.chat(problem)[1]
-    assert tasks.as_reply(rest) == f"<think>\n{reply['reasoning']}\n</think>\n\n{reply['content']}"
+    problem = registry.family("math").problems("train", 3, 1)[2]
+    rest = to_document(problem).removeprefix(document_prompt(problem))
+    reply = to_chat(problem)[1]
+    assert as_reply(rest) == f"<think>\n{reply['reasoning']}\n</think>\n\n{reply['content']}"
 
 
 def test_instructions(tmp_path):
@@ -76,13 +77,13 @@ def attempt(response: str, score: float, turn: int = 0) -> dict:
     return {"response": response, "writer": "w", "round": turn, "score": score, "failed": []}
 
 
-def case(problem: tasks.Problem, *attempts: dict, best: int) -> Refined:
-    return Refined(0, tasks.chat(problem)[:1], [], list(attempts), best)
+def case(problem: Problem, *attempts: dict, best: int) -> Refined:
+    return Refined(0, to_chat(problem)[:1], [], list(attempts), best)
 
 
 def test_the_audit_by_hand():
     """Four problems: right at once, mended, spoiled, wrong throughout."""
-    problems = tasks.family("math").problems("train", 4, 2)
+    problems = registry.family("math").problems("train", 4, 2)
     right, wrong = ([f"Answer: {text(p)}" for p in problems] for text in (lambda p: p.answer, lambda p: "100"))
     cases = [case(problems[0], attempt(right[0], 1), attempt(wrong[0], 0.5), best=0),
              case(problems[1], attempt(wrong[1], 0.5), attempt(right[1], 1, 1), best=1),

@@ -18,9 +18,9 @@ import pairwise
 import reward
 from common import UserError
 from conftest import ROOT
-from data import chat
+from data.chat import template
 from data.tasks import taste
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer, init_weights
 from pairwise import BradleyTerry, Judge, group_rewards, win_rates
 from reward import RewardConfig, both_orders, grade, preference_of, preferences, train_step
@@ -51,7 +51,7 @@ def test_a_verdict_is_one_token_in_its_context(tokenizer):
     asked = {"role": "user", "content": "Which?\nA: one\nB: two\nBetter:"}
     assert "A: one\nB: two" in tokenizer.decode(prompt)
     for letter, token in zip("AB", pairwise.verdicts(tokenizer)):
-        said = chat.render([asked, {"role": "assistant", "content": letter}], tokenizer)
+        said = template.render([asked, {"role": "assistant", "content": letter}], tokenizer)
         assert said[:len(prompt) + 1] == [*prompt, token] and tokenizer.decode([token]) == letter
 
 
@@ -132,7 +132,7 @@ def scores_of(model, tokenizer):
 
     def score(question, reply) -> torch.Tensor:
         message = {"role": "user", "content": f"{question}\nReply: {reply}\nGood:"}
-        prompt = chat.render([message], tokenizer, add_generation_prompt=True)
+        prompt = template.render([message], tokenizer, add_generation_prompt=True)
         logits = model(torch.tensor([prompt]))[0, -1] @ model.lm_head.weight.T
         return logits[first] - logits[second]
     return score

@@ -24,16 +24,17 @@ import hf
 import rl
 from common import UserError
 from conftest import ROOT
-from data import tasks
+from data.tasks.problem import Problem
+from data.tasks import registry
 from data.tasks import taste
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from generate import sample
 from model import ModelConfig, Transformer, init_weights
 from rl import LOSSES, RlConfig, Rollout, Stage, advantages, logprobs_of, passes, policy_loss, roll_out, train_step
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 V = 90
-MATH, TASTE = (tasks.family(name).problems("train", 17, 0) for name in ("math", "taste"))
+MATH, TASTE = (registry.family(name).problems("train", 17, 0) for name in ("math", "taste"))
 
 
 def settings(**changes) -> RlConfig:
@@ -377,7 +378,7 @@ def test_a_mixed_stage_judges_each_task_in_its_own_way():
 
 def test_requests_without_a_rule_need_a_reply_alone():
     """No rule stands behind the comparisons; thoughts that never end are no reply."""
-    ask = tasks.Problem("helpsteer3", "k", "Write a poem.", (), "", 0, {})
+    ask = Problem("helpsteer3", "k", "Write a poem.", (), "", 0, {})
     replies = ["A poem.", "<think>\nA poem.", "<think>\n?\n</think>\n\nPoem.", "<think>\n\n</think>\n\n "]
     assert [rl.right(rollout(problem=ask, text=text)) for text in replies] == [True, False, True, False]
 
@@ -409,7 +410,7 @@ def test_wins_against_a_reference():
 def filtered(monkeypatch, folder, rewards: list[list], again=False, stage=None, **changes) -> list[int]:
     """Which of the first problems of `math` are kept where the samples of each get these rewards."""
     stage = stage or Stage("a stage", {"math": len(rewards)}, 1)
-    problems = [p for task, n in stage.problems.items() for p in tasks.family(task).problems("train", n, 0)]
+    problems = [p for task, n in stage.problems.items() for p in registry.family(task).problems("train", n, 0)]
 
     def drawn(model, tokenizer, some, n, p, seed):
         assert model == "now" and not again
@@ -418,7 +419,7 @@ def filtered(monkeypatch, folder, rewards: list[list], again=False, stage=None, 
 
     monkeypatch.setattr(rl, "roll_out", drawn)
     monkeypatch.setattr(rl, "prompt_of", lambda problem, *_: [1] * 5)
-    monkeypatch.setattr(tasks, "rewards", lambda problems, responses: [*map(json.loads, responses)])
+    monkeypatch.setattr(registry, "rewards", lambda problems, responses: [*map(json.loads, responses)])
     run = SimpleNamespace(p=settings(**changes), d=ONE, cfg=SimpleNamespace(scale=1.0), folder=folder, tokenizer=None,
                           tokenizer_file=folder / "start/tokenizer.json", plain=lambda: "now")
     return [problems.index(problem) for problem in rl.filtered(run, run.p, stage, None, {})]
@@ -453,7 +454,7 @@ def test_the_filter_asks_again_for_other_problems(monkeypatch, tmp_path):
 
 def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monkeypatch, tmp_path):
     """Kept is what wins against it now and then. Of the three problems one loses each time, and one wins each time."""
-    problems, words = tasks.family("taste").problems("train", 3, 0), {}
+    problems, words = registry.family("taste").problems("train", 3, 0), {}
     words = dict(zip((p.key for p in problems), (["a", "b"], ["a", "bbbbb"], ["bbbb", "bbbbb"])))
 
     def drawn(model, tokenizer, some, n, p, seed):
@@ -515,21 +516,21 @@ CHEATS = {  # an answer, the right one and a wrong one -> a response
 def test_cheats_earn_nothing(task, cheat):
     """Of 60 problems each, in which the honest reply earns all. But the example of a few programs is what they give for
     every test too: then it is right."""
-    problems, earned = tasks.family(task).problems("train", 60, 5), 0
+    problems, earned = registry.family(task).problems("train", 60, 5), 0
     for problem in problems:
-        assert tasks.reward(problem, f"<think>\nSo.\n</think>\n\nAnswer: {problem.answer}") == 1
-        wrong = next(other.answer for other in problems if tasks.reward(problem, f"Answer: {other.answer}") == 0)
-        earned += tasks.reward(problem, CHEATS[cheat](problem.answer, wrong, problem.question))
+        assert registry.reward(problem, f"<think>\nSo.\n</think>\n\nAnswer: {problem.answer}") == 1
+        wrong = next(other.answer for other in problems if registry.reward(problem, f"Answer: {other.answer}") == 0)
+        earned += registry.reward(problem, CHEATS[cheat](problem.answer, wrong, problem.question))
     assert earned <= (2 if (task, cheat) == ("code", "the example") else 0)
 
 
 @pytest.mark.parametrize("task", ["math", "code", "tools", "form", "taste"])
 def test_length_and_repetition_earn_nothing_more(task):
-    for problem in tasks.family(task).problems("train", 20, 6):
+    for problem in registry.family(task).problems("train", 20, 6):
         honest = f"Answer: {problem.answer}"
         for response in (f"{LONG}\n{honest}", f"<think>\n{LONG}\n</think>\n\n{honest}", f"{honest}\n" * 50,
                          f"<think>\n\n</think>\n\n{honest}"):
-            assert tasks.reward(problem, response) <= tasks.reward(problem, honest) == 1
+            assert registry.reward(problem, response) <= registry.reward(problem, honest) == 1
 
 
 # ---- the log
@@ -592,7 +593,7 @@ def toy(change) -> None:
     change(rl, "roll_out", lambda model, tokenizer, problems, n, p, seed: [
         roll_out(model, tokenizer, [problem], n, p, seed % 1_000_000 + zlib.crc32(problem.key.encode()))[0]
         for problem in problems])
-    change(tasks, "rewards", lambda problems, responses: [float(len(text) % 2) for text in responses])
+    change(registry, "rewards", lambda problems, responses: [float(len(text) % 2) for text in responses])
     change(taste, "right", lambda problem, response: len(response) % 3 > 0)
 
 

@@ -9,10 +9,11 @@ import evaluate
 import hf
 from checks.evaluate import serving
 from common import UserError
-from data import checklist, writer
-from data.refine import Settings, refine
-from data.tokenizer import TokenizerConfig, train_tokenizer
-from data.writer import WriterConfig, cached, http_writer
+from data.refine import checklist
+from data import llm
+from data.refine.refinement import refine, Settings
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
+from data.llm import cached, http_writer, WriterConfig
 from generate import local_writer
 from model import ModelConfig, Transformer, init_weights
 
@@ -62,7 +63,7 @@ def test_the_same_evaluation_by_a_server_and_here(server, export, form):
 
 def test_refinement_runs_against_it(server, tmp_path, monkeypatch):
     """Of a random model every verdict is unparsable: counted, asked again, never trusted. A second time nobody is asked."""
-    monkeypatch.setattr(writer, "BACKOFF", 0.05)
+    monkeypatch.setattr(llm, "BACKOFF", 0.05)
     asked, http = Counter(), http_writer(WriterConfig(**server[1], temperature=1.0, top_p=1.0))
 
     def counting(conversations, *on_result):

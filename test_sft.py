@@ -15,11 +15,12 @@ import common
 import hf
 import sft
 from conftest import ROOT
-from data import tasks
-from data.conversations import MAX_CHARACTERS, prepare
-from data.mixture import IGNORE
-from data.packing import Batch, batch, plan_stages
-from data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from data.tasks.problem import to_chat
+from data.tasks import registry
+from data.chat.conversations import MAX_CHARACTERS, prepare
+from data.text.mixture import IGNORE
+from data.chat.packing import Batch, batch, plan_stages
+from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, Transformer, init_weights
 from sft import SftConfig, Stage
@@ -33,7 +34,7 @@ USE = [{"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "
 
 def worked(n: int) -> list[list[dict]]:
     """Conversations with reasoning, of uneven lengths."""
-    return [tasks.chat(problem) for problem in tasks.family("math").problems("train", n, 1)]
+    return [to_chat(problem) for problem in registry.family("math").problems("train", n, 1)]
 
 
 def write(path, records: list) -> None:

@@ -12,11 +12,12 @@ import torch
 
 import common
 import hf
-import plots
-import report
-from data import tasks
-from data.corpus import read_pool
-from data.mixture import PoolStream
+from report import plots
+from experiments.results import record
+from data.tasks.problem import document_prompt
+from data.tasks import recall, registry
+from data.text.corpus import read_pool
+from data.text.mixture import PoolStream
 from generate import sample
 from kernels.cross_entropy import linear_logprobs
 
@@ -45,11 +46,11 @@ def passkeys(model, tokenizer, n: int = 200) -> list[tuple[float, float, float]]
     """(mean tokens from key to question, accuracy, its standard error) for each distance, on test problems, greedy."""
     rows = []
     for filler in FILLERS:
-        problems = tasks.recall.problems("test", n, seed=0, filler=filler)
-        prompts = [[tokenizer.bos, *tokenizer.encode(tasks.prompt(p))] for p in problems]
+        problems = recall.problems("test", n, seed=0, filler=filler)
+        prompts = [[tokenizer.bos, *tokenizer.encode(document_prompt(p))] for p in problems]
         answers = sample(model, prompts, max_new_tokens=8, temperature=0, stop=(tokenizer.eot,))
-        right = [tasks.reward(p, tokenizer.decode(a[0].tokens[:-1])) for p, a in zip(problems, answers)]
-        distance = [len(tokenizer.encode(tasks.prompt(p).split(p.answer, 1)[1])) for p in problems]
+        right = [registry.reward(p, tokenizer.decode(a[0].tokens[:-1])) for p, a in zip(problems, answers)]
+        distance = [len(tokenizer.encode(document_prompt(p).split(p.answer, 1)[1])) for p in problems]
         rows.append((float(np.mean(distance)), float(np.mean(right)), float(np.std(right) / n ** 0.5)))
     return rows
 
@@ -58,7 +59,7 @@ def main():
     folder = Path(next((a for a in sys.argv[1:] if not a.startswith("--")), "out/context"))
     ends = [p for p in reversed(common.checkpoints(folder / "pretrain")) if common.read_meta(p).get("keep")]
     if not ends or len(ends) < 2 and not common.read_meta(ends[-1])["pretrain"]["branch_from"]:
-        raise common.UserError("train first: `python -m data.corpus configs/context.py`, then `python pretrain.py "
+        raise common.UserError("train first: `python -m data.text.corpus configs/context.py`, then `python pretrain.py "
                                "configs/context.py`")
     results = {}
     trunk = common.read_meta(ends[-1])["pretrain"]["branch_from"]  # a branched run has its "before" in another
@@ -74,7 +75,7 @@ def main():
     for before, after in zip(results["before"][1], results["after"][1]):
         print(f"{before[0]:>12.0f}{before[1]:>9.3f} ±{before[2]:.3f}{after[1]:>9.3f} ±{after[2]:.3f}")
     if "--record" in sys.argv:
-        report.record("context", common.read_meta(ends[-1]), **{name: {"loss_by_position": losses, "passkeys": rows}
+        record("context", common.read_meta(ends[-1]), **{name: {"loss_by_position": losses, "passkeys": rows}
                                                                 for name, (losses, rows) in results.items()})
     figure, (loss, keys) = plots.new_figure(2, sharex=False)
     for i, (name, (losses, rows)) in enumerate(results.items()):

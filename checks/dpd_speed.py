@@ -26,14 +26,14 @@ import transformers
 import trl
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-import bench
+from checks import bench
 import common
 import distill
 import hf
 import loop
-import report
-from data.pairs import Pair
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from experiments import results
+from data.chat.pairs import Pair
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, init_weights
 
 SHAPES = [ModelConfig(4, 128, 352, 4, 2, 32, vocab_size=1024), ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=1024)]
@@ -147,7 +147,7 @@ def main():
         print(f"{shape.n_layers} x {shape.hidden_size}: " + ", ".join(
             f"{name} {median(s):,.0f} tokens/s" for name, s in speeds.items())
               + f"; ours is {ratio:.2f} x the better", flush=True)
-        report.append("dpd_speed", bench.made_by(0, d.device) | dict(
+        results.append("dpd_speed", bench.made_by(0, d.device) | dict(
             command="python -m checks.dpd_speed", layers=shape.n_layers, width=shape.hidden_size,
             trl=trl.__version__, transformers=transformers.__version__, tokens_per_s=speeds,
             config=common.hash_of([PAIRS, CONTEXT, ROUNDS, STEPS, PASSES]), ratio=ratio))

@@ -25,8 +25,9 @@ import torch
 import common
 import evaluate
 import hf
-import report
-from data import tasks
+from experiments import results
+from data.tasks.problem import document_prompt
+from data.tasks import registry
 
 TASK = """
 task: ours
@@ -54,7 +55,7 @@ def by_transformers(folder: Path, problems: list, cfg: evaluate.EvaluateConfig) 
             asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         answer = model.generate(**tokens, do_sample=False, max_new_tokens=cfg.max_new_tokens)
         responses.append(tokenizer.decode(answer[0, tokens["input_ids"].shape[1]:], skip_special_tokens=True))
-    return tasks.rewards(problems, responses)
+    return registry.rewards(problems, responses)
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
 
 def by_harness(command: str, folder: Path, problems: list, cfg: evaluate.EvaluateConfig) -> list[float]:
     chat = cfg.form == "chat"
-    documents = [dict(prompt=p.question if chat else tasks.prompt(p), answer=p.answer) for p in problems]
+    documents = [dict(prompt=p.question if chat else document_prompt(p), answer=p.answer) for p in problems]
     (folder / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     (folder / "ours.yaml").write_text(TASK.format(folder=folder, most=cfg.max_new_tokens))
     call = [os.path.abspath(command), "--model=hf", "--tasks=ours", f"--include_path={folder}", "--log_samples",
@@ -108,7 +109,7 @@ def main():
     cfg = evaluate.EvaluateConfig([args.task], form=evaluate.form_of(source), n_problems=args.n, k=1, temperature=0.0,
                                   top_p=1.0, max_rows=16)
     model, tokenizer = hf.load(source)
-    problems = tasks.family(args.task).problems(cfg.split, cfg.n_problems, cfg.seed)
+    problems = registry.family(args.task).problems(cfg.split, cfg.n_problems, cfg.seed)
     rewards = {"ours": [row["reward"] for row in evaluate.evaluate(model, tokenizer, cfg)[args.task]["rows"]]}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder) / "export"
@@ -126,7 +127,7 @@ def main():
                               for way, found in rewards.items()}
     print(line)
     if args.write:
-        report.append("evaluate", line | dict(
+        results.append("evaluate", line | dict(
             command=f"python -m checks.evaluate {args.checkpoint} --task={args.task} --n={args.n}"
                     + " --lm_eval=…" * bool(args.lm_eval) + " --write",
             seed=0, commit=common.commit(), machine=common.machine(torch.device("cpu")), seconds=time.time() - started))

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import common
-import report
-from data import verify
-from data.sandbox import Limits, Sandbox
+from experiments import results
+from data.verify import answers
+from data.verify.sandbox import Limits, Sandbox
 
 LIMITS = Limits(seconds=0.3, wall=2.0)
 SECRET = "SECRET-" + os.urandom(8).hex()
@@ -105,26 +105,26 @@ def main():
 
         def answer(text: str) -> float | None:
             response, gold = f"so it is \\boxed{{{text}}}", GOLDS[len(text) % len(GOLDS)]
-            rewards = [verify.reward(gold, response), verify.reward(gold, text)]
+            rewards = [answers.reward(gold, response), answers.reward(gold, text)]
             assert rewards == [0.0, 0.0] or gold in text, (gold, text, rewards)
             return max(rewards)
 
         programs, longest_program = run(n, PROGRAMS, program)
         print(f"{programs.total()} programs: {dict(programs)}; none passed, the longest took {longest_program:.1f} s")
-        answers, longest_answer = run(n, ANSWERS, answer)
-        print(f"{answers.total()} answers: {dict(answers)}; none was right, the longest took {longest_answer:.1f} s")
+        ends, longest_answer = run(n, ANSWERS, answer)
+        print(f"{ends.total()} answers: {dict(ends)}; none was right, the longest took {longest_answer:.1f} s")
         box.limits = Limits()
         right = "def f(x):\n    return sorted(x)"
         speed = {"scripts": per_second(lambda i: box.run(f"print({i})")),
                  "functions": per_second(lambda i: box.call(right, "f", [[[3, 1, 2]]] * 5)),
                  "tests": per_second(lambda i: box.test(right, "assert f([2, 1]) == [1, 2]", ["f"]))}
     plain = [(str(i), f"<think>hm</think> So it is \\boxed{{{i + i % 2}}}.") for i in range(20_000)]
-    speed["plain answers"] = per_second(lambda i: verify.reward(*plain[i]), len(plain), threads=1)
+    speed["plain answers"] = per_second(lambda i: answers.reward(*plain[i]), len(plain), threads=1)
     print("a second, on 2 cores: " + ", ".join(f"{name} {value:.0f}" for name, value in speed.items()))
     if "--write" in sys.argv:
-        report.append("fuzz", dict(
+        results.append("fuzz", dict(
             commit=common.commit(), command=f"python -m checks.fuzz --n={n} --write", seed=0, programs=programs,
-            answers={str(end): count for end, count in answers.items()}, longest=[longest_program, longest_answer],
+            answers={str(end): count for end, count in ends.items()}, longest=[longest_program, longest_answer],
             per_second=speed, machine=common.machine(torch.device("cpu")), seconds=time.time() - started))
 
 

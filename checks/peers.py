@@ -1,7 +1,7 @@
-"""Is it fast? `python bench.py --peers`: our training beside a transformers Llama, our sampling beside its generate().
+"""Is it fast? `python -m checks.peers`: our training beside a transformers Llama, our sampling beside its generate().
 
-    OMP_NUM_THREADS=1 python bench.py --peers --write     # a CPU, six minutes; adds lines to results/bench.jsonl
-    OMP_NUM_THREADS=1 python bench.py --peers --profile   # only where the time of our own steps and samples goes
+    OMP_NUM_THREADS=1 python -m checks.peers --write     # a CPU, six minutes; adds lines to results/bench.jsonl
+    OMP_NUM_THREADS=1 python -m checks.peers --profile   # only where the time of our own steps and samples goes
 
 Same sizes, same tokens, same threads; all contestants live in one process and take turns, and the median of the rounds
 counts. transformers has SDPA and AdamW's fused form, and once AdamW as it is by default; bfloat16 as autocast and as
@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 import common
-import report
-from bench import build, made_by, step, timed
+from experiments import results
+from checks.bench import build, made_by, step, timed
 from common import UserError
-from data.mixture import Batch
+from data.text.mixture import Batch
 from generate import sample
-from kernels.bench import TURN, race
+from kernels.tools.bench import race, TURN
 from model import ModelConfig, Transformer, init_weights
 from pretrain import PretrainConfig
 
@@ -230,7 +230,7 @@ def profile(run: Callable) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="bench.py --peers", description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog="checks/bench.py --peers", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="append the results to results/bench.jsonl")
     parser.add_argument("--profile", action="store_true", help="only our own time, by groups of operators")
@@ -247,4 +247,4 @@ def main(argv: list[str]) -> None:
         lines = compare(shape)
         print(f"\n{shape}\n{table(lines)}", flush=True)
         if args.write:
-            report.append("bench", *(made_by(SEED, CPU) | line for line in lines))
+            results.append("bench", *(made_by(SEED, CPU) | line for line in lines))

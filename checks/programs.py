@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 import common
-import report
-from data import sandbox
-from data.tasks import rng_of, sets
-from data.tasks.programs import mutants, score
+from experiments import results
+from data.verify import sandbox
+from data.tasks.problem import rng_of
+from data.sets import public
+from data.sets.programs import mutants, score
 
 VARIANTS = 8    # of each solution
 
@@ -23,7 +24,7 @@ def main():
     if not {"humaneval", "mbpp"} <= files.keys():
         raise common.UserError("give --humaneval=FILE and --mbpp=FILE (sanitized)")
     for name in ("humaneval", "mbpp"):
-        problems, started = sets.load(name, files[name], ""), time.time()
+        problems, started = public.load(name, files[name], ""), time.time()
         wrong = [mutants(problem.answer, rng_of("variants", i), VARIANTS) for i, problem in enumerate(problems)]
         with sandbox.Sandbox(workers=2) as box, ThreadPoolExecutor(os.cpu_count()) as pool:
             right = list(pool.map(lambda problem: score(problem.answer, problem, box), problems))
@@ -40,7 +41,7 @@ def main():
             if right[i] != 1.0 or i not in failing:
                 print(f"  {problem.key}: solution {right[i]}, {len(wrong[i])} variants")
         if "--write" in sys.argv:
-            report.append("programs", dict(
+            results.append("programs", dict(
                 commit=common.commit(), command="python -m checks.programs --humaneval=… --mbpp=… --write", seed=0,
                 machine=common.machine(torch.device("cpu")), seconds=seconds) | line)
 

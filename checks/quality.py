@@ -14,54 +14,19 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import common
-import report
-from data import tasks
-from data.filter import fit
+from experiments import results
+from experiments.labels import DIMENSIONS, labelled_pages
+from data.tasks import pages
+from data.filter.classifier import fit
 
 SEEDS = (0, 1, 2)
-FAMILIES = ("math", "code", "tools", "form")
-DIMENSIONS = ("accuracy", "order", "completeness", "focus", "overall")
-
-
-def grade(problem: tasks.Problem, page: str) -> list[int]:
-    """What a labeller who knows the answer says of a page, 0-9 on each of DIMENSIONS: shares of what is there."""
-    question, _, rest = page.partition("\n") if page.startswith("Problem:") else ("", "", page)
-    work, _, answer = rest.strip().removeprefix("Work:").rpartition("Answer:")
-    steps = [s for s in problem.steps if s in work]
-    expected = [*problem.steps, problem.answer]
-    right = sum(s in work for s in problem.steps) + (answer.strip() == problem.answer)
-    places = [work.index(s) for s in steps]
-    in_order = sum(a < b for a, b in zip(places, places[1:])) + bool(places)
-    asked = question.removeprefix("Problem: ") == problem.question
-    known, used = set(problem.question.split()), work.split()
-    shares = (right / len(expected),
-              in_order / max(1, len(problem.steps)) if problem.steps else float(asked),
-              (2 * bool(question) + bool(work.strip()) + bool(answer.strip())) / 4 if problem.steps else
-              (bool(question) + bool(answer.strip())) / 2,
-              sum(w.strip(".,:") in " ".join(expected) or w in known for w in used) / max(1, len(used)))
-    grades = [round(9 * share) for share in shares]
-    return [*grades, min(grades)]  # a chain is as good as its weakest link
-
-
-def labelled_pages(n: int, seed: int, families=FAMILIES) -> tuple[list[str], np.ndarray, list[str]]:
-    """n pages of training problems, half of them clean: texts, grades (n, 5) and kinds of fault ("" for none)."""
-    rng = tasks.rng_of("labelled pages", seed)
-    texts, grades, kinds = [], [], []
-    for i in range(n):
-        problem = tasks.training_problem(tasks.pick(rng, families), tasks.between(rng, 1, 3), rng)
-        kind = "" if i % 2 else tasks.pick(rng, tasks.CORRUPTIONS)
-        page = tasks.corrupt(problem, kind, rng) if kind else tasks.document(problem)
-        texts.append(page)
-        grades.append(grade(problem, page))
-        kinds.append(kind)
-    return texts, np.array(grades, float), kinds
 
 
 def aucs(scores: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
     """Chance that a clean page scores above a corrupted one, by kind of fault and over all."""
     clean = kinds == ""
     result = {kind: roc_auc_score(clean[clean | (kinds == kind)], scores[clean | (kinds == kind)])
-              for kind in tasks.CORRUPTIONS}
+              for kind in pages.CORRUPTIONS}
     return result | {"all": roc_auc_score(clean, scores)}
 
 
@@ -81,12 +46,12 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
 
 
 def main():
-    columns, tables = (*tasks.CORRUPTIONS, "all"), []
+    columns, tables = (*pages.CORRUPTIONS, "all"), []
     for seed in SEEDS:
         started = time.time()
         tables.append(measure(seed))
         if "--write" in sys.argv:
-            report.append("quality", dict(
+            results.append("quality", dict(
                 commit=common.commit(), command="python -m checks.quality --write", seed=seed, auc=tables[-1],
                 machine=common.machine(torch.device("cpu")), seconds=time.time() - started))
     print(f"ROC AUC of clean pages against each fault, mean of {len(SEEDS)} seeds\n\n| | {' | '.join(columns)} | each "

@@ -18,9 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import common
-import report
+from experiments import results
 from conftest import ROOT, Mini
-from data.writer import WriterConfig
+from data.llm import WriterConfig
 
 CONCURRENCY, DELAY = 4, 0.03  # requests in flight of each writer; seconds of an answer
 ANSWERED = Counter()          # request -> how often its answer was sent
@@ -102,7 +102,7 @@ def main():
                 config=common.hash_of([CONFIG, WriterConfig().__dict__]))
     print(f"{args.kills} kills: files equal: {same}; {len(unbroken)} requests, {twice} answered twice "
           f"(at most {most} were in flight at the kills)")
-    report.append("refine", line)
+    results.append("refine", line)
     if not same or Counter(unbroken) - ANSWERED or twice > most:
         sys.exit("error: the killed run is not the unbroken one")
 

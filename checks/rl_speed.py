@@ -27,13 +27,13 @@ import torch
 import transformers
 import trl
 
-import bench
+from checks import bench
 import common
 import hf
 import loop
-import report
+from experiments import results
 import rl
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, count_parameters, init_weights
 
 SHAPE = ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=4096)
@@ -143,13 +143,13 @@ def main():
     rows |= {f"ours: {part}": median(found[part] for found in parts) for part in parts[0]}
     print("\n".join(f"{name:16}{row:8.3f} s a step" for name, row in rows.items()))
     ratio, counts = rows["TRL"] / rows["ours"], count_parameters(model)
-    places = GROUPS * (PROMPT + GROUP * (NEW - 1))  # that the update runs through the model: data.packing.share
+    places = GROUPS * (PROMPT + GROUP * (NEW - 1))  # that the update runs through the model: data.chat.packing.share
     flops = 6 * ((counts["attention"] + counts["mlp"]) * places
                  + SHAPE.vocab_size * SHAPE.hidden_size * GROUPS * GROUP * NEW)  # attention's own products left out
     rates = {"update": flops / rows["ours: update"] / 1e9, "product": product_rate(places)}
     print(f"the update makes {rates['update']:.0f} GFLOP/s, a single product of its shapes {rates['product']:.0f}")
     print(f"{counts['total'] / 1e6:.1f}M parameters: ours is {ratio:.2f} x as fast")
-    report.append("rl_speed", bench.made_by(0, d.device) | dict(
+    results.append("rl_speed", bench.made_by(0, d.device) | dict(
         command="python -m checks.rl_speed", layers=SHAPE.n_layers, width=SHAPE.hidden_size,
         trl=trl.__version__, transformers=transformers.__version__, seconds=seconds, parts=parts, gflops=rates,
         config=common.hash_of([GROUPS, GROUP, PROMPT, NEW, ROUNDS, PASSES]), ratio=ratio))

@@ -2,7 +2,7 @@
 
     python -m checks.sets --gsm8k=FILE --math500=FILE --humaneval=FILE --bfcl=FILE,FILE … [--write]  # half a minute
 
-Any of data/tasks/sets.py whose problems have an answer. Gold answers are given in the form of a chat reply; the other
+Any of data/sets/public.py whose problems have an answer. Gold answers are given in the form of a chat reply; the other
 problem is the next one of another answer.
 """
 import sys
@@ -11,8 +11,9 @@ import time
 import torch
 
 import common
-import report
-from data import tasks
+from experiments import results
+from data.tasks.problem import to_chat
+from data.tasks import registry
 
 
 def main():
@@ -22,13 +23,13 @@ def main():
     print(f"| {'set':40} | problems | gold | empty | another's | seconds |\n|---|---|---|---|---|---|")
     for name, path in ((name, path) for name, paths in given for path in paths.split(",")):
         started = time.time()
-        problems = tasks.family(f"{name}={path}").problems("test", 10 ** 6, 0)
+        problems = registry.family(f"{name}={path}").problems("test", 10 ** 6, 0)
         if without := [problem.key for problem in problems if not problem.answer]:
             raise common.UserError(f"{len(without)} problems of {name} have no answer to try, as {without[0]}")
-        replies = [tasks.chat(problem)[-1]["content"] for problem in problems]
+        replies = [to_chat(problem)[-1]["content"] for problem in problems]
         others = [next((r for p, r in zip(problems[i:] + problems[:i], replies[i:] + replies[:i])
                         if p.answer != problem.answer), "") for i, problem in enumerate(problems)]
-        scores = {kind: tasks.rewards(problems, answers) for kind, answers in
+        scores = {kind: registry.rewards(problems, answers) for kind, answers in
                   (("gold", replies), ("empty", [""] * len(problems)), ("another's", others))}
         share = {kind: sum(score == 1 for score in found) / len(found) for kind, found in scores.items()}
         file, seconds = path.rpartition("/")[2], time.time() - started
@@ -39,7 +40,7 @@ def main():
                 if score != wanted:
                     print(f"    {kind} scores {score}: {problem.key}, {problem.answer[:60]!r}")
         if "--write" in sys.argv:
-            report.append("sets", dict(set=name, file=file, problems=len(problems), **share, seconds=seconds, seed=0,
+            results.append("sets", dict(set=name, file=file, problems=len(problems), **share, seconds=seconds, seed=0,
                                        commit=common.commit(), machine=common.machine(torch.device("cpu")),
                                        command=f"python -m checks.sets --{name}=… --write"))
 

@@ -19,15 +19,15 @@ import torch
 import transformers
 import trl
 
-import bench
+from checks import bench
 import common
 import hf
 import loop
-import report
+from experiments import results
 import sft
-from data.conversations import Pool
-from data.packing import batch, plan_stages
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.chat.conversations import Pool
+from data.chat.packing import batch, plan_stages
+from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, init_weights
 
 SHAPES = [ModelConfig(4, 128, 352, 4, 2, 32, vocab_size=1024), ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=1024)]
@@ -118,7 +118,7 @@ def main():
         print(f"{shape.n_layers} x {shape.hidden_size}: " + ", ".join(
             f"{name} {median(s):,.0f} tokens/s" for name, s in speeds.items())
               + f"; ours is {median(speeds['ours']) / best:.2f} x the better", flush=True)
-        report.append("sft_speed", bench.made_by(0, d.device) | dict(
+        results.append("sft_speed", bench.made_by(0, d.device) | dict(
             command="python -m checks.sft_speed", layers=shape.n_layers, width=shape.hidden_size,
             trl=trl.__version__, transformers=transformers.__version__, tokens_per_s=speeds,
             config=common.hash_of([CONTEXT, ROWS, ROUNDS, STEPS]), ratio=median(speeds["ours"]) / best))

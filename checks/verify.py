@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 import common
-import report
-from data import verify
-from data.tasks import sets
+from experiments import results
+from data.verify import answers
+from data.sets import public
 
 WHOLE = re.compile(r"-?[0-9]+")
 FRACTION = re.compile(r"(-?)\\frac\{([0-9]+)\}\{([0-9]+)\}")
@@ -70,7 +70,7 @@ WRONG = {
 
 
 def judge(gold: str, answer: str) -> float | None:
-    return verify.reward(gold, answer if "\\boxed" in answer or "answer is" in answer else f"\\boxed{{{answer}}}")
+    return answers.reward(gold, answer if "\\boxed" in answer or "answer is" in answer else f"\\boxed{{{answer}}}")
 
 
 def measure(golds: list[str], rng: random.Random, pool: ThreadPoolExecutor) -> tuple[dict, dict, list]:
@@ -105,8 +105,8 @@ def main():
         raise common.UserError("give --gsm8k=FOLDER (train.jsonl, test.jsonl) and --math500=FILE")
     started = time.time()
     both = [str(Path(folders["gsm8k"]) / f"{split}.jsonl") for split in ("train", "test")]
-    golds = {"GSM8K": [p.answer for path in both for p in sets.load("gsm8k", path, "")],
-             "MATH-500": [p.answer for p in sets.load("math500", folders["math500"], "")]}
+    golds = {"GSM8K": [p.answer for path in both for p in public.load("gsm8k", path, "")],
+             "MATH-500": [p.answer for p in public.load("math500", folders["math500"], "")]}
     lines = []
     with ThreadPoolExecutor(2) as pool:
         for name, answers in golds.items():
@@ -119,13 +119,13 @@ def main():
             lines.append(dict(set=name, golds=len(answers), trials=trials, errors=errors))
     plain_answers = [(str(i), f"<think>hm</think> So it is \\boxed{{{i}.0}}.") for i in range(20_000)]
     began = time.time()
-    assert all(verify.reward(*pair) == 1.0 for pair in plain_answers)
+    assert all(answers.reward(*pair) == 1.0 for pair in plain_answers)
     per_second = len(plain_answers) / (time.time() - began)
     print(f"{per_second:.0f} plain answers a second, one thread")
     if "--write" in sys.argv:
         meta = dict(commit=common.commit(), command="python -m checks.verify --gsm8k=… --math500=… --write", seed=0,
                     machine=common.machine(torch.device("cpu")), seconds=time.time() - started, per_second=per_second)
-        report.append("verify", *(meta | line for line in lines))
+        results.append("verify", *(meta | line for line in lines))
 
 
 if __name__ == "__main__":

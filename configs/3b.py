@@ -4,12 +4,12 @@ The report gives the stages, their tokens, rates and data, and 64K context by AB
 stable context, decay curve, the rotary base before the raise, AdamW's settings and the decay's shares: our choice.
 Nobody has 23T tokens: `--pretrain.total_tokens=10e9` shortens all stages alike, and for it
 
-    python -m data.corpus configs/3b.py --corpus.megabytes=2500
+    python -m data.text.corpus configs/3b.py --corpus.megabytes=2500
 
 takes only the first 2.5 GB of text from each source; `megabytes` at a source does it one by one.
 
 The report's data is not public. These data sets are, without a gate and for commercial use; beside each its licence as
-we know it (`data.corpus` prints what the card says). The web sets overlap: each is deduplicated only within itself.
+we know it (`data.text.corpus` prints what the card says). The web sets overlap: each is deduplicated only within itself.
 tokenizer: the tokenizer.json of Nanbeige4-3B-Base on Hugging Face.
 """
 model = dict(

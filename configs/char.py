@@ -1,6 +1,6 @@
 """Your own text, character by character: 0.85M parameters, 2000 steps of 12 x 64 characters, under two CPU minutes.
 
-    python -m data.corpus configs/char.py --corpus.path=FILE
+    python -m data.text.corpus configs/char.py --corpus.path=FILE
     python pretrain.py configs/char.py --corpus.path=FILE
 
 The sizes are those of nanoGPT's CPU example, whose README reports 1.88 nats a character on tinyshakespeare.

@@ -1,7 +1,7 @@
-"""Does FG-WSD help? The model, data and rates of `python ablate.py fg_wsd`, which sets the stages of each arm.
+"""Does FG-WSD help? The model, data and rates of `python -m experiments.fg_wsd`, which sets the stages of each arm.
 
 Half the pages are clean, half are corrupted twins of such pages, so that quality and subject are not confused: the
-report's high and medium pool in small. The filtered pools hold the same pages, told apart by data/quality.py. One task
+report's high and medium pool in small. The filtered pools hold the same pages, told apart by data/filter/quality.py. One task
 family, short programs, since only that is learned in 1.2M tokens. Sizes are our choice: what five seeds of five arms
 twice can afford in 45 minutes on 2 cores.
 """
@@ -28,9 +28,9 @@ corpus = {
 }
 
 pretrain = dict(
-    lr=4e-3,        # ablate.py's sweep chooses
+    lr=4e-3,        # experiments/runner.py's sweep chooses
     batch_tokens=2048,
-    stages=[],      # ablate.py's arms
+    stages=[],      # experiments/runner.py's arms
     held_out=["high"],
     log_every=100, save_every=200, keep=1,
 )

@@ -78,7 +78,7 @@ distill = dict(
     log_every=10, prompts=sft["prompts"],
 )
 
-# With noise=0.15 labels favour the longer reply, as people's do: what that leads to is in checks/hacking.py
+# With noise=0.15 labels favour the longer reply, as people's do: what that leads to is in experiments/hacking.py
 reward = dict(
     preferences=[dict(taste=3000, seed=6)], held_out=[dict(taste=500, seed=7)],
     context=256, batch_pairs=32, epochs=1, lr=1e-3, log_every=20,

@@ -1,4 +1,4 @@
-"""What `python ablate.py sft_data` trains: the tiny model, on conversations that the experiment chooses."""
+"""What `python -m experiments.sft_data` trains: the tiny model, on conversations that the experiment chooses."""
 from configs.tiny import evaluate, model, sft
 
 sft = sft | dict(prompts=[], keep=1)

@@ -20,7 +20,7 @@ except ImportError:  # a platform without Triton: the definitions below stay wha
     triton, tl = SimpleNamespace(jit=lambda f: f), SimpleNamespace(constexpr=None)
 else:
     if INTERPRETED:
-        import kernels.interpreter  # noqa: F401  makes the interpreter's bfloat16 that of a GPU
+        from kernels.tools import interpreter  # noqa: F401  makes the interpreter's bfloat16 that of a GPU
 
 KINDS = ("auto", "triton", "torch")
 

@@ -523,5 +523,5 @@ def decode_fake(q, k, v, doc_start, scale):
 
 
 if __name__ == "__main__":
-    from kernels import check
+    from kernels.tools import check
     check.main(check.attention, __name__)

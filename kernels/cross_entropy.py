@@ -529,7 +529,7 @@ def _memory_table() -> None:
 
 
 if __name__ == "__main__":
-    from kernels import check
+    from kernels.tools import check
     if len(sys.argv) > 1:
         print(_peak_memory(sys.argv[1], *map(int, sys.argv[2:])))
     else:

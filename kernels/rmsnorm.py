@@ -189,5 +189,5 @@ forward_op.register_autograd(_backward, setup_context=_save)
 
 
 if __name__ == "__main__":
-    from kernels import check
+    from kernels.tools import check
     check.main(check.rms_norm, __name__)

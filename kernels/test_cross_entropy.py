@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernels import check, cross_entropy
+from kernels.tools import check
+from kernels import cross_entropy
 from kernels.cross_entropy import (linear_cross_entropy, linear_kl, linear_logprobs, linear_logprobs_entropy,
                                    linear_logprobs_kl, linear_topk_kl, teacher_topk)
 from kernels.test_kernels import assert_same, rand

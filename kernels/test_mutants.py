@@ -6,7 +6,8 @@ import pytest
 from triton.runtime.errors import InterpreterError
 
 from conftest import ROOT
-from kernels import INTERPRETED, check
+from kernels import INTERPRETED
+from kernels.tools import check
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="a broken kernel may hang a GPU")
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from conftest import ROOT
-from kernels import INTERPRETED, attention, check, rmsnorm, tl, triton
+from kernels import attention, INTERPRETED, rmsnorm, tl, triton
+from kernels.tools import check
 from kernels.attention import backward_op, decode_op, forward_op
-from kernels.check import DEVICE, documents, guards, rand
+from kernels.tools.check import DEVICE, documents, guards, rand
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, Transformer, init_weights
 
@@ -30,7 +31,7 @@ def test_kernels_are_right(part, module, seed, monkeypatch):
 @pytest.mark.parametrize("name", ["attention", "rmsnorm"])
 def test_each_file_checks_itself(name):
     """`python -m kernels.NAME`: the check runs on the module as __main__; a few lines of it are enough here."""
-    code = f"import kernels.check as c, itertools, runpy; c.{'attention' if name == 'attention' else 'rms_norm'} = " \
+    code = f"import kernels.tools.check as c, itertools, runpy; c.{'attention' if name == 'attention' else 'rms_norm'} = " \
            f"lambda m, f=c.{'masks' if name == 'attention' else 'rms_norm'}: itertools.islice(f(m), 6); " \
            f"runpy.run_module('kernels.{name}', run_name='__main__', alter_sys=True)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -212,7 +213,7 @@ def test_bfloat16_in_the_interpreter_is_that_of_a_gpu():
     # ties go to even; then tiny, not a number, and past the range
     halfway = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1e-40, float("nan"), 3.4e38])
     rounded = torch.tensor([1.0, 1 + 2**-6, -1e-40, float("nan"), 3.4e38]).bfloat16()
-    from kernels.interpreter import _convert
+    from kernels.tools.interpreter import _convert
     bits = _convert(halfway.numpy(), tl.float32, tl.bfloat16, None)
     assert torch.equal(torch.from_numpy(bits.view("int16"))[:3], rounded.view(torch.int16)[:3])
     assert torch.from_numpy(bits.view("int16")).view(torch.bfloat16)[3].isnan()

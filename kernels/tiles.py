@@ -1,8 +1,8 @@
 """The tiles that attention's kernels work on, for each kind of chip.
 
 Large tiles use each number that they load more often; too large ones do not fit the registers (and spill to memory) or
-the shared memory (and cannot be launched). `python -m kernels.aot` compiles every choice and says what it needs, with
-no GPU; `python -m kernels.bench --tune` measures them on one.
+the shared memory (and cannot be launched). `python -m kernels.tools.aot` compiles every choice and says what it needs, with
+no GPU; `python -m kernels.tools.bench --tune` measures them on one.
 """
 import functools
 import json
@@ -26,7 +26,7 @@ class Tiles(NamedTuple):
         return dict(BM=self.BM, BN=self.BN, num_warps=self.warps, num_stages=self.stages)
 
 
-# What `python -m kernels.bench --tune` chooses from, by chip: the first is taken where that has not been run. For each,
+# What `python -m kernels.tools.bench --tune` chooses from, by chip: the first is taken where that has not been run. For each,
 # results/kernels_aot.md has registers, spills and shared memory; not one was left in that spills in the forward pass.
 CANDIDATES = {
     "sm_90": {  # Hopper and later: 227 KiB of shared memory
@@ -48,7 +48,7 @@ CANDIDATES = {
 }
 FP32 = {"attention_forward": Tiles(32, 16, 8, 2), "attention_dq": Tiles(16, 16, 8, 1),
         "attention_dkdv": Tiles(32, 32, 8, 2), "attention_decode": Tiles(16, 16, 4, 2)}  # right, not fast, on any chip
-TUNED = Path(__file__).with_name("tuned.json")  # {GPU: {kernel and head width: tiles}}, by kernels.bench --tune
+TUNED = Path(__file__).with_name("tuned.json")  # {GPU: {kernel and head width: tiles}}, by kernels.tools.bench --tune
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import combinations
 
-from data.tasks import Problem, between, distinct, final_answer, pick
+from data.tasks.problem import between, distinct, final_answer, pick, Problem
 
 # phrase, code around the inner expression {x}, meaning, range of the constant {k}; list -> list, then list -> number
 LIST_OPERATIONS = (

@@ -6,7 +6,7 @@ data/tasks/math.py, so that neither family shows the other's held-out problems.
 """
 import random
 
-from data.tasks import Problem, between, distinct, final_answer, only_number, pick, shuffled
+from data.tasks.problem import between, distinct, final_answer, only_number, pick, Problem, shuffled
 from data.tasks.math import NAMES
 
 STORIES = {"pages": "reads", "miles": "runs", "hours": "works", "euros": "saves"}

@@ -8,7 +8,17 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 
-from data.tasks import Problem, between, distinct, final_answer, only_number, pick, rng_of, same_number, shuffled
+from data.tasks.problem import (
+    between,
+    distinct,
+    final_answer,
+    only_number,
+    pick,
+    Problem,
+    rng_of,
+    same_number,
+    shuffled,
+)
 
 NAMES = {"Mia": "She", "Tom": "He", "Eva": "She", "Ben": "He", "Lea": "She", "Sam": "He"}
 NOUNS = ("apples", "books", "pens", "coins", "cards", "stones")

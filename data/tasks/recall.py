@@ -6,7 +6,16 @@ that the number of sentences between it and the question is exactly what `filler
 import random
 from functools import partial
 
-from data.tasks import Problem, between, distinct, final_answer, only_number, pick, same_number, shuffled
+from data.tasks.problem import (
+    between,
+    distinct,
+    final_answer,
+    only_number,
+    pick,
+    Problem,
+    same_number,
+    shuffled,
+)
 
 NAMES = ("Mia", "Tom", "Eva", "Ben", "Lea", "Sam")
 SUBJECTS = ("The old dog", "The small bird", "The brown horse", "The quiet child", "The tall man", "The young cat")

@@ -8,7 +8,17 @@ have is held out in both.
 """
 import random
 
-from data.tasks import Problem, between, distinct, final_answer, only_number, pick, rng_of, shuffled, split_of
+from data.tasks.problem import (
+    between,
+    distinct,
+    final_answer,
+    only_number,
+    pick,
+    Problem,
+    rng_of,
+    shuffled,
+    split_of,
+)
 from data.tasks.form import OPENERS, STORIES, key_of, wording
 from data.tasks.math import NAMES
 

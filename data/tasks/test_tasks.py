@@ -8,15 +8,17 @@ from itertools import islice
 
 import pytest
 
-from data import tasks
-from data.tasks import FAMILIES, code, math, recall
+from data.tasks import pages, registry
+from data.tasks.problem import distinct, document_prompt, rng_of, split_of, to_chat, to_document
+from data.tasks.pages import FAMILIES
+from data.tasks import code, math, recall
 
 ALL = {**dict.fromkeys(FAMILIES, 1.0), "drills": 1.0}
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
 def gold(problem):
-    return tasks.document(problem).removeprefix(tasks.prompt(problem))
+    return to_document(problem).removeprefix(document_prompt(problem))
 
 
 # ---- every answer follows from the question, by another way than the generator's
@@ -120,16 +122,16 @@ def test_rewards(family):
     assert len({problem.key for problem in problems}) == 512
     assert all(sum(problem.level == level for problem in problems) >= 120 for level in (1, 2, 3))
     for problem in problems[:100]:
-        reply = tasks.chat(problem)[-1]
-        for right in (gold(problem), tasks.document(problem), reply["content"], problem.answer,
+        reply = to_chat(problem)[-1]
+        for right in (gold(problem), to_document(problem), reply["content"], problem.answer,
                       f"<think>\nAnswer: 1\n</think>\n\n{reply['content']}\n",
                       gold(problem) + "\nProblem: x\nAnswer: 1\n"):
-            assert tasks.reward(problem, right) == 1.0, right
+            assert registry.reward(problem, right) == 1.0, right
         for wrong in ("", "\n", "Answer:", "Answer: \x00", "é" * 1000, f"<think>{gold(problem)}",
                       gold(problem) + "Answer: no", f"Answer: {problem.answer} {problem.answer}", "Answer: 7 or 8",
                       "9" * 100_000, "." * 1_000_000, "[" * 100_000, '{"name": ' * 50):
-            assert tasks.reward(problem, wrong) == 0.0, wrong[:100]
-    others = [tasks.reward(problem, gold(other)) for problem, other in zip(problems, problems[3:] + problems[:3])]
+            assert registry.reward(problem, wrong) == 0.0, wrong[:100]
+    others = [registry.reward(problem, gold(other)) for problem, other in zip(problems, problems[3:] + problems[:3])]
     assert sum(others) / len(others) < 0.05
 
 
@@ -138,10 +140,10 @@ def test_tool_calls_are_compared_by_meaning():
     call = json.loads(problem.answer)
     number = next(iter(call["arguments"]))
     turned = {"arguments": dict(reversed(call["arguments"].items())), "name": call["name"]}
-    assert tasks.reward(problem, f"Answer: {json.dumps(turned, indent=None, separators=(',', ':'))}") == 1.0
+    assert registry.reward(problem, f"Answer: {json.dumps(turned, indent=None, separators=(',', ':'))}") == 1.0
     for change in ({number: float(call["arguments"][number])}, {number: str(call["arguments"][number])}, {"more": 1}):
         wrong = {**call, "arguments": {**call["arguments"], **change}}
-        assert tasks.reward(problem, f"Answer: {json.dumps(wrong)}") == 0.0
+        assert registry.reward(problem, f"Answer: {json.dumps(wrong)}") == 0.0
 
 
 @pytest.mark.parametrize("constraint, value, right, wrong", [
@@ -159,8 +161,8 @@ def test_tool_calls_are_compared_by_meaning():
 def test_form_constraints(constraint, value, right, wrong):
     extra = {"number": 19, "constraints": {constraint: value}}
     problem = replace(FAMILIES["form"].problems("train", 1, 0)[0], extra=extra)
-    assert tasks.reward(problem, f"Work: 12 + 7 = 19.\nAnswer: {right}\n") == 1.0
-    assert tasks.reward(problem, f"Work: 12 + 7 = 19.\nAnswer: {wrong}\n") == 0.0
+    assert registry.reward(problem, f"Work: 12 + 7 = 19.\nAnswer: {right}\n") == 1.0
+    assert registry.reward(problem, f"Work: 12 + 7 = 19.\nAnswer: {wrong}\n") == 0.0
 
 
 ATTACKS = [
@@ -205,9 +207,9 @@ def test_only_whole_numbers_and_lists_of_them_are_results():
 @families
 def test_splits_are_disjoint_and_fit_the_shares(family):
     keys = {split: {p.key for p in FAMILIES[family].problems(split, 300, 0)} for split in ("train", "dev", "test")}
-    assert all(tasks.split_of(key) == split for split in keys for key in keys[split])
+    assert all(split_of(key) == split for split in keys for key in keys[split])
     assert not keys["train"] & keys["test"] and not keys["dev"] & keys["test"] and not keys["train"] & keys["dev"]
-    shares = [tasks.split_of(f"{family} {i}") for i in range(5000)]
+    shares = [split_of(f"{family} {i}") for i in range(5000)]
     assert abs(shares.count("test") / 5000 - 0.1) < 0.02 and abs(shares.count("dev") / 5000 - 0.1) < 0.02
     with pytest.raises(ValueError, match="'valid'"):
         FAMILIES[family].problems("valid", 1, 0)
@@ -215,25 +217,25 @@ def test_splits_are_disjoint_and_fit_the_shares(family):
 
 def test_an_exhausted_space_ends():
     one = math.problems("train", 1, 0)[0]
-    assert tasks.distinct(lambda rng, level: one, "train", 5, 0) == [one]
+    assert distinct(lambda rng, level: one, "train", 5, 0) == [one]
 
 
 def test_no_held_out_prompt_in_the_stream():
-    pages = list(tasks.documents(ALL, 10_000, 0))
-    asked = {page.split("\n")[0] for page in pages}
+    made = list(pages.documents(ALL, 10_000, 0))
+    asked = {page.split("\n")[0] for page in made}
     for family, module in FAMILIES.items():
         held_out = module.problems("dev", 512, 0) + module.problems("test", 512, 0)
-        assert not asked & {tasks.prompt(p).split("\n")[0] for p in held_out}
-        seen = asked & {tasks.prompt(p).split("\n")[0] for p in module.problems("train", 1500, 0)}
+        assert not asked & {document_prompt(p).split("\n")[0] for p in held_out}
+        seen = asked & {document_prompt(p).split("\n")[0] for p in module.problems("train", 1500, 0)}
         assert seen or family == "recall"       # it can find something; recall's space is too large for that
 
 
 @families
-@pytest.mark.parametrize("kind", tasks.CORRUPTIONS)
+@pytest.mark.parametrize("kind", pages.CORRUPTIONS)
 def test_corruption_plants_the_named_fault(family, kind):
-    rng, scores = tasks.rng_of("test"), []
+    rng, scores = rng_of("test"), []
     for problem in FAMILIES[family].problems("train", 90, 0):
-        page, twin = tasks.document(problem), tasks.corrupt(problem, kind, rng)
+        page, twin = to_document(problem), pages.corrupt(problem, kind, rng)
         assert twin != page
         if kind == "missing question":
             assert problem.question not in twin and page.endswith(twin)
@@ -241,21 +243,21 @@ def test_corruption_plants_the_named_fault(family, kind):
             assert sorted(twin.split()) == sorted(page.split())
         elif kind == "off-topic" or problem.question in twin:
             assert problem.question in twin
-            scores.append(tasks.reward(problem, twin))
+            scores.append(registry.reward(problem, twin))
     assert not scores or sum(scores) / len(scores) < 0.03
 
 
 def test_stream_is_lazy_repeatable_and_mixed():
-    pages = list(islice(tasks.documents(ALL, 10 ** 12, 5), 3000))
-    assert pages == list(tasks.documents(ALL, 3000, 5)) != list(tasks.documents(ALL, 3000, 6))
+    made = list(islice(pages.documents(ALL, 10 ** 12, 5), 3000))
+    assert made == list(pages.documents(ALL, 3000, 5)) != list(pages.documents(ALL, 3000, 6))
     heads = {"drills": "Facts:", "tools": "Problem: Tools:", "code": "Problem: Write f(x):"}
     for head in heads.values():
-        assert abs(sum(page.startswith(head) for page in pages) / 3000 - 1 / 6) < 0.03
-    twins = list(tasks.documents(ALL, 3000, 5, corrupt=True))
-    assert all(page != twin for page, twin in zip(pages, twins))                # the same pages, each with a fault
-    assert sum(page.split("\n")[0] == twin.split("\n")[0] for page, twin in zip(pages, twins)) > 1200   # same question
+        assert abs(sum(page.startswith(head) for page in made) / 3000 - 1 / 6) < 0.03
+    twins = list(pages.documents(ALL, 3000, 5, corrupt=True))
+    assert all(page != twin for page, twin in zip(made, twins))                # the same pages, each with a fault
+    assert sum(page.split("\n")[0] == twin.split("\n")[0] for page, twin in zip(made, twins)) > 1200   # same question
     with pytest.raises(ValueError, match="sums"):
-        next(tasks.documents({"sums": 1.0}, 1, 0))
+        next(pages.documents({"sums": 1.0}, 1, 0))
 
 
 def test_recall_keeps_the_asked_distance():
@@ -273,5 +275,5 @@ GOLDEN = {"math": "b1f0689bca80", "code": "198678eec483", "tools": "7b10166bf77c
 @families
 def test_problems_never_change(family):
     """Splits and scores are comparable between machines and Python versions only while this holds."""
-    text = "".join(map(tasks.document, FAMILIES[family].problems("test", 30, 0)))
+    text = "".join(map(to_document, FAMILIES[family].problems("test", 30, 0)))
     assert hashlib.sha256(text.encode()).hexdigest()[:12] == GOLDEN[family]

@@ -3,8 +3,10 @@ import re
 
 import pytest
 
-from data import tasks
-from data.tasks import Problem, rng_of, split_of, taste
+from data.tasks.problem import as_reply, to_document
+from data.tasks import registry
+from data.tasks.problem import Problem, rng_of, split_of
+from data.tasks import taste
 
 PROBLEM = Problem("taste", "form 75 + 3 [('unit', 'miles')]",
                   "Tom runs 75 miles. He runs 3 more. What is the total? Give the unit.",
@@ -53,7 +55,7 @@ def test_the_answer_earns_all():
     for problem in taste.problems("train", 100, 0):
         made = problem_of(problem.question)
         assert (made.key, made.level) == (problem.key, problem.level) and made.extra.items() <= problem.extra.items()
-        assert tasks.reward(problem, tasks.as_reply(tasks.document(problem).partition("Work:")[2])) == 1
+        assert registry.reward(problem, as_reply(to_document(problem).partition("Work:")[2])) == 1
 
 
 def test_replies_are_right_and_of_all_forms():
@@ -89,7 +91,7 @@ def test_noise_is_for_the_longer_reply_alone(noise):
 
 
 def test_a_question_that_form_has_too_is_in_the_same_split():
-    form = {problem.question: problem.key for problem in tasks.family("form").problems("train", 5000, 0)}
+    form = {problem.question: problem.key for problem in registry.family("form").problems("train", 5000, 0)}
     both = [problem for problem in taste.problems("train", 5000, 0) if problem.question in form]
     assert len(both) > 10 and all(form[problem.question] == problem.key for problem in both)
 
@@ -104,4 +106,4 @@ def test_splits_keep_apart():
 def test_the_same_seed_gives_the_same():
     assert taste.pairs("train", 20, 3, 0.2) == taste.pairs("train", 30, 3, 0.2)[:20] != taste.pairs("train", 20, 4, 0.2)
     assert taste.problems("dev", 20, 3) == taste.problems("dev", 20, 3) != taste.problems("dev", 20, 4)
-    assert tasks.family("taste") is taste
+    assert registry.family("taste") is taste

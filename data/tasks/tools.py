@@ -6,7 +6,7 @@ three arguments, and in the request a number that is no argument.
 import json
 import random
 
-from data.tasks import Problem, between, distinct, final_answer, pick, shuffled
+from data.tasks.problem import between, distinct, final_answer, pick, Problem, shuffled
 
 DAYS = ("Monday", "Tuesday", "Friday", "Sunday")
 CITIES = ("Rome", "Paris", "Oslo", "Lima", "Cairo", "Delhi")

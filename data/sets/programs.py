@@ -1,0 +1,243 @@
+"""Programs judged by running their tests: HumanEval, MBPP and KodCode. Nothing of them runs in this process.
+
+A problem's extra holds `tests`, trusted code, and `names`, what the tests use of the program; data/verify/sandbox.py runs the
+two in different processes. So a program's changes to its own arguments stay unseen: tests that ask for them fail.
+
+HumanEval (arXiv 2107.03374): `prompt`, what a base model continues, and `helpers`, what stands before the function.
+MBPP (arXiv 2108.07732): the question shows the first assertion alone, as EvalPlus does (the paper shows all), for with
+all of them in view a table of their values would pass.
+"""
+import ast
+import os
+import random
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from data.verify import sandbox
+from data.tasks.problem import Problem, shuffled
+from data.chat.template import after_thoughts
+
+STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\nassert")     # after the body; the Codex paper's, and assert
+
+
+def parse(code: str) -> ast.Module:
+    """The tree of trusted code; SyntaxError, also for what only a compiler finds."""
+    with warnings.catch_warnings():             # odd escapes in the sets' strings
+        warnings.simplefilter("ignore")
+        compile(code, "program", "exec", dont_inherit=True)
+        return ast.parse(code)
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """The names of a module's functions and classes."""
+    return {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+# ---- the sets: a record to a problem; KeyError for a missing column, ValueError for what else makes it unusable
+
+def _problem(question: str, code: str, tests: str, names: set[str], level: int = 0, **extra: str) -> Problem:
+    parse(tests)
+    if not names or names - defined(parse(code)):
+        raise ValueError("the solution does not define what the tests use")
+    extra = {"tests": tests, "names": sorted(names), "reply": "```python\n{}\n```", **extra}
+    return Problem("", question, question, (), code.strip(), level, extra)
+
+
+def humaneval(record: dict) -> Problem:
+    """The helper functions of some prompts (32, 38, 50) stand in the tests too: those must not ask the program's."""
+    text, name = record["prompt"], record["entry_point"]
+    code = text + record["canonical_solution"]
+    helpers = "\n".join(ast.unparse(node) for node in parse(code).body if getattr(node, "name", "") != name)
+    question = f"Complete this Python function:\n\n```python\n{text.strip()}\n```"
+    return _problem(question, code, f"{helpers}\n{record['test']}\ncheck({name})", {name}, prompt=text, helpers=helpers)
+
+
+def mbpp(record: dict) -> Problem:
+    """Of the full set (text, test_setup_code) or of the sanitized one (prompt, test_imports)."""
+    text = record["text"] if "text" in record else record["prompt"]
+    setup = record["test_setup_code"] if "text" in record else "\n".join(record["test_imports"])
+    code, asserts = record["code"].replace("\r\n", "\n"), record["test_list"]
+    if not asserts:
+        raise ValueError("no tests")            # which every program would pass
+    imports = [ast.unparse(node) for node in parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    tests = "\n".join([*imports, setup, *asserts])      # the tests of 302 use an import of the solution
+    names = {node.id for node in ast.walk(parse(tests)) if isinstance(node, ast.Name)} & defined(parse(code))
+    return _problem(f"{text.strip()}\nYour code should pass this test:\n{asserts[0]}", code, tests, names)
+
+
+def kodcode(record: dict) -> Problem:
+    """KodCode-V1 (arXiv 2503.02951). Its pytest functions are called one after the other; those with parameters,
+    which need fixtures or pytest.mark, and methods of classes are not supported: ValueError."""
+    tree = parse(record["test"])
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))]
+    used, cases = {"solution": set(), "pytest": set()}, []
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module="solution" | "pytest" as module, names=names):
+                used[module].update(alias.name for alias in names)
+            case ast.Attribute(value=ast.Name(id="solution" | "pytest" as module), attr=name):
+                used[module].add(name)
+            case ast.FunctionDef(name=name) if name.startswith("test"):
+                cases.append(name)
+                if ast.unparse(node.args):
+                    raise ValueError("tests with parameters")
+    if unknown := used["pytest"] - {"approx", "raises", "fail"}:
+        raise ValueError(f"tests with pytest.{min(unknown)}")
+    if not cases or set(cases) - defined(tree):
+        raise ValueError("tests that are no functions")
+    declarations = "\n".join(info["function_declaration"] for info in record.get("test_info") or ())
+    question = f"{record['question'].strip()}\n\nDefine:\n{declarations or ', '.join(sorted(used['solution']))}"
+    tests = "\n".join([PYTEST, ast.unparse(tree), *(f"{case}()" for case in dict.fromkeys(cases))])
+    level = {"easy": 1, "medium": 2, "hard": 3}.get(record.get("gpt_difficulty"), 0)
+    return _problem(question, record["solution"], tests, used["solution"], level)
+
+
+PYTEST = """
+import cmath, re, sys, types
+
+class raises:
+    def __init__(self, expected, match=''): self.expected, self.pattern = expected, match
+    def __enter__(self): return self
+    def __exit__(self, kind, error, trace):
+        assert kind, 'nothing was raised'
+        self.type, self.value = kind, error
+        return issubclass(kind, self.expected) and self.match(self.pattern)
+    def match(self, pattern): return re.search(pattern or '', str(self.value)) is not None
+
+class approx:
+    def __init__(self, wanted, rel=1e-6, abs=1e-12): self.wanted, self.tolerances = wanted, (rel or 0, abs or 0)
+    def __eq__(self, got):
+        wanted, inner = self.wanted, lambda value: approx(value, *self.tolerances)
+        if isinstance(wanted, dict): return got == {key: inner(value) for key, value in wanted.items()}
+        if isinstance(wanted, (list, tuple)): return list(got) == list(map(inner, wanted))
+        return got == wanted or cmath.isclose(got, wanted, rel_tol=self.tolerances[0], abs_tol=self.tolerances[1])
+
+def fail(reason=''): raise AssertionError(reason)
+
+sys.modules['pytest'] = pytest = types.ModuleType('pytest')
+pytest.raises, pytest.approx, pytest.fail = raises, approx, fail
+"""
+
+
+# ---- the reward
+
+def program_of(response: str, problem: Problem) -> str | None:
+    """The program that a response offers; None: none, as its thoughts never end.
+
+    That is the last fenced Python block (another only where there is none) that defines what the tests use, else the
+    text itself: a base model's answer, cut where it runs on. What begins with an indented line, or lacks HumanEval's
+    function, continues the prompt.
+    """
+    text = after_thoughts(response)
+    if text is None:
+        return None
+    prompt, names = problem.extra.get("prompt"), problem.extra.get("names", ())
+
+    def defines(code: str) -> bool:
+        return all(re.search(rf"^(?:(?:async +)?def|class) +{name}\b|^{name} *[:=]", code, re.M) for name in names)
+
+    blocks = re.findall(r"^```[ \t]*+(\w*+)[^\n]*+\n(.*?)(?:^```|\Z)", text, re.M | re.S)
+    blocks = [code for language, code in blocks if language.lower() in ("python", "python3", "py")] or \
+             [code for language, code in blocks if not language]
+    if blocks:
+        code = next((block for block in reversed(blocks) if defines(block)), blocks[-1])
+    else:
+        code = re.split(r"^Answer: ?", text.split("\nProblem:")[0], flags=re.M)[-1]
+    first = next((line for line in code.splitlines() if line.strip()), "")
+    if prompt and (first[:1].isspace() or not defines(code)):
+        return prompt + code[:min((at for stop in STOPS if (at := code.find(stop)) >= 0), default=len(code))]
+    future = r"^from __future__ .*\n"             # must stay in front
+    futures, code = "".join(re.findall(future, code, re.M)), re.sub(future, "", code, flags=re.M)
+    return f"{futures}{problem.extra.get('helpers', '')}\n{code.strip()}\n"
+
+
+def score(program: str, problem: Problem, box: sandbox.Sandbox) -> float | None:
+    """1.0 for a program that passes the problem's tests, else 0.0; None: the sandbox failed."""
+    result = box.test(program, problem.extra["tests"], problem.extra["names"])
+    return {"passed": 1.0, "broken": None}.get(result.status, 0.0)
+
+
+def reward(problem: Problem, response: str) -> float | None:
+    """1.0 if the response's program passes all tests, else 0.0; None: could not be scored."""
+    program = program_of(response, problem)
+    return 0.0 if program is None else score(program, problem, sandbox.shared())
+
+
+def validated(problems: list[Problem], box: sandbox.Sandbox) -> tuple[list[Problem], Counter]:
+    """The problems that the known solution passes, and one without bodies does not; why the others were left out."""
+    def fault(problem: Problem) -> str:
+        known, empty = (score(code, problem, box) for code in (problem.answer, without_bodies(problem.answer)))
+        if known is None or empty is None:
+            return "the sandbox failed"
+        return "a solution without bodies passes" if empty else "" if known else "its own solution fails"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults = list(pool.map(fault, problems))
+    return [problem for problem, why in zip(problems, faults) if not why], Counter(filter(None, faults))
+
+
+# ---- wrong programs
+
+def without_bodies(code: str) -> str:
+    tree = parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [ast.Pass()]
+    return ast.unparse(tree)
+
+
+OTHERS = {ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+          ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
+          ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+          ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitAnd}
+
+
+def mutants(code: str, rng: random.Random, n: int) -> list[str]:
+    """Up to n different programs, each the given one with a small fault, in random order. Some may still be right."""
+    count, original, found = len(list(_faults(parse(code)))), ast.unparse(parse(code)), {}
+    for which in shuffled(rng, range(count)):
+        tree = parse(code)
+        list(_faults(tree))[which]()
+        mutant = ast.unparse(ast.fix_missing_locations(tree))
+        try:
+            parse(mutant)
+        except SyntaxError:                     # as `nonlocal` without what it names
+            continue
+        if mutant != original:
+            found[mutant] = None
+        if len(found) >= n:
+            break
+    return list(found)
+
+
+def _faults(tree: ast.Module) -> Iterator[Callable[[], None]]:
+    """Every change that makes a mutant, to be called to make it in place."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare(ops=[op, *rest]):
+                yield partial(setattr, node, "ops", [OTHERS[type(op)](), *rest])
+            case ast.BinOp(op=op) | ast.AugAssign(op=op) | ast.BoolOp(op=op) if type(op) in OTHERS:
+                yield partial(setattr, node, "op", OTHERS[type(op)]())
+            case ast.Constant(value=bool(value)):
+                yield partial(setattr, node, "value", not value)
+            case ast.Constant(value=int(value) | float(value)):
+                yield partial(setattr, node, "value", value + 1)
+            case ast.Return(value=ast.expr() as value):
+                yield partial(setattr, node, "value", None)
+                yield partial(setattr, node, "value", ast.List([value], ast.Load()))
+            case ast.Call(func=ast.Name(id="range"), args=[_, *_] as ends):
+                stop = min(1, len(ends) - 1)
+                yield partial(ends.__setitem__, stop, ast.BinOp(ends[stop], ast.Sub(), ast.Constant(1)))
+            case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
+                yield partial(setattr, node, "test", ast.UnaryOp(ast.Not(), test))
+        for body in (getattr(node, "body", None), getattr(node, "orelse", None)):
+            for i, statement in enumerate(body if isinstance(body, list) else ()):
+                match statement:
+                    case ast.Expr(value=ast.Constant()):
+                        pass                    # a docstring
+                    case ast.Assign() | ast.AugAssign() | ast.Expr() | ast.Break():
+                        yield partial(body.__setitem__, i, ast.Pass())

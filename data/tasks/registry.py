@@ -1,0 +1,31 @@
+"""What judges responses to a task, found by the task's name: a generated family, or a public set."""
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from data.sets import public
+from data.tasks import taste
+from data.tasks.pages import FAMILIES
+from data.tasks.problem import Problem
+
+
+def family(spec: str):
+    """What has `problems(split, n, seed)` and `reward(problem, response)`: one of FAMILIES, or a public set.
+
+    A public set (data/sets/public.py) is "gsm8k" from the hub, or "gsm8k=FILE". Where its answers can be compared, as
+    for a vote, it has `same` as well.
+    """
+    if spec in FAMILIES or spec == "taste":
+        return FAMILIES.get(spec, taste)
+    return public.family(spec)
+
+
+def reward(problem: Problem, response: str) -> float | None:
+    """1.0 for a right response (the text after the prompt, or a chat reply), else 0.0; None: could not be scored."""
+    return family(problem.family).reward(problem, response)
+
+
+def rewards(problems: Sequence[Problem], responses: Sequence[str]) -> list[float | None]:
+    """The reward of each response, several at a time: programs wait for the sandbox."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(reward, problems, responses))
