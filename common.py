@@ -117,7 +117,7 @@ def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] =
     cfg = SimpleNamespace(path=str(path), out=Path("out") / options["run"], **options)
     cfg.command = shlex.join([Path(sys.argv[0]).name, *argv])
     for name, cls in sections.items():
-        setattr(cfg, name, build(cls, raw[name], f"{path}: {name}"))
+        setattr(cfg, name, from_dict(cls, raw[name], f"{path}: {name}"))
     return cfg
 
 
@@ -138,7 +138,7 @@ def _read_config_file(path: Path) -> dict[str, dict]:
     return {name: dict(public.get(name, {})) for name in SECTIONS}
 
 
-def build(cls, values: dict, where: str):
+def from_dict(cls, values: dict, where: str):
     """Makes the dataclass cls from a dict; names the nearest key on a misspelt one, and the type on a wrong one."""
     hints = _hints(cls)
     for key, value in values.items():
@@ -206,10 +206,10 @@ def _help(doc: str, flags: dict, sections: dict) -> str:
 
 def config_hash(cfg: SimpleNamespace, *sections: str) -> str:
     """12 hex digits over the named sections: what a result was made with."""
-    return hash_of({name: dataclasses.asdict(getattr(cfg, name)) for name in sections})
+    return hash_json({name: dataclasses.asdict(getattr(cfg, name)) for name in sections})
 
 
-def hash_of(value) -> str:
+def hash_json(value) -> str:
     """12 hex digits over a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -311,7 +311,7 @@ def assign(parameter: torch.Tensor, full: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def unsharded(model, replica=None):
+def unsharded_copy(model, replica=None):
     """A plain module with the model's present weights, for sampling: no collective runs while it decodes.
 
     A model that is not sharded is its own. Else its weights are gathered, one tensor at a time on every rank, into
@@ -398,22 +398,22 @@ def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: di
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
         _fsync(folder)
-        for path in checkpoints(folder)[keep:]:
+        for path in list_checkpoints(folder)[keep:]:
             if not (path / "meta.json").is_file() or not read_meta(path).get("keep"):
                 shutil.rmtree(path, ignore_errors=True)
     d.barrier()
     return final
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """step_<n> folders, newest first; whether they are whole is for find_checkpoint to say."""
     return sorted(folder.glob("step_*"), key=lambda p: int(p.name[5:]), reverse=True)
 
 
 def find_checkpoint(d: Dist, folder: Path) -> Path | None:
     """The newest checkpoint that is whole: every file's size and checksum is looked at, damaged ones are named."""
-    for path in checkpoints(folder):
-        problem = check(d, path)
+    for path in list_checkpoints(folder):
+        problem = find_damage(d, path)
         if not problem:
             return path
         if d.is_main:
@@ -421,7 +421,7 @@ def find_checkpoint(d: Dist, folder: Path) -> Path | None:
     return None
 
 
-def check(d: Dist, path: Path) -> str:
+def find_damage(d: Dist, path: Path) -> str:
     """What is wrong with a checkpoint ('' if nothing); the ranks share the reading."""
     try:
         files = read_meta(path)["files"]
@@ -449,7 +449,7 @@ def load_checkpoint(d: Dist, path: Path, model, optimizer=None, checked: bool = 
 
     checked: find_checkpoint has just read the files against their checksums. Else UserError names a damaged one.
     """
-    if not checked and (problem := check(d, path)):
+    if not checked and (problem := find_damage(d, path)):
         raise UserError(f"cannot load a damaged checkpoint: {problem}")
     no_dist = not dist.is_initialized()
     if optimizer is None:
@@ -564,14 +564,14 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def machine(device: torch.device) -> str:
+def describe_machine(device: torch.device) -> str:
     """What a result was measured on, in a few words."""
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
-def commit() -> str:
+def current_commit() -> str:
     """The commit that the code runs from, marked where tracked code differs from it; '' outside a git checkout."""
     def git(*command: str) -> str:
         where = ["git", "-C", Path(__file__).parent]

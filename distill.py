@@ -52,7 +52,7 @@ from data.chat.pairs import (
     TopK,
 )
 from data.text.tokenizer import Tokenizer
-from evaluate import EvaluateConfig, evaluate, prompt_of, table, without_rows
+from evaluate import EvaluateConfig, evaluate, task_prompt, format_table, without_rows
 from generate import sample, stop_ids
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_kl, linear_topk_kl, teacher_topk
 from model import ModelConfig
@@ -129,13 +129,13 @@ def problems_of(p: DistillConfig, scale: float) -> list[tuple[str, Problem]]:
 def draw(model, tokenizer, problems: list, p: DistillConfig, seed: int) -> list[list[dict]]:
     """n_samples scored samples of each problem (data/chat/pairs.py has their form)."""
     stop = stop_ids(tokenizer)
-    prompts = [prompt_of(problem, tokenizer, "chat") for _, problem in problems]
+    prompts = [task_prompt(problem, tokenizer, "chat") for _, problem in problems]
     answers = sample(model, prompts, p.n_samples, p.max_new_tokens, p.temperature, stop=stop, seed=seed,
                      max_rows=p.max_rows)
     texts = [tokenizer.decode([t for t in a.tokens if t not in stop]) for each in answers for a in each]
     scores = iter(registry.rewards([problem for _, problem in problems for _ in range(p.n_samples)], texts))
     texts = iter(texts)
-    return [[{"text": next(texts), "score": next(scores), "finish": a.finish, "tokens": a.tokens,
+    return [[{"text": next(texts), "score": next(scores), "finish_reason": a.finish_reason, "tokens": a.tokens,
               "logprob": float(np.mean(a.logprobs))} for a in each] for each in answers]
 
 
@@ -144,7 +144,7 @@ def sampled(who: str, source: Path, problems: list, p: DistillConfig, out: Path,
     made_by = [str(source), *sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in source.iterdir()),
                [(task, problem.key) for task, problem in problems],
                p.n_samples, p.temperature, p.max_new_tokens, p.seed]
-    folder, size = Path(p.samples or out / "samples") / f"{who}-{common.hash_of(made_by)}", 64
+    folder, size = Path(p.samples or out / "samples") / f"{who}-{common.hash_json(made_by)}", 64
     chunks = [(folder / f"{n:05d}.json", n) for n in range(-(-len(problems) // size))]
     mine = [(path, n) for path, n in chunks[d.rank::d.world] if not path.is_file()]
     if mine:
@@ -306,10 +306,10 @@ def keep_scores(run: loop.Run, source: Path, teacher, pairs: list[Pair], batches
     """(pairs, 2, 2) float64: log-probabilities of chosen and rejected under reference and teacher, computed once and
     kept; nan for what is in no batch, or without a teacher. source: the reference's checkpoint. Writes TopK, too."""
     d, p = run.d, run.p
-    path = run.folder / f"frozen-{common.hash_of([history(pairs, source, p), p.top_k, len(batches)])}.npy"
+    path = run.folder / f"frozen-{common.hash_json([history(pairs, source, p), p.top_k, len(batches)])}.npy"
     kept = path.is_file() and (teacher is None or not p.top_k or (run.folder / f"top{p.top_k}_logprobs.npy").is_file())
     if d.sum(float(kept))[0] < d.world:
-        reference, top = run.model if run.step == 0 else hf.frozen(d, source, p.dtype), None
+        reference, top = run.model if run.step == 0 else hf.load_frozen(d, source, p.dtype), None
         if p.top_k and teacher is not None:
             if d.is_main:
                 TopK(run.folder, pairs, p.top_k, new=True)
@@ -329,7 +329,7 @@ def keep_scores(run: loop.Run, source: Path, teacher, pairs: list[Pair], batches
 
 def history(pairs: list[Pair], source: Path, p: DistillConfig) -> list:
     """What a checkpoint's past must have been, as JSON, for a run to go on from it."""
-    return [p.seed, common.hash_of([dataclasses.astuple(pair) for pair in pairs]), str(source), p.teacher,
+    return [p.seed, common.hash_json([dataclasses.astuple(pair) for pair in pairs]), str(source), p.teacher,
             p.batch_pairs, p.context, p.refresh_every, p.negatives]
 
 
@@ -375,18 +375,18 @@ def main():
     d = common.init_distributed(p.dtype, p.shard_size)
     if p.batch_pairs % d.world:
         raise UserError(f"distill.batch_pairs={p.batch_pairs} is no multiple of the {d.world} processes")
-    source = hf.find(d, cfg.init_from or "sft", cfg.out)
+    source = hf.resolve_checkpoint(d, cfg.init_from or "sft", cfg.out)
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
     if p.top_k > cfg.model.vocab_size:
         raise UserError(f"distill.top_k={p.top_k} is more than the vocabulary of {cfg.model.vocab_size}")
     distills = p.kl_chosen + p.kl_rejected > 0
-    teacher_source = hf.find(d, p.teacher, cfg.out) if p.teacher else None
+    teacher_source = hf.resolve_checkpoint(d, p.teacher, cfg.out) if p.teacher else None
     share_tokens = bool(teacher_source) and Tokenizer.load(teacher_source / "tokenizer.json").hash == tokenizer.hash
     if teacher_source and distills and not share_tokens:
         raise UserError(f"the teacher {teacher_source} has another tokenizer than {source}: its distribution is over "
                         "other tokens. Set distill.kl_chosen=0 and distill.kl_rejected=0 (preference alone)")
-    if share_tokens and distills and (theirs := hf.config_of(teacher_source).vocab_size) != cfg.model.vocab_size:
+    if share_tokens and distills and (theirs := hf.read_model_config(teacher_source).vocab_size) != cfg.model.vocab_size:
         raise UserError(f"the teacher {teacher_source} has a vocabulary of {theirs}, the student one of "
                         f"{cfg.model.vocab_size}: pad the smaller to the larger")
 
@@ -408,25 +408,25 @@ def main():
     if newest:
         run.resume(newest, True, lambda step: past)
     else:
-        run.model.rope_theta = hf.start_from(d, run.model, tokenizer, source)
+        run.model.rope_theta = hf.load_initial_weights(d, run.model, tokenizer, source)
     if p.compare and run.step == 0 and cfg.evaluate.tasks:
         loop.before(run, ("chat",))
         if teacher_source:
             grade_teacher(run, teacher_source)
 
     mine_of = lambda step: order(len(pairs), step * p.batch_pairs, p.batch_pairs, p.seed)[d.rank::d.world]
-    teacher = hf.frozen(d, teacher_source, p.dtype) if share_tokens else None
+    teacher = hf.load_frozen(d, teacher_source, p.dtype) if share_tokens else None
     first_epoch = [mine_of(step) for step in range(min(n_steps, -(-len(pairs) // p.batch_pairs)))]
     run.folder.mkdir(parents=True, exist_ok=True)
     frozen = keep_scores(run, source, teacher, pairs, first_epoch)
     guide = (TopK(run.folder, pairs, p.top_k) if p.top_k else teacher) if distills else None
-    reference = hf.frozen(d, source, p.dtype) if p.refresh_every else None
+    reference = hf.load_frozen(d, source, p.dtype) if p.refresh_every else None
 
     for step in run.steps(n_steps):
         base = step - step % p.refresh_every if p.refresh_every else -1
         if p.refresh_every and step in (base, run.first_step):
             for start in range(0 if step == run.first_step else base, base + 1, p.refresh_every):  # a resumed run: all
-                refresh(run, problems, pairs, start, n_steps, common.hash_of(past))
+                refresh(run, problems, pairs, start, n_steps, common.hash_json(past))
             batches = [mine_of(s) for s in range(base, min(base + p.refresh_every, n_steps))]
             for i, model in enumerate((reference, teacher)):
                 for pair, values in (score(model, pairs, batches, p, d) if model else {}).items():
@@ -452,9 +452,9 @@ def main():
 def grade_teacher(run: loop.Run, source: Path) -> None:
     """Prints what the teacher can do on the student's problems, and keeps it in teacher.json with its cost."""
     model, tokenizer = hf.load(source, run.d.device, getattr(torch, run.p.dtype))
-    scores = evaluate(model, tokenizer, dataclasses.replace(run.cfg.evaluate, form="chat"), run.d)
+    scores = evaluate(model, tokenizer, dataclasses.replace(run.cfg.evaluate, prompt_format="chat"), run.d)
     if run.d.is_main:
-        print(f"the teacher, {sum(x.numel() for x in model.parameters()):,} parameters\n{table(scores)}", flush=True)
+        print(f"the teacher, {sum(x.numel() for x in model.parameters()):,} parameters\n{format_table(scores)}", flush=True)
         cost = {}
         if (source / "meta.json").is_file():
             meta, steps = common.read_meta(source), common.read_metrics(source.parent)

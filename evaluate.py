@@ -40,7 +40,7 @@ class EvaluateConfig:
     checkpoint: str = ""         # what to evaluate: a phase's folder, a checkpoint, or a Hugging Face folder
     endpoint: str = ""           # or an OpenAI-compatible server, http://localhost:8000/v1; key: OPENAI_API_KEY
     model: str = ""              # name on that server (default: the first that it has)
-    form: str = ""               # how it is asked: "document" or "chat" (default: what the checkpoint was trained on)
+    prompt_format: str = ""      # how it is asked: "document" or "chat" (default: what the checkpoint was trained on)
     split: str = "dev"           # "dev" while settings are being chosen, "test" once they are frozen
     n_problems: int = 512        # held-out problems of each task, or all of a set that has fewer
     k: int = 4                   # samples of each problem
@@ -51,8 +51,8 @@ class EvaluateConfig:
     seed: int = 0                # of problems and samples
 
     def __post_init__(self):
-        if self.form not in ("", "document", "chat") or self.split not in ("train", "dev", "test"):
-            raise ValueError(f"form {self.form!r} must be document or chat, split {self.split!r} train, dev or test")
+        if self.prompt_format not in ("", "document", "chat") or self.split not in ("train", "dev", "test"):
+            raise ValueError(f"prompt_format {self.prompt_format!r} must be document or chat, split {self.split!r} train, dev or test")
         if min(self.n_problems, self.k, self.max_new_tokens, self.max_rows) < 1 or self.temperature < 0:
             raise ValueError("n_problems, k, max_new_tokens and max_rows must be at least 1, temperature at least 0")
 
@@ -64,8 +64,8 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
              made_by: str = "") -> dict[str, dict]:
     """Scores of each task, as `summarize` makes them.
 
-    model: a plain module on this rank (common.unsharded), or without a tokenizer a writer of `server`; the ranks of d
-    share the problems and all get the result. cfg.form "chat": the question in chat form; else the document up to where
+    model: a plain module on this rank (common.unsharded_copy), or without a tokenizer a writer of `server`; the ranks of d
+    share the problems and all get the result. cfg.prompt_format "chat": the question in chat form; else the document up to where
     the model must go on. folder: where samples are kept; made_by: what the model is, for the names of the files there.
     """
     d = d or common.Dist(0, 1, torch.device("cpu"), None)
@@ -73,10 +73,10 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
     for spec in cfg.tasks:
         family = registry.family(spec)
         problems = family.problems(cfg.split, cfg.n_problems, cfg.seed)
-        prompts = [prompt_of(problem, tokenizer, cfg.form) for problem in problems]
+        prompts = [task_prompt(problem, tokenizer, cfg.prompt_format) for problem in problems]
         key = [made_by, cfg.k, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed,
                [(problem.key, problem.answer, prompt) for problem, prompt in zip(problems, prompts)]]
-        name = f"{spec.partition('=')[0]}-{common.hash_of(key)}"
+        name = f"{spec.partition('=')[0]}-{common.hash_json(key)}"
         rows = kept(folder, name) if folder else {}
         d.barrier()                             # all have read before one of them writes
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # as generate.sample does
@@ -85,13 +85,13 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
         todo = [batch for batch in batches if any((i, j) not in rows for i in batch for j in range(cfg.k))]
         new, bar = {}, tqdm(todo[d.rank::d.world], spec, delay=10, disable=None if d.is_main else True)
         for batch in bar:
-            drawn = draw(model, tokenizer, prompts, batch, cfg)
+            drawn = sample_batch(model, tokenizer, prompts, batch, cfg)
             rewards = registry.rewards([problems[i] for i, _ in drawn], [text or "" for text, *_ in drawn.values()])
             for ((i, j), (text, finish, tokens)), reward in zip(drawn.items(), rewards):
                 prompt = tokenizer.decode(prompts[i]) if tokenizer else prompts[i]
                 offered = getattr(family, "offered", final_answer)(text or "") or None
                 new[i, j] = dict(task=spec, problem=i, sample=j, level=problems[i].level, answer=problems[i].answer,
-                                 prompt=prompt, response=text, offered=offered, finish=finish, tokens=tokens,
+                                 prompt=prompt, response=text, offered=offered, finish_reason=finish, tokens=tokens,
                                  reward=None if text is None else reward)
             if folder:
                 with open(folder / f"{name}.{d.rank}.jsonl", "a") as file:
@@ -101,7 +101,7 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None
     return scores
 
 
-def draw(model, tokenizer, prompts: list, batch: list[int], cfg: EvaluateConfig) -> dict:
+def sample_batch(model, tokenizer, prompts: list, batch: list[int], cfg: EvaluateConfig) -> dict:
     """{(problem, sample): (text, finish, tokens)} of a batch of problems. finish: "stop", "length", or "failed" (with
     None for a text) where a server gave no answer."""
     pairs = [(i, j) for i in batch for j in range(cfg.k)]
@@ -114,14 +114,14 @@ def draw(model, tokenizer, prompts: list, batch: list[int], cfg: EvaluateConfig)
     stop = generate.stop_ids(tokenizer)
     samples = generate.sample(model, [prompts[i] for i in batch], cfg.k, cfg.max_new_tokens, cfg.temperature, cfg.top_p,
                               stop=stop, seed=cfg.seed, max_rows=cfg.max_rows, numbers=batch)
-    return {pair: (tokenizer.decode([t for t in one.tokens if t not in stop]), one.finish, len(one.tokens))
+    return {pair: (tokenizer.decode([t for t in one.tokens if t not in stop]), one.finish_reason, len(one.tokens))
             for pair, one in zip(pairs, (one for group in samples for one in group))}
 
 
-def prompt_of(problem: Problem, tokenizer, form: str) -> list[int] | list[dict] | str:
+def task_prompt(problem: Problem, tokenizer, prompt_format: str) -> list[int] | list[dict] | str:
     """What the model is given: the question in chat form, with its tools, or the beginning of a page. Token ids; or,
     without a tokenizer, what a server is sent: messages or a text."""
-    if form != "chat":
+    if prompt_format != "chat":
         text = document_prompt(problem)
         return [tokenizer.bos, *tokenizer.encode(text)] if tokenizer else text
     messages, tools = to_chat(problem)[:1], problem.extra.get("tools", ())
@@ -132,14 +132,14 @@ def prompt_of(problem: Problem, tokenizer, form: str) -> list[int] | list[dict] 
     return [system] * bool(tools) + messages
 
 
-def server(cfg: EvaluateConfig) -> llm.Writer:
+def server_llm(cfg: EvaluateConfig) -> llm.LLM:
     """A writer that gives (text, finish, tokens) for each of what `prompt_of` makes, None for what got no answer."""
     def read(answer: dict) -> tuple[str, str, int]:
         choice = answer["choices"][0]
         text = choice["text"] if "text" in choice else llm.chat_form(choice["message"])
         return text, "length" if choice["finish_reason"] == "length" else "stop", answer["usage"]["completion_tokens"]
 
-    return llm.http_writer(common.build(llm.WriterConfig, dict(
+    return llm.http_llm(common.from_dict(llm.LLMConfig, dict(
         url=cfg.endpoint, model=cfg.model, temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_new_tokens,
         timeout=3600.0, concurrency=cfg.max_rows, seed=cfg.seed), "evaluate.endpoint"), read)
 
@@ -213,7 +213,7 @@ def summarize(rows: list[dict], k: int, same: Callable[[str, str], bool] | None 
         "maj": mean([majority([(r["offered"], r["reward"]) for r in group], same)
                      for group in graded.values() if group]) if same else None,
         "levels": {level: mean(of_level) for level, of_level in sorted(by_level.items())},
-        "truncated": mean([r["finish"] == "length" for r in rows]),
+        "truncated": mean([r["finish_reason"] == "length" for r in rows]),
         "no_answer": mean([r["offered"] is None for r in rows]),
         "tokens": mean([r["tokens"] for r in rows]), "tokens_used": sum(r["tokens"] for r in rows),
         "unscored": sum(r["reward"] is None for r in rows), "n": len(means), "k": k, "rows": rows,
@@ -229,7 +229,7 @@ def without_rows(scores: dict[str, dict]) -> dict[str, dict]:
     return {task: {k: v for k, v in score.items() if k != "rows"} for task, score in scores.items()}
 
 
-def table(scores: dict[str, dict]) -> str:
+def format_table(scores: dict[str, dict]) -> str:
     """The scores as a text table."""
     first = next(iter(scores.values()))
     tried = "pass@" + "/".join(map(str, first["pass_at"]))
@@ -249,7 +249,7 @@ def table(scores: dict[str, dict]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
-def form_of(folder: Path) -> str:
+def default_prompt_format(folder: Path) -> str:
     """The form that a checkpoint was trained on: documents in phase 1, conversations after it."""
     ours = (folder / "meta.json").is_file()
     return "document" if ours and common.read_meta(folder)["phase"] == "pretrain" else "chat"
@@ -276,19 +276,19 @@ def main():
         raise common.UserError("evaluate.endpoint and evaluate.checkpoint are both set: which of the two is meant?")
     d = common.init_distributed("float32")
     if cfg.endpoint:
-        source, cfg.form = f"{cfg.endpoint} {cfg.model}".strip(), cfg.form or "chat"
-        model, tokenizer, made_by = server(cfg), None, source
+        source, cfg.prompt_format = f"{cfg.endpoint} {cfg.model}".strip(), cfg.prompt_format or "chat"
+        model, tokenizer, made_by = server_llm(cfg), None, source
     else:
-        source = hf.find(d, cfg.checkpoint or run.out / "pretrain")
-        cfg.form = cfg.form or form_of(source)
+        source = hf.resolve_checkpoint(d, cfg.checkpoint or run.out / "pretrain")
+        cfg.prompt_format = cfg.prompt_format or default_prompt_format(source)
         dtype = torch.bfloat16 if d.device.type == "cuda" else torch.float32
         model, tokenizer = hf.load(source, d.device, dtype)
         made_by = f"{digest(source)} {dtype}"
     if d.is_main:
-        print(f"{source}, split {cfg.split}, {cfg.form} form", flush=True)
+        print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)
     scores = evaluate(model, tokenizer, cfg, d, run.out / "evaluate", made_by)
     if d.is_main:
-        print(table(scores))
+        print(format_table(scores))
         common.write_atomic(run.out / "evaluate.json", json.dumps(dict(
             made_by=str(source), settings=dataclasses.asdict(cfg), scores=without_rows(scores)), indent=1) + "\n")
         common.write_atomic(run.out / "evaluate.jsonl", "".join(

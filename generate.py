@@ -18,20 +18,20 @@ import common
 import hf
 from data.chat import template
 from data.tasks.problem import as_reply
-from data.llm import Writer
+from data.llm import LLM
 from model import KVCache, Transformer
 
 
 @dataclass
 class Sample:
-    """One answer. tokens ends with the stop token where finish is "stop" (the model chose it, so it is trained too).
+    """One answer. tokens ends with the stop token where finish_reason is "stop" (the model chose it, so it is trained too).
 
     logprobs: log-probability of each token under the policy that it was drawn from, so after temperature, top-k and
     top-p; under the untempered model at temperature 0 (greedy).
     """
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish: str = "length"  # or "stop"
+    finish_reason: str = "length"  # or "stop"
 
 
 @torch.inference_mode()
@@ -40,7 +40,7 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
            max_rows: int = 256, numbers: list[int] | None = None) -> list[list[Sample]]:
     """n samples for each prompt (lists of token ids, of any lengths): a list of n Samples a prompt.
 
-    model: a plain, unsharded module (common.unsharded). temperature 0 is greedy; top_p 1 and top_k 0 are off. Training
+    model: a plain, unsharded module (common.unsharded_copy). temperature 0 is greedy; top_p 1 and top_k 0 are off. Training
     rollouts leave both off: only then is the distribution sampled from the one in the loss. The draws of a row depend
     on (seed, prompt's number, sample's number) alone, not on what it is batched with. max_rows bounds the memory;
     numbers: of the prompts, where these are a part of more (default: their places here).
@@ -60,7 +60,7 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
                 results[i][j].tokens.append(token)
                 results[i][j].logprobs.append(logprob)
                 if token in stop:
-                    results[i][j].finish = "stop"
+                    results[i][j].finish_reason = "stop"
     return results
 
 
@@ -139,11 +139,11 @@ def choose(logits: torch.Tensor, temperature: float, top_p: float, top_k: int,
     return token[:, 0], probs.gather(1, token)[:, 0].log()
 
 
-def local_writer(path: str, max_new_tokens: int = 256, temperature: float = 0.6, top_p: float = 0.95, seed: int = 0,
-                 max_rows: int = 256, form: str = "chat") -> Writer:
+def local_llm(path: str, max_new_tokens: int = 256, temperature: float = 0.6, top_p: float = 0.95, seed: int = 0,
+                 max_rows: int = 256, prompt_format: str = "chat") -> LLM:
     """A writer (data/llm.py) that is a checkpoint on this machine.
 
-    path: as in hf.load; it is loaded when first asked. form "document": a base model, which is given the last message
+    path: as in hf.load; it is loaded when first asked. prompt_format "document": a base model, which is given the last message
     as the beginning of a page (data/tasks). An answer that does not end is None. Draws depend on (seed, number of the
     conversation), and conversations are decoded in fixed groups of max_rows numbers: a resumed batch repeats itself.
     """
@@ -160,22 +160,22 @@ def local_writer(path: str, max_new_tokens: int = 256, temperature: float = 0.6,
             answers = [[] for _ in asked]
             with torch.inference_mode():
                 for rows, tokens, _ in asked and decode(
-                        model, [prompt_of(conversations[i], tokenizer, form) for i in asked], 1, max_new_tokens,
+                        model, [chat_prompt(conversations[i], tokenizer, prompt_format) for i in asked], 1, max_new_tokens,
                         temperature, top_p, 0, stop, uniforms(seed, [(i, 0) for i in asked], max_new_tokens)):
                     for row, token in zip(rows, tokens):
                         answers[row].append(token)
             for i, answer in zip(asked, answers):
                 if answer[-1] in stop:
                     text = tokenizer.decode(answer[:-1])
-                    texts[i] = as_reply(text) if form == "document" else text
+                    texts[i] = as_reply(text) if prompt_format == "document" else text
                 on_result(i, texts[i])
         return texts
 
     return write
 
 
-def prompt_of(messages: list[dict], tokenizer, form: str) -> list[int]:
-    if form == "document":
+def chat_prompt(messages: list[dict], tokenizer, prompt_format: str) -> list[int]:
+    if prompt_format == "document":
         return [tokenizer.bos, *tokenizer.encode(f"Problem: {messages[-1]['content']}\nWork:")]
     return template.render(messages, tokenizer, add_generation_prompt=True)
 

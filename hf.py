@@ -35,41 +35,41 @@ def load(path: str | Path, device="cpu", dtype: torch.dtype = torch.float32) -> 
     it. Raises UserError where it is none of these, damaged, or not a plain Llama.
     """
     one = common.Dist(0, 1, torch.device(device), None)
-    folder = find(one, path)
-    model = meta_model(config_of(folder)).to(dtype).to_empty(device=device)
-    _fill(one, model, folder)
+    folder = resolve_checkpoint(one, path)
+    model = meta_model(read_model_config(folder)).to(dtype).to_empty(device=device)
+    _load_into(one, model, folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     if tokenizer.n_vocab > model.cfg.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.n_vocab} ids, the model only {model.cfg.vocab_size}")
     return model, tokenizer
 
 
-def start_from(d: common.Dist, model: Transformer, tokenizer: Tokenizer, folder: Path) -> float:
+def load_initial_weights(d: common.Dist, model: Transformer, tokenizer: Tokenizer, folder: Path) -> float:
     """Copies weights into a model, sharded or not, for a phase to start from; every rank calls it.
 
-    folder: as `find` gives it. Returns the base of RoPE that the weights were trained with, which may differ from the
+    folder: as `resolve_checkpoint` gives it. Returns the base of RoPE that the weights were trained with, which may differ from the
     model's: stages set it. Raises UserError where they have another tokenizer, or another shape than the model.
     """
-    theirs = dataclasses.asdict(config_of(folder))
+    theirs = dataclasses.asdict(read_model_config(folder))
     for key, ours in dataclasses.asdict(model.cfg).items():
         if ours != theirs[key] and key not in NOT_OF_THE_WEIGHTS:
             raise UserError(f"{folder} has {key} = {theirs[key]}, this run's model has {ours}: set model.{key}")
     if Tokenizer.load(folder / "tokenizer.json").hash != tokenizer.hash:
         raise UserError(f"{folder} has another tokenizer than this run: set tokenizer.path={folder}/tokenizer.json "
                         "and prepare the data again")
-    _fill(d, model, folder)
+    _load_into(d, model, folder)
     return theirs["rope_theta"]
 
 
-def frozen(d: common.Dist, folder: Path, dtype: str) -> Transformer:
+def load_frozen(d: common.Dist, folder: Path, dtype: str) -> Transformer:
     """A model that is not trained, its weights in dtype and sharded like the trained one; every rank calls it."""
-    model = meta_model(config_of(folder)).to(getattr(torch, dtype)).requires_grad_(False)
+    model = meta_model(read_model_config(folder)).to(getattr(torch, dtype)).requires_grad_(False)
     common.shard_model(model, d, dtype, compile=False)
-    _fill(d, model, folder)
+    _load_into(d, model, folder)
     return model
 
 
-def find(d: common.Dist, source: str | Path, out: Path = Path(".")) -> Path:
+def resolve_checkpoint(d: common.Dist, source: str | Path, out: Path = Path(".")) -> Path:
     """A Hugging Face folder as it is, or the checkpoint that a path of ours means: a phase of this run (a folder in
     `out`), or any phase's folder or checkpoint. UserError where it is none of these."""
     path = out / source if (out / source).is_dir() else Path(source)
@@ -82,14 +82,14 @@ def find(d: common.Dist, source: str | Path, out: Path = Path(".")) -> Path:
     return folder
 
 
-def config_of(folder: Path) -> ModelConfig:
+def read_model_config(folder: Path) -> ModelConfig:
     if (folder / "config.json").is_file():
         return config_from_hf(folder)
     values = common.read_meta(folder).get("model", {}) | {"kernels": "auto"}  # this machine may not be that one
-    return common.build(ModelConfig, values, f"{folder / 'meta.json'}: model")
+    return common.from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
 
 
-def _fill(d: common.Dist, model: Transformer, folder: Path) -> None:
+def _load_into(d: common.Dist, model: Transformer, folder: Path) -> None:
     if (folder / "config.json").is_file():
         load_weights(model, folder)
     else:
@@ -185,7 +185,7 @@ def _refuse(folder: Path, what: str, names: set[str]) -> None:
 def export(model: Transformer, tokenizer: Tokenizer, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes a Hugging Face folder, whole or not at all; it must not exist yet (or be empty).
 
-    model: a plain module (common.unsharded). dtype: of the saved weights. Raises UserError where the folder is in use
+    model: a plain module (common.unsharded_copy). dtype: of the saved weights. Raises UserError where the folder is in use
     or transformers would refuse the model.
     """
     folder, cfg = Path(folder), model.cfg

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import common
 from common import UserError
 from data.chat import template
-from evaluate import evaluate, table, without_rows
+from evaluate import evaluate, format_table, without_rows
 from generate import sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, Shared, flops_per_token, meta_model
 
@@ -194,8 +194,8 @@ class Run:
                   + (f"; settings that have changed since: {', '.join(changed)}" if changed else ""))
 
     def plain(self):
-        """A plain module with the present weights, for sampling (common.unsharded)."""
-        plain = common.unsharded(self.model, self.replica)
+        """A plain module with the present weights, for sampling (common.unsharded_copy)."""
+        plain = common.unsharded_copy(self.model, self.replica)
         plain.rope_theta = self.model.rope_theta
         return plain
 
@@ -203,7 +203,7 @@ class Run:
         """The steps that are left, each to be ended by done(); with a bar."""
         d = self.d
         self.n_steps, self.first_step, self.seconds_before = n_steps, self.step, self.seconds
-        self.metrics, self.commit = common.Metrics(d, self.folder, self.step), common.commit()
+        self.metrics, self.commit = common.Metrics(d, self.folder, self.step), common.current_commit()
         self.signal = common.StopSignal()
         if d.is_main:
             n_parameters = sum(x.numel() for x in self.model.parameters())
@@ -279,7 +279,7 @@ class Run:
         stopping, ends, d = self.stopping(), self.step == plan.end_step, self.d
         if ends or stopping or self.step % self.p.save_every == 0:
             meta = dict(phase=self.phase, stage=plan.name, keep=ends, seconds=self.seconds, world=d.world,
-                        command=self.cfg.command, commit=self.commit, machine=common.machine(d.device),
+                        command=self.cfg.command, commit=self.commit, machine=common.describe_machine(d.device),
                         config=common.config_hash(self.cfg, *sections),
                         model=dataclasses.asdict(self.cfg.model) | {"rope_theta": self.model.rope_theta},
                         tokenizer=self.tokenizer.hash, history=history, **{self.phase: as_json(self.p)}, **more)
@@ -301,7 +301,7 @@ def look(run: Run, n_problems: int) -> dict:
     """Accuracy in chat form on n_problems a task, and answers to the prompts: printed, and returned for the metrics."""
     cfg, p, d, plain, scores = run.cfg, run.p, run.d, run.plain(), {}
     if n_problems and cfg.evaluate.tasks:
-        settings = dataclasses.replace(cfg.evaluate, n_problems=n_problems, form="chat")
+        settings = dataclasses.replace(cfg.evaluate, n_problems=n_problems, prompt_format="chat")
         scores = evaluate(plain, run.tokenizer, settings, d)
     if not d.is_main:
         return {}
@@ -312,22 +312,22 @@ def look(run: Run, n_problems: int) -> dict:
     for prompt, text in zip(p.prompts, texts):
         tqdm.write(f"  > {prompt}\n  | " + text.replace("\n", "\n  | "))
     if scores:
-        tqdm.write(table(scores))
+        tqdm.write(format_table(scores))
     sys.stdout.flush()
     return {"scores": without_rows(scores), "samples": texts}
 
 
 def before(run: Run, forms: tuple[str, ...]) -> None:
-    """Writes before.json: what the start can do, {task: score with "form"}, by its better form.
+    """Writes before.json: what the start can do, {task: score with "prompt_format"}, by its better form.
 
     forms: "document", as in phase 1, where the extractor is lenient; "chat". Else the gain may only be the form.
     """
-    scores = {form: evaluate(run.plain(), run.tokenizer, dataclasses.replace(run.cfg.evaluate, form=form), run.d)
+    scores = {form: evaluate(run.plain(), run.tokenizer, dataclasses.replace(run.cfg.evaluate, prompt_format=form), run.d)
               for form in forms}
     if run.d.is_main:
         for form, by_task in scores.items():
-            print(f"before, in {form} form\n{table(by_task)}", flush=True)
+            print(f"before, in {form} form\n{format_table(by_task)}", flush=True)
         best = {task: max(scores, key=lambda form: scores[form][task]["avg"]) for task in run.cfg.evaluate.tasks}
         run.folder.mkdir(parents=True, exist_ok=True)
         common.write_atomic(run.folder / "before.json", json.dumps(without_rows(
-            {task: scores[form][task] | {"form": form} for task, form in best.items()})))
+            {task: scores[form][task] | {"prompt_format": form} for task, form in best.items()})))

@@ -32,7 +32,7 @@ from common import UserError
 from data.text.corpus import CorpusConfig, data_folder, read_pool
 from data.text.mixture import branch, Mixture, plan_stages, PoolStream, StagePlan
 from data.text.tokenizer import Tokenizer, TokenizerConfig
-from evaluate import EvaluateConfig, evaluate, table, without_rows
+from evaluate import EvaluateConfig, evaluate, format_table, without_rows
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, flops_per_token, init_weights
 
@@ -188,7 +188,7 @@ def look(run: loop.Run, held_out: dict[str, PoolStream], context: int, n_problem
     for text in texts:
         tqdm.write("  | " + text.replace("\n", "\n  | "))
     if scores:
-        tqdm.write(table(scores))
+        tqdm.write(format_table(scores))
     sys.stdout.flush()
     return {"validation": losses, "scores": without_rows(scores), "samples": texts}
 
@@ -225,7 +225,7 @@ def main():
                              tokenizer=TokenizerConfig, corpus=CorpusConfig, pretrain=PretrainConfig,
                              evaluate=EvaluateConfig)
     p = cfg.pretrain
-    stages = [common.build(Stage, s, f"pretrain.stages[{i}]") for i, s in enumerate(p.stages)]
+    stages = [common.from_dict(Stage, s, f"pretrain.stages[{i}]") for i, s in enumerate(p.stages)]
     check_settings(p, stages)
     if cfg.corpus.path:  # one's own text: a single pool, in every stage
         stages = [dataclasses.replace(s, mixture={"text": 1.0}, epochs={}) if s.tokens else
@@ -255,7 +255,7 @@ def main():
     if newest or p.branch_from:
         run.resume(newest or Path(p.branch_from), newest is not None, lambda step: history(plans, step))
     elif cfg.init_from:
-        hf.start_from(d, run.model, tokenizer, hf.find(d, cfg.init_from, cfg.out))
+        hf.load_initial_weights(d, run.model, tokenizer, hf.resolve_checkpoint(d, cfg.init_from, cfg.out))
     else:
         init_weights(run.model, p.seed, common.assign)
     if d.is_main:

@@ -33,8 +33,8 @@ from data.chat.conversations import normalize
 from data.refine.refinement import counted, nth, reconstruct, refine, Refined, Settings, split
 from data.refine import practice
 from data.text.tokenizer import Tokenizer
-from data.llm import cached, http_writer, Writer, WriterConfig
-from generate import local_writer
+from data.llm import cached, http_llm, LLM, LLMConfig
+from generate import local_llm
 
 PROBED = 200  # reconstructions of each set for which the audit asks again, without the answer and with a wrong one
 
@@ -55,20 +55,20 @@ class RefineConfig(Settings):
 # ---------------------------------------------------------------------------------------------------------------------
 # Writers and instructions
 
-def writer_of(cfg, name: str) -> Writer:
+def writer_of(cfg, name: str) -> LLM:
     """A writer of the config, its answers kept under out/<run>/refine/cache."""
     spec = dict(cfg.refine.writers[name])
     if "checkpoint" in spec:
-        path = hf.find(common.Dist(0, 1, torch.device("cpu"), None), spec.pop("checkpoint"), cfg.out)
+        path = hf.resolve_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), spec.pop("checkpoint"), cfg.out)
         try:
-            writer = local_writer(str(path), **spec)
+            writer = local_llm(str(path), **spec)
         except TypeError as error:
             raise UserError(f"refine.writers[{name!r}]: {error}") from None
         spec["weights"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.iterdir())]
     else:
-        writer = http_writer(common.build(WriterConfig, spec, f"refine.writers[{name!r}]"))
+        writer = http_llm(common.from_dict(LLMConfig, spec, f"refine.writers[{name!r}]"))
     folder = Path(cfg.refine.folder or cfg.out / "refine") / "cache"
-    return cached(writer, folder / f"{name}-{common.hash_of(spec)}.jsonl", failures=True)
+    return cached(writer, folder / f"{name}-{common.hash_json(spec)}.jsonl", failures=True)
 
 
 def instructions_of(source: dict, scale: float) -> list[list[dict]]:
@@ -160,7 +160,7 @@ def audit(histories: list[Refined], problems: list[Problem]) -> dict[str, float]
             "spoiled": ((best == 1) & (end == 0)).sum() / max(1, (best == 1).sum())}
 
 
-def probe(histories: list[Refined], writer: Writer, p: RefineConfig) -> dict[str, float]:
+def probe(histories: list[Refined], writer: LLM, p: RefineConfig) -> dict[str, float]:
     """Does the completer use the answer? How often its chain leads to the solution with it, without it, and with
     another one, and then to that; and how often a chain with the right end has a false step."""
     cases = histories[:PROBED]
@@ -245,7 +245,7 @@ def main():
             report[name] |= probe(histories, team[p.completer], p)
     print_report(report, usage)
     common.write_atomic(folder / "report.json", json.dumps(
-        {"sets": report, "usage": {" ".join(key): n for key, n in usage.items()}, "commit": common.commit(),
+        {"sets": report, "usage": {" ".join(key): n for key, n in usage.items()}, "commit": common.current_commit(),
          "command": cfg.command, "config": common.config_hash(cfg, "refine")}, indent=1, default=float))
 
 

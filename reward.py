@@ -162,7 +162,7 @@ def main():
     d = common.init_distributed(p.dtype, p.shard_size)
     if p.batch_pairs % d.world:
         raise UserError(f"reward.batch_pairs={p.batch_pairs} is no multiple of the {d.world} processes")
-    source = hf.find(d, cfg.init_from or "distill", cfg.out)
+    source = hf.resolve_checkpoint(d, cfg.init_from or "distill", cfg.out)
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
     found, left_out = preferences(p.preferences, "train")
@@ -178,12 +178,12 @@ def main():
         print(f"{len(pairs):,} preferences" + "".join(f", {n} left out ({why})" for why, n in left_out.items() if n))
 
     run = loop.Run("reward", cfg, p, tokenizer, source / "tokenizer.json", d)
-    past = [p.seed, common.hash_of(found), str(source), p.batch_pairs, p.context, p.kind]
+    past = [p.seed, common.hash_json(found), str(source), p.batch_pairs, p.context, p.kind]
     newest = common.find_checkpoint(d, run.folder)
     if newest:
         run.resume(newest, True, lambda step: past)
     else:
-        run.model.rope_theta = hf.start_from(d, run.model, tokenizer, source)
+        run.model.rope_theta = hf.load_initial_weights(d, run.model, tokenizer, source)
     for step in run.steps(stage.n_steps):
         lr = loop.learning_rate(p, stage, stage, step)
         mine = order(len(pairs), step * p.batch_pairs, p.batch_pairs, p.seed)[d.rank::d.world]

@@ -34,7 +34,7 @@ from data.chat.packing import pack, share
 from data.chat.pairs import order
 from data.tasks import taste
 from data.text.tokenizer import Tokenizer
-from evaluate import EvaluateConfig, prompt_of
+from evaluate import EvaluateConfig, task_prompt
 from generate import sample, stop_ids
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_entropy
 from model import ModelConfig
@@ -116,7 +116,7 @@ class Rollout:
     prompt: list[int]
     tokens: list[int]
     logprobs: list[float]  # of the sampler
-    finish: str
+    finish_reason: str
     text: str
     reward: float | None = None
     advantage: float = 0.0
@@ -126,9 +126,9 @@ class Rollout:
 def roll_out(model, tokenizer, problems: list[Problem], n: int, p: RlConfig, seed: int) -> list[list[Rollout]]:
     """n responses to each problem, by their own tokens: nothing is decoded and encoded again."""
     stop = stop_ids(tokenizer)
-    prompts = [prompt_of(problem, tokenizer, "chat") for problem in problems]
+    prompts = [task_prompt(problem, tokenizer, "chat") for problem in problems]
     answers = sample(model, prompts, n, p.max_new_tokens, p.temperature, stop=stop, seed=seed, max_rows=p.max_rows)
-    return [[Rollout(problem, prompt, a.tokens, a.logprobs, a.finish,
+    return [[Rollout(problem, prompt, a.tokens, a.logprobs, a.finish_reason,
                      tokenizer.decode([t for t in a.tokens if t not in stop])) for a in each]
             for problem, prompt, each in zip(problems, prompts, answers)]
 
@@ -181,7 +181,7 @@ def advantages(groups: list[list[Rollout]], divide_by_std: bool) -> int:
         rewards = np.array([r.reward for r in scored])
         spread = float(rewards.std()) if len(set(rewards)) > 1 else 0.0  # of equal ones rounding may leave some
         for r in group:
-            r.weight = float(r.reward is not None and r.finish == "stop")
+            r.weight = float(r.reward is not None and r.finish_reason == "stop")
             r.advantage = 0.0
             if r.reward is not None and spread > 0:
                 r.advantage = float(r.reward - rewards.mean()) / (spread if divide_by_std else 1.0)
@@ -203,8 +203,8 @@ def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
     given = [problem for task, n in stage.problems.items()
              for problem in registry.family(task).problems("train", max(1, round(run.cfg.scale * n)), p.seed)]
     problems = [problem for problem in given
-                if len(prompt_of(problem, run.tokenizer, "chat")) + p.max_new_tokens <= p.context]
-    key = common.hash_of([str(run.tokenizer_file), [problem.key for problem in problems], stage.reward,  # until the
+                if len(task_prompt(problem, run.tokenizer, "chat")) + p.max_new_tokens <= p.context]
+    key = common.hash_json([str(run.tokenizer_file), [problem.key for problem in problems], stage.reward,  # until the
                           p.filter_samples, p.temperature])  # stage's first checkpoint all of these may change
     path = run.folder / "filter" / f"{stage.name}-{key}.json".replace(" ", "_")
     if d.sum(float(path.is_file()))[0] < d.world:
@@ -371,7 +371,7 @@ def summary(groups: list[list[Rollout]], d) -> dict[str, float]:
         "all_wrong": [max(x, default=1) == 0 for x in of_group],
         "length_right": [len(r.tokens) for r in scored if r.reward > 0.5],
         "length_wrong": [len(r.tokens) for r in scored if r.reward <= 0.5],
-        "truncated": [r.finish != "stop" for r in flat], "unscored": [r.reward is None for r in flat],
+        "truncated": [r.finish_reason != "stop" for r in flat], "unscored": [r.reward is None for r in flat],
     }, d)
 
 
@@ -387,7 +387,7 @@ def write_rollouts(run: loop.Run, groups: list[list[Rollout]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     flat = [r for group in groups for r in group]
     lines = [json.dumps({"task": r.problem.family, "question": r.problem.question, "response": r.text,
-                         "reward": r.reward, "advantage": r.advantage, "finish": r.finish, "tokens": len(r.tokens)})
+                         "reward": r.reward, "advantage": r.advantage, "finish_reason": r.finish_reason, "tokens": len(r.tokens)})
              for r in flat]
     suffix = f".{run.d.rank}" if run.d.world > 1 else ""
     common.write_atomic(folder / f"{run.step:06d}{suffix}.jsonl", "\n".join(lines) + "\n")
@@ -418,18 +418,18 @@ def main():
     cfg = common.load_config(__doc__, flags=sandbox.FLAG, model=ModelConfig, rl=RlConfig, evaluate=EvaluateConfig)
     sandbox.UNSAFE = cfg.unsafe_exec
     p = cfg.rl
-    stages = [common.build(Stage, s, f"rl.stages[{i}]") for i, s in enumerate(p.stages)]
+    stages = [common.from_dict(Stage, s, f"rl.stages[{i}]") for i, s in enumerate(p.stages)]
     loop.check_settings("rl", p, stages)
     d = common.init_distributed(p.dtype, p.shard_size)
     check(p, stages, d.world)
-    source = hf.find(d, cfg.init_from or "distill", cfg.out)
+    source = hf.resolve_checkpoint(d, cfg.init_from or "distill", cfg.out)
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
     ends = np.cumsum([0, *(max(1, round(cfg.scale * stage.steps)) for stage in stages)]).tolist()
     plans = [Plan(stage.name, first, end - first) for stage, first, end in zip(stages, ends, ends[1:])]
     judge = None
     if any(stage.reward == "pairwise" for stage in stages):
-        judge = pairwise.load(hf.find(d, p.judge, cfg.out), d.device, getattr(torch, p.dtype), p.context)
+        judge = pairwise.load(hf.resolve_checkpoint(d, p.judge, cfg.out), d.device, getattr(torch, p.dtype), p.context)
 
     run = loop.Run("rl", cfg, p, tokenizer, source / "tokenizer.json", d)
     past = lambda step: [p.seed, str(source), p.group_size, p.batch_groups, *(
@@ -438,7 +438,7 @@ def main():
     if newest:
         run.resume(newest, True, past)
     else:
-        run.model.rope_theta = hf.start_from(d, run.model, tokenizer, source)
+        run.model.rope_theta = hf.load_initial_weights(d, run.model, tokenizer, source)
         if cfg.evaluate.tasks:
             loop.before(run, ("chat",))
     problems, references, first_policy, in_stage = [], {}, None, None
@@ -451,7 +451,7 @@ def main():
             if step == plan.first_step:  # with the old moments mathematics was forgotten while code was trained
                 run.optimizer.state.clear()
             start = run.folder / f"step_{plan.first_step:08d}" if plan.first_step else source  # not where it goes on
-            first_policy = hf.frozen(d, start, p.dtype) if p.kl else None
+            first_policy = hf.load_frozen(d, start, p.dtype) if p.kl else None
         chosen = order(len(problems), (step - plan.first_step) * p.batch_groups, p.batch_groups, p.seed)
         clock = [time.time()]
         groups = roll_out(run.plain(), tokenizer, [problems[i] for i in chosen[d.rank::d.world]], p.group_size, p,

@@ -129,10 +129,10 @@ def main():
                              model=ModelConfig, sft=SftConfig, evaluate=EvaluateConfig)
     sandbox.UNSAFE = cfg.unsafe_exec
     p = cfg.sft
-    stages = [common.build(Stage, s, f"sft.stages[{i}]") for i, s in enumerate(p.stages)]
+    stages = [common.from_dict(Stage, s, f"sft.stages[{i}]") for i, s in enumerate(p.stages)]
     loop.check_settings("sft", p, stages)
     d = common.init_distributed(p.dtype, p.shard_size)
-    source = hf.find(d, cfg.init_from or "pretrain", cfg.out)
+    source = hf.resolve_checkpoint(d, cfg.init_from or "pretrain", cfg.out)
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
     pools = open_pools(cfg, stages, tokenizer, d)
@@ -147,7 +147,7 @@ def main():
     if newest:
         run.resume(newest, True, lambda step: history(plans, pools, p, step))
     else:
-        run.model.rope_theta = hf.start_from(d, run.model, tokenizer, source)
+        run.model.rope_theta = hf.load_initial_weights(d, run.model, tokenizer, source)
     if p.compare and run.step == 0 and cfg.evaluate.tasks:
         loop.before(run, ("document", "chat"))
 

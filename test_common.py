@@ -107,7 +107,7 @@ def test_resume_equals_going_on(saved):
 
 
 def test_old_checkpoints_go_and_stage_ends_stay(saved):
-    assert [p.name for p in common.checkpoints(saved[0])] == ["step_00000003", "step_00000001"]
+    assert [p.name for p in common.list_checkpoints(saved[0])] == ["step_00000003", "step_00000001"]
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "no meta", "torn meta"])

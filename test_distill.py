@@ -241,7 +241,7 @@ def test_displacement_and_its_cure():
 # ---- samples and pairs
 
 def answer(text: str, score: float | None, logprob=-1.0, finish="stop") -> dict:
-    return {"text": text, "score": score, "finish": finish, "tokens": [*text.encode()], "logprob": logprob}
+    return {"text": text, "score": score, "finish_reason": finish, "tokens": [*text.encode()], "logprob": logprob}
 
 
 PROBLEMS = [(task, problem) for task in ("math", "form") for problem in registry.family(task).problems("train", 2, 1)]
@@ -388,7 +388,7 @@ def base(base):
     """With pairs, a config, and the end of an earlier stage of pre-training for the student to start from."""
     (base.folder / "mini_distill.py").write_text(CONFIG)
     (base.folder / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in worked_pairs()))
-    shutil.copytree(common.checkpoints(base.folder / "out/base/pretrain")[-2], base.folder / "start")
+    shutil.copytree(common.list_checkpoints(base.folder / "out/base/pretrain")[-2], base.folder / "start")
     return base
 
 
@@ -446,7 +446,7 @@ def test_a_run_begins_at_log_2_and_learns(base, whole):
 def cut(base, run: str, again: str, last: int) -> None:
     """What a machine that died leaves behind of a run: its checkpoints up to step `last`."""
     shutil.copytree(base.folder / "out" / run, base.folder / "out" / again)
-    for path in common.checkpoints(base.folder / "out" / again / "distill"):
+    for path in common.list_checkpoints(base.folder / "out" / again / "distill"):
         if int(path.name[5:]) > last:
             shutil.rmtree(path)
 
@@ -508,7 +508,7 @@ def test_new_negatives_in_a_run(base, monkeypatch):
 
     def scored(model, tokenizer, some, p, seed):
         """What the student really says, but a third of it is called right, another third each time."""
-        return [[answer | {"score": float((i + seed) % 3 == 0), "finish": "stop"} for answer in answers]
+        return [[answer | {"score": float((i + seed) % 3 == 0), "finish_reason": "stop"} for answer in answers]
                 for i, answers in enumerate(draw(model, tokenizer, some, p, seed))]
 
     monkeypatch.setattr(distill, "make_pairs", lambda *_: base.folder / "pairs.jsonl")
@@ -599,7 +599,7 @@ def test_another_tokenizer_will_do_for_preference_alone(base, folders, monkeypat
     """Up to --prepare, which stops before the training."""
     attempt(base, monkeypatch, "--run=other", "--distill.teacher=other", "--prepare", *PREFERENCE)
     assert capsys.readouterr().out == f"{N} pairs; 5 steps of 8\n"
-    assert not common.checkpoints(base.folder / "out/other/distill")
+    assert not common.list_checkpoints(base.folder / "out/other/distill")
 
 
 def test_preference_alone_needs_no_teacher(base, monkeypatch, capsys):

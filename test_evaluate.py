@@ -52,7 +52,7 @@ def test_majority_knows_other_spellings():
 
 
 def rows_of(rewards):
-    return [dict(problem=p, level=1, reward=float(x), finish="stop", tokens=3, offered=str(x))
+    return [dict(problem=p, level=1, reward=float(x), finish_reason="stop", tokens=3, offered=str(x))
             for p, r in enumerate(rewards) for x in r]
 
 
@@ -65,20 +65,20 @@ def test_standard_error_equals_simulation():
 
 def test_summary_by_hand():
     rows = rows_of([[1, 0, 0], [0, 0, 0], [1, 1, 0]])
-    rows[0] |= dict(finish="length", tokens=9)
+    rows[0] |= dict(finish_reason="length", tokens=9)
     rows[3] |= dict(offered=None, tokens=0)
     score = summarize(rows, 3, str.__eq__)
     assert score["avg"] == pytest.approx(1 / 3) and score["maj"] == pytest.approx(1 / 3)    # 0, 0, 1
     assert score["pass_at"] == pytest.approx({1: 1 / 3, 2: 5 / 9, 3: 2 / 3}) and score["pass"] == score["pass_at"][3]
     assert (score["truncated"], score["no_answer"]) == (1 / 9, 1 / 9) and score["tokens_used"] == 30
-    assert summarize(rows, 3)["maj"] is None and "0.33 0.56 0.67" in evaluate.table({"x": score})
+    assert summarize(rows, 3)["maj"] is None and "0.33 0.56 0.67" in evaluate.format_table({"x": score})
 
 
 def test_unscored_answers_are_not_wrong_answers():
     rows = rows_of([[1, 1], [0, 1]])
     rows[2]["reward"] = None
     score = summarize(rows, 2)
-    assert score["avg"] == 1.0 and score["unscored"] == 1 and "1 answers could not" in evaluate.table({"x": score})
+    assert score["avg"] == 1.0 and score["unscored"] == 1 and "1 answers could not" in evaluate.format_table({"x": score})
     assert np.isnan(summarize([rows[2]], 1)["avg"])
 
 
@@ -99,7 +99,7 @@ def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
     scores = evaluate.evaluate(None, tokenizer, cfg)
     assert all(s["avg"] == s["pass"] == 1.0 and s["truncated"] == 0 and s["n"] == 20 for s in scores.values())
     assert scores["math"]["rows"][0]["response"] and set(scores["math"]["levels"]) == {1, 2, 3}
-    assert scores["math"]["maj"] == 1.0 and scores["tools"]["maj"] is None and "math" in evaluate.table(scores)
+    assert scores["math"]["maj"] == 1.0 and scores["tools"]["maj"] is None and "math" in evaluate.format_table(scores)
     monkeypatch.setattr(evaluate.generate, "sample", lambda m, prompts, n, *a, **k: [[Sample([], [], "length")] * n for _ in prompts])
     scores = evaluate.evaluate(None, tokenizer, cfg)
     assert all(s["avg"] == 0.0 and s["truncated"] == s["no_answer"] == 1 for s in scores.values())
@@ -111,8 +111,8 @@ def test_the_prompt_holds_the_tools():
     function = dict(name="add", description="", parameters=dict(type="dict", properties={}, required=[]))
     problem = bfcl.read(dict(id="irrelevance_0", function=[function], question=[[dict(role="user", content="Hi")]]), [])
     tokenizer = train_tokenizer(["Problem: 1"], TokenizerConfig(vocab_size=300))
-    ours = tokenizer.decode(evaluate.prompt_of(problem, tokenizer, "chat"))
-    system, user = evaluate.prompt_of(problem, None, "chat")
+    ours = tokenizer.decode(evaluate.task_prompt(problem, tokenizer, "chat"))
+    system, user = evaluate.task_prompt(problem, None, "chat")
     assert '"name": "add"' in system["content"] and user == dict(role="user", content="Hi")
     assert ours.startswith(f"<|im_start|>system\n{system['content']}<|im_end|>\n<|im_start|>user\nHi<|im_end|>")
 
@@ -126,7 +126,7 @@ def model(tokenizer):
     return model
 
 
-CFG = EvaluateConfig(tasks=["math", "code"], n_problems=9, k=2, max_new_tokens=6, max_rows=4, form="document")
+CFG = EvaluateConfig(tasks=["math", "code"], n_problems=9, k=2, max_new_tokens=6, max_rows=4, prompt_format="document")
 
 
 def lines(folder) -> list[str]:
@@ -172,7 +172,7 @@ def test_other_settings_and_other_models_never_mix(model, tokenizer, tmp_path):
 def test_batches_draw_what_one_call_draws(model, tokenizer):
     """Also with all in one batch: what the sampler gives for all prompts at once, in their order."""
     problems = pages.FAMILIES["math"].problems("dev", 9, 0)
-    prompts = [evaluate.prompt_of(problem, tokenizer, "document") for problem in problems]
+    prompts = [evaluate.task_prompt(problem, tokenizer, "document") for problem in problems]
     stop = evaluate.generate.stop_ids(tokenizer)
     whole = evaluate.generate.sample(model, prompts, 2, 6, 0.6, 0.95, stop=stop)
     texts = [tokenizer.decode([t for t in one.tokens if t not in stop]) for group in whole for one in group]
@@ -207,7 +207,7 @@ def test_a_file_of_something_else_is_left_alone(model, tokenizer, tmp_path):
 
 def test_a_server_that_gives_no_answer_is_asked_again(tmp_path):
     """Places stay the same, so seeds do; what got no answer is unscored and not kept."""
-    cfg, seen = replace(CFG, tasks=["math"], form="chat"), []
+    cfg, seen = replace(CFG, tasks=["math"], prompt_format="chat"), []
     def writer(asked):
         seen.append([i for i, messages in enumerate(asked) if messages])
         return [messages and (f"Answer: {i}", "stop", 3) if i != 5 else None for i, messages in enumerate(asked)]
@@ -243,7 +243,7 @@ def test_two_processes_and_a_kill_end_with_the_same_file(folder, monkeypatch, ca
     rows = [json.loads(line) for line in whole.splitlines()]
     assert len(rows) == 96 and rows[0]["task"] == "math" and rows[0].keys() >= {"problem", "sample", "prompt", "reward"}
     summary = json.loads((folder.folder / "out/one/evaluate.json").read_text())
-    assert summary["scores"]["form"]["n"] == 24 and summary["settings"]["form"] == "chat"
+    assert summary["scores"]["form"]["n"] == 24 and summary["settings"]["prompt_format"] == "chat"
     command = (str(ROOT / "evaluate.py"), *COMMAND, "--name=two")
     process, parts = folder.popen(*command, ranks=2), folder.folder / "out/two/evaluate"
     while process.poll() is None and not list(parts.glob("*.jsonl")):

@@ -33,7 +33,7 @@ def test_greedy_equals_argmax_without_cache(model):
         tokens = list(prompt)
         for _ in range(12):
             tokens.append(int(logits_of(model, tokens)[-1].argmax()))
-        assert answer.tokens == tokens[len(prompt):] and answer.finish == "length"
+        assert answer.tokens == tokens[len(prompt):] and answer.finish_reason == "length"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -53,15 +53,15 @@ def test_logprobs_are_those_of_the_trainer(model, temperature):
     for first, answer in spans:
         expected = logprobs[first:first + len(answer.tokens)]
         torch.testing.assert_close(torch.tensor(answer.logprobs), expected, atol=1e-5, rtol=0)
-    assert len({answer.finish for _, answer in spans}) == 2
+    assert len({answer.finish_reason for _, answer in spans}) == 2
 
 
 def test_stop_ends_a_row_and_is_kept(model):
     for group in sample(model, prompts(), n=4, max_new_tokens=30, stop=(7, 8), seed=1):
         for answer in group:
             assert not {7, 8} & set(answer.tokens[:-1]) and len(answer.tokens) == len(answer.logprobs)
-            assert (answer.tokens[-1] in (7, 8)) == (answer.finish == "stop")
-            assert answer.finish == "stop" or len(answer.tokens) == 30
+            assert (answer.tokens[-1] in (7, 8)) == (answer.finish_reason == "stop")
+            assert answer.finish_reason == "stop" or len(answer.tokens) == 30
 
 
 def test_a_row_depends_on_its_seed_alone(model):
@@ -114,7 +114,7 @@ model = common.shard_model(meta_model(cfg), d, "float32", False)
 init_weights(model, 0, common.assign)
 plain = Transformer(cfg)
 init_weights(plain, 0)
-replica = common.unsharded(model, Transformer(cfg))
+replica = common.unsharded_copy(model, Transformer(cfg))
 length = 3 if d.rank == 0 else 40  # a collective inside decoding would hang here
 ours = generate.sample(replica, [[1, 2, 3]], n=2, max_new_tokens=length, seed=d.rank)
 theirs = generate.sample(plain, [[1, 2, 3]], n=2, max_new_tokens=length, seed=d.rank)

@@ -266,17 +266,17 @@ def test_start_from(tokenizer, tmp_path):
     one = common.Dist(0, 1, torch.device("cpu"), None)
     for name in ("pretrain", str(tmp_path / "out/pretrain/step_00000005"), str(tmp_path / "export")):
         model = Transformer(source.cfg)
-        assert hf.start_from(one, model, tokenizer, hf.find(one, name, tmp_path / "out")) == source.rope_theta
+        assert hf.load_initial_weights(one, model, tokenizer, hf.resolve_checkpoint(one, name, tmp_path / "out")) == source.rope_theta
         assert torch.equal(logits(model, tokens_like(1, 30)), logits(source, tokens_like(1, 30)))
-    folder = hf.find(one, "pretrain", tmp_path / "out")
+    folder = hf.resolve_checkpoint(one, "pretrain", tmp_path / "out")
     other_heads = our_model(n_heads=2, n_kv_heads=1, head_dim=32)  # the same shapes, another function
     with pytest.raises(UserError, match="n_heads = 4"):
-        hf.start_from(one, other_heads, tokenizer, folder)
+        hf.load_initial_weights(one, other_heads, tokenizer, folder)
     with pytest.raises(UserError, match="n_layers = 2"):
-        hf.start_from(one, our_model(n_layers=1), tokenizer, folder)
+        hf.load_initial_weights(one, our_model(n_layers=1), tokenizer, folder)
     other_tokenizer = train_tokenizer(["zzz yyy " * 99], TokenizerConfig(vocab_size=270))
     with pytest.raises(UserError, match="another tokenizer"):
-        hf.start_from(one, our_model(), other_tokenizer, folder)
+        hf.load_initial_weights(one, our_model(), other_tokenizer, folder)
 
 
 SHARDED = """
@@ -286,7 +286,7 @@ def main():
     d = common.init_distributed("float32")
     for folder in map(hf.Path, sys.argv[1:]):
         model = common.shard_model(meta_model(hf.config_from_hf(folder)), d, "float32", compile=False)
-        hf.start_from(d, model, hf.Tokenizer.load(folder / "tokenizer.json"), folder)
+        hf.load_initial_weights(d, model, hf.Tokenizer.load(folder / "tokenizer.json"), folder)
         hidden = model(torch.arange(30)[None])
         if d.is_main:
             torch.save((hidden @ model.lm_head.weight.T).detach(), folder / "logits.pt")

@@ -59,7 +59,7 @@ def test_report_schedule_of_3b():
     """arXiv 2512.06266: 0.1T, 12.4T, 6.5T, 4T; 4.5e-4 to 1.5e-6; one epoch of each pool, then a second of high."""
     cfg = common.load_config("", [str(ROOT / "configs/3b.py")], pretrain=PretrainConfig)
     p = cfg.pretrain
-    stages = [common.build(Stage, s, "") for s in p.stages]
+    stages = [common.from_dict(Stage, s, "") for s in p.stages]
     plans = plan_stages(stages, p.pool_tokens, p.batch_tokens)
     assert [sum(plan.tokens.values()) / 1e12 for plan in plans] == [0.1, 12.4, 6.5, 4.0]
     warmup, diversity, high, decay = plans
@@ -115,7 +115,7 @@ def test_two_ranks_take_the_same_steps(mini, whole):
 def leave_early(mini, run, ranks=0, last=12):
     """A run whose checkpoints after step `last` are gone: what a machine that died then leaves behind."""
     mini.pretrain(f"--run={run}", "--pretrain.save_every=4", "--pretrain.keep=99", ranks=ranks)
-    for path in common.checkpoints(mini.folder / "out" / run / "pretrain"):
+    for path in common.list_checkpoints(mini.folder / "out" / run / "pretrain"):
         if int(path.name[5:]) > last:
             shutil.rmtree(path)
 
@@ -159,7 +159,7 @@ def test_a_signal_saves_and_leaves(mini, whole, number, ranks):
 
 def test_damaged_checkpoint_is_passed_over(mini, whole):
     leave_early(mini, "flip")
-    newest = common.checkpoints(mini.folder / "out/flip/pretrain")[0]
+    newest = common.list_checkpoints(mini.folder / "out/flip/pretrain")[0]
     victim = next(newest.glob("__0_*"))
     content = bytearray(victim.read_bytes())
     content[1000] ^= 4
@@ -200,7 +200,7 @@ def test_no_space_left_while_saving(mini, whole, tmp_path):
         output = small.pretrain(*command, code=2)
         assert "could not be written (no space left: " in output and "Traceback" not in output
         assert output.count("error: ") == 1 and "make room and run the same command again" in output
-        kept = common.checkpoints(disk / "out/full/pretrain")
+        kept = common.list_checkpoints(disk / "out/full/pretrain")
         assert kept and common.find_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), kept[0].parent) == kept[0]
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         assert f"(step {int(kept[0].name[5:])})" in small.pretrain(*command)
@@ -237,7 +237,7 @@ def test_output_and_files(mini, whole):
     folder = mini.folder / "out/whole/pretrain"
     assert (folder / "loss.png").stat().st_size > 5000 and (folder / "plan.png").stat().st_size > 5000
     assert losses(mini, "whole")[-1] < losses(mini, "whole")[0] - 1
-    stage_ends = [json.loads((p / "meta.json").read_text())["stage"] for p in reversed(common.checkpoints(folder))]
+    stage_ends = [json.loads((p / "meta.json").read_text())["stage"] for p in reversed(common.list_checkpoints(folder))]
     assert list(dict.fromkeys(stage_ends)) == ["warmup", "stable", "decay"]
     last = [line for line in metrics(mini, "whole") if "validation" in line][-1]
     assert set(last["validation"]) == {"high", "medium"} and set(last["scores"]) == {"math"}

@@ -37,17 +37,17 @@ def ask(text: str) -> list[dict]:
 def test_a_local_writer_is_the_sampler(checkpoint):
     """Greedy: the very tokens of generate.sample; what does not end is no answer."""
     model, tokenizer = hf.load(checkpoint)
-    writer = generate.local_writer(str(checkpoint), max_new_tokens=12, temperature=0)
+    writer = generate.local_llm(str(checkpoint), max_new_tokens=12, temperature=0)
     prompts = [generate.prompt_of(ask(q), tokenizer, "chat") for q in QUESTIONS]
     stop = (tokenizer.eot, tokenizer.im_end)
     samples = [s[0] for s in generate.sample(model, prompts, max_new_tokens=12, temperature=0, stop=stop)]
-    expected = [tokenizer.decode(s.tokens[:-1]) if s.finish == "stop" else None for s in samples]
+    expected = [tokenizer.decode(s.tokens[:-1]) if s.finish_reason == "stop" else None for s in samples]
     assert writer([ask(q) for q in QUESTIONS]) == expected and len(set(expected)) > 1
 
 
 def test_a_local_writer_goes_on_as_if_unbroken(checkpoint):
     """Draws belong to a conversation's number: what is known already (None) changes no other's, and each is told."""
-    writer = generate.local_writer(str(checkpoint), max_new_tokens=40, temperature=1.0, top_p=1.0, max_rows=2)
+    writer = generate.local_llm(str(checkpoint), max_new_tokens=40, temperature=1.0, top_p=1.0, max_rows=2)
     conversations, told = [ask(q) for q in QUESTIONS], {}
     whole = writer(conversations)
     assert any(whole) and len(set(whole)) > 1
@@ -114,7 +114,7 @@ def test_a_record_says_where_it_comes_from():
 CONFIG = """
 from mini import *
 refine = dict(
-    writers=dict(base=dict(checkpoint="pretrain", form="document", max_new_tokens=40, temperature=1.0, max_rows=16)),
+    writers=dict(base=dict(checkpoint="pretrain", prompt_format="document", max_new_tokens=40, temperature=1.0, max_rows=16)),
     drafters=["base"], n_drafts=2, checklist="base", evaluators=["base"], revisers=["base"], rounds=1, retries=1,
     completer="base", chains=1, together=8, instructions=dict(math=dict(problems=12, family="math", seed=1)),
     practice=dict(writer="base", seed=2, problems=dict(math=4, code=2)))

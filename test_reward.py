@@ -329,7 +329,7 @@ def test_what_a_user_sees(base, whole):
 
 def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys):
     shutil.copytree(base.folder / "out/judge", base.folder / "out/judge-again")
-    for path in common.checkpoints(base.folder / "out/judge-again/reward"):
+    for path in common.list_checkpoints(base.folder / "out/judge-again/reward"):
         if int(path.name[5:]) > 12:
             shutil.rmtree(path)
     (base.folder / "out/judge-again/reward/held_out.json").unlink()
@@ -345,7 +345,7 @@ def test_the_kind_is_in_the_checkpoint(base, monkeypatch, capsys):
     attempt(base, monkeypatch, "--run=scores", "--reward.kind=bradley_terry", "--reward.epochs=1")
     assert ", orders agree 1.000, " in capsys.readouterr().out and losses(base, "scores")[0] < 1.5
     folder = base.folder / "out/scores/reward"
-    judge = pairwise.load(common.checkpoints(folder)[0], "cpu", torch.float32, 192)
+    judge = pairwise.load(common.list_checkpoints(folder)[0], "cpu", torch.float32, 192)
     assert type(judge) is BradleyTerry
     assert grade(judge, taste.pairs("test", 40, 7)) == json.loads((folder / "held_out.json").read_text())
     pair = PAIRS[0]["question"], PAIRS[0]["better"], PAIRS[0]["worse"]

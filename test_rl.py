@@ -42,7 +42,7 @@ def settings(**changes) -> RlConfig:
 
 
 def rollout(reward=None, n=3, problem=MATH[0], text="", **more) -> Rollout:
-    return Rollout(problem, [1, 2], [3] * n, [-1.0] * n, **dict(finish="stop", text=text, reward=reward) | more)
+    return Rollout(problem, [1, 2], [3] * n, [-1.0] * n, **dict(finish_reason="stop", text=text, reward=reward) | more)
 
 
 # ---- the loss of tokens
@@ -133,7 +133,7 @@ def test_gradient_of_the_divergence_is_that_of_the_reverse_kl():
 def test_advantages_by_hand():
     """Deviation from the mean of the group, by the population's standard deviation; an unscored response is in neither,
     one that was cut off in both, and neither is trained."""
-    group = [rollout(1.0), rollout(0.0), rollout(None), rollout(0.0, finish="length"), rollout(0.0)]
+    group = [rollout(1.0), rollout(0.0), rollout(None), rollout(0.0, finish_reason="length"), rollout(0.0)]
     assert advantages([group], True) == 1
     std = math.sqrt((0.75 ** 2 + 3 * 0.25 ** 2) / 4)
     assert [r.advantage for r in group] == pytest.approx([0.75 / std, -0.25 / std, 0, -0.25 / std, -0.25 / std])
@@ -145,7 +145,7 @@ def test_advantages_by_hand():
 @pytest.mark.parametrize("group", [
     [rollout(1.0)], [rollout(None)] * 2, [rollout(None), rollout(1.0)], [rollout(1.0) for _ in range(3)],
     [rollout(0.1) for _ in range(3)],  # their mean is not quite 0.1
-    [rollout(reward, finish="length") for reward in (0.0, 1.0)],
+    [rollout(reward, finish_reason="length") for reward in (0.0, 1.0)],
 ], ids=["one", "unscored", "one scored", "equal", "equal but for rounding", "all cut off"])
 def test_groups_without_a_signal(group):
     """No step is taken for their sake: the optimizer would move on by its momentum."""
@@ -385,8 +385,8 @@ def test_requests_without_a_rule_need_a_reply_alone():
 
 def test_the_recipe_of_3b_is_sound():
     recipe = runpy.run_path(str(ROOT / "configs/3b.py"))["rl"]
-    p = common.build(RlConfig, recipe, "rl")
-    rl.check(p, [common.build(Stage, stage, "stage") for stage in p.stages], 8)
+    p = common.from_dict(RlConfig, recipe, "rl")
+    rl.check(p, [common.from_dict(Stage, stage, "stage") for stage in p.stages], 8)
 
 
 def test_a_judge_that_contradicts_itself_is_not_followed():
@@ -656,7 +656,7 @@ def test_every_rollout_is_on_disk(base, whole):
         assert len(rollouts) == 8 and len({r["question"] for r in rollouts}) == 2
         for key, value in (("reward", "reward"), ("length", "tokens")):
             assert line[key] == pytest.approx(np.mean([r[value] for r in rollouts]))
-        assert line["truncated"] == np.mean([r["finish"] == "length" for r in rollouts])
+        assert line["truncated"] == np.mean([r["finish_reason"] == "length" for r in rollouts])
         assert all(r["reward"] == len(r["response"]) % 2 for r in rollouts if r["task"] == "math")
         for question in {r["question"] for r in rollouts}:  # divided by the deviation where a rule judges alone
             group = [r for r in rollouts if r["question"] == question]
@@ -688,7 +688,7 @@ def test_stages_that_have_begun_cannot_change(base, whole, monkeypatch, capsys):
 def cut(base, again: str, last: int) -> None:
     """What a machine that died leaves behind of the run: its checkpoints up to step `last`."""
     shutil.copytree(base.folder / "out/rl", base.folder / "out" / again)
-    for path in common.checkpoints(base.folder / "out" / again / "rl"):
+    for path in common.list_checkpoints(base.folder / "out" / again / "rl"):
         if int(path.name[5:]) > last:
             shutil.rmtree(path)
 

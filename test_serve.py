@@ -13,8 +13,8 @@ from data.refine import checklist
 from data import llm
 from data.refine.refinement import refine, Settings
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
-from data.llm import cached, http_writer, WriterConfig
-from generate import local_writer
+from data.llm import cached, http_llm, LLMConfig
+from generate import local_llm
 from model import ModelConfig, Transformer, init_weights
 
 pytest.importorskip("fastapi", reason="transformers[serving] is not installed")
@@ -43,8 +43,8 @@ def server(export):
 
 def test_the_server_writes_what_our_sampler_does(server, export):
     """Greedily: the same export by transformers, behind HTTP and our chat template, and by us."""
-    greedy = http_writer(WriterConfig(**server[1], temperature=0.0, top_p=1.0))
-    ours = local_writer(str(export), max_new_tokens=24, temperature=0)(QUESTIONS)
+    greedy = http_llm(LLMConfig(**server[1], temperature=0.0, top_p=1.0))
+    ours = local_llm(str(export), max_new_tokens=24, temperature=0)(QUESTIONS)
     theirs = greedy(QUESTIONS)
     assert theirs == ours and any(theirs)
 
@@ -52,19 +52,19 @@ def test_the_server_writes_what_our_sampler_does(server, export):
 @pytest.mark.parametrize("form", ["chat", "document"])
 def test_the_same_evaluation_by_a_server_and_here(server, export, form):
     """Greedily: answers (but for control tokens, which servers leave out), tokens, rewards, and why each ended."""
-    cfg = evaluate.EvaluateConfig(["math", "form"], endpoint=server[1]["url"], model=str(export), form=form, k=1,
+    cfg = evaluate.EvaluateConfig(["math", "form"], endpoint=server[1]["url"], model=str(export), prompt_format=form, k=1,
                                   n_problems=8, temperature=0.0, top_p=1.0, max_new_tokens=24, max_rows=2)
     def results(model, tokenizer):
-        return [(re.sub(r"<\|\w+\|>", "", row["response"]), row["tokens"], row["reward"], row["finish"])
+        return [(re.sub(r"<\|\w+\|>", "", row["response"]), row["tokens"], row["reward"], row["finish_reason"])
                 for score in evaluate.evaluate(model, tokenizer, cfg).values() for row in score["rows"]]
     ours = results(*hf.load(export))
-    assert results(evaluate.server(cfg), None) == ours and {row[-1] for row in ours} == {"stop", "length"}
+    assert results(evaluate.server_llm(cfg), None) == ours and {row[-1] for row in ours} == {"stop", "length"}
 
 
 def test_refinement_runs_against_it(server, tmp_path, monkeypatch):
     """Of a random model every verdict is unparsable: counted, asked again, never trusted. A second time nobody is asked."""
     monkeypatch.setattr(llm, "BACKOFF", 0.05)
-    asked, http = Counter(), http_writer(WriterConfig(**server[1], temperature=1.0, top_p=1.0))
+    asked, http = Counter(), http_llm(LLMConfig(**server[1], temperature=1.0, top_p=1.0))
 
     def counting(conversations, *on_result):
         asked["requests"] += sum(c is not None for c in conversations)
@@ -82,4 +82,4 @@ def test_a_server_that_is_gone(server):
     server[0].kill()
     server[0].wait()
     with pytest.raises(UserError, match="does the server run there"):
-        http_writer(WriterConfig(**server[1] | {"retries": 0}))(QUESTIONS)
+        http_llm(LLMConfig(**server[1] | {"retries": 0}))(QUESTIONS)

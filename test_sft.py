@@ -213,7 +213,7 @@ def test_what_a_user_sees(base, whole):
     assert "before, in document form" in whole and "before, in chat form" in whole and "  > 1 + 1?\n  | " in whole
     assert re.search(r"task +before +asked in +after +gain\nmath .* (document|chat) ", whole)
     before = json.loads((folder / "before.json").read_text())
-    assert before["math"]["form"] in ("document", "chat") and before["math"]["n"] == 4
+    assert before["math"]["prompt_format"] in ("document", "chat") and before["math"]["n"] == 4
     assert (folder / "loss.png").stat().st_size > 5000
     assert losses(base, "tuned")[4] < losses(base, "tuned")[0] - 0.5  # the end of the cold start
 
@@ -221,7 +221,7 @@ def test_what_a_user_sees(base, whole):
 def test_the_rotary_base_is_taken_over(base, whole):
     """Pre-training raised it to 100; the cold start says nothing, the second stage raises it to 200."""
     bases = {}
-    for path in common.checkpoints(base.folder / "out/tuned/sft"):
+    for path in common.list_checkpoints(base.folder / "out/tuned/sft"):
         meta = common.read_meta(path)
         bases.setdefault(meta["stage"], set()).add(meta["model"]["rope_theta"])
     assert bases == {"cold start": {100.0}, "overall": {200.0}}
@@ -230,7 +230,7 @@ def test_the_rotary_base_is_taken_over(base, whole):
 def test_resume_is_exact_to_the_bit(base, whole):
     """What a machine that died in the second stage leaves behind."""
     shutil.copytree(base.folder / "out/tuned", base.folder / "out/tuned-again")
-    kept = [path for path in common.checkpoints(base.folder / "out/tuned-again/sft")
+    kept = [path for path in common.list_checkpoints(base.folder / "out/tuned-again/sft")
             if int(path.name[5:]) <= 6 or shutil.rmtree(path)]
     assert common.read_meta(kept[0])["stage"] == "overall"
     output = fine_tune(base, "tuned-again")
@@ -249,7 +249,7 @@ def test_two_ranks_take_the_same_steps(base, whole, monkeypatch):
     monkeypatch.chdir(base.folder)
     cfg = common.load_config("", ["mini_sft.py", "--run=tuned-ranks"], sft=SftConfig)
     stages = [Stage(**stage) for stage in cfg.sft.stages]
-    pools = sft.open_pools(cfg, stages, Tokenizer.load(common.checkpoints(cfg.out / "sft")[0] / "tokenizer.json"), ONE)
+    pools = sft.open_pools(cfg, stages, Tokenizer.load(common.list_checkpoints(cfg.out / "sft")[0] / "tokenizer.json"), ONE)
     plan = plan_stages(stages, pools, cfg.sft.batch_tokens, cfg.sft.seed)[-1]
     assert len(plan.ends) % plan.rows == 1
 
@@ -285,7 +285,7 @@ def test_bad_lines_are_counted_and_the_first_is_named(base, monkeypatch, capsys)
     assert "pool bad: 2 rows of 2 conversations" in out and f"bad lines: {len(BAD)} (the first: bad.jsonl:2: " in out
     assert re.search(r"\ns +1 .*bad 1.00\n", out)
     assert (base.folder / "out/bad-skip/sft/data/bad/tokens.bin").is_file()
-    assert not common.checkpoints(base.folder / "out/bad-skip/sft")
+    assert not common.list_checkpoints(base.folder / "out/bad-skip/sft")
 
 
 @pytest.mark.parametrize("kind", BAD)

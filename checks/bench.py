@@ -119,8 +119,8 @@ def race_kernels(cfg, trainer: list, context: int, n_micro: int, contestants: li
 
 def made_by(seed: int, device) -> dict:
     """What every line of results/bench.jsonl says of its origin."""
-    return dict(commit=common.commit(), command=shlex.join(["python", "checks/bench.py", *sys.argv[1:]]), seed=seed,
-                machine=common.machine(device), torch=torch.__version__)
+    return dict(commit=common.current_commit(), command=shlex.join(["python", "checks/bench.py", *sys.argv[1:]]), seed=seed,
+                machine=common.describe_machine(device), torch=torch.__version__)
 
 
 def main():
@@ -135,7 +135,7 @@ def main():
     p, n_micro = cfg.pretrain, ours[-1].partition("=")[2] if ours else "1"
     if not n_micro.isdecimal() or int(n_micro) < 1:
         raise UserError(f"--micro_batches must be a number above 0, not {n_micro!r}")
-    stages = [common.build(Stage, s, f"pretrain.stages[{i}]") for i, s in enumerate(p.stages)]
+    stages = [common.from_dict(Stage, s, f"pretrain.stages[{i}]") for i, s in enumerate(p.stages)]
     check_settings(p, stages)
     p.compile |= cfg.compile
     cfg.model.vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size
@@ -149,7 +149,7 @@ def main():
 
     n_parameters = sum(x.numel() for x in meta_model(cfg.model).parameters())
     print(f"{cfg.run}: {n_parameters:,} parameters, {p.dtype}{', compiled' * p.compile}{', recompute' * p.recompute}, "
-          f"{common.machine(d.device)}, torch {torch.__version__}\n\n"
+          f"{common.describe_machine(d.device)}, torch {torch.__version__}\n\n"
           f"{'context':>8} {'kernels':8}{'tokens':>8}{'ms/step':>10}{'tokens/s':>11}{'MFU':>7}{'peak GB':>9}")
     origin = made_by(p.seed, d.device) | dict(config=common.config_hash(cfg, "model", "pretrain"), dtype=p.dtype,
                                               compile=p.compile, recompute=p.recompute)

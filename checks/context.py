@@ -57,7 +57,7 @@ def passkeys(model, tokenizer, n: int = 200) -> list[tuple[float, float, float]]
 
 def main():
     folder = Path(next((a for a in sys.argv[1:] if not a.startswith("--")), "out/context"))
-    ends = [p for p in reversed(common.checkpoints(folder / "pretrain")) if common.read_meta(p).get("keep")]
+    ends = [p for p in reversed(common.list_checkpoints(folder / "pretrain")) if common.read_meta(p).get("keep")]
     if not ends or len(ends) < 2 and not common.read_meta(ends[-1])["pretrain"]["branch_from"]:
         raise common.UserError("train first: `python -m data.text.corpus configs/context.py`, then `python pretrain.py "
                                "configs/context.py`")

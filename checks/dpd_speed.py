@@ -52,7 +52,7 @@ def ours(shape: ModelConfig, teacher: Path, pairs: list[Pair], d):
     p = distill.DistillConfig(batch_pairs=PAIRS, context=CONTEXT)
     model, optimizer = loop.build(shape, p, d)
     init_weights(model, 0, common.assign)
-    guide, batches = hf.frozen(d, teacher, p.dtype), np.arange(len(pairs)).reshape(-1, PAIRS)
+    guide, batches = hf.load_frozen(d, teacher, p.dtype), np.arange(len(pairs)).reshape(-1, PAIRS)
     frozen = np.zeros((len(pairs), 2, 2))  # the teacher's half is for the log alone
     for i, logprobs in distill.score(model, pairs, batches, p, d).items():
         frozen[i, 0] = logprobs
@@ -150,7 +150,7 @@ def main():
         results.append("dpd_speed", bench.made_by(0, d.device) | dict(
             command="python -m checks.dpd_speed", layers=shape.n_layers, width=shape.hidden_size,
             trl=trl.__version__, transformers=transformers.__version__, tokens_per_s=speeds,
-            config=common.hash_of([PAIRS, CONTEXT, ROUNDS, STEPS, PASSES]), ratio=ratio))
+            config=common.hash_json([PAIRS, CONTEXT, ROUNDS, STEPS, PASSES]), ratio=ratio))
 
 
 if __name__ == "__main__":

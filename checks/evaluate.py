@@ -50,7 +50,7 @@ def by_transformers(folder: Path, problems: list, cfg: evaluate.EvaluateConfig) 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     responses = []
-    for asked in (evaluate.prompt_of(problem, None, cfg.form) for problem in problems):
+    for asked in (evaluate.task_prompt(problem, None, cfg.prompt_format) for problem in problems):
         tokens = tokenizer(asked, return_tensors="pt") if isinstance(asked, str) else tokenizer.apply_chat_template(
             asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         answer = model.generate(**tokens, do_sample=False, max_new_tokens=cfg.max_new_tokens)
@@ -82,7 +82,7 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 def by_harness(command: str, folder: Path, problems: list, cfg: evaluate.EvaluateConfig) -> list[float]:
-    chat = cfg.form == "chat"
+    chat = cfg.prompt_format == "chat"
     documents = [dict(prompt=p.question if chat else document_prompt(p), answer=p.answer) for p in problems]
     (folder / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     (folder / "ours.yaml").write_text(TASK.format(folder=folder, most=cfg.max_new_tokens))
@@ -105,8 +105,8 @@ def main():
     parser.add_argument("--lm_eval", help="the harness's command")
     parser.add_argument("--write", action="store_true", help="append the result to results/evaluate.jsonl")
     args, started = parser.parse_args(), time.time()
-    source = hf.find(common.Dist(0, 1, torch.device("cpu"), None), args.checkpoint)
-    cfg = evaluate.EvaluateConfig([args.task], form=evaluate.form_of(source), n_problems=args.n, k=1, temperature=0.0,
+    source = hf.resolve_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), args.checkpoint)
+    cfg = evaluate.EvaluateConfig([args.task], prompt_format=evaluate.default_prompt_format(source), n_problems=args.n, k=1, temperature=0.0,
                                   top_p=1.0, max_rows=16)
     model, tokenizer = hf.load(source)
     problems = registry.family(args.task).problems(cfg.split, cfg.n_problems, cfg.seed)
@@ -117,11 +117,11 @@ def main():
         rewards["transformers"] = by_transformers(folder, problems, cfg)
         with serving(folder) as (_, cfg.endpoint):
             cfg.model = str(folder)
-            score = evaluate.evaluate(evaluate.server(cfg), None, cfg)[args.task]
+            score = evaluate.evaluate(evaluate.server_llm(cfg), None, cfg)[args.task]
             rewards["transformers serve"] = [row["reward"] for row in score["rows"]]
         if args.lm_eval:
             rewards["lm-eval"] = by_harness(args.lm_eval, folder, problems, cfg)
-    line = dict(task=args.task, form=cfg.form, problems=len(problems))
+    line = dict(task=args.task, form=cfg.prompt_format, problems=len(problems))
     line["scores"] = {way: sum(found) / len(found) for way, found in rewards.items()}
     line["other verdicts"] = {way: sum(a != b for a, b in zip(found, rewards["ours"]))
                               for way, found in rewards.items()}
@@ -130,7 +130,7 @@ def main():
         results.append("evaluate", line | dict(
             command=f"python -m checks.evaluate {args.checkpoint} --task={args.task} --n={args.n}"
                     + " --lm_eval=…" * bool(args.lm_eval) + " --write",
-            seed=0, commit=common.commit(), machine=common.machine(torch.device("cpu")), seconds=time.time() - started))
+            seed=0, commit=common.current_commit(), machine=common.describe_machine(torch.device("cpu")), seconds=time.time() - started))
 
 
 if __name__ == "__main__":

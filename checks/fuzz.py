@@ -123,9 +123,9 @@ def main():
     print("a second, on 2 cores: " + ", ".join(f"{name} {value:.0f}" for name, value in speed.items()))
     if "--write" in sys.argv:
         results.append("fuzz", dict(
-            commit=common.commit(), command=f"python -m checks.fuzz --n={n} --write", seed=0, programs=programs,
+            commit=common.current_commit(), command=f"python -m checks.fuzz --n={n} --write", seed=0, programs=programs,
             answers={str(end): count for end, count in ends.items()}, longest=[longest_program, longest_answer],
-            per_second=speed, machine=common.machine(torch.device("cpu")), seconds=time.time() - started))
+            per_second=speed, machine=common.describe_machine(torch.device("cpu")), seconds=time.time() - started))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main():
             folder_of_run = mini.folder / "out" / run / args.phase
             saving = bool(list(folder_of_run.glob(".step_*.tmp")))
             in_save += saving
-            at = common.checkpoints(folder_of_run)
+            at = common.list_checkpoints(folder_of_run)
             mini.run(*command, f"--name={run}", ranks=args.ranks)
             weights, repeated = outcome(mini, args.phase, run)
             same = repeated == losses and all(torch.equal(weights[name], expected[name]) for name in expected)

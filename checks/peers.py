@@ -235,7 +235,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--write", action="store_true", help="append the results to results/bench.jsonl")
     parser.add_argument("--profile", action="store_true", help="only our own time, by groups of operators")
     args = parser.parse_args(argv)
-    print(f"{common.machine(CPU)}, torch {torch.__version__}")
+    print(f"{common.describe_machine(CPU)}, torch {torch.__version__}")
     for shape in (*SHAPES, "generation"):
         if args.profile:
             for dtype in ("float32", "bfloat16"):

@@ -42,8 +42,8 @@ def main():
                 print(f"  {problem.key}: solution {right[i]}, {len(wrong[i])} variants")
         if "--write" in sys.argv:
             results.append("programs", dict(
-                commit=common.commit(), command="python -m checks.programs --humaneval=… --mbpp=… --write", seed=0,
-                machine=common.machine(torch.device("cpu")), seconds=seconds) | line)
+                commit=common.current_commit(), command="python -m checks.programs --humaneval=… --mbpp=… --write", seed=0,
+                machine=common.describe_machine(torch.device("cpu")), seconds=seconds) | line)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def main():
         tables.append(measure(seed))
         if "--write" in sys.argv:
             results.append("quality", dict(
-                commit=common.commit(), command="python -m checks.quality --write", seed=seed, auc=tables[-1],
-                machine=common.machine(torch.device("cpu")), seconds=time.time() - started))
+                commit=common.current_commit(), command="python -m checks.quality --write", seed=seed, auc=tables[-1],
+                machine=common.describe_machine(torch.device("cpu")), seconds=time.time() - started))
     print(f"ROC AUC of clean pages against each fault, mean of {len(SEEDS)} seeds\n\n| | {' | '.join(columns)} | each "
           f"seed |\n{'|---' * (len(columns) + 2)}|")
     for name in tables[0]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import common
 from experiments import results
 from conftest import ROOT, Mini
-from data.llm import WriterConfig
+from data.llm import LLMConfig
 
 CONCURRENCY, DELAY = 4, 0.03  # requests in flight of each writer; seconds of an answer
 ANSWERED = Counter()          # request -> how often its answer was sent
@@ -97,9 +97,9 @@ def main():
     twice = sum((ANSWERED - Counter(unbroken)).values())  # a further draw may have the seed of an earlier one
     most = 2 * CONCURRENCY * args.kills  # two writers
     line = dict(kills=args.kills, requests=len(unbroken), answered_twice=twice, in_flight_at_most=most, equal=same,
-                seed=args.seed, commit=common.commit(), command=f"python -m checks.refine --kills={args.kills}",
-                machine=common.machine(common.torch.device("cpu")), seconds=time.time() - started,
-                config=common.hash_of([CONFIG, WriterConfig().__dict__]))
+                seed=args.seed, commit=common.current_commit(), command=f"python -m checks.refine --kills={args.kills}",
+                machine=common.describe_machine(common.torch.device("cpu")), seconds=time.time() - started,
+                config=common.hash_json([CONFIG, LLMConfig().__dict__]))
     print(f"{args.kills} kills: files equal: {same}; {len(unbroken)} requests, {twice} answered twice "
           f"(at most {most} were in flight at the kills)")
     results.append("refine", line)

@@ -61,7 +61,7 @@ def ours(tokenizer, prompts: list[list[int]], d):
         clock.append(time.perf_counter())
         mine = [r for group in groups for r in group]
         for r in mine:
-            r.reward, r.finish = reward(r.tokens), "stop"
+            r.reward, r.finish_reason = reward(r.tokens), "stop"
         rl.advantages(groups, p.divide_by_std)
         clock.append(time.perf_counter())
         rl.train_step(model, mine, None, None, p, d)
@@ -152,7 +152,7 @@ def main():
     results.append("rl_speed", bench.made_by(0, d.device) | dict(
         command="python -m checks.rl_speed", layers=SHAPE.n_layers, width=SHAPE.hidden_size,
         trl=trl.__version__, transformers=transformers.__version__, seconds=seconds, parts=parts, gflops=rates,
-        config=common.hash_of([GROUPS, GROUP, PROMPT, NEW, ROUNDS, PASSES]), ratio=ratio))
+        config=common.hash_json([GROUPS, GROUP, PROMPT, NEW, ROUNDS, PASSES]), ratio=ratio))
 
 
 if __name__ == "__main__":

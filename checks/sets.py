@@ -41,7 +41,7 @@ def main():
                     print(f"    {kind} scores {score}: {problem.key}, {problem.answer[:60]!r}")
         if "--write" in sys.argv:
             results.append("sets", dict(set=name, file=file, problems=len(problems), **share, seconds=seconds, seed=0,
-                                       commit=common.commit(), machine=common.machine(torch.device("cpu")),
+                                       commit=common.current_commit(), machine=common.describe_machine(torch.device("cpu")),
                                        command=f"python -m checks.sets --{name}=… --write"))
 
 

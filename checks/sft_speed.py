@@ -121,7 +121,7 @@ def main():
         results.append("sft_speed", bench.made_by(0, d.device) | dict(
             command="python -m checks.sft_speed", layers=shape.n_layers, width=shape.hidden_size,
             trl=trl.__version__, transformers=transformers.__version__, tokens_per_s=speeds,
-            config=common.hash_of([CONTEXT, ROWS, ROUNDS, STEPS]), ratio=median(speeds["ours"]) / best))
+            config=common.hash_json([CONTEXT, ROWS, ROUNDS, STEPS]), ratio=median(speeds["ours"]) / best))
         shutil.rmtree(folder / "export")
 
 

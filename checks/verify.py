@@ -123,8 +123,8 @@ def main():
     per_second = len(plain_answers) / (time.time() - began)
     print(f"{per_second:.0f} plain answers a second, one thread")
     if "--write" in sys.argv:
-        meta = dict(commit=common.commit(), command="python -m checks.verify --gsm8k=… --math500=… --write", seed=0,
-                    machine=common.machine(torch.device("cpu")), seconds=time.time() - started, per_second=per_second)
+        meta = dict(commit=common.current_commit(), command="python -m checks.verify --gsm8k=… --math500=… --write", seed=0,
+                    machine=common.describe_machine(torch.device("cpu")), seconds=time.time() - started, per_second=per_second)
         results.append("verify", *(meta | line for line in lines))
 
 

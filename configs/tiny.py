@@ -38,7 +38,7 @@ pretrain = dict(
 # Small writers of the refinement: prompts of few tokens, for a model that learned them by practice (tiny_writer.py).
 refine = dict(
     writers=dict(
-        base=dict(checkpoint="pretrain", form="document", max_new_tokens=64),
+        base=dict(checkpoint="pretrain", prompt_format="document", max_new_tokens=64),
         ann=dict(checkpoint="ann/sft", max_new_tokens=80),
         bob=dict(checkpoint="bob/sft", max_new_tokens=80),
         completer=dict(checkpoint="completer/sft", max_new_tokens=96),

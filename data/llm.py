@@ -1,6 +1,6 @@
 """Writers: models that write or judge text for us (teacher, evaluator, reviser, verifier, labeller), of one shape.
 
-`http_writer` asks any OpenAI-compatible server (vLLM, SGLang, `transformers serve`, llama.cpp); `cached`
+`http_llm` asks any OpenAI-compatible server (vLLM, SGLang, `transformers serve`, llama.cpp); `cached`
 keeps every answer in a file, so that a killed run pays for none twice; `first_json` finds the label in an answer.
 """
 import asyncio
@@ -25,14 +25,14 @@ from common import UserError
 # writer(conversations[, on_result]): a text for each conversation (a list of {"role", "content"}), in their order. It
 # is None where there was no usable answer, and where None stands in a conversation's place: the others keep their
 # numbers, on which the random draws depend. on_result(number, text) is called with each as it comes.
-Writer = Callable[..., list[str | None]]
+LLM = Callable[..., list[str | None]]
 
 MAX_BODY = 16 << 20  # bytes of an answer: one without end must not fill the memory
 BACKOFF = 1.0        # seconds before the first retry, twice as many before each further one
 
 
 @dataclass
-class WriterConfig:
+class LLMConfig:
     """An OpenAI-compatible endpoint and how it is asked."""
     url: str = "http://localhost:8000/v1"  # of the server; /chat/completions and /models follow it
     model: str = ""              # its name on the server (default: the first that the server has)
@@ -62,7 +62,7 @@ class NoAnswer(UserError):
         self.kind, self.wait = kind, wait  # wait: seconds that the server wants between
 
 
-def http_writer(cfg: WriterConfig, read: Callable | None = None) -> Writer:
+def http_llm(cfg: LLMConfig, read: Callable | None = None) -> LLM:
     """A writer that asks an endpoint, many requests at a time, and counts failed answers on stderr, with some reasons.
 
     In a conversation's place may stand a text to be continued. read(answer): another result than the text of it all.
@@ -73,7 +73,7 @@ def http_writer(cfg: WriterConfig, read: Callable | None = None) -> Writer:
         _write(cfg, conversations, on_result, read or _text))
 
 
-async def _write(cfg: WriterConfig, conversations: list, on_result: Callable, read: Callable) -> list[str | None]:
+async def _write(cfg: LLMConfig, conversations: list, on_result: Callable, read: Callable) -> list[str | None]:
     asked = [i for i, conversation in enumerate(conversations) if conversation is not None]
     texts, failed, slots = [None] * len(conversations), [], asyncio.Semaphore(cfg.concurrency)
 
@@ -107,7 +107,7 @@ async def _write(cfg: WriterConfig, conversations: list, on_result: Callable, re
     return texts
 
 
-async def _ask(cfg: WriterConfig, client: httpx2.AsyncClient, path: str, read: Callable, body: dict | None = None):
+async def _ask(cfg: LLMConfig, client: httpx2.AsyncClient, path: str, read: Callable, body: dict | None = None):
     """What `read` makes of the endpoint's JSON, asked again while that may help. NoAnswer, or UserError for all."""
     key = "".join(os.environ.get(cfg.api_key_env, "").split())
     for attempt in range(cfg.retries + 1):
@@ -119,7 +119,7 @@ async def _ask(cfg: WriterConfig, client: httpx2.AsyncClient, path: str, read: C
             await asyncio.sleep(max(error.wait, min(60, BACKOFF * 2 ** attempt) * random.uniform(0.5, 1.5)))
 
 
-async def _request(cfg: WriterConfig, client: httpx2.AsyncClient, key: str, path: str, body: dict | None):
+async def _request(cfg: LLMConfig, client: httpx2.AsyncClient, key: str, path: str, body: dict | None):
     """(status, headers, first MAX_BODY bytes) of one HTTP request."""
     headers, received = {"Authorization": f"Bearer {key}"} if key else {}, bytearray()
     try:
@@ -138,7 +138,7 @@ async def _request(cfg: WriterConfig, client: httpx2.AsyncClient, key: str, path
         raise NoAnswer(f"{cfg.url}: lost the connection ({error!r})") from None
 
 
-def _judge(cfg: WriterConfig, key: str, read: Callable, status: int, headers: dict, answer: bytes):
+def _judge(cfg: LLMConfig, key: str, read: Callable, status: int, headers: dict, answer: bytes):
     """What `read` makes of an answer; NoAnswer or UserError for what else its HTTP status means."""
     text = answer.decode("utf-8", "replace").replace(key or "\0", "***")  # keys get echoed
     said = f"HTTP {status} from {cfg.url}: {' '.join(text.split())[:300]!r}"
@@ -173,7 +173,7 @@ def chat_form(message: dict) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates are no text
 
 
-def cached(writer: Writer, path: Path, failures: bool = False) -> Writer:
+def cached(writer: LLM, path: Path, failures: bool = False) -> LLM:
     """The writer, with each answer kept in a JSON Lines file as it comes, and never asked for again.
 
     The key is the conversation and how many equal ones stand before it in the batch: each of n drafts has its own. The

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from common import UserError, build
+from common import UserError, from_dict
 from data import llm
-from data.llm import cached, first_json, http_writer, WriterConfig
+from data.llm import cached, first_json, http_llm, LLMConfig
 
 
 def ask(*texts: str) -> list[list[dict]]:
@@ -75,8 +75,8 @@ def server(monkeypatch):
     server.server_close()
 
 
-def make(server, **settings) -> llm.Writer:
-    return http_writer(WriterConfig(**dict(url=server.url, model="m", timeout=5) | settings))
+def make(server, **settings) -> llm.LLM:
+    return http_llm(LLMConfig(**dict(url=server.url, model="m", timeout=5) | settings))
 
 
 def flaky(times: int, bad):
@@ -253,8 +253,8 @@ def test_an_endless_answer_is_cut(server, monkeypatch):
     (dict(url="http://h/v1\r\nX: y"), "url"), (dict(concurrency=0), "above 0"), (dict(retries=-1), "at least 0")])
 def test_a_wrong_config_is_named(values, message):
     with pytest.raises(UserError, match=message):
-        build(WriterConfig, values, "w")
-    assert WriterConfig(url=" http://h:1/v1/chat/completions").url == "http://h:1/v1"
+        from_dict(LLMConfig, values, "w")
+    assert LLMConfig(url=" http://h:1/v1/chat/completions").url == "http://h:1/v1"
 
 
 def test_cached_asks_for_nothing_twice(server, tmp_path):

@@ -64,7 +64,7 @@ def train_policy(judge: str, seed: int) -> list[dict]:
         shown = [key for key in ("win_rate", "rubric", "reward", "length") if key in steps[0]]
         rows.append(dict(judge=judge, step=at, held_out=held_out[at])
                     | {key: mean(line[key] for line in steps[at - EVERY:at]) for key in shown})
-    meta = common.read_meta(common.checkpoints(folder)[0])
+    meta = common.read_meta(common.list_checkpoints(folder)[0])
     for row in rows:
         results.record("hacking", meta, **row)
     return rows

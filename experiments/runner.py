@@ -484,7 +484,7 @@ def inherit(run: Run, folder: Path, others: list[tuple[Run, Path]]) -> None:
             same += 1
         if same and (other.lr, other.seed) == (run.lr, run.seed) and (path / "result.json").is_file():
             name = json.loads(run.stages[same - 1])["name"]
-            found += [(same, step) for step in common.checkpoints(path / "pretrain")
+            found += [(same, step) for step in common.list_checkpoints(path / "pretrain")
                       if (meta := common.read_meta(step))["stage"] == name and meta["keep"]]
     if found:
         _, step = max(found, key=lambda pair: pair[0])
@@ -503,11 +503,11 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
     call([f"{run.phase}.py", config, f"--run={name}"], log, run.settings() | {"evaluate.tasks": []})
     stages = {}
     if run.phase == "rl" and len(run.stages) > 1:  # each stage's end is a checkpoint that is kept
-        for path in reversed(common.checkpoints(folder / "rl")):
+        for path in reversed(common.list_checkpoints(folder / "rl")):
             if (end := common.read_meta(path))["keep"]:
                 stages[end["stage"]] = correct_of(config, f"{name}/{path.name}", run.split, path, log)
     found = [*stages.values()][-1] if stages else correct_of(config, name, run.split, folder / run.phase, log)
-    meta = common.read_meta(common.checkpoints(folder / run.phase)[0])
+    meta = common.read_meta(common.list_checkpoints(folder / run.phase)[0])
     held_out = [line["validation"] for line in common.read_metrics(folder / run.phase) if "validation" in line]
     result = dict(table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr, commit=meta["commit"],
                   command="python " + meta["command"], config=meta["config"], machine=meta["machine"],
@@ -520,7 +520,7 @@ def finish(run: Run, config: str, made_by: str, others: list[tuple[Run, Path]]) 
                           if isinstance(steps[-1][key], float)}
     if held_out:
         result["bits_per_byte"] = next(iter(held_out[-1].values()))["bits_per_byte"]
-    for step in common.checkpoints(folder / run.phase):  # stage ends stay, for arms that begin alike
+    for step in common.list_checkpoints(folder / run.phase):  # stage ends stay, for arms that begin alike
         if not common.read_meta(step)["keep"] or run.phase != "pretrain":
             shutil.rmtree(step)
     common.write_atomic(folder / "result.json", json.dumps(result))

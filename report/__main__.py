@@ -29,7 +29,7 @@ from report import plots
 from common import UserError
 from data.tasks import pages, registry
 from data.tasks.problem import Problem
-from evaluate import EvaluateConfig, prompt_of
+from evaluate import EvaluateConfig, task_prompt
 from generate import sample, stop_ids
 
 PHASES = ("pretrain", "sft", "distill", "rl")  # what is evaluated, in order
@@ -197,7 +197,7 @@ def checkpoints(out: Path) -> dict[str, Path]:
     """{as in after_each(): the checkpoint at its end}, or the newest one of a phase that is still running."""
     found = {}
     for phase in PHASES:
-        for path in reversed(common.checkpoints(out / phase)):
+        for path in reversed(common.list_checkpoints(out / phase)):
             try:
                 meta = common.read_meta(path)
             except UserError:
@@ -217,7 +217,7 @@ def samples(out: Path, cfg: EvaluateConfig) -> list[dict]:
     asked = dict(questions=[problem.question for problem in problems], length=cfg.max_new_tokens)
     known, answers = load(out / "samples.json"), {}
     for name, path in checkpoints(out).items() if problems else ():
-        key = f"{path.relative_to(out)} {common.hash_of([common.read_meta(path)['files'], asked])}"
+        key = f"{path.relative_to(out)} {common.hash_json([common.read_meta(path)['files'], asked])}"
         try:
             answers[name] = key, known.get(key) or greedy(path, problems, cfg.max_new_tokens)
         except UserError as error:
@@ -244,7 +244,7 @@ def greedy(path: Path, problems: list[Problem], length: int) -> list[str]:
         raise UserError("it is too large to be asked on a CPU")
     model, tokenizer = hf.load(path, "cuda" if cuda else "cpu", torch.bfloat16 if cuda else torch.float32)
     stop, form = stop_ids(tokenizer), "document" if meta["phase"] == "pretrain" else "chat"
-    prompts = [prompt_of(problem, tokenizer, form) for problem in problems]
+    prompts = [task_prompt(problem, tokenizer, form) for problem in problems]
     drawn = sample(model, prompts, max_new_tokens=length, temperature=0, stop=stop)
     return [tokenizer.decode([t for t in each[0].tokens if t not in stop]) for each in drawn]
 
@@ -318,8 +318,8 @@ def write_page(cfg) -> Path:
         settings={phase: "\n".join(f"{key} = {value!r}" for key, value in meta[phase].items()) for phase in UNITS
                   if (meta := plots.origin(out / phase)).get(phase)},
         versions=[["", "version"], ["Python", platform.python_version()], ["PyTorch", torch.__version__],
-                  ["NumPy", np.__version__], ["commit", common.commit()], ["system", platform.platform()],
-                  ["machine", common.machine(torch.device("cpu"))]])
+                  ["NumPy", np.__version__], ["commit", common.current_commit()], ["system", platform.platform()],
+                  ["machine", common.describe_machine(torch.device("cpu"))]])
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     common.write_atomic(out / "report.html", environment.get_template("page.html").render(made))
@@ -342,7 +342,7 @@ def main():
             result |= {key: found for key in ("before", "teacher") if (found := load(folder / f"{key}.json"))}
             if phase == "rl":  # each of its stages; results/rl.jsonl is of experiments/runner.py
                 result["stages"] = {line["stage"]: line["scores"] for line in lines if line["scores"]}
-            record("rl_run" if phase == "rl" else phase, common.read_meta(common.checkpoints(folder)[0]), **result)
+            record("rl_run" if phase == "rl" else phase, common.read_meta(common.list_checkpoints(folder)[0]), **result)
     print(f"\npage: {write_page(cfg)}")
 
 

@@ -92,7 +92,7 @@ def _title(figure, folder: Path, what: str) -> None:
 
 def origin(folder: Path) -> dict:
     """What the newest checkpoint of a phase says of how it was made; {} without one that can be read."""
-    for path in common.checkpoints(folder):
+    for path in common.list_checkpoints(folder):
         try:
             return common.read_meta(path)
         except common.UserError:
@@ -260,7 +260,7 @@ def gain_rows(folder: Path) -> list[list[str]]:
     rows = [["task", "before", "asked in", "after", "gain"]]
     for task, b in first.items():
         if a := lines[-1].get(task):
-            rows.append([task, with_error(b), b["form"], with_error(a), f"{a['avg'] - b['avg']:+.3f}"])
+            rows.append([task, with_error(b), b["prompt_format"], with_error(a), f"{a['avg'] - b['avg']:+.3f}"])
     return rows
 
 

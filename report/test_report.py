@@ -48,7 +48,7 @@ def fabricate(out: Path) -> None:
                                                         [HOSTILE, 8, 8, 5, 10, dict(high=9)]]))
     write(out / "ann/sft/metrics.jsonl", *steps("practice", 0, 3))
     for phase, avg in (("sft", 0.305), ("distill", 0.407), ("rl", 0.509)):
-        write(out / phase / "before.json", {task: score(avg - 0.05) | {"form": "chat"} for task in ("math", "code")})
+        write(out / phase / "before.json", {task: score(avg - 0.05) | {"prompt_format": "chat"} for task in ("math", "code")})
     write(out / "sft/metrics.jsonl", *steps("sft", 0, 10), end(9, "sft", 0.305, 0.306))
     likelihoods = {f"{who}_{side}": -1.0 for who in ("student", "reference", "teacher")
                    for side in ("chosen", "rejected")}
@@ -234,7 +234,7 @@ def test_recorded_tables_are_shown_again(tmp_path, monkeypatch, capsys):
 def test_gain_is_none_without_a_start(tmp_path):
     write(tmp_path / "metrics.jsonl", dict(step=0, scores={"math": score(0.5)}))
     assert plots.gain(tmp_path) == ""
-    write(tmp_path / "before.json", {"math": score(0.25) | {"form": "document"}})
+    write(tmp_path / "before.json", {"math": score(0.25) | {"prompt_format": "document"}})
     row = plots.gain(tmp_path).splitlines()[1]
     assert row.split() == ["math", "0.250", "±0.020", "document", "0.500", "±0.020", "+0.250"]
     assert math.isnan(report.mean([None, math.nan])) and report.mean([1, None, 2]) == 1.5

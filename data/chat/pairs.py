@@ -33,7 +33,7 @@ def positive(samples: list[dict], right: float) -> dict | None:
     """The best of a teacher's samples of one prompt: it scores at least `right`, its thoughts are closed, and of these
     it is the one that the teacher finds most likely; None where there is none.
 
-    A sample: {"text", "tokens", "finish", "score" (None: could not be scored), "logprob" (mean of its tokens, when it
+    A sample: {"text", "tokens", "finish_reason", "score" (None: could not be scored), "logprob" (mean of its tokens, when it
     was drawn)}. Those that were cut off, or are empty, are not looked at.
     """
     good = [s for s in _whole(samples) if s["score"] >= right and after_thoughts(s["text"])]
@@ -48,7 +48,7 @@ def negative(samples: list[dict], most: float) -> dict | None:
 
 
 def _whole(samples: list[dict]) -> list[dict]:
-    return [s for s in samples if s["finish"] == "stop" and s["text"].strip() and s["score"] is not None]
+    return [s for s in samples if s["finish_reason"] == "stop" and s["text"].strip() and s["score"] is not None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -211,8 +211,8 @@ def test_made_again_when_and_only_when_something_changes(tmp_path, tokenizer, js
 
 KILLED = """
 import os, sys, pathlib
-from data.conversations import prepare
-from data.tokenizer import Tokenizer
+from data.chat.conversations import prepare
+from data.text.tokenizer import Tokenizer
 folder, tokenizer = pathlib.Path(sys.argv[1]), Tokenizer.load(sys.argv[2])
 encode, calls = tokenizer.encode, []
 def encode_or_die(text):

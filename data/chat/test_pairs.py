@@ -33,7 +33,7 @@ RIGHT, WRONG = "<think>\nSky, sea.\n</think>\n\nBlue.", "Loud."
 # ---- which samples make a pair
 
 def sample(text="Answer: 3", score=1.0, logprob=-1.0, finish="stop") -> dict:
-    return {"text": text, "tokens": [1, 2], "finish": finish, "score": score, "logprob": logprob}
+    return {"text": text, "tokens": [1, 2], "finish_reason": finish, "score": score, "logprob": logprob}
 
 
 UNUSABLE = {

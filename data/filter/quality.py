@@ -39,7 +39,7 @@ from common import UserError
 from data.filter import dedup
 from data.filter.classifier import excerpt, Filter, fit
 from data.text.sources import fault, kept, read, records, shards, text_columns
-from data.llm import cached, first_json, http_writer, WriterConfig
+from data.llm import cached, first_json, http_llm, LLMConfig
 
 DIMENSIONS = {  # content before form: labels about content predict usefulness better (report, section 2)
     "accuracy": "statements, results and code are right",
@@ -58,7 +58,7 @@ DIMENSIONS = {  # content before form: labels about content predict usefulness b
 class QualityConfig:
     sources: list                # what is filtered, as in corpus.pools; a shard is a file of theirs
     labels: str = ""             # .jsonl of {"text": …, "tags": {dimension: 0 … 9}}; made here if there is a writer
-    writer: dict = field(default_factory=dict)  # WriterConfig of the labeller: {"url": …, "model": …}
+    writer: dict = field(default_factory=dict)  # LLMConfig of the labeller: {"url": …, "model": …}
     n_labels: int = 2000         # documents that the writer labels, spread over the shards
     dimensions: dict = field(default_factory=dict)  # {name: what the writer grades}; {}: DIMENSIONS above
     curated: list = field(default_factory=list)  # sources of good documents for retrieval; none: the best labelled ones
@@ -403,7 +403,7 @@ def run(cfg: QualityConfig, folder: Path) -> None:
             if not cfg.writer:
                 raise UserError("no labels: give quality.labels (a file), quality.writer (an endpoint that grades "
                                 "documents), or quality.score_column (a score in the data)")
-            writer = http_writer(common.build(WriterConfig, cfg.writer, "quality.writer"))
+            writer = http_llm(common.from_dict(LLMConfig, cfg.writer, "quality.writer"))
             label(cfg, parts, labels, cached(writer, folder / "answers.jsonl"))
         if {"fit", "judge"} & set(steps) and not labels.is_file():
             raise UserError(f"no labels at {labels}; make them with --quality.step=label")

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from common import UserError, build
+from common import UserError, from_dict
 from data.filter import classifier, quality
 from data.filter.quality import QualityConfig
 
@@ -53,7 +53,7 @@ def setup(tmp_path):
 
 
 def run(setup, **settings):
-    quality.run(build(QualityConfig, setup.cfg | settings, "quality"), setup.out)
+    quality.run(from_dict(QualityConfig, setup.cfg | settings, "quality"), setup.out)
     kinds = {kind: [r for path in sorted((setup.out / kind).glob("*.parquet"))
                     for r in pyarrow.parquet.read_table(path).to_pylist()] for kind in ("high", "medium", "judged")}
     return kinds

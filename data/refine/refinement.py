@@ -29,7 +29,7 @@ from data.verify import sandbox
 from data.verify.agentic import ask
 from data.verify.sandbox import Sandbox
 from data.chat.template import after_thoughts
-from data.llm import first_json, Writer
+from data.llm import first_json, LLM
 
 PROMPTS = {     # str.format templates: a brace that is no field is written twice
     "checklist": """Write the checklist by which responses to this instruction will be judged. Do not follow it.
@@ -213,7 +213,7 @@ def _said(value: object) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 # Asking
 
-def counted(writer: Writer, usage: Counter, *key: str, count: Callable[[str], int] = len) -> Writer:
+def counted(writer: LLM, usage: Counter, *key: str, count: Callable[[str], int] = len) -> LLM:
     """The writer; what it is asked is added to usage[*key, "requests"], `count` of its texts to usage[*key, "written"].
 
     What a cache answers is counted, too: a run that was killed and goes on costs what an unbroken one does.
@@ -226,12 +226,12 @@ def counted(writer: Writer, usage: Counter, *key: str, count: Callable[[str], in
     return write
 
 
-def nth(writer: Writer, n: int) -> Writer:
+def nth(writer: LLM, n: int) -> LLM:
     """The writer's n-th draw for each conversation, from 0: those before it, asked for as well, `cached` has."""
     return lambda conversations: writer([c for c in conversations for _ in range(n + 1)])[n::n + 1]
 
 
-def ask_parsed(draw: Callable[[int], Writer], requests: list, parse: Callable[[int, str], object], retries: int):
+def ask_parsed(draw: Callable[[int], LLM], requests: list, parse: Callable[[int, str], object], retries: int):
     """For each request the first value that is not None of parse(request's number, answer), and how many came before.
 
     draw(n) is the writer's n-th draw. A request that is None is not asked; equal ones are asked once.
@@ -310,7 +310,7 @@ class Refined:
     unparsable: int = 0          # checklists and verdicts that could not be used; none was trusted
 
 
-def refine(instructions: list[list[dict]], team: dict[str, Writer], settings: Settings,
+def refine(instructions: list[list[dict]], team: dict[str, LLM], settings: Settings,
            runnable: Callable[[str], list[Item]], box: Sandbox | None = None, usage: Counter | None = None,
            count: Callable[[str], int] = len) -> list[Refined]:
     """Drafts, judges and revises responses to instructions (messages that end with the user's), all side by side.
@@ -325,7 +325,7 @@ def refine(instructions: list[list[dict]], team: dict[str, Writer], settings: Se
         raise UserError(f"there is no writer {min(unknown)!r}; there are {', '.join(team)}")
     usage = Counter() if usage is None else usage
 
-    def draw(role: str, name: str, n: int = 0) -> Writer:
+    def draw(role: str, name: str, n: int = 0) -> LLM:
         return counted(nth(team[name], n), usage, name, role, count=count)
 
     cases, items = _begin(instructions, runnable, settings, draw, box)
@@ -425,7 +425,7 @@ def _run_checks(texts: list[str], items: list[list[Item]]) -> list[list[tuple[It
 # ---------------------------------------------------------------------------------------------------------------------
 # Reconstruction
 
-def reconstruct(pairs: list[tuple[list[dict], str]], writer: Writer, prompts: dict) -> list[tuple[str, str] | None]:
+def reconstruct(pairs: list[tuple[list[dict], str]], writer: LLM, prompts: dict) -> list[tuple[str, str] | None]:
     """(summary, chain of thought) for each (instruction, solution without thoughts); None where none could be read.
 
     Whether the chain leads to the solution is not checked here.
@@ -435,7 +435,7 @@ def reconstruct(pairs: list[tuple[list[dict], str]], writer: Writer, prompts: di
     return [match and (match[1], match[2]) for match in found]
 
 
-def summaries(triples: list[tuple[list[dict], str, str]], writer: Writer, prompts: dict) -> list[str | None]:
+def summaries(triples: list[tuple[list[dict], str, str]], writer: LLM, prompts: dict) -> list[str | None]:
     """A summary of each real (instruction, chain, answer)'s chain, to train a chain completer on; None without one."""
     texts = ask(writer, [ask_summary(prompts, instruction, chain) for instruction, chain, _ in triples])
     return [split(text or "")[1].strip() or None for text in texts]

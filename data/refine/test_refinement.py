@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from common import UserError, build
+from common import UserError, from_dict
 from data.refine.refinement import (
     as_text,
     ask_chain,
@@ -107,7 +107,7 @@ def test_a_bad_template_is_named():
     with pytest.raises(UserError, match=r"prompts\['evaluate'\] is no template of instruction, response, items.*twice"):
         ask_verdicts({"evaluate": 'Say [{"pass": true}] {items}'}, user("i"), "r", ["a"])
     with pytest.raises(UserError, match="refine: unknown prompts .*evalute.*; there are checklist, evaluate"):
-        build(Settings, dict(drafters=["a"], evaluators=[], revisers=[], prompts={"evalute": ""}), "refine")
+        from_dict(Settings, dict(drafters=["a"], evaluators=[], revisers=[], prompts={"evalute": ""}), "refine")
 
 
 @pytest.mark.parametrize("response, chain, content, both", [
@@ -253,7 +253,7 @@ def test_an_instruction_without_drafts_is_left_out(capsys):
 
 
 def test_requests_that_a_server_refuses_do_not_end_the_run(capsys):
-    """http_writer raises where all of a batch fails, as a last, too long revision does: is it down, or this request?"""
+    """http_llm raises where all of a batch fails, as a last, too long revision does: is it down, or this request?"""
     def refuse(text, draw):
         if text.startswith(("R", "E")):
             raise UserError("1 of 1 conversations got no usable answer")
@@ -400,7 +400,7 @@ def test_writers_that_are_missing_or_named_twice():
     for values, message in ((dict(drafters=["a", "a"]), "named twice"), (dict(drafters=[]), "a drafter"),
                             (dict(rounds=-1), "at least 0"), (dict(n_drafts=0), "a draft"), (dict(round=1), "rounds")):
         with pytest.raises(UserError, match=f"refine: .*{message}"):
-            build(Settings, dict(drafters=["a"], evaluators=[], revisers=[]) | values, "refine")
+            from_dict(Settings, dict(drafters=["a"], evaluators=[], revisers=[]) | values, "refine")
 
 
 # ---- reconstruction

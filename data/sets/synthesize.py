@@ -33,7 +33,7 @@ from data.tasks.problem import between, pick, rng_of
 from data.tasks import code
 from data.sets.programs import mutants
 from data.sets.synthetic import passes
-from data.llm import cached, http_writer, Writer, WriterConfig
+from data.llm import cached, http_llm, LLM, LLMConfig
 
 
 @dataclass
@@ -41,7 +41,7 @@ class SynthesizeConfig:
     n: int = 200                 # problems tried each way
     variants: int = 4            # wrong variants of each solution, all of which must fail
     seed: int = 0
-    writer: dict = field(default_factory=dict)  # WriterConfig of the model that writes; {}: the grammars below
+    writer: dict = field(default_factory=dict)  # LLMConfig of the model that writes; {}: the grammars below
     topics: list = field(default_factory=lambda: list(TOPICS))  # what statements begin with, forward
     functions: list = field(default_factory=lambda: [{"stdlib": 12}])  # sources of Python files, backward
 
@@ -89,7 +89,7 @@ returned in every case, and two of the examples. Answer with the exercise and no
 # ---------------------------------------------------------------------------------------------------------------------
 # Drafts by a writer: dicts of question, name, solution, tests, level and a second solution
 
-def forward(writer: Writer, topics: list[str], n: int) -> list[dict]:
+def forward(writer: LLM, topics: list[str], n: int) -> list[dict]:
     """Statement, then solution, then tests, whose results the writer claims and the sandbox checks."""
     asked = [FORWARD.format(topic=topics[i % len(topics)], number=i // len(topics) + 1) for i in range(n)]
     drafts = [{"question": text.strip()} for text in ask(writer, asked) if text.strip()]
@@ -101,7 +101,7 @@ def forward(writer: Writer, topics: list[str], n: int) -> list[dict]:
     return solve(writer, drafts, "second")
 
 
-def backward(writer: Writer, functions: list[str], box: Sandbox) -> list[dict]:
+def backward(writer: LLM, functions: list[str], box: Sandbox) -> list[dict]:
     """Solution and inputs, then results by running it, then the statement."""
     drafts = [{"solution": text, "name": name_of(text)} for text in functions]
     for draft, answer in zip(drafts, ask(writer, [INPUTS.format(**draft) for draft in drafts])):
@@ -114,13 +114,13 @@ def backward(writer: Writer, functions: list[str], box: Sandbox) -> list[dict]:
     return solve(writer, [draft for draft in drafts if draft["question"]], "second")
 
 
-def ask(writer: Writer, prompts: list[str]) -> list[str]:
+def ask(writer: LLM, prompts: list[str]) -> list[str]:
     """The answers behind their chains of thought; "" for none."""
     answers = writer([[{"role": "user", "content": prompt}] for prompt in prompts])
     return [after_thoughts(answer or "") or "" for answer in answers]
 
 
-def solve(writer: Writer, drafts: list[dict], key: str) -> list[dict]:
+def solve(writer: LLM, drafts: list[dict], key: str) -> list[dict]:
     """The drafts for which the writer gave a function, which becomes draft[key], and the first one's name its name."""
     # other words for the second one, so that it is no copy out of the writer's cache
     form = SOLVE if key == "solution" else SOLVE + " Think of the edge cases."
@@ -256,7 +256,7 @@ def run(cfg: SynthesizeConfig, folder: Path) -> Counter:
     box = sandbox.shared()
     with ThreadPoolExecutor() as pool:
         if cfg.writer:
-            writer = cached(http_writer(common.build(WriterConfig, cfg.writer, "synthesize.writer")),
+            writer = cached(http_llm(common.from_dict(LLMConfig, cfg.writer, "synthesize.writer")),
                             folder / "synthetic_answers.jsonl")
             files = (text for text, _ in texts(cfg.functions, Place(quiet=True), "text"))
             made = {"forward": forward(writer, cfg.topics, cfg.n),

@@ -89,7 +89,7 @@ def scripted(conversations, on_result):
 
 
 def test_by_a_writer(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesize, "http_writer", lambda cfg: scripted)
+    monkeypatch.setattr(synthesize, "http_llm", lambda cfg: scripted)
     code = ("def total(x, least):\n    s = 0\n    for v in x:\n        if v > least:\n            s += v ** 2\n    return s\n\n"
             "def broken(x, least):\n    y = x\n    z = y\n    return z.missing\n")
     (tmp_path / "code.jsonl").write_text(json.dumps({"text": code}) + "\n")

@@ -123,7 +123,7 @@ import json, os, random, signal, sys, time
 import datasets
 from pathlib import Path
 from data import corpus
-from data.test_corpus import Tokenizer, make
+from data.text.test_corpus import Tokenizer, make
 folder, name, sources, pause = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
 corpus.BATCH = 25, 4e6
 draw, kills = random.Random(0), 0

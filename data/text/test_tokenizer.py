@@ -94,7 +94,7 @@ def test_save_load_and_hash(bpe, char, tmp_path):
 
 
 def test_training_is_deterministic_over_processes():
-    script = ("import sys, data.test_tokenizer as t; sys.stdout.write("
+    script = ("import sys, data.text.test_tokenizer as t; sys.stdout.write("
               "t.train_tokenizer(t.TEXTS, t.TokenizerConfig(vocab_size=700)).hash)")
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert other == train_tokenizer(TEXTS, TokenizerConfig(vocab_size=700)).hash

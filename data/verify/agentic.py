@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from common import UserError
 from data.verify.sandbox import Result, Sandbox
-from data.llm import Writer
+from data.llm import LLM
 
 SYSTEM = """You decide whether the given answer to a question is mathematically equivalent to the gold answer.
 
@@ -71,7 +71,7 @@ class Verdict:
     runs: int = 0           # programs
 
 
-def judge(writer: Writer, box: Sandbox, cases: Sequence[tuple[str, str, str]], turns: int = 4) -> list[Verdict]:
+def judge(writer: LLM, box: Sandbox, cases: Sequence[tuple[str, str, str]], turns: int = 4) -> list[Verdict]:
     """The verdict on each (question, gold, answer), after at most so many messages of the writer.
 
     An empty answer is different, and so is one much longer than the gold: nobody is asked. UserError: the writer
@@ -91,7 +91,7 @@ def judge(writer: Writer, box: Sandbox, cases: Sequence[tuple[str, str, str]], t
     return verdicts
 
 
-def judged(writer: Writer, box: Sandbox, path: Path) -> Callable[[str, str, str], bool | None]:
+def judged(writer: LLM, box: Sandbox, path: Path) -> Callable[[str, str, str], bool | None]:
     """judge() of one case at a time; all that was said is appended to path.
 
     data.verify.answers.reward takes it as judge=functools.partial(it, question).
@@ -171,7 +171,7 @@ def quote(text: str) -> str:
     return ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text))
 
 
-def ask(writer: Writer, conversations: list) -> list[str | None]:
+def ask(writer: LLM, conversations: list) -> list[str | None]:
     """The writer's texts; all None if it fails with these (as too long, or with an empty answer) and yet answers."""
     try:
         return writer(conversations)

@@ -402,8 +402,8 @@ def main() -> None:
 
     smi = "nvidia-smi --query-gpu=driver_version,power.limit --format=csv,noheader"
     smi = subprocess.run(smi, shell=True, capture_output=True, text=True).stdout.partition("\n")[0]
-    run = dict(commit=common.commit(), command=shlex.join(["python", "-m", "kernels.tools.bench", *sys.argv[1:]]), seed=SEED,
-               machine=common.machine(torch.device("cuda")), driver=smi.partition(", ")[0],
+    run = dict(commit=common.current_commit(), command=shlex.join(["python", "-m", "kernels.tools.bench", *sys.argv[1:]]), seed=SEED,
+               machine=common.describe_machine(torch.device("cuda")), driver=smi.partition(", ")[0],
                power_limit=smi.partition(", ")[2], torch=torch.__version__, triton=triton.__version__,
                date=datetime.date.today().isoformat())
     top = ceilings()

@@ -54,7 +54,7 @@ def test_what_must_not_run_is_named(what, found, changes):
 
 def test_a_form_that_is_too_large_is_found_by_compiling_it(tmp_path):
     """Triton compiles it without a word; it could not be launched."""
-    code = ("from kernels import aot; form = next(f for f in aot.forms() if f.kernel == 'attention_forward'); "
+    code = ("from kernels.tools import aot; form = next(f for f in aot.forms() if f.kernel == 'attention_forward'); "
             "form.constants |= dict(BM=128, BN=128); form.stages = 4; print(aot.problem(form, aot.measure(form)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env={"PATH": "/usr/bin:/bin", "TRITON_INTERPRET": "0", "HOME": str(tmp_path)})
