@@ -32,7 +32,7 @@ class Measure:
 
     @property
     def nodes_per_line(self) -> float:
-        return self.nodes / self.code_lines
+        return self.nodes / max(1, self.code_lines)
 
 
 def code_files(*patterns: str) -> list[Path]:
@@ -49,7 +49,7 @@ def docstrings(tree: ast.Module) -> list[ast.Expr]:
 
 
 def measure(path: Path) -> Measure:
-    """Counts one file; nodes of docstrings are none."""
+    """Counts one file. Docstrings, and whether a name is read or written, are no nodes."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     lines = text.splitlines()
@@ -63,7 +63,7 @@ def measure(path: Path) -> Measure:
     longest_name = max(lengths, key=lengths.get, default="")
     return Measure(
         code_lines=len(code),
-        nodes=sum(1 for _ in ast.walk(tree)) - 2 * len(texts),
+        nodes=sum(not isinstance(node, ast.expr_context) for node in ast.walk(tree)) - 2 * len(texts),
         wide_lines=sum(len(line) > WIDTH for line in lines),
         longest=lengths.get(longest_name, 0),
         longest_name=longest_name,
