@@ -30,7 +30,7 @@ import loop
 from report import plots
 from common import UserError
 from data.text.corpus import CorpusConfig, data_folder, read_pool
-from data.text.mixture import branch, Mixture, plan_stages, PoolStream, StagePlan
+from data.text.mixture import branch, Mixture, plan_stages, PoolStream, MixtureStage
 from data.text.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig, evaluate, format_table, without_rows
 from kernels.cross_entropy import linear_cross_entropy
@@ -76,7 +76,7 @@ def check_settings(p: PretrainConfig, stages: list[Stage]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Plan and data
 
-def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[StagePlan]:
+def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[MixtureStage]:
     """The stages in steps, after --scale, total_tokens and a branch."""
     p, scale = cfg.pretrain, cfg.scale
     plans = plan_stages(stages, pool_sizes, p.batch_tokens, scale)
@@ -91,13 +91,13 @@ def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[Stag
     return plans
 
 
-def history(plans: list[StagePlan], step: int) -> list:
+def history(plans: list[MixtureStage], step: int) -> list:
     """The plan's past at a step, as JSON: a checkpoint's must be the same for a run to go on from it."""
     return [[p.name, p.context, p.rows, p.first_step, min(p.end_step, step), p.start]
             for p in plans if p.first_step < step]
 
 
-def print_plan(cfg, stages: list[Stage], plans: list[StagePlan], pool_sizes: dict[str, int]) -> None:
+def print_plan(cfg, stages: list[Stage], plans: list[MixtureStage], pool_sizes: dict[str, int]) -> None:
     """The table of stages: rate, data, context and cost; and a picture of it."""
     by_name = {s.name: s for s in stages}
     head = f"{'stage':14}{'steps':>10}{'tokens':>9}  {'learning rate':22}{'context':>8}{'rope base':>11}{'FLOPs':>10}  "

@@ -24,7 +24,7 @@ import loop
 from report import plots
 from data.verify import sandbox
 from data.chat.conversations import Pool, prepare, read_pool
-from data.chat.packing import Batch, batch, plan_stages, StagePlan
+from data.chat.packing import Batch, batch, plan_stages, PackedStage
 from data.text.tokenizer import Tokenizer
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
@@ -78,14 +78,14 @@ def open_pools(cfg, stages: list[Stage], tokenizer: Tokenizer, d) -> dict[str, P
     return {name: read_pool(folder / name, tokenizer.hash) for name in names}
 
 
-def history(plans: list[StagePlan], pools: dict[str, Pool], p: SftConfig, step: int) -> list:
+def history(plans: list[PackedStage], pools: dict[str, Pool], p: SftConfig, step: int) -> list:
     """The plan's past at a step, as JSON: a checkpoint's must be the same for a run to go on from it."""
     data = [[name, len(pool.ends), int(pool.ends[-1])] for name, pool in pools.items()]
     return [p.seed, data, *([s.name, s.context, s.rows, s.first_step, min(s.end_step, step), s.tokens]
                             for s in plans if s.first_step < step)]
 
 
-def print_plan(cfg, stages: list[Stage], plans: list[StagePlan]) -> None:
+def print_plan(cfg, stages: list[Stage], plans: list[PackedStage]) -> None:
     """The table of stages: rate, data, and what packing makes of it."""
     print(f"{'stage':14}{'steps':>7}{'tokens':>9}{'trained':>9}{'filled':>8}{'too long':>9}  {'learning rate':22}"
           f"{'context':>8}  epochs of each pool")
@@ -177,7 +177,7 @@ def main():
         print("picture:", plots.plot_run(run.folder))
 
 
-def plan_of(plans: list[StagePlan], step: int) -> StagePlan:
+def plan_of(plans: list[PackedStage], step: int) -> PackedStage:
     return next(plan for plan in plans if step < plan.end_step)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from common import UserError
 from data.chat.conversations import Pool
 from data.text.mixture import IGNORE
+from schedule import Stage
 
 WINDOW_ROWS = 256  # rows that are packed together at least: conversations are moved no further than that
 
@@ -27,14 +28,11 @@ class Batch:
     doc_start: np.ndarray  # (B, T) int32: where in the row each position's conversation begins
 
 
-@dataclass
-class StagePlan:
+@dataclass(kw_only=True)
+class PackedStage(Stage):
     """A stage in numbers, and the conversations of its rows, one row after the other."""
-    name: str
     context: int              # T, tokens a row
     rows: int                 # rows of a global batch; the stage's last batch may be part padding
-    first_step: int
-    n_steps: int
     pool: np.ndarray          # (conversations,) int64: their pools, as places in `epochs`
     conversation: np.ndarray  # (conversations,) int64: their numbers in the pools
     ends: np.ndarray          # (packed rows,) int64: one past the last conversation of each row
@@ -43,10 +41,6 @@ class StagePlan:
     dropped: int              # conversations left out: longer than the context, or cut before their trained tokens
     cut: int                  # conversations of which only the first T tokens are taken
     epochs: dict[str, float]  # pool -> epochs of it that the stage takes, dropped ones included
-
-    @property
-    def end_step(self) -> int:
-        return self.first_step + self.n_steps
 
     @property
     def fill(self) -> float:
@@ -76,7 +70,7 @@ def first_fit_decreasing(lengths: np.ndarray, size: int) -> list[list[int]]:
 
 
 def plan_stages(stages: list, pools: dict[str, Pool], batch_tokens: int, seed: int, scale: float = 1.0,
-                over_long: str = "drop") -> list[StagePlan]:
+                over_long: str = "drop") -> list[PackedStage]:
     """Lays the stages out one after the other; each pool goes on where the last stage left it.
 
     stages: objects with name, context, and either mixture ({pool: share of the conversations}; shares need not add up
@@ -114,7 +108,7 @@ def _check(stage, pools: dict[str, Pool], batch_tokens: int) -> None:
 
 
 def _plan(stage, pools: dict[str, Pool], position: dict[str, int], rows: int, first_step: int, seed: int, scale: float,
-          cut: bool) -> StagePlan:
+          cut: bool) -> PackedStage:
     names = [name for name, share in (stage.epochs or stage.mixture).items() if share]
     lengths, trained = zip(*(_fitted(pools[name], stage.context, cut) for name in names))
     if not any(column.any() for column in lengths):
@@ -131,9 +125,11 @@ def _plan(stage, pools: dict[str, Pool], position: dict[str, int], rows: int, fi
     epochs = {name: n / size for n, (name, size, _) in zip(np.bincount(pool, minlength=len(names)).tolist(), streams)}
     pool, conversation, length = pool[kept], conversation[kept], length[kept]
     order, ends = _pack(length, stage.context, rows, [seed, zlib.crc32(stage.name.encode())])
-    return StagePlan(stage.name, stage.context, rows, first_step, -(-len(ends) // rows), pool[order],
-                     conversation[order], ends, int(length.sum()), int(_of(trained, pool, conversation).sum()),
-                     int((~kept).sum()), int(is_cut.sum()), epochs)
+    return PackedStage(
+        name=stage.name, first_step=first_step, n_steps=-(-len(ends) // rows), settings=stage, context=stage.context,
+        rows=rows, pool=pool[order], conversation=conversation[order], ends=ends, tokens=int(length.sum()),
+        trained=int(_of(trained, pool, conversation).sum()), dropped=int((~kept).sum()), cut=int(is_cut.sum()),
+        epochs=epochs)
 
 
 def _fitted(pool: Pool, context: int, cut: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +202,7 @@ def _pack(lengths: np.ndarray, context: int, rows: int, seed: list[int]) -> tupl
     return np.concatenate(order), np.cumsum(sizes)
 
 
-def batch(plan: StagePlan, pools: dict[str, Pool], step: int, rank: int = 0, world: int = 1) -> Batch:
+def batch(plan: PackedStage, pools: dict[str, Pool], step: int, rank: int = 0, world: int = 1) -> Batch:
     """The rows of this rank: every world-th row of the global batch; each rank gets equally many, padded."""
     shape = (-(-plan.rows // world), plan.context)
     made = Batch(np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64), np.zeros(shape, np.float32),

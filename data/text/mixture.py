@@ -3,7 +3,7 @@
 So a resumed run needs no saved iterator, any world size sees the same global batches, and a batch can be looked at
 again after the fact. Three layers:
 * PoolStream: a pool as an endless stream of tokens. Each epoch is a permutation of the pool's documents.
-* StagePlan: how many tokens a stage takes from each pool; its rows are interleaved evenly and exactly.
+* MixtureStage: how many tokens a stage takes from each pool; its rows are interleaved evenly and exactly.
 * Mixture: the batch of a step, packed rows with doc_start (attention stays inside a document).
 
 FG-WSD (arXiv 2512.06266, section 2) is a list of stages; the report gives no data order inside a stage: our choice.
@@ -17,6 +17,7 @@ import numpy as np
 
 from common import UserError
 from data.text.corpus import Shard
+from schedule import Stage, stage_at
 
 IGNORE = -100  # target of a position that is not trained: the last token of a document, and padding
 WINDOW = 16    # shards whose documents are shuffled together; bounds the memory of a shuffle
@@ -115,21 +116,14 @@ class PoolStream:
         return _Window(shard[order], first[order], last[order], final[order], np.cumsum((last - first)[order]))
 
 
-@dataclass
-class StagePlan:
+@dataclass(kw_only=True)
+class MixtureStage(Stage):
     """A stage in numbers. Its last row of a pool and its last batch may be part padding, so that a stage takes exactly
     its tokens and the next one goes on at the very next."""
-    name: str
     context: int              # T, tokens a row
     rows: int                 # rows of a global batch
-    first_step: int
-    n_steps: int
     tokens: dict[str, int]    # pool -> tokens that the whole stage takes
     start: dict[str, int]     # pool -> position in the pool's stream where the stage begins
-
-    @property
-    def end_step(self) -> int:
-        return self.first_step + self.n_steps
 
     def pool_rows(self) -> list[int]:
         return [-(-n // self.context) for n in self.tokens.values()]
@@ -161,7 +155,7 @@ def rows_before(n: int, pool_rows: list[int]) -> list[int]:
     return counts.tolist()
 
 
-def plan_stages(stages: list, pool_sizes: dict[str, int], batch_tokens: int, scale: float = 1.0) -> list[StagePlan]:
+def plan_stages(stages: list, pool_sizes: dict[str, int], batch_tokens: int, scale: float = 1.0) -> list[MixtureStage]:
     """Lays the stages out one after the other.
 
     stages: objects with name, context, and either tokens and mixture ({pool: weight}; weights count tokens and need not
@@ -184,7 +178,9 @@ def plan_stages(stages: list, pool_sizes: dict[str, int], batch_tokens: int, sca
             edges = np.round(np.cumsum([0.0, *shares.values()]) / weight * total).astype(np.int64)
             tokens = {pool: int(n) for pool, n in zip(shares, np.diff(edges))}
         rows = batch_tokens // stage.context
-        plan = StagePlan(stage.name, stage.context, rows, step, 0, tokens, {p: position.get(p, 0) for p in tokens})
+        plan = MixtureStage(
+            name=stage.name, first_step=step, n_steps=0, settings=stage, context=stage.context, rows=rows,
+            tokens=tokens, start={pool: position.get(pool, 0) for pool in tokens})
         plan.n_steps = -(-sum(plan.pool_rows()) // rows)
         if plan.n_steps == 0:
             raise UserError(f"stage {stage.name!r} has no tokens")
@@ -194,7 +190,7 @@ def plan_stages(stages: list, pool_sizes: dict[str, int], batch_tokens: int, sca
     return plans
 
 
-def branch(plans: list[StagePlan], step: int, to: str) -> list[StagePlan]:
+def branch(plans: list[MixtureStage], step: int, to: str) -> list[MixtureStage]:
     """The plan of a run that leaves at `step` and goes straight to stage `to`: what WSD is for.
 
     The stage that holds `step` ends there, those between are left out, and the pools go on where they stood.
@@ -212,13 +208,13 @@ def branch(plans: list[StagePlan], step: int, to: str) -> list[StagePlan]:
 class Mixture:
     """The batches of a run."""
 
-    def __init__(self, pools: dict[str, list[Shard]], plans: list[StagePlan], seed: int):
+    def __init__(self, pools: dict[str, list[Shard]], plans: list[MixtureStage], seed: int):
         piece = max(plan.context for plan in plans)
         self.streams = {name: PoolStream(name, shards, seed, piece) for name, shards in pools.items()}
         self.plans = plans
 
-    def stage(self, step: int) -> StagePlan:
-        return next(plan for plan in self.plans if step < plan.end_step)
+    def stage(self, step: int) -> MixtureStage:
+        return stage_at(self.plans, step)
 
     def batch(self, step: int, rank: int = 0, world: int = 1, touched: set | None = None) -> Batch:
         """The rows of this rank: every world-th row of the global batch; each rank gets equally many, padded."""
