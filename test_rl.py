@@ -204,7 +204,7 @@ def plain_loss(step, p) -> torch.Tensor:
     n_tokens = sum(len(step.mine[i].tokens) for i in trained)
     own = own_logprobs(step.model, step.mine, p.temperature)
     for i in trained:
-        A, n, log_ratio = step.mine[i].advantage, len(step.mine[i].tokens), own[i] - step.old[i]
+        A, log_ratio = step.mine[i].advantage, own[i] - step.old[i]
         ratio = (log_ratio.mean() if p.loss == "gspo" else log_ratio).exp()
         term = -torch.minimum(ratio * A, ratio.clamp(0.8, 1.28) * A)
         loss += {"dapo": term.sum() / n_tokens, "grpo": term.mean() / 4, "dr_grpo": term.sum() / (4 * 9),

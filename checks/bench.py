@@ -27,7 +27,7 @@ from experiments import results
 from common import UserError
 from data.text.mixture import Batch
 from data.text.tokenizer import TokenizerConfig
-from kernels.tools.bench import documents, race, ROUNDS, TURN
+from kernels.tools.bench import documents, race, TURN
 from model import ModelConfig, flops_per_token, init_weights, meta_model
 from pretrain import PretrainConfig, Stage, check_settings, train_step
 
