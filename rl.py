@@ -140,7 +140,7 @@ def reply_of(text: str) -> str:
 
 def right(r: Rollout) -> bool:
     """Whether a response passes the rule behind the comparisons: it has a reply; in `taste`, with the right number."""
-    return taste.right(r.problem, r.text) if r.problem.family == "taste" else bool(reply_of(r.text))
+    return taste.is_correct(r.problem, r.text) if r.problem.family == "taste" else bool(reply_of(r.text))
 
 
 def split_groups(groups: list[list[Rollout]], stage: Stage) -> tuple[list, list]:

@@ -40,7 +40,7 @@ def problems(split: str, n: int, seed: int) -> list[Problem]:
     return distinct(make, split, n, seed)
 
 
-def right(problem: Problem, response: str) -> bool:
+def is_correct(problem: Problem, response: str) -> bool:
     """The rule that gates everything: one number, the right one."""
     return only_number(final_answer(response)) == str(problem.extra["number"])
 
@@ -54,7 +54,7 @@ def rubric(problem: Problem, response: str) -> float:
 
 
 def reward(problem: Problem, response: str) -> float:
-    return right(problem, response) * rubric(problem, response)
+    return is_correct(problem, response) * rubric(problem, response)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
