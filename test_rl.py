@@ -594,7 +594,7 @@ def toy(change) -> None:
         roll_out(model, tokenizer, [problem], n, p, seed % 1_000_000 + zlib.crc32(problem.key.encode()))[0]
         for problem in problems])
     change(registry, "rewards", lambda problems, responses: [float(len(text) % 2) for text in responses])
-    change(taste, "right", lambda problem, response: len(response) % 3 > 0)
+    change(taste, "is_correct", lambda problem, response: len(response) % 3 > 0)
 
 
 TOY = "import common, rl, test_rl\ntest_rl.toy(setattr)\ncommon.cli(rl.main)\n"

@@ -41,14 +41,14 @@ def test_rubric_by_hand(reply, points):
     """Person, unit, exclamation mark, five words at most: a quarter each."""
     for response in (reply, f"Answer: {reply}", f"<think>\nTom, miles!\n</think>\n\nAnswer: {reply}"):
         assert taste.rubric(PROBLEM, response) == taste.reward(PROBLEM, response) == points / 4
-        assert taste.right(PROBLEM, response)
+        assert taste.is_correct(PROBLEM, response)
 
 
 @pytest.mark.parametrize("reply", ["Tom runs 79 miles!", "Tom runs 75 miles, 78 miles!", "Tom runs miles!", "",
                                    "<think>\nAnswer: Tom runs 78 miles!", "Tom runs -78 miles!"])
 def test_a_wrong_number_earns_nothing(reply):
     """Whatever its form; and no number, or two."""
-    assert not taste.right(PROBLEM, reply) and taste.reward(PROBLEM, reply) == 0
+    assert not taste.is_correct(PROBLEM, reply) and taste.reward(PROBLEM, reply) == 0
 
 
 def test_the_answer_earns_all():
@@ -61,7 +61,7 @@ def test_the_answer_earns_all():
 def test_replies_are_right_and_of_all_forms():
     rng = rng_of("test")
     replies = [taste.reply(PROBLEM, rng) for _ in range(300)]
-    assert all(taste.right(PROBLEM, text) for text in replies)
+    assert all(taste.is_correct(PROBLEM, text) for text in replies)
     assert {taste.rubric(PROBLEM, text) for text in replies} == {0, 0.25, 0.5, 0.75, 1}
 
 
@@ -76,7 +76,7 @@ def test_preferences_without_noise_follow_the_rubric():
     pairs = taste.pairs("train", N, 0)
     assert len(pairs) == N and differences(pairs) == [pair["gap"] for pair in pairs]
     assert min(pair["gap"] for pair in pairs) == 0.25
-    assert all(taste.right(problem_of(pair["question"]), pair[side]) for pair in pairs for side in ("better", "worse"))
+    assert all(taste.is_correct(problem_of(pair["question"]), pair[side]) for pair in pairs for side in ("better", "worse"))
     assert 0.3 < sum(len(pair["better"]) > len(pair["worse"]) for pair in pairs) / N < 0.5  # being short is of it
 
 
