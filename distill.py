@@ -368,7 +368,8 @@ def refresh(run: loop.Run, problems: list, pairs: list[Pair], step: int, n_steps
 def main():
     cfg = common.load_config(__doc__, flags={"prepare": "sample, choose pairs, and stop"} | sandbox.FLAG,
                              model=ModelConfig, distill=DistillConfig, evaluate=EvaluateConfig)
-    sandbox.UNSAFE = cfg.unsafe_exec
+    if cfg.unsafe_exec:
+        sandbox.allow_unlocked()
     p, folder = cfg.distill, cfg.out / "distill"
     check(p)
     loop.check_settings("distill", p, [loop.OneStage(0, [1, p.lr_end], p.curve)])

@@ -218,7 +218,8 @@ def write_lines(path: Path, lines: list[dict]) -> None:
 def main():
     cfg = common.load_config(__doc__, flags={"practice": "write what small writers are trained on, and stop"}
                              | sandbox.FLAG, refine=RefineConfig)
-    sandbox.UNSAFE = cfg.unsafe_exec
+    if cfg.unsafe_exec:
+        sandbox.allow_unlocked()
     p, folder = cfg.refine, Path(cfg.refine.folder or cfg.out / "refine")
     if cfg.practice:
         return write_practice(cfg)

@@ -416,7 +416,8 @@ def alarm(lines: list[dict], stage: Stage) -> str:
 
 def main():
     cfg = common.load_config(__doc__, flags=sandbox.FLAG, model=ModelConfig, rl=RlConfig, evaluate=EvaluateConfig)
-    sandbox.UNSAFE = cfg.unsafe_exec
+    if cfg.unsafe_exec:
+        sandbox.allow_unlocked()
     p = cfg.rl
     stages = [common.from_dict(Stage, s, f"rl.stages[{i}]") for i, s in enumerate(p.stages)]
     loop.check_settings("rl", p, stages)

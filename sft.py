@@ -127,7 +127,8 @@ def train_step(model, rows: Batch, p: SftConfig, d) -> tuple[float, int]:
 def main():
     cfg = common.load_config(__doc__, flags={"prepare": "tokenize the pools, and stop"} | sandbox.FLAG,
                              model=ModelConfig, sft=SftConfig, evaluate=EvaluateConfig)
-    sandbox.UNSAFE = cfg.unsafe_exec
+    if cfg.unsafe_exec:
+        sandbox.allow_unlocked()
     p = cfg.sft
     stages = [common.from_dict(Stage, s, f"sft.stages[{i}]") for i, s in enumerate(p.stages)]
     loop.check_settings("sft", p, stages)

@@ -181,14 +181,20 @@ def _shared(pid: int, unsafe: bool) -> Sandbox:
 
 
 FLAG = {"unsafe_exec": "run model-written code even without the sandbox's layers: with all your rights"}
-UNSAFE = False  # set by a script that is given --unsafe-exec
-LOCK = threading.Lock()
+_unlocked = False
+_lock = threading.Lock()
+
+
+def allow_unlocked():
+    """From now on `shared` works where the kernel lacks a layer, too. A script calls it for --unsafe-exec."""
+    global _unlocked
+    _unlocked = True
 
 
 def shared() -> Sandbox:
     """The sandbox of this process, made when it is first needed."""
-    with LOCK:
-        return _shared(os.getpid(), UNSAFE)
+    with _lock:
+        return _shared(os.getpid(), _unlocked)
 
 
 def same(got: object, wanted: object) -> bool:
