@@ -17,9 +17,10 @@ from tqdm import tqdm
 import common
 from common import UserError
 from data.chat import template
+from data.chat.packing import SharedPrefix
 from evaluate import evaluate, format_table, without_rows
 from generate import sample, stop_ids
-from model import NOT_OF_THE_WEIGHTS, ModelConfig, Shared, flops_per_token, meta_model
+from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings and rates
@@ -135,8 +136,8 @@ def as_tensors(rows, device) -> dict[str, torch.Tensor]:
 
 
 def hidden_of(model, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Hidden states (N, C) that predict the response tokens of packed rows (data.chat.packing.pack, or share of them)."""
-    shared = Shared(rows["copies"], rows["places"]) if "copies" in rows else None
+    """Hidden states (N, C) that predict the response tokens of packed rows (data.chat.packing.pack, or share_prefixes of them)."""
+    shared = SharedPrefix(rows["index"], rows["unique"]) if "index" in rows else None
     return model(rows["tokens"], rows["doc_start"], shared=shared).flatten(0, 1)[rows["positions"]]
 
 

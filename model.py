@@ -6,7 +6,6 @@ hf.py has nothing to rename. `python model.py CONFIG` prints the size of each pa
 Shapes: B batch, T time, C width, H heads, K key/value heads, D head width, V vocabulary, L layers, S cache length.
 """
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -59,24 +58,6 @@ class KVCache:
     def keep(self, rows: torch.Tensor) -> None:
         """Keeps only these rows of the batch: finished ones leave."""
         self.k, self.v = self.k[:, rows], self.v[:, rows]
-
-
-class Shared(NamedTuple):
-    """Rows (B, T) of sequences that begin alike, as responses to one prompt do: the U places that differ in what stands
-    there or before run through the model once, attention alone sees all rows (Prefix Grouper, arXiv 2506.05433).
-
-    Exact: what a place becomes depends on it and those before it alone. data.chat.packing.share makes these.
-    """
-    copies: torch.Tensor  # (B, T) int64: which of the U stands there
-    places: torch.Tensor  # (U,) int64: a place in the flattened rows where each of them stands
-
-    def spread(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, U, H, D) -> (B, T, H, D). The gradients of copies are added in a fixed order; index_select's are not."""
-        return nn.functional.embedding(self.copies, x[0].flatten(1)).unflatten(-1, x.shape[2:])
-
-    def collect(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, …) -> (1, U, …)"""
-        return x.flatten(0, 1).index_select(0, self.places)[None]
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -178,16 +159,16 @@ class Transformer(nn.Module):
         return self
 
     def forward(self, tokens: torch.Tensor, doc_start: torch.Tensor | None = None, cache: KVCache | None = None,
-                shared: Shared | None = None):
+                shared=None):
         """tokens (B, T) int64 -> hidden states (B, T, C) after the last norm.
 
         doc_start (B, T) int32: the position in the row (0..T-1; with a cache 0..S-1) where each token's document
         begins; attention stays inside the document and rotary positions restart there. None: one document a row. With
-        a cache the tokens continue what it holds, and are added to it. With shared, tokens and result are (1, U), and
-        doc_start describes the rows.
+        a cache the tokens continue what it holds, and are added to it. With shared (data.chat.packing.SharedPrefix) tokens
+        and result are (1, U), and doc_start describes the rows.
         """
         past = cache.length if cache is not None else 0
-        T = tokens.shape[1] if shared is None else shared.copies.shape[1]
+        T = tokens.shape[1] if shared is None else shared.index.shape[1]
         positions = torch.arange(past, past + T, device=tokens.device)
         if doc_start is not None:
             positions = positions - doc_start

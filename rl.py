@@ -30,7 +30,7 @@ from data.verify import sandbox
 from data.chat.template import after_thoughts
 from data.tasks.problem import Problem
 from data.tasks import registry
-from data.chat.packing import pack, share
+from data.chat.packing import pack, share_prefixes
 from data.chat.pairs import order
 from data.tasks import taste
 from data.text.tokenizer import Tokenizer
@@ -306,7 +306,7 @@ def passes(mine: list[Rollout], p: RlConfig, d):
     first_those, size = sorted(mine, key=has_gradient, reverse=True)[:n], p.micro_rows or n
     for first in range(0, n, size):
         part = first_those[first:first + size]
-        rows = share(pack([(r.prompt, r.tokens) for r in part], p.context))
+        rows = share_prefixes(pack([(r.prompt, r.tokens) for r in part], p.context))
         yield part, loop.as_tensors(rows, d.device), first + size >= n
 
 

@@ -143,7 +143,7 @@ def main():
     rows |= {f"ours: {part}": median(found[part] for found in parts) for part in parts[0]}
     print("\n".join(f"{name:16}{row:8.3f} s a step" for name, row in rows.items()))
     ratio, counts = rows["TRL"] / rows["ours"], count_parameters(model)
-    places = GROUPS * (PROMPT + GROUP * (NEW - 1))  # that the update runs through the model: data.chat.packing.share
+    places = GROUPS * (PROMPT + GROUP * (NEW - 1))  # that the update runs through the model: data.chat.packing.share_prefixes
     flops = 6 * ((counts["attention"] + counts["mlp"]) * places
                  + SHAPE.vocab_size * SHAPE.hidden_size * GROUPS * GROUP * NEW)  # attention's own products left out
     rates = {"update": flops / rows["ours: update"] / 1e9, "product": product_rate(places)}

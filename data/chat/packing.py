@@ -8,8 +8,11 @@ order: our choice. B rows of a batch, T tokens a row.
 """
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from common import UserError
 from data.chat.conversations import Pool
@@ -232,8 +235,29 @@ class Rows:
     positions: np.ndarray  # (N,) int64: places in the flattened rows that predict the response tokens
     targets: np.ndarray    # (N,) int64: these tokens
     sequence: np.ndarray   # (N,) int64: which sequence each is of
-    copies: np.ndarray | None = None  # with places, see share(): (B, T) and (U,) int64; tokens are then (1, U)
-    places: np.ndarray | None = None
+    # After share_prefixes tokens are (1, U), and these two are the fields of a SharedPrefix.
+    index: np.ndarray | None = None   # (B, T) int64
+    unique: np.ndarray | None = None  # (U,) int64
+
+
+class SharedPrefix(NamedTuple):
+    """How rows (B, T) of sequences that begin alike, as responses to one prompt do, run through the model only once.
+
+    The U positions that differ in what stands there or before are computed once; attention alone sees all rows (Prefix
+    Grouper, arXiv 2506.05433). Exact: what a position becomes depends on it and those before it alone. This is what
+    model.Transformer takes as `shared`.
+    """
+    index: torch.Tensor   # (B, T) int64: which of the U stands there
+    unique: torch.Tensor  # (U,) int64: a position in the flattened rows where each of them stands
+
+    def spread(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, U, H, D) -> (B, T, H, D). The gradients of copies are added in a fixed order; index_select's are not."""
+        n_heads, head_dim = x.shape[2:]
+        return F.embedding(self.index, x[0].flatten(1)).unflatten(-1, (n_heads, head_dim))
+
+    def collect(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, ...) -> (1, U, ...)"""
+        return x.flatten(0, 1).index_select(0, self.unique)[None]
 
 
 def pack(sequences: list[tuple[list[int], list[int]]], context: int) -> Rows:
@@ -255,18 +279,33 @@ def pack(sequences: list[tuple[list[int], list[int]]], context: int) -> Rows:
                 np.repeat(np.arange(len(sequences)), [len(response) for _, response in sequences]))
 
 
-def share(rows: Rows) -> Rows:
-    """The rows with equal beginnings of sequences taken once (model.Shared), and without what predicts no response:
-    last tokens and padding. positions are then among the U places that are left."""
-    tokens, row_starts = rows.tokens.flatten().tolist(), np.arange(len(rows.tokens))[:, None] * rows.tokens.shape[1]
+def share_prefixes(rows: Rows) -> Rows:
+    """The rows with equal beginnings of sequences taken once: their `index` and `unique` make a SharedPrefix.
+
+    What predicts no response (last tokens, padding) is left out. positions are then among the U positions that are left.
+    """
+    context = rows.tokens.shape[1]
+    row_starts = np.arange(len(rows.tokens))[:, None] * context
     begins = (row_starts + rows.doc_start).flatten().tolist()
-    copies, places, known = np.zeros(len(tokens), np.int64), [], {}  # 0 too where it is left out: nothing reads it
-    for last in rows.positions[np.flatnonzero(np.diff(rows.sequence, append=-1))].tolist():
-        node = None
-        for place in range(begins[last], last + 1):
-            node = known.setdefault((node, tokens[place]), len(places))
-            if node == len(places):
-                places.append(place)
-            copies[place] = node
-    return Rows(rows.tokens.reshape(1, -1)[:, places], rows.doc_start, copies[rows.positions], rows.targets,
-                rows.sequence, copies.reshape(rows.tokens.shape), np.array(places))
+    tokens = rows.tokens.flatten().tolist()
+    is_last = np.diff(rows.sequence, append=-1)     # not 0 at the last response token of each sequence
+    last_positions = rows.positions[np.flatnonzero(is_last)].tolist()
+
+    index = np.zeros(len(tokens), np.int64)         # 0 too where it is left out: nothing reads it
+    unique = []
+    numbers = {}                                    # a trie: (number of the position before, token) -> number
+    for last in last_positions:
+        number = None
+        for position in range(begins[last], last + 1):
+            number = numbers.setdefault((number, tokens[position]), len(unique))
+            if number == len(unique):
+                unique.append(position)
+            index[position] = number
+    return Rows(
+        tokens=rows.tokens.reshape(1, -1)[:, unique],
+        doc_start=rows.doc_start,
+        positions=index[rows.positions],
+        targets=rows.targets,
+        sequence=rows.sequence,
+        index=index.reshape(rows.tokens.shape),
+        unique=np.array(unique))

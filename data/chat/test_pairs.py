@@ -11,7 +11,7 @@ from common import UserError
 from data.chat import template
 from data.tasks.problem import to_chat
 from data.tasks import registry
-from data.chat.packing import pack, share
+from data.chat.packing import pack, share_prefixes
 from data.chat.pairs import (
     CHOSEN,
     negative,
@@ -276,7 +276,7 @@ def test_packed_rows_give_what_single_sequences_do(shared):
     pairs += [dataclasses.replace(pairs[0], rejected=pairs[0].chosen), dataclasses.replace(pairs[1], chosen=[7])]
     rows = pack(sequences_of(pairs), 48)
     assert len(rows.tokens) < 2 * len(pairs)
-    packed = loop.hidden_of(model, loop.as_tensors(share(rows) if shared else rows, "cpu"))
+    packed = loop.hidden_of(model, loop.as_tensors(share_prefixes(rows) if shared else rows, "cpu"))
     factors, products = torch.randn(packed.shape, generator=torch.Generator().manual_seed(0)).double(), 0
     for i, (prompt, response) in enumerate(sequences_of(pairs)):
         hidden, mine = model(torch.tensor([prompt + response]))[0, len(prompt) - 1:-1], rows.sequence == i
@@ -296,11 +296,11 @@ def test_equal_beginnings_are_taken_once():
     sequences = [(rng.integers(1, 3, rng.integers(1, 4)).tolist(), rng.integers(1, 3, rng.integers(1, 6)).tolist())
                  for _ in range(40)]
     rows, beginnings = pack(sequences, 16), set()
-    shared = share(rows)
+    shared = share_prefixes(rows)
     for prompt, response in sequences:
         beginnings |= {tuple((prompt + response)[:n]) for n in range(1, len(prompt + response))}
     assert shared.tokens.shape == (1, len(beginnings)) and len(beginnings) < (rows.tokens > 0).sum() / 2
-    assert (shared.copies.flatten()[shared.places] == np.arange(len(beginnings))).all()
-    assert (shared.tokens[0] == rows.tokens.flatten()[shared.places]).all()
+    assert (shared.index.flatten()[shared.unique] == np.arange(len(beginnings))).all()
+    assert (shared.tokens[0] == rows.tokens.flatten()[shared.unique]).all()
     assert (shared.tokens[0][shared.positions] == rows.tokens.flatten()[rows.positions]).all()
     assert shared.targets is rows.targets and shared.sequence is rows.sequence
