@@ -75,7 +75,7 @@ def instructions_of(source: dict, scale: float) -> list[list[dict]]:
     """Messages that end with the user's: the questions of generated training problems, or records of a source."""
     if "problems" in source:
         return [to_chat(problem)[:1] for problem in problems_of(source, scale)]
-    found, place = [], sources.Place()
+    found, place = [], sources.ReadPosition()
     for where in sources.shards(source):
         for number, record in sources.read(source, where, bad_line=place.bad_line):
             try:

@@ -77,18 +77,18 @@ def preference_of(record: dict) -> dict | None:
 
 def preferences(given: list[dict], split: str) -> tuple[list[dict], Counter]:
     """All preferences of the sources, and what was left out."""
-    found, left_out, place = [], Counter(), sources.Place()
+    found, left_out, place = [], Counter(), sources.ReadPosition()
     for source in given:
         if "taste" in source:
             found += taste.pairs(split, source["taste"], source.get("seed", 0), source.get("noise", 0.0))
             continue
-        if fault := sources.fault(source):
+        if fault := sources.invalid_reason(source):
             raise UserError(f"{fault}; or \"taste\"")
         found += islice(of_source(source, place, left_out), source.get("documents"))
     return found, left_out + Counter({"bad lines": place.bad})
 
 
-def of_source(source: dict, place: sources.Place, left_out: Counter) -> Iterator[dict]:
+def of_source(source: dict, place: sources.ReadPosition, left_out: Counter) -> Iterator[dict]:
     for where in sources.shards(source):
         for number, record in sources.read(source, where, bad_line=place.bad_line):
             try:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common import UserError, write_atomic
 from data.chat import template
 from data.chat.template import one_row_a_turn, render_weighted
-from data.text.sources import fault, find_files, kept, Place, read, shards
+from data.text.sources import find_files, invalid_reason, kept, ReadPosition, read, shards
 
 MAX_CHARACTERS = 1_000_000  # of a message: such a one is no conversation, and would take minutes
 BATCH = 256                 # conversations that wait for the threads
@@ -166,7 +166,7 @@ def _first(raw: dict, *keys: str) -> object:
     return next((raw[key] for key in keys if raw.get(key) is not None), None)
 
 
-def conversations(sources: list[dict], place: Place, bad_line: Callable) -> Iterator[tuple[str, dict]]:
+def conversations(sources: list[dict], place: ReadPosition, bad_line: Callable) -> Iterator[tuple[str, dict]]:
     """("file:line", normalized conversation) of each record; bad_line(where, what) is called for each bad one.
 
     A source's "documents" counts good ones. place counts what "keep" leaves out.
@@ -225,7 +225,7 @@ def prepare(folder: Path, name: str, sources: list[dict], tokenizer, *, on_bad_l
     if on_bad_line not in ("skip", "stop"):
         raise UserError(f"on_bad_line is {on_bad_line!r}; it must be 'skip' or 'stop'")
     for source in sources:
-        if wrong := fault(source) or _fault(source):
+        if wrong := invalid_reason(source) or _fault(source):
             raise UserError(f"pool {name!r}: {wrong}")
     files = [path for source in sources if "path" in source for path in find_files(source["path"])]
     made_of = json.loads(json.dumps({
@@ -254,7 +254,7 @@ def _fault(source: dict) -> str:
 def _make(folder: Path, name: str, sources: list[dict], tokenizer, stop: bool, made_of: dict) -> dict:
     """Writes a pool and returns its manifest. The old one stays until the new one is whole."""
     tokenizer.im_start, tokenizer.im_end  # a tokenizer that is not made for chats says so here, not on each line
-    aside, place = folder / f"{name}.tmp", Place()
+    aside, place = folder / f"{name}.tmp", ReadPosition()
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     count = dict.fromkeys(("conversations", "rows", "tokens", "trained", "untrained"), 0)

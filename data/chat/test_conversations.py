@@ -12,7 +12,7 @@ from common import UserError
 from conftest import ROOT
 from data.chat.template import one_row_a_turn, render_weighted
 from data.chat.conversations import conversations, MAX_CHARACTERS, normalize, prepare, read_pool
-from data.text.sources import Place
+from data.text.sources import ReadPosition
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 USER, ANSWER = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
@@ -174,7 +174,7 @@ def test_sources_may_select(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "set" / "train.parquet")
     for kind in ("path", "hf"):
         def read(**settings):
-            place = Place(stop=True)
+            place = ReadPosition(stop=True)
             source = {kind: str(tmp_path / "set")} | settings
             return [found for _, found in conversations([source], place, place.bad_line)], place.left_out
         found, left_out = read(column=["q", "a"], keep={"score": [5, None]}, documents=3)

@@ -38,7 +38,7 @@ import common
 from common import UserError
 from data.filter import dedup
 from data.filter.classifier import excerpt, Filter, fit
-from data.text.sources import fault, kept, read, records, shards, text_columns
+from data.text.sources import invalid_reason, kept, read, records, shards, text_columns
 from data.llm import cached, first_json, http_llm, LLMConfig
 
 DIMENSIONS = {  # content before form: labels about content predict usefulness better (report, section 2)
@@ -388,7 +388,7 @@ def run(cfg: QualityConfig, folder: Path) -> None:
     if cfg.drop > cfg.high:
         raise UserError(f"quality.drop={cfg.drop} is above quality.high={cfg.high}")
     for source in (*cfg.sources, *cfg.curated, *cfg.evaluation_sets):
-        if wrong := fault(source):
+        if wrong := invalid_reason(source):
             raise UserError(wrong)
     parts = [(source, shard) for source in cfg.sources for shard in shards(source)]
     if not parts:

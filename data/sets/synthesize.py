@@ -27,7 +27,7 @@ from tqdm import tqdm
 import common
 from data.verify import jail, sandbox
 from data.verify.sandbox import Sandbox
-from data.text.sources import Place, texts
+from data.text.sources import ReadPosition, texts
 from data.chat.template import after_thoughts
 from data.tasks.problem import between, pick, rng_of
 from data.tasks import code
@@ -258,7 +258,7 @@ def run(cfg: SynthesizeConfig, folder: Path) -> Counter:
         if cfg.writer:
             writer = cached(http_llm(common.from_dict(LLMConfig, cfg.writer, "synthesize.writer")),
                             folder / "synthetic_answers.jsonl")
-            files = (text for text, _ in texts(cfg.functions, Place(quiet=True), "text"))
+            files = (text for text, _ in texts(cfg.functions, ReadPosition(quiet=True), "text"))
             made = {"forward": forward(writer, cfg.topics, cfg.n),
                     "backward": backward(writer, list(islice(functions_of(files), cfg.n)), box)}
         else:

@@ -281,7 +281,7 @@ def test_the_table_names_sources():
     for name, row in public.SETS.items():
         assert not (row.test or row.train) == (name in ("synthetic", "bfcl"))
         for source in filter(None, (row.train, row.test)):
-            assert public.sources.fault(source) == "" and "/" in source["hf"]
+            assert public.sources.invalid_reason(source) == "" and "/" in source["hf"]
 
 
 def test_requests_have_no_rule(tmp_path):

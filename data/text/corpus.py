@@ -26,7 +26,7 @@ from tqdm import tqdm
 import common
 from data import tasks
 from common import UserError
-from data.text.sources import fault, find_files, licence, Place, texts
+from data.text.sources import find_files, invalid_reason, licence, ReadPosition, texts
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 
@@ -46,12 +46,12 @@ class CorpusConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 # Documents: the text's split
 
-def documents(sources: list[dict], cfg: CorpusConfig, place: Place) -> Iterator[list[tuple[str, str]]]:
+def documents(sources: list[dict], cfg: CorpusConfig, place: ReadPosition) -> Iterator[list[tuple[str, str]]]:
     """[(split, text)] of each document of a pool after `place`, which moves along: two for a .txt file, else one.
 
     The text's hash decides the split, so that no copy of a held-out document is trained.
     """
-    trained = place != Place(place.stop, place.quiet)  # one that goes on has shards
+    trained = place != ReadPosition(place.stop, place.quiet)  # one that goes on has shards
     for text, whole_file in texts(sources, place, cfg.column, cfg.megabytes or inf):
         if whole_file:
             cut = len(text) - int(len(text) * cfg.val_fraction)
@@ -77,7 +77,7 @@ def pools_of(cfg: CorpusConfig) -> dict[str, list[dict]]:
     if cfg.on_bad_line not in ("skip", "stop"):
         raise UserError(f"corpus.on_bad_line is {cfg.on_bad_line!r}; it must be 'skip' or 'stop'")
     for name, source in ((name, source) for name, sources in pools.items() for source in sources):
-        if wrong := fault(source):
+        if wrong := invalid_reason(source):
             raise UserError(f"pool {name!r}: {wrong}")
     return pools
 
@@ -236,7 +236,7 @@ def _hash(value: object) -> str:
 BATCH = 4096, 4e6  # documents, and bytes of text: either is worth the threads
 
 
-def _batches(stream: Iterator[list[tuple[str, str]]], place: Place, skip: int, bar: tqdm) -> Iterator[tuple]:
+def _batches(stream: Iterator[list[tuple[str, str]]], place: ReadPosition, skip: int, bar: tqdm) -> Iterator[tuple]:
     """(place before it, documents after that place which are skipped, [(split, text)]) of each batch."""
     before, skipped, batch, size = asdict(place), 0, [], 0
     for document in stream:
@@ -278,9 +278,9 @@ def prepare_pool(folder: Path, sources: list[dict], tokenizer: Tokenizer, cfg: C
     whole = [entry for entry in manifest["shards"] if not faulty or entry["number"] < min(faulty)]
     if whole:
         print(f"pool {name}: goes on after {len(whole)} whole shards")
-    place, skip = Place(), sum(entry["documents"] for entry in whole)
+    place, skip = ReadPosition(), sum(entry["documents"] for entry in whole)
     if "place" in manifest and not faulty:  # else past those documents from the beginning
-        place, skip = Place(**manifest["place"]), manifest["skip"]
+        place, skip = ReadPosition(**manifest["place"]), manifest["skip"]
     place.stop = cfg.on_bad_line == "stop"
     manifest |= {"complete": False, "shards": whole, "command": command}
     for source in sources:
@@ -333,7 +333,7 @@ def prepare_tokenizer(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusC
 
 def _sample(pools: dict[str, list[dict]], cfg: CorpusConfig) -> Iterator[str]:
     """Training documents, the next always from the pool that has given the fewest characters so far."""
-    streams = {name: documents(sources, cfg, Place(quiet=True)) for name, sources in pools.items()}
+    streams = {name: documents(sources, cfg, ReadPosition(quiet=True)) for name, sources in pools.items()}
     given = dict.fromkeys(pools, 0)
     while streams:
         name = min(streams, key=given.get)
@@ -373,7 +373,7 @@ def print_table(manifests: dict[str, dict]) -> None:
 def main() -> None:
     cfg = common.load_config(__doc__, flags={"verify": "only read every shard against its checksum"},
                              tokenizer=TokenizerConfig, corpus=CorpusConfig)
-    folder, command = data_folder(cfg), "python -m data." + cfg.command.replace(".py", "", 1)
+    folder, command = data_folder(cfg), "python -m data.text." + cfg.command.replace(".py", "", 1)
     if cfg.verify:
         for name in pools_of(cfg.corpus):
             print(f"pool {name}: {verify(folder / name)} shards equal their checksums")

@@ -54,7 +54,7 @@ HINTS = {  # word of an error of `datasets` -> what to do
 
 
 @dataclass
-class Place:
+class ReadPosition:
     """How far a pool's sources have been read, and what was left out. Its asdict() is JSON, at which one goes on."""
     stop: bool = False   # at the first bad line
     quiet: bool = False
@@ -77,7 +77,7 @@ class Place:
             tqdm.write(f"bad line {where}: {what}", file=sys.stderr)
 
 
-def fault(source: dict) -> str:
+def invalid_reason(source: dict) -> str:
     """Why a source is not one of those above; "" if it is."""
     kinds = KINDS.keys() & source
     if len(kinds) != 1 or source.keys() - kinds - {*KINDS[min(kinds)], "documents", "megabytes"}:
@@ -91,7 +91,7 @@ def fault(source: dict) -> str:
     return ""
 
 
-def texts(sources: list[dict], place: Place, column: str, megabytes: float = inf) -> Iterator[tuple[str, bool]]:
+def texts(sources: list[dict], place: ReadPosition, column: str, megabytes: float = inf) -> Iterator[tuple[str, bool]]:
     """(text, whether it is a whole .txt file) of each document after `place`, which moves along.
 
     column: where a source names none. megabytes: limit of each source, beside its own.
@@ -102,7 +102,7 @@ def texts(sources: list[dict], place: Place, column: str, megabytes: float = inf
         place.shard = place.record = place.documents = place.bytes = 0
 
 
-def _texts(source: dict, place: Place, megabytes: float) -> Iterator[tuple[str, bool]]:
+def _texts(source: dict, place: ReadPosition, megabytes: float) -> Iterator[tuple[str, bool]]:
     most = 1e6 * min(megabytes, source.get("megabytes", inf), source.get("stdlib", inf))
     names, parts = text_columns(source), shards(source)
     needed = [*names, *source.get("keep", ())]

@@ -15,7 +15,7 @@ import pytest
 from common import UserError, cli
 from data.text import corpus
 from data.text.corpus import CorpusConfig, documents, HEADER, prepare, read_pool, verify
-from data.text.sources import Place
+from data.text.sources import ReadPosition
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 TEXTS = [f"Document {i}: " + "naïve café 你好 🙂 <|endoftext|> 12 + 7 = 19\r\n" * (1 + i % 5) for i in range(300)]
@@ -50,7 +50,7 @@ def read(folder: Path, split: str, tokenizer: Tokenizer) -> list[list[int]]:
 
 def split_texts(sources: list[dict], **settings) -> list[tuple[str, str]]:
     """All (split, text) of sources; a bad line is an error."""
-    return [document for part in documents(sources, CorpusConfig(**settings), Place(stop=True)) for document in part]
+    return [document for part in documents(sources, CorpusConfig(**settings), ReadPosition(stop=True)) for document in part]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,7 +122,7 @@ KILLER = """
 import json, os, random, signal, sys, time
 import datasets
 from pathlib import Path
-from data import corpus
+from data.text import corpus
 from data.text.test_corpus import Tokenizer, make
 folder, name, sources, pause = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
 corpus.BATCH = 25, 4e6
@@ -366,7 +366,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.py").write_text("tokenizer = dict(vocab_size=300)\n")
     (tmp_path / "my.txt").write_text("To be, or not to be. " * 50)
     own = ["config.py", "--corpus.path=my.txt", "--tokenizer.kind=char"]
-    environment = os.environ | {"PYTHONPATH": str(Path(corpus.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(corpus.__file__).parents[2])}
     result = subprocess.run([sys.executable, "-m", "data.text.corpus", *own], cwd=tmp_path, env=environment,
                             capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.count("text ") == 2, result.stderr

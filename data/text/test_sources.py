@@ -10,7 +10,7 @@ import pytest
 
 from common import UserError
 from data.text import sources
-from data.text.sources import fault, licence, Place, read, records, RETRIES, shards, texts
+from data.text.sources import invalid_reason, licence, ReadPosition, read, records, RETRIES, shards, texts
 from data.text.test_corpus import of_every_kind
 
 ROWS = [{"id": i, "text": f"text {i} naïve 你好 " * (1 + i % 4), "answer": f"answer {i}", "int_score": i % 6,
@@ -36,8 +36,8 @@ def every_way(folders: dict[str, Path], **settings) -> list[dict]:
     return [{kind: str(folder)} | settings for folder in folders.values() for kind in ("path", "hf")]
 
 
-def read_all(source: dict, place: Place | None = None, **settings) -> list[str]:
-    return [text for text, _ in texts([source], place or Place(stop=True), "text", **settings)]
+def read_all(source: dict, place: ReadPosition | None = None, **settings) -> list[str]:
+    return [text for text, _ in texts([source], place or ReadPosition(stop=True), "text", **settings)]
 
 
 def test_data_sets_and_files_give_the_same_documents(folders):
@@ -54,7 +54,7 @@ def test_keep_cuts_by_score(folders):
     for source in every_way(folders):
         got = []
         for keep in bounds:
-            place = Place()
+            place = ReadPosition()
             got.append(read_all(source | {"keep": keep}, place))
             assert place.left_out == len(ROWS) - len(got[-1])
         assert got[0] == [row["text"] for row in ROWS if row["int_score"] >= 4] and len(got[0]) == 30
@@ -67,7 +67,7 @@ def test_keep_cuts_by_score(folders):
 
 def test_a_record_without_a_score_is_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a", "score": 1.0}\n{"text": "b", "score": null}\n')
-    place = Place()
+    place = ReadPosition()
     assert read_all({"path": str(tmp_path / "a.jsonl"), "keep": {"score": [None, None]}}, place) == ["a"]
     assert place.left_out == 1
 
@@ -96,13 +96,13 @@ def test_missing_columns_are_named(folders):
 def test_reading_goes_on_from_every_place(tmp_path):
     """At each document, the asdict() of the place opens the rest; of sources of every kind, with limits."""
     pool = of_every_kind(tmp_path)
-    place, whole, places = Place(), [], []
+    place, whole, places = ReadPosition(), [], []
     for text, _ in texts(pool, place, "text"):
         whole.append(text)
         places.append(json.loads(json.dumps(asdict(place))))
     assert len(whole) > 1000 and {p["source"] for p in places} == set(range(len(pool)))
     for n in range(0, len(whole), 41):
-        again = Place(**places[n])
+        again = ReadPosition(**places[n])
         assert [text for text, _ in texts(pool, again, "text")] == whole[n + 1:]
         assert again == place, "counts of what was left out too"
 
@@ -110,7 +110,7 @@ def test_reading_goes_on_from_every_place(tmp_path):
 def test_a_record_without_the_column_is_a_bad_line_where_one_goes_on(tmp_path):
     """Only as the first of its file it would be a wrong setting."""
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"id": 1}\n{"text": "b"}\n')
-    place = Place(record=1)
+    place = ReadPosition(record=1)
     assert read_all({"path": str(tmp_path / "a.jsonl")}, place) == ["b"] and place.bad == 1
 
 
@@ -161,7 +161,7 @@ def test_torn_streams_are_taken_up_again(monkeypatch):
     monkeypatch.setattr(sources, "_open", lambda *arguments: stream)
     stream = Torn([5, 9, 9, 9, 27])
     assert read_all({"hf": "a/b"}) == [row["text"] for row in ROWS[:30]] and waits == [2, 2, 4, 8, 2]
-    stream, place, waits[:] = Torn([9] * (RETRIES + 1)), Place(), []
+    stream, place, waits[:] = Torn([9] * (RETRIES + 1)), ReadPosition(), []
     with pytest.raises(UserError, match=r"data set a/b, shard 0 broke off after record 8 \(ConnectionError\); run ag"):
         read_all({"hf": "a/b"}, place)
     assert waits == [2, 4, 8, 16, 32] and place.record == 8
@@ -210,8 +210,8 @@ def test_the_licence_of_the_card(folders):
 def test_faults_of_sources():
     for good in ({"path": "x", "keep": {"a": [1, None]}, "documents": 3}, {"stdlib": 1, "megabytes": 1},
                  {"hf": "a/b", "config": "c", "column": ["q", "a"]}, {"pages": 9, "families": {"math": 1}}):
-        assert not fault(good)
+        assert not invalid_reason(good)
     for bad, message in (({"hf": "a/b", "trust_remote_code": True}, "one of"), ({"path": "x", "config": "c"}, "one of"),
                          ({"path": "x", "hf": "a/b"}, "one of"), ({}, "one of"), ({"stdlib": 1, "keep": {}}, "one of"),
                          ({"path": "x", "keep": {"a": 3}}, "lowest, highest"), ({"pages": 1}, "families")):
-        assert message in fault(bad)
+        assert message in invalid_reason(bad)
