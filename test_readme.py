@@ -1,6 +1,6 @@
 """README.md and results/ agree: the figures of its tables, the origin of every result, and whatever it names.
 
-A table belongs to the results that the text before it names last: as results/NAME.jsonl, by `experiments/runner.py NAME` or by
+A table belongs to the results that the text before it names last: as results/NAME.jsonl, by `experiments.NAME` or by
 `checks.NAME`; where its section names none before it, to those that it names first after it. So a new table is checked
 without a change here. Its figures are numbers with a decimal point or a thousands comma, rounded as it likes, without
 those that a letter follows (3.2M tokens). All figures of a row must be found in one group of what the results give:
@@ -13,16 +13,15 @@ from statistics import mean, median
 
 import pytest
 
-from experiments import runner
-from experiments.results import recorded
-from experiments import hacking
+from experiments import hacking, results
+from experiments.all import EXPERIMENTS
 from checks import verify
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = {path.stem: [json.loads(line) for line in path.read_text().splitlines()]
            for path in sorted((ROOT / "results").glob("*.jsonl"))}
-NAMES = re.compile(r"results/(\w+)\.jsonl|ablate\.py (\w+)|checks\.(\w+)")
+NAMES = re.compile(r"results/(\w+)\.jsonl|experiments\.(\w+)|checks\.(\w+)")
 FIGURE = re.compile(r"(?<![\w.,])[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+)(?![\w,]|\.\d)")
 
 NO_RESULTS = {  # how a table begins that is of no results -> what it is
@@ -62,9 +61,9 @@ def numbers(value: object) -> list[float]:
 
 
 def of_experiment(name: str) -> list[list[float]]:
-    """The tables of experiments/runner.py: rows of one arm or difference together, and each column of a table."""
+    """The tables of an experiment: rows of one arm or difference together, and each column of a table."""
     rows, columns, label = {}, [], re.compile(r"\| ?(\(\S+\)(?: - \(\S+\))?|[^|]*)")  # "(a)", "(a) - (b)" or all
-    for table in re.findall(r"(?:^\|.*\n?)+", runner.EXPERIMENTS[name][1](recorded(name)), re.MULTILINE):
+    for table in re.findall(r"(?:^\|.*\n?)+", EXPERIMENTS[name].tables(results.read(name)), re.MULTILINE):
         cells = [[figures(cell) for cell in line.split("|")[2:-1]] for line in table.splitlines()]
         for line, row in zip(table.splitlines(), cells):
             rows.setdefault(label.match(line)[1], []).extend(sum(row, []))
@@ -119,7 +118,7 @@ GROUPS = {
     "hacking": lambda: [[value for value, _ in figures(row)]
                         for row in hacking.table(RESULTS["hacking"]).splitlines()],
     "sft_speed": lambda: of_turns("sft_speed"), "dpd_speed": lambda: of_turns("dpd_speed"),
-    **{name: lambda name=name: of_experiment(name) for name in runner.EXPERIMENTS},
+    **{name: lambda name=name: of_experiment(name) for name in EXPERIMENTS},
 }
 
 
@@ -201,4 +200,4 @@ def test_what_is_named_exists():
                        if not (ROOT / path).exists() and not (ROOT / "configs" / path).exists()})
     modules = re.findall(r"python -m ([\w.]+)", README)
     assert modules and not sorted({module for module in modules if importlib.util.find_spec(module) is None})
-    assert set(re.findall(r"ablate\.py (\w+)", README)) <= runner.EXPERIMENTS.keys()
+    assert set(re.findall(r"python -m experiments\.(\w+)", README)) <= EXPERIMENTS.keys() | {"hacking"}

@@ -28,9 +28,9 @@ corpus = {
 }
 
 pretrain = dict(
-    lr=4e-3,        # experiments/runner.py's sweep chooses
+    lr=4e-3,        # the sweep of experiments/fg_wsd.py chooses
     batch_tokens=2048,
-    stages=[],      # experiments/runner.py's arms
+    stages=[],      # the arms of experiments/fg_wsd.py
     held_out=["high"],
     log_every=100, save_every=200, keep=1,
 )

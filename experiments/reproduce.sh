@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Makes every table of README.md again, in its order and by its commands: `bash reproduce.sh`, on 2 CPU cores about five
-# hours. From a fresh clone, since what stands in out/ is not made twice. `bash reproduce.sh fuzz refine` runs these
+# Makes every table of README.md again, in its order and by its commands: `bash experiments/reproduce.sh`, on 2 CPU cores about five
+# hours. From a fresh clone, since what stands in out/ is not made twice. `bash experiments/reproduce.sh fuzz refine` runs these
 # parts alone; `--list` names all, with their minutes; those of SFT, DPD and RL go on from the first, pipeline.
 #
 # Public files come by environment variables, and what lacks its file is left out with a line: TEXT (your own text; the
 # README's is tinyshakespeare), GSM8K (a folder with train.jsonl and test.jsonl), MATH500, AIME24, HUMANEVAL, MBPP
 # (sanitized), BFCL (files, with commas between), and LM_EVAL, the command of the lm-evaluation-harness.
 #
-#     GSM8K=sets/gsm8k MATH500=sets/math500.jsonl bash reproduce.sh verify
+#     GSM8K=sets/gsm8k MATH500=sets/math500.jsonl bash experiments/reproduce.sh verify
 #
 # What a part finds in results/NAME.jsonl is first moved to results/NAME.jsonl.before.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/.."
 parts=(pipeline:45 context:8 quality:3 fg_wsd:33 sft_data:24 refine:2 sft_speed:3 dpd:50 dpd_speed:4 rl:37 hacking:14
        rl_speed:1 verify:1 fuzz:9 programs:3 sets:1 evaluate:5 kernels:20 bench:6 kills:20)
 

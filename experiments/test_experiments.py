@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import runner
-from experiments import stats
 import common
-from experiments.runner import ARMS, Run, stages
 from data.text.mixture import plan_stages
+from experiments import fg_wsd, rl, runner, sft_data, stats
+from experiments.fg_wsd import ARMS, PretrainRun, make_stages
 
 
 def plan(arm, scale=1.0):
-    table = [SimpleNamespace(**{"epochs": {}} | json.loads(stage)) for stage in stages(arm, scale)]
-    return table, plan_stages(table, {"high": 327_000, "medium": 331_000}, runner.BATCH)
+    table = [SimpleNamespace(**{"epochs": {}} | json.loads(stage)) for stage in make_stages(arm, scale)]
+    return table, plan_stages(table, {"high": 327_000, "medium": 331_000}, fg_wsd.BATCH)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.37, 0.02])
@@ -33,7 +32,7 @@ def test_arms_share_rate_steps_and_context_and_documents(scale):
     taken = {arm: {pool: max(p.positions(p.end_step).get(pool, 0) for p in plan(arm, scale)[1])
                    for pool in ("high", "medium")} for arm in ARMS}
     assert taken["a"] == taken["b"] == taken["d"] == taken["e"]  # so the same documents, as often
-    assert abs(taken["c"]["high"] - taken["c"]["medium"]) <= runner.UNIT
+    assert abs(taken["c"]["high"] - taken["c"]["medium"]) <= fg_wsd.UNIT
     assert sum(taken["c"].values()) == sum(taken["a"].values())
 
 
@@ -43,7 +42,7 @@ def test_what_the_arms_are():
     assert np.ptp(shares["b"]) < 0.01 and shares["b"][0] == pytest.approx(0.728, abs=0.01)
     assert np.ptp(shares["d"][:3]) < 0.01 and shares["d"][3] == 1
     assert shares["e"][:2] == [1, 1] and shares["e"][2:] == pytest.approx([0.5, 0.5], abs=0.01)
-    assert stages("a")[:2] == stages("c")[:2]  # what (c) need not train again
+    assert make_stages("a")[:2] == make_stages("c")[:2]  # what (c) need not train again
 
 
 def test_paired_interval_is_scipys():
@@ -84,33 +83,33 @@ def test_a_run_goes_on_from_one_that_begins_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("c.py").write_text(CONFIG)
     runner.call(["data/text/corpus.py", "c.py", "--corpus.folder=out/t/data"], Path("log"))
-    made_by = runner.code_and_data("c.py", "t", "pretrain")
-    a, c = (Run("t", "true", arm, 0, 1e-3, "dev", stages(arm, 0.02)) for arm in "ac")
-    alone = runner.finish(replace(c, table="alone"), "c.py", made_by, [])
-    others = [(run, run.folder(made_by)) for run in (a, c)]
-    first = runner.finish(a, "c.py", made_by, others)
-    shared = runner.finish(c, "c.py", made_by, others)
-    assert "going on from" in (c.folder(made_by) / "log.txt").read_text()
+    version = runner.hash_code_and_data("c.py", "t", "pretrain")
+    a, c = (PretrainRun("t", "true", arm, 0, 1e-3, "dev", make_stages(arm, 0.02)) for arm in "ac")
+    alone = runner.finish(replace(c, table="alone"), "c.py", version, [])
+    others = [(run, run.folder(version)) for run in (a, c)]
+    first = runner.finish(a, "c.py", version, others)
+    shared = runner.finish(c, "c.py", version, others)
+    assert "going on from" in (c.folder(version) / "log.txt").read_text()
     assert shared["bits_per_byte"] == alone["bits_per_byte"] and shared["correct"] == alone["correct"]
-    last = [line for line in common.read_metrics(a.folder(made_by) / "pretrain") if "validation" in line][-1]
+    last = [line for line in common.read_metrics(a.folder(version) / "pretrain") if "validation" in line][-1]
     assert set(last["validation"]) == {"high"}  # pretrain.held_out
     assert first["problems"] == 4 and first["k"] == 2 and len(first["correct"]) == 4
     assert first["command"].startswith("python pretrain.py c.py --run=t/runs/true-a-0-")
-    before = (c.folder(made_by) / "log.txt").stat().st_mtime_ns
-    assert runner.finish(c, "c.py", made_by, others) == shared  # nothing runs twice
-    assert before == (c.folder(made_by) / "log.txt").stat().st_mtime_ns
-    assert replace(c, lr=2e-3).folder(made_by) != c.folder(made_by) != c.folder("other code")
+    before = (c.folder(version) / "log.txt").stat().st_mtime_ns
+    assert runner.finish(c, "c.py", version, others) == shared  # nothing runs twice
+    assert before == (c.folder(version) / "log.txt").stat().st_mtime_ns
+    assert replace(c, lr=2e-3).folder(version) != c.folder(version) != c.folder("other code")
     with pytest.raises(common.UserError, match="failed with exit code 2; .*log.txt ends with: error"):
-        runner.finish(replace(a, stages=("{}",)), "c.py", made_by, [])
+        runner.finish(replace(a, stages=("{}",)), "c.py", version, [])
 
 
 def test_replies_of_the_sft_arms():
     draft = {"response": "<think>\n1 + 1 = 2.\n</think>\n\nAnswer: 2"}
-    assert runner.reply_of(draft) == {"role": "assistant", "reasoning": "1 + 1 = 2.", "content": "Answer: 2"}
-    assert runner.reply_of(draft, chain="") == {"role": "assistant", "content": "Answer: 2"}
-    assert runner.reply_of({"response": "Answer: 3"}, chain="old") == {
+    assert sft_data.make_reply(draft) == {"role": "assistant", "reasoning": "1 + 1 = 2.", "content": "Answer: 2"}
+    assert sft_data.make_reply(draft, chain="") == {"role": "assistant", "content": "Answer: 2"}
+    assert sft_data.make_reply({"response": "Answer: 3"}, chain="old") == {
         "role": "assistant", "reasoning": "old", "content": "Answer: 3"}
-    run = runner.SftRun("sft_data", "tokens", "e/4", 1, 1e-3, "test", ('{"name": "sft"}',))
+    run = sft_data.SftRun("sft_data", "tokens", "e/4", 1, 1e-3, "test", ('{"name": "sft"}',))
     assert run.settings()["sft.data"] == "out/sft_data/arms/e-4" and run.settings()["sft.stages"] == [{"name": "sft"}]
 
 
@@ -127,8 +126,8 @@ def test_tables_of_rl():
         ends = dict(STEM=scores([1, 1, 0], [1, 2, 1]), coding=scores([2, 2, 1], [1, 1, 1]), preference=scores([2, 2, 1], [1, 1, 1]))
         results.append(dict(table="mixed", arm="a", seed=seed, lr=1e-4) | scores([2, 2, 2], [1, 1, 0]))
         results.append(dict(table="stages", arm="a", seed=seed, lr=1e-4, stages=ends) | ends["preference"])
-    assert stats.of_task(results[-1], "code")["correct"] == [2, 2, 1] and stats.of_task(results[-1], "math")["avg"] == 0.5
-    text = runner.rl_tables(results)
+    assert stats.select_task(results[-1], "code")["correct"] == [2, 2, 1] and stats.select_task(results[-1], "math")["avg"] == 0.5
+    text = rl.make_tables(results)
     assert "(a) 0.0001, (c) 0.0002" in text
     assert "| DPD | 0.167 | 0.333 |" in text and "| STEM | 0.667 | 0.333 |" in text and "| coding | 0.500 | 0.833 |" in text
     assert re.search(r"\| STEM \| math \| \+0.500 \| .* \| \+0.500 \+0.500 \| better \|", text)
@@ -141,7 +140,7 @@ def test_tables_of_rl():
 
 def test_arms_of_rl_differ_as_they_say():
     first = json.dumps(dict(name="STEM", problems=dict(math=4), steps=10))
-    settings = {arm: runner.RlRun("rl", "arms", arm, 1, 1e-4, "test", (first,)).settings() for arm in runner.RL_ARMS}
+    settings = {arm: rl.RlRun("rl", "arms", arm, 1, 1e-4, "test", (first,)).settings() for arm in rl.ARMS}
     steps = {arm: s["rl.stages"][0]["steps"] for arm, s in settings.items()}
     assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=50)
     assert settings["b"] == settings["a"] | {"rl.filter_samples": 0}

@@ -21,16 +21,16 @@ import jinja2
 import numpy as np
 import torch
 
-from experiments import runner
-from experiments.results import record, recorded
 import common
 import hf
-from report import plots
 from common import UserError
 from data.tasks import pages, registry
 from data.tasks.problem import Problem
 from evaluate import EvaluateConfig, task_prompt
+from experiments import results
+from experiments.all import EXPERIMENTS
 from generate import sample, stop_ids
+from report import plots
 
 PHASES = ("pretrain", "sft", "distill", "rl")  # what is evaluated, in order
 UNITS = {"pretrain": "tokens", "refine": "tokens written", "sft": "trained tokens", "distill": "tokens of answers",
@@ -255,17 +255,17 @@ def greedy(path: Path, problems: list[Problem], length: int) -> list[str]:
 def ablations() -> list[dict]:
     """The recorded tables of each experiment; those that cannot be read say so."""
     found = []
-    for name, (_, tables, _) in runner.EXPERIMENTS.items():
+    for name, experiment in EXPERIMENTS.items():
         if Path(f"results/{name}.jsonl").is_file():
             try:
-                found.append(dict(name=name, blocks=blocks(tables(recorded(name)))))
+                found.append(dict(name=name, blocks=blocks(experiment.tables(results.read(name)))))
             except (UserError, ArithmeticError, LookupError, TypeError, ValueError) as error:
                 found.append(dict(name=name, blocks=[("text", f"results/{name}.jsonl cannot be shown: {error!r}")]))
     return found
 
 
 def blocks(markdown: str) -> list[tuple]:
-    """The parts of what experiments/runner.py prints: ("heading", text), ("text", text) and ("table", rows)."""
+    """The parts of what experiments print: ("heading", text), ("text", text) and ("table", rows)."""
     found = []
     for part in markdown.split("\n\n"):
         if part.startswith("|"):
@@ -340,9 +340,9 @@ def main():
         if lines and cfg.record:
             result = {key: lines[-1][key] for key in ("validation", "scores") if key in lines[-1]}
             result |= {key: found for key in ("before", "teacher") if (found := load(folder / f"{key}.json"))}
-            if phase == "rl":  # each of its stages; results/rl.jsonl is of experiments/runner.py
+            if phase == "rl":  # each of its stages; results/rl.jsonl is of experiments/rl.py
                 result["stages"] = {line["stage"]: line["scores"] for line in lines if line["scores"]}
-            record("rl_run" if phase == "rl" else phase, common.read_meta(common.list_checkpoints(folder)[0]), **result)
+            results.record("rl_run" if phase == "rl" else phase, common.read_meta(common.list_checkpoints(folder)[0]), **result)
     print(f"\npage: {write_page(cfg)}")
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import results, runner
 import common
-from report import __main__ as report, plots
-from checks import screenshots
+from conftest import ROOT
+from experiments import fg_wsd
+from report import __main__ as report
+from report import plots
 
 HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)> {{ run }} ]]>"
 CONFIG = f'# {HOSTILE}\nevaluate = dict(tasks=["math", "code"], max_new_tokens=8)\n'
@@ -99,7 +100,7 @@ def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(folder)
     Path("c.py").write_text(CONFIG)
     patch.setattr(sys, "argv", ["report.py", "c.py"])
-    patch.setattr(results, "greedy", lambda path, problems, length: [HOSTILE] * len(problems))
+    patch.setattr(report, "greedy", lambda path, problems, length: [HOSTILE] * len(problems))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_it_is_readable_in_light_and_dark():
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return np.dot(linear, (0.2126, 0.7152, 0.0722))
 
-    modes = re.findall(r":root \{(.*?)\}", (report.ASSETS / "report.html").read_text())
+    modes = re.findall(r":root \{(.*?)\}", (ROOT / "report/page.html").read_text())
     assert len(modes) == 3  # light, dark, print
     for mode in modes:
         color = dict(re.findall(r"--(\w+): (#\w+);", mode.replace("#000;", "#000000;").replace("#fff;", "#ffffff;")
@@ -203,25 +204,25 @@ def test_samples_are_the_checkpoints_own_and_asked_once(base, monkeypatch):
     (item,) = report.samples(Path("out/base"), cfg)  # of generated families alone
     ((name, mark, text),) = item["replies"]
     assert (name, item["task"]) == ("pretrain", "math") and mark in ("right", "wrong") and item["question"]
-    command = [str(report.ASSETS.parent / "generate.py"), "out/base/pretrain", "--temperature=0", "--max_new_tokens=8"]
+    command = [str(ROOT / "generate.py"), "out/base/pretrain", "--temperature=0", "--max_new_tokens=8"]
     assert text in base.run(*command, f"Problem: {item['question']}\nWork:")
-    monkeypatch.setattr(results, "greedy", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(report, "greedy", lambda *_: pytest.fail("asked again"))
     assert report.samples(Path("out/base"), cfg) == [item]
 
 
 def test_recorded_tables_are_shown_again(tmp_path, monkeypatch, capsys):
     """And the page has their very cells."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["experiments/runner.py", "fg_wsd", "--show"])
+    monkeypatch.setattr(sys, "argv", ["experiments/fg_wsd.py", "--show"])
     with pytest.raises(common.UserError, match="fg_wsd.jsonl has no results .* `python -m experiments.fg_wsd` makes"):
-        runner.main()
+        fg_wsd.main()
     line = lambda table, arm, seed, right: dict(table=table, arm=arm, seed=seed, lr=right / 100, k=4, avg=right / 4,
                                                 correct=[right, right - 1], bits_per_byte=0.25)
     sweep = [line("sweep", "b", 100, right) for right in (1, 3, 2)]
     runs = [line(table, arm, seed, 3 - (arm > "b"))
             for table in ("true", "filter") for arm in "abcde" for seed in (0, 1)]
     write(Path("results/fg_wsd.jsonl"), *sweep, *runs)
-    runner.main()
+    fg_wsd.main()
     printed = capsys.readouterr().out
     assert "all arms take 0.03" in printed
     found = report.blocks(printed)
@@ -239,18 +240,3 @@ def test_gain_is_none_without_a_start(tmp_path):
     assert row.split() == ["math", "0.250", "±0.020", "document", "0.500", "±0.020", "+0.250"]
     assert math.isnan(report.mean([None, math.nan])) and report.mean([1, None, 2]) == 1.5
     assert [report.short(n) for n in (950, 1290, 3.2e6, 2.3e13)] == ["950", "1.29k", "3.2M", "23T"]
-
-
-def test_a_browser_is_asked_for_clearly(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
-    with pytest.raises(common.UserError, match="no Chromium on the PATH .*apt-get install chromium"):
-        screenshots.browser()
-
-
-@pytest.mark.skipif(not any(map(shutil.which, screenshots.NAMES)), reason="needs Chromium")
-def test_a_phone_shows_the_page_in_its_width(whole, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["screenshots.py", str(whole / "out/c/report.html")])
-    screenshots.main()
-    printed = capsys.readouterr().out
-    assert "too wide" not in printed and "out/c/report-390-dark-1.png" in printed and "report.pdf" in printed

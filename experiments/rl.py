@@ -1,0 +1,131 @@
+"""What does each of RL's stages change, and what are the filter and a start from DPD worth?
+
+    python -m experiments.rl --seeds 3           # after speedrun.sh; 37 minutes on 2 cores
+
+The three stages one after another, and all tasks in one stage; then the first stage alone: with and
+without the filter of problems, and from SFT in place of DPD. See experiments/runner.py.
+"""
+import json
+
+import common
+from common import UserError
+from configs.tiny import rl as RECIPE
+from experiments import runner
+from experiments.runner import SPEEDRUN, Experiment, Run, Train
+from experiments.stats import best_rates, by_stage, by_task, compare, describe_rates, select_task
+
+STAGES = {"dpd": "DPD", "STEM": "STEM", "coding": "coding", "preference": "preference"}
+ARMS = {  # arm -> (what it is, phase it starts from, steps of its stage as a multiple, settings)
+    "dpd": ("the DPD checkpoint, not trained", "distill", 0, {"filter_samples": 0}),
+    "sft": ("the SFT checkpoint, not trained", "sft", 0, {"filter_samples": 0}),
+    "a": ("RL from DPD", "distill", 1, {}),
+    "b": ("RL from DPD, without the filter", "distill", 1, {"filter_samples": 0}),
+    "c": ("RL from SFT", "sft", 1, {}),
+    "d": ("RL from SFT, longer by the time of DPD", "sft", 5, {}),
+}
+PAIRS = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
+MIXED = dict(
+    name="mixed",
+    problems=dict(math=800, code=800, taste=600),  # shares as of the stages' steps
+    reward="pairwise",
+    temperature=0.73)                              # the stages' mean over their steps
+RATES = (1e-4, 2e-4)  # swept for (a) and (c); (b) takes the best of (a), (d) that of (c)
+
+
+class RlRun(Run):
+    phase = "rl"
+
+    def settings(self) -> dict[str, object]:
+        _, source, multiple, arm_settings = ARMS[self.arm]
+        stages = [json.loads(stage) for stage in self.stages]
+        stages[0]["steps"] = max(1, multiple * stages[0]["steps"])
+        settings = {"init_from": str(SPEEDRUN / source), "rl.judge": str(SPEEDRUN / "reward"),
+                    "rl.lr": self.lr, "rl.seed": self.seed, "rl.stages": stages, "rl.prompts": []}
+        for key, value in arm_settings.items():
+            settings[f"rl.{key}"] = value
+        return settings
+
+
+def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
+    """Runs the experiment; returns all results."""
+    if not (SPEEDRUN / "reward").is_dir():
+        raise UserError("there is no out/tiny/reward: run `bash speedrun.sh` first")
+    stages = []
+    for stage in RECIPE["stages"]:
+        steps = max(1, round(stage["steps"] * scale))
+        stages.append(json.dumps(stage | dict(steps=steps)))
+    chain, first = tuple(stages), tuple(stages[:1])
+    sweep = []
+    for arm in "ac":
+        for lr in RATES:
+            sweep.append(RlRun("rl", "sweep", arm, 100, lr, "dev", first))
+    sweep = train(sweep)
+    rates = best_rates(sweep)
+    rates |= {"b": rates["a"], "d": rates["c"]}
+    runs = []
+    for lr in dict.fromkeys((rates["a"], RECIPE["lr"])):
+        for seed in range(seeds):
+            runs.append(RlRun("rl", "stages", "a", seed, lr, "test", chain))
+    steps = sum(json.loads(stage)["steps"] for stage in stages)
+    mixed = json.dumps(MIXED | dict(steps=steps))
+    for seed in range(seeds):
+        runs.append(RlRun("rl", "mixed", "a", seed, RECIPE["lr"], "test", (mixed,)))
+    for arm in "dcb":
+        for seed in range(seeds):
+            runs.append(RlRun("rl", "arms", arm, seed, rates[arm], "test", first))
+    starts = train([RlRun("rl", "arms", arm, 0, 0.0, "test", first) for arm in ("dpd", "sft")])
+    results = list(sweep)
+    for start in starts:  # not trained, so the same for every seed
+        results += [start | {"seed": seed} for seed in range(seeds)]
+    return results + train(runs)
+
+
+def make_tables(results: list[dict]) -> str:
+    """Markdown of all results."""
+    arm_rows = [r for r in results if r["table"] == "arms"]
+    start = [r for r in arm_rows if r["arm"] == "dpd"]
+    chains = {lr: start + rows for lr, rows in collect_stage_ends(results).items()}
+    best = best_rates([r for r in results if r["table"] == "sweep"])["a"]
+    for row in chains[best]:
+        if row["arm"] == "STEM":  # the chain's beginning is (a)
+            arm_rows.append(row | {"arm": "a"})
+    parts = [describe_rates(results)]
+    for lr, rows in chains.items():
+        parts += [f"### after each stage, at a rate of {lr:g}", by_stage(rows, STAGES)]
+    mixed = [r | {"arm": "mixed"} for r in results if r["table"] == "mixed"]
+    if mixed:
+        ends = [r for r in chains[mixed[0]["lr"]] if r["arm"] == "preference"]
+        names = {"preference": "three stages", "mixed": "one stage"}
+        parts += ["### all tasks in one stage, as many steps", by_stage(ends + mixed, names)]
+    trained = {r["arm"] for r in arm_rows}
+    names = {arm: what for arm, (what, *_) in ARMS.items() if arm in trained}
+    pairs = [pair for pair in PAIRS if trained.issuperset(pair)]
+    math_rows = [select_task(r, "math") for r in arm_rows]
+    parts += ["### the first stage alone, in mathematics", compare(math_rows, names, pairs),
+              "### the first stage alone, by task", by_task(arm_rows, names)]
+    return "\n\n".join(parts)
+
+
+def collect_stage_ends(results: list[dict]) -> dict[float, list[dict]]:
+    """{rate: results at the end of each stage of the chains at that rate}, rates rising.
+
+    The arm of such a result is its stage's name.
+    """
+    chains = [r for r in results if r["table"] == "stages"]
+    rates = {chain["lr"] for chain in chains}
+    ends = {lr: [] for lr in sorted(rates)}
+    for chain in chains:
+        for name, scores in chain["stages"].items():
+            ends[chain["lr"]].append(chain | scores | {"arm": name})
+    return ends
+
+
+EXPERIMENT = Experiment("rl", "configs/tiny_rl.py", run_arms, make_tables)
+
+
+def main():
+    runner.main(EXPERIMENT, __doc__)
+
+
+if __name__ == "__main__":
+    common.cli(main)
