@@ -28,7 +28,7 @@ from data.refine import checklist
 from data.verify import sandbox
 from data.text import sources
 from data.tasks import pages, registry
-from data.tasks.problem import Problem, between, rng_of, to_chat
+from data.tasks.problem import Problem, between, seeded_rng, to_chat
 from data.chat.conversations import normalize
 from data.refine.refinement import counted, nth, reconstruct, refine, Refined, Settings, split
 from data.refine import practice
@@ -96,7 +96,7 @@ def instruction_in(record: dict, source: dict) -> list[dict]:
 
 def problems_of(source: dict, scale: float) -> list[Problem]:
     """Training problems of one family, no question twice."""
-    rng, found, n = rng_of("refine", source["family"], source["seed"]), {}, round(scale * source["problems"])
+    rng, found, n = seeded_rng("refine", source["family"], source["seed"]), {}, round(scale * source["problems"])
     while len(found) < n:
         problem = pages.training_problem(source["family"], between(rng, 1, 3), rng)
         found.setdefault(problem.question, problem)
@@ -188,7 +188,7 @@ def write_practice(cfg) -> None:
     p, records = cfg.refine, {name: [] for name in ("draft", "checklist", "verdict", "revision", "chain")}
     for family, n in p.practice["problems"].items():
         problems = problems_of({"family": family, "problems": n, "seed": p.practice["seed"]}, cfg.scale)
-        rng = rng_of("practice", family, p.practice["seed"])
+        rng = seeded_rng("practice", family, p.practice["seed"])
         drafts = writer_of(cfg, p.practice["writer"])([to_chat(problem)[:1] for problem in problems])
         for i, problem in enumerate(problems):
             tried = [practice.plant(problem, rng)[0], *([drafts[i]] if drafts[i] else [])]

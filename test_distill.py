@@ -22,7 +22,7 @@ import hf
 from common import UserError
 from conftest import ROOT
 from data.tasks import pages, registry
-from data.tasks.problem import as_reply, rng_of, to_document
+from data.tasks.problem import as_reply, seeded_rng, to_document
 from data.chat.pairs import CHOSEN, order, Pair, REJECTED
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from distill import DistillConfig, TopK, distillation_loss, preference_loss, score, train_step
@@ -375,7 +375,7 @@ N = 20  # pairs
 
 def worked_pairs() -> list[dict]:
     """Right replies over corrupted ones; a model that was pre-trained for seconds samples no such pair."""
-    rng, records = rng_of("pairs"), []
+    rng, records = seeded_rng("pairs"), []
     for problem in registry.family("math").problems("train", N, 1):
         chosen, rejected = (as_reply(page.partition("Work:")[2])
                             for page in (to_document(problem), pages.corrupt(problem, "wrong result", rng)))

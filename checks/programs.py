@@ -12,9 +12,9 @@ import torch
 import common
 from experiments import results
 from data.verify import sandbox
-from data.tasks.problem import rng_of
+from data.tasks.problem import seeded_rng
 from data.sets import public
-from data.sets.programs import mutants, score
+from data.sets.programs import mutants, run_tests
 
 VARIANTS = 8    # of each solution
 
@@ -25,11 +25,11 @@ def main():
         raise common.UserError("give --humaneval=FILE and --mbpp=FILE (sanitized)")
     for name in ("humaneval", "mbpp"):
         problems, started = public.load(name, files[name], ""), time.time()
-        wrong = [mutants(problem.answer, rng_of("variants", i), VARIANTS) for i, problem in enumerate(problems)]
+        wrong = [mutants(problem.answer, seeded_rng("variants", i), VARIANTS) for i, problem in enumerate(problems)]
         with sandbox.Sandbox(workers=2) as box, ThreadPoolExecutor(os.cpu_count()) as pool:
-            right = list(pool.map(lambda problem: score(problem.answer, problem, box), problems))
+            right = list(pool.map(lambda problem: run_tests(problem.answer, problem, box), problems))
             flat = [(i, code) for i, codes in enumerate(wrong) for code in codes]
-            scores = list(pool.map(lambda pair: score(pair[1], problems[pair[0]], box), flat))
+            scores = list(pool.map(lambda pair: run_tests(pair[1], problems[pair[0]], box), flat))
         seconds = time.time() - started
         failing = {i for (i, _), value in zip(flat, scores) if value == 0.0}
         line = dict(set=name, problems=len(problems), solutions_pass=right.count(1.0),

@@ -2,7 +2,7 @@
 import numpy as np
 
 from data.tasks.pages import CORRUPTIONS, corrupt, training_problem
-from data.tasks.problem import Problem, between, pick, rng_of, to_document
+from data.tasks.problem import Problem, between, pick, seeded_rng, to_document
 
 FAMILIES = ("math", "code", "tools", "form")
 DIMENSIONS = ("accuracy", "order", "completeness", "focus", "overall")
@@ -30,7 +30,7 @@ def grade(problem: Problem, page: str) -> list[int]:
 
 def labelled_pages(n: int, seed: int, families=FAMILIES) -> tuple[list[str], np.ndarray, list[str]]:
     """n pages of training problems, half of them clean: texts, grades (n, 5) and kinds of fault ("" for none)."""
-    rng = rng_of("labelled pages", seed)
+    rng = seeded_rng("labelled pages", seed)
     texts, grades, kinds = [], [], []
     for i in range(n):
         problem = training_problem(pick(rng, families), between(rng, 1, 3), rng)

@@ -5,11 +5,11 @@ import pytest
 from checks.quality import aucs
 from experiments.labels import DIMENSIONS, FAMILIES, grade, labelled_pages
 from data.tasks import pages
-from data.tasks.problem import rng_of, to_document
+from data.tasks.problem import seeded_rng, to_document
 
 
 def test_clean_pages_have_the_best_grades_and_every_fault_costs():
-    rng = rng_of("test", 0)
+    rng = seeded_rng("test", 0)
     for family in FAMILIES:
         for level in (1, 2, 3):
             for _ in range(20):

@@ -22,7 +22,7 @@ from data.refine.refinement import Item
 from data.verify.symbolic import Failed
 from data.tasks import code, form
 from data.tasks.math import NAMES
-from data.sets.programs import program_of
+from data.sets.programs import extract_program
 
 
 def runnable(instruction: str, box: sandbox.Sandbox | None = None) -> list[Item]:
@@ -173,7 +173,7 @@ def _tree(text: str) -> ast.expr | None:
 
 def program_in(response: str, name: str) -> str | None:
     """The program that defines the function: a fenced block or the text, or else made of an answer in x."""
-    program = program_of(response, Problem("", "", "", (), "", 0, {"names": [name]})) or ""
+    program = extract_program(response, Problem("", "", "", (), "", 0, {"names": [name]})) or ""
     if re.search(rf"^(?:async +)?def +{name}\b|^{name} *=", program, re.MULTILINE):
         return program
     answer = _expression(response)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from data.refine import refinement
-from data.tasks.problem import Problem, rng_of
+from data.tasks.problem import Problem, seeded_rng
 from data.tasks import recall, registry
 from data.refine.checklist import leads_to, runnable
 from data.tasks.pages import FAMILIES
@@ -78,12 +78,12 @@ BAND = {"math": (0.55, 0.7), "code": (0.8, 0.97), "tools": (0.83, 0.94), "form":
 def test_planted_faults(family):
     """Wrong, in the form of a response, as the seed says, and of many kinds; programs catch most, but not all."""
     problems = FAMILIES[family].problems("train", 60 if family == "code" else 300, 21)
-    planted = [plant(problem, rng_of("faults", i)) for i, problem in enumerate(problems)]
+    planted = [plant(problem, seeded_rng("faults", i)) for i, problem in enumerate(problems)]
     caught, kinds = 0, set()
     for i, (problem, (faulty, said)) in enumerate(zip(problems, planted)):
         assert registry.reward(problem, faulty) == 0.0 and said and said == critique(problem, faulty)
         assert refinement.split(faulty)[0] and faulty != response(problem)
-        assert i > 5 or plant(problem, rng_of("faults", i)) == (faulty, said)
+        assert i > 5 or plant(problem, seeded_rng("faults", i)) == (faulty, said)
         caught += said.startswith("f(") if family == "code" else any(
             item.check(refinement.shown(faulty, True)) for item in runnable(problem.question))
         kinds.add(re.sub(r"\d+|: .*", "", said))
@@ -112,7 +112,7 @@ def test_records_are_what_the_refinement_asks_and_reads(family):
                "failure": "{critique}"}
     for problem in FAMILIES[family].problems("train", 6, 23):
         instruction = [{"role": "user", "content": problem.question}]
-        faulty, said = plant(problem, rng_of("records", problem.key))
+        faulty, said = plant(problem, seeded_rng("records", problem.key))
         shown = refinement.shown(faulty, thoughts=True)
         assert draft_record(problem)["messages"][:-1] == instruction
         *request, reply = checklist_record(problem, prompts)["messages"]

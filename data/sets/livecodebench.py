@@ -16,7 +16,7 @@ from decimal import Decimal, InvalidOperation
 
 from data.verify import sandbox
 from data.tasks.problem import Problem
-from data.sets.programs import program_of
+from data.sets.programs import extract_program
 
 LIMITS = sandbox.Limits(seconds=6.0, memory=1 << 30)
 LARGEST = 1 << 30       # bytes of the tests of one problem
@@ -75,7 +75,7 @@ def read(record: dict) -> Problem:
 
 def reward(problem: Problem, response: str) -> float | None:
     """1.0 if the program of the response passes all tests, else 0.0; None: could not be scored."""
-    program, function = program_of(response, problem), problem.extra["function"]
+    program, function = extract_program(response, problem), problem.extra["function"]
     if program is None:
         return 0.0
     if function and re.search(r"^class +Solution\b", program, re.M):
@@ -83,13 +83,13 @@ def reward(problem: Problem, response: str) -> float | None:
         function = "_method"
     for packed in problem.extra["packed"]:
         for test in cases_of(packed):
-            passed = passes(sandbox.shared(), program, function, test)
+            passed = passes_tests(sandbox.shared(), program, function, test)
             if not passed:
                 return None if passed is None else 0.0
     return 1.0
 
 
-def passes(box: sandbox.Sandbox, program: str, function: str, test: dict) -> bool | None:
+def passes_tests(box: sandbox.Sandbox, program: str, function: str, test: dict) -> bool | None:
     if function:
         arguments = [json.loads(line) for line in test["input"].split("\n")]
         result, wanted = box.call(program, function, [arguments], LIMITS), json.loads(test["output"])

@@ -8,13 +8,10 @@ MBPP (arXiv 2108.07732): the question shows the first assertion alone, as EvalPl
 all of them in view a table of their values would pass.
 """
 import ast
-import os
 import random
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from data.verify import sandbox
@@ -125,7 +122,7 @@ pytest.raises, pytest.approx, pytest.fail = raises, approx, fail
 
 # ---- the reward
 
-def program_of(response: str, problem: Problem) -> str | None:
+def extract_program(response: str, problem: Problem) -> str | None:
     """The program that a response offers; None: none, as its thoughts never end.
 
     That is the last fenced Python block (another only where there is none) that defines what the tests use, else the
@@ -155,7 +152,7 @@ def program_of(response: str, problem: Problem) -> str | None:
     return f"{futures}{problem.extra.get('helpers', '')}\n{code.strip()}\n"
 
 
-def score(program: str, problem: Problem, box: sandbox.Sandbox) -> float | None:
+def run_tests(program: str, problem: Problem, box: sandbox.Sandbox) -> float | None:
     """1.0 for a program that passes the problem's tests, else 0.0; None: the sandbox failed."""
     result = box.test(program, problem.extra["tests"], problem.extra["names"])
     return {"passed": 1.0, "broken": None}.get(result.status, 0.0)
@@ -163,32 +160,11 @@ def score(program: str, problem: Problem, box: sandbox.Sandbox) -> float | None:
 
 def reward(problem: Problem, response: str) -> float | None:
     """1.0 if the response's program passes all tests, else 0.0; None: could not be scored."""
-    program = program_of(response, problem)
-    return 0.0 if program is None else score(program, problem, sandbox.shared())
-
-
-def validated(problems: list[Problem], box: sandbox.Sandbox) -> tuple[list[Problem], Counter]:
-    """The problems that the known solution passes, and one without bodies does not; why the others were left out."""
-    def fault(problem: Problem) -> str:
-        known, empty = (score(code, problem, box) for code in (problem.answer, without_bodies(problem.answer)))
-        if known is None or empty is None:
-            return "the sandbox failed"
-        return "a solution without bodies passes" if empty else "" if known else "its own solution fails"
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = list(pool.map(fault, problems))
-    return [problem for problem, why in zip(problems, faults) if not why], Counter(filter(None, faults))
+    program = extract_program(response, problem)
+    return 0.0 if program is None else run_tests(program, problem, sandbox.shared())
 
 
 # ---- wrong programs
-
-def without_bodies(code: str) -> str:
-    tree = parse(code)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            node.body = [ast.Pass()]
-    return ast.unparse(tree)
-
 
 OTHERS = {ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
           ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,

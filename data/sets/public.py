@@ -27,7 +27,7 @@ from common import UserError
 from data.text import sources
 from data.verify import answers
 from data.tasks.pages import FAMILIES
-from data.tasks.problem import Problem, rng_of, shuffled, split_of
+from data.tasks.problem import Problem, seeded_rng, shuffled, assign_split
 from data.chat.template import after_thoughts
 from data.sets import bfcl, ifeval, livecodebench, programs, synthetic
 
@@ -101,7 +101,7 @@ def gpqa(record: dict) -> Problem:
     """GPQA (arXiv 2311.12022): the question decides the order of its choices, so that it is the same in every run."""
     question, right = text_of(record, "Question"), text_of(record, "Correct Answer")
     wrong = [text_of(record, f"Incorrect Answer {i}") for i in (1, 2, 3)]
-    choices = shuffled(rng_of("gpqa", question), [right, *wrong])
+    choices = shuffled(seeded_rng("gpqa", question), [right, *wrong])
     listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip("ABCD", choices))
     return math_problem(f"{question}\n\n{listed}\n\nYour answer is one letter.", "ABCD"[choices.index(right)])
 
@@ -202,7 +202,7 @@ def problems(name: str, path: str, split: str, n: int, seed: int) -> list[Proble
     official = SETS[name]
 
     def side(problem: Problem) -> str:
-        chosen = split_of(digest(problem))
+        chosen = assign_split(digest(problem))
         return "train" if chosen == "test" and official.test else chosen
 
     if path:
@@ -213,7 +213,7 @@ def problems(name: str, path: str, split: str, n: int, seed: int) -> list[Proble
         found = [problem for problem in load(name, "", "train") if side(problem) == split]
     else:
         raise UserError(f"{name} has only the split \"test\"" if official.test else f"{name} wants files: {name}=PATH")
-    return shuffled(rng_of("problems", seed), found)[:n]
+    return shuffled(seeded_rng("problems", seed), found)[:n]
 
 
 def digest(problem: Problem) -> str:

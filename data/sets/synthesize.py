@@ -29,10 +29,10 @@ from data.verify import jail, sandbox
 from data.verify.sandbox import Sandbox
 from data.text.sources import ReadPosition, texts
 from data.chat.template import after_thoughts
-from data.tasks.problem import between, pick, rng_of
+from data.tasks.problem import between, pick, seeded_rng
 from data.tasks import code
 from data.sets.programs import mutants
-from data.sets.synthetic import passes
+from data.sets.synthetic import passes_tests
 from data.llm import cached, http_llm, LLM, LLMConfig
 
 
@@ -239,14 +239,14 @@ def fault(draft: dict, variants: int, rng: random.Random, box: Sandbox) -> str:
     """Why a draft is no problem to learn from; "" if it is one."""
     if len(draft["tests"]) < 4:
         return "fewer than 4 usable tests"
-    if not passes(box, draft["solution"], draft["name"], draft["tests"]):
+    if not passes_tests(box, draft["solution"], draft["name"], draft["tests"]):
         return "the known solution fails"
-    if "second" in draft and not passes(box, draft["second"], draft["name"], draft["tests"]):
+    if "second" in draft and not passes_tests(box, draft["second"], draft["name"], draft["tests"]):
         return "a second solution fails"
     wrong = mutants(draft["solution"], rng, variants)
     if len(wrong) < variants:
         return "too few wrong variants"
-    if any(passes(box, variant, draft["name"], draft["tests"]) is not False for variant in wrong):
+    if any(passes_tests(box, variant, draft["name"], draft["tests"]) is not False for variant in wrong):
         return "a wrong variant passes"
     return ""
 
@@ -262,12 +262,12 @@ def run(cfg: SynthesizeConfig, folder: Path) -> Counter:
             made = {"forward": forward(writer, cfg.topics, cfg.n),
                     "backward": backward(writer, list(islice(functions_of(files), cfg.n)), box)}
         else:
-            made = {"forward": [forward_by_grammar(rng_of("forward", cfg.seed, i), i % 3 + 1) for i in range(cfg.n)],
-                    "backward": [backward_by_grammar(rng_of("backward", cfg.seed, i), i % 3 + 1, box)
+            made = {"forward": [forward_by_grammar(seeded_rng("forward", cfg.seed, i), i % 3 + 1) for i in range(cfg.n)],
+                    "backward": [backward_by_grammar(seeded_rng("backward", cfg.seed, i), i % 3 + 1, box)
                                  for i in range(cfg.n)]}
         ends, lines, seen = Counter(), [], set()
         for way, drafts in made.items():
-            faults = pool.map(lambda pair: fault(pair[1], cfg.variants, rng_of("variants", cfg.seed, pair[0]), box),
+            faults = pool.map(lambda pair: fault(pair[1], cfg.variants, seeded_rng("variants", cfg.seed, pair[0]), box),
                               enumerate(drafts))
             for draft, reason in zip(drafts, tqdm(faults, way, len(drafts), disable=None)):
                 reason = reason or ("twice" if draft["question"] in seen else "")

@@ -6,7 +6,7 @@ neither see what is expected nor claim to be right.
 """
 from data.verify import jail, sandbox
 from data.tasks.problem import Problem
-from data.sets.programs import program_of
+from data.sets.programs import extract_program
 
 
 def read(record: dict) -> Problem:
@@ -15,7 +15,7 @@ def read(record: dict) -> Problem:
                    {"names": [record["name"]], "tests": record["tests"], "reply": "```python\n{}\n```"})
 
 
-def passes(box: sandbox.Sandbox, program: str, name: str, tests: list) -> bool | None:
+def passes_tests(box: sandbox.Sandbox, program: str, name: str, tests: list) -> bool | None:
     """Whether the function gives the wanted value for the arguments of every test; None if that cannot be said."""
     arguments, wanted = zip(*((jail.decode(a), jail.decode(value)) for a, value in tests))
     result = box.call(program, name, list(arguments))
@@ -26,8 +26,8 @@ def passes(box: sandbox.Sandbox, program: str, name: str, tests: list) -> bool |
 
 def reward(problem: Problem, response: str) -> float | None:
     """1.0 if the program of the response passes all tests, else 0.0; None: could not be scored."""
-    program = program_of(response, problem)
+    program = extract_program(response, problem)
     if program is None:
         return 0.0
-    passed = passes(sandbox.shared(), program, problem.extra["names"][0], problem.extra["tests"])
+    passed = passes_tests(sandbox.shared(), program, problem.extra["names"][0], problem.extra["tests"])
     return None if passed is None else float(passed)

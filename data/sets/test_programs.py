@@ -3,24 +3,21 @@ import ast
 import random
 import sys
 import time
-from collections import Counter
 
 import pytest
 
 from data.verify import sandbox
-from data.tasks.problem import rng_of, to_document
+from data.tasks.problem import seeded_rng, to_document
 from data.sets import programs
 from data.sets.programs import (
     humaneval,
     kodcode,
     mbpp,
     mutants,
-    program_of,
+    extract_program,
     PYTEST,
     reward,
-    score,
-    validated,
-    without_bodies,
+    run_tests,
 )
 
 PROMPT = '''from typing import List
@@ -93,6 +90,14 @@ every_set = pytest.mark.parametrize("name", SETS)
 def box():
     with sandbox.Sandbox(limits=sandbox.Limits(seconds=0.5)) as box:
         yield box
+
+
+def without_bodies(code: str) -> str:
+    tree = programs.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def fenced(code: str) -> str:
@@ -202,8 +207,8 @@ def test_where_the_program_of_a_response_is(response, right):
                                   "<think>" * 30_000, "Answer:\n" * 30_000, "def " * 30_000, " " * 100_000])
 def test_no_response_takes_long_to_read(text):
     start = time.process_time()
-    program_of(text, SETS["humaneval"])
-    program_of(text, SETS["kodcode"])
+    extract_program(text, SETS["humaneval"])
+    extract_program(text, SETS["kodcode"])
     assert time.process_time() - start < 1
 
 
@@ -218,7 +223,7 @@ def test_a_base_models_answer_for_the_other_sets():
     problem = SETS["sanitized"]
     for response in (f" {problem.answer}\nProblem: next\nAnswer: x", f"Answer: {problem.answer}"):
         assert reward(problem, response) == 1.0
-    assert program_of("<think> no end", problem) is None
+    assert extract_program("<think> no end", problem) is None
 
 
 # ---- rewards
@@ -228,7 +233,7 @@ def test_right_and_wrong_programs(name):
     problem = SETS[name]
     assert reward(problem, fenced(problem.answer)) == 1.0
     assert reward(problem, fenced(without_bodies(problem.answer))) == 0.0
-    wrong = mutants(problem.answer, rng_of("test"), 6)
+    wrong = mutants(problem.answer, seeded_rng("test"), 6)
     assert wrong and sum(reward(problem, fenced(mutant)) for mutant in wrong) < len(wrong) / 3
 
 
@@ -250,8 +255,8 @@ CHEATS = {
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_cheats_are_worth_nothing(cheat, box):
     for problem in SETS.values():
-        program = program_of(fenced(CHEATS[cheat].format(problem.extra["names"][-1])), problem)
-        assert score(program, problem, box) == 0.0
+        program = extract_program(fenced(CHEATS[cheat].format(problem.extra["names"][-1])), problem)
+        assert run_tests(program, problem, box) == 0.0
         assert cheat == "endless" or reward(problem, fenced(program)) == 0.0
 
 
@@ -264,16 +269,18 @@ def test_a_broken_sandbox_says_nothing_about_a_program(monkeypatch):
     monkeypatch.setattr(sandbox, "shared", BrokenBox)
     assert reward(SETS["sanitized"], fenced(SETS["sanitized"].answer)) is None
     assert reward(SETS["sanitized"], "<think>") == 0.0
-    assert validated([SETS["full"]], BrokenBox()) == ([], Counter({"the sandbox failed": 1}))
+    assert run_tests(SETS["full"].answer, SETS["full"], BrokenBox()) is None
 
 
-def test_only_problems_with_sound_tests_are_kept(box):
+def test_known_solutions_and_lax_tests(box):
+    """A problem is sound if its own solution passes, and one without bodies does not."""
     good = SETS["kodcode"]
     wrong = kodcode(KODCODE | {"solution": "def halve(numbers): return numbers"})
     lax = kodcode(KODCODE | {"test": HALVE + "def test_a(): halve([])"})
     missing = kodcode(KODCODE | {"solution": "import no_such_package\n" + KODCODE["solution"]})
-    kept, why = validated([wrong, good, lax, missing], box)
-    assert kept == [good] and why == {"its own solution fails": 2, "a solution without bodies passes": 1}
+    problems = [wrong, good, lax, missing]
+    assert [run_tests(p.answer, p, box) for p in problems] == [0.0, 1.0, 1.0, 0.0]
+    assert [run_tests(without_bodies(p.answer), p, box) for p in problems] == [0.0, 0.0, 1.0, 0.0]
 
 
 # ---- wrong programs
@@ -306,14 +313,14 @@ def test_mutants_are_of_every_kind_and_valid():
 
 
 def test_mutants_repeat_with_the_seed_and_are_as_many_as_asked():
-    some = mutants(EVERYTHING, rng_of("a"), 5)
-    assert len(some) == 5 and some == mutants(EVERYTHING, rng_of("a"), 5)
-    assert some != mutants(EVERYTHING, rng_of("b"), 5)
-    assert mutants("def f(x):\n    y = x", rng_of("a"), 5) == ["def f(x):\n    pass"]
-    assert mutants("def f(x):\n    'only a docstring'", rng_of("a"), 5) == []
-    assert mutants("x = 1e17", rng_of("a"), 5) == ["pass"]        # 1e17 + 1 is the same number
+    some = mutants(EVERYTHING, seeded_rng("a"), 5)
+    assert len(some) == 5 and some == mutants(EVERYTHING, seeded_rng("a"), 5)
+    assert some != mutants(EVERYTHING, seeded_rng("b"), 5)
+    assert mutants("def f(x):\n    y = x", seeded_rng("a"), 5) == ["def f(x):\n    pass"]
+    assert mutants("def f(x):\n    'only a docstring'", seeded_rng("a"), 5) == []
+    assert mutants("x = 1e17", seeded_rng("a"), 5) == ["pass"]        # 1e17 + 1 is the same number
     inner = "def f():\n    a = b = 0\n    def g():\n        nonlocal a\n        a = 1\n    g()\n    return a"
-    assert all(compile(mutant, "x", "exec") for mutant in mutants(inner, rng_of("a"), 50))
+    assert all(compile(mutant, "x", "exec") for mutant in mutants(inner, seeded_rng("a"), 50))
 
 
 def test_trusted_code_is_only_parsed_here():

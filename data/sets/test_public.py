@@ -13,7 +13,7 @@ from common import UserError
 from data.tasks.problem import Problem, document_prompt, to_chat, to_document
 from data.tasks import registry
 from data.sets import public
-from data.tasks.problem import split_of
+from data.tasks.problem import assign_split
 
 INSTRUCTION = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 DAPO = "Solve the following math problem step by step. The last line of your response should be of the form Answer: " \
@@ -245,7 +245,7 @@ def test_splits_by_name(hub):
 def test_a_problem_of_two_sets_is_on_one_side(hub):
     both = {name: {public.digest(p) for p in problems(name, "dev")} for name in ("gsm8k", "dapo")}
     assert both["gsm8k"] and both["gsm8k"] <= both["dapo"]
-    assert all(split_of(digest) == "dev" for digest in both["dapo"])
+    assert all(assign_split(digest) == "dev" for digest in both["dapo"])
     assert not both["dapo"] & {public.digest(p) for p in problems("gsm8k", "train")}
     spaced = replace(problems("math500")[0], family="gsm8k")
     assert spaced.key.startswith("math500 ") and len(public.digest(spaced)) == 16

@@ -8,7 +8,7 @@ from data.verify import jail
 from data.sets import synthesize
 from data.verify.sandbox import Sandbox
 from data.sets.synthesize import fault, functions_of, SynthesizeConfig
-from data.tasks.problem import rng_of
+from data.tasks.problem import seeded_rng
 from data.sets import synthetic
 from data.sets.programs import mutants
 
@@ -29,7 +29,7 @@ def test_by_grammar(tmp_path, box):
     for draft in drafts:
         problem = synthetic.read(draft)
         assert synthetic.reward(problem, f"<think>so</think>Here:\n```python\n{draft['solution']}```") == 1.0
-        for wrong in (*mutants(draft["solution"], rng_of("test"), 3), "def f(x): return None", "import os\nos._exit(0)",
+        for wrong in (*mutants(draft["solution"], seeded_rng("test"), 3), "def f(x): return None", "import os\nos._exit(0)",
                       "def f(x):\n    class E(int): __eq__ = lambda s, o: True\n    return E()"):
             assert synthetic.reward(problem, f"```python\n{wrong}\n```") == 0.0
         assert synthetic.reward(problem, f"<think>{draft['solution']}") == 0.0
@@ -45,7 +45,7 @@ def test_faults(box):
     def draft(**changes):
         tests = [[jail.encode(([n],)), n % 3] for n in range(-2, 9)]
         return dict(solution="def f(x):\n    return x[0] % 3\n", name="f", tests=tests) | changes
-    rng = rng_of("faults")
+    rng = seeded_rng("faults")
     assert fault(draft(), 2, rng, box) == ""
     assert fault(draft(tests=draft()["tests"][:3]), 2, rng, box) == "fewer than 4 usable tests"
     assert fault(draft(solution="def f(x): return x[0] // 3"), 2, rng, box) == "the known solution fails"

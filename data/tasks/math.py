@@ -15,7 +15,7 @@ from data.tasks.problem import (
     only_number,
     pick,
     Problem,
-    rng_of,
+    seeded_rng,
     same_number,
     shuffled,
 )
@@ -79,4 +79,4 @@ def drill_stream(rng: random.Random) -> Iterator[str]:
 
 
 def drills(seed: int, n: int) -> list[str]:
-    return list(islice(drill_stream(rng_of("drills", seed)), n))
+    return list(islice(drill_stream(seeded_rng("drills", seed)), n))

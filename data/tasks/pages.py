@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from data.tasks import code, form, math, recall, tools
-from data.tasks.problem import Problem, between, pick, rng_of, shuffled, split_of, to_document
+from data.tasks.problem import Problem, between, pick, seeded_rng, shuffled, assign_split, to_document
 
 FAMILIES = {"math": math, "code": code, "tools": tools, "form": form, "recall": recall}
 PAGES = (*FAMILIES, "drills")  # what documents() can make
@@ -65,8 +65,8 @@ def documents(families: dict[str, float], n: int, seed: int, corrupt: bool = Fal
     """
     if unknown := {family.partition(":")[0] for family in families} - set(PAGES):
         raise ValueError(f"unknown task families {sorted(unknown)}; there are {', '.join(PAGES)}")
-    total, rng, faults = sum(families.values()), rng_of("documents", seed), rng_of("faults", seed)
-    drills = math.drill_stream(rng_of("drills", seed))
+    total, rng, faults = sum(families.values()), seeded_rng("documents", seed), seeded_rng("faults", seed)
+    drills = math.drill_stream(seeded_rng("drills", seed))
     for _ in range(n):
         point = rng.random() * total
         for family, weight in families.items():
@@ -83,7 +83,7 @@ def documents(families: dict[str, float], n: int, seed: int, corrupt: bool = Fal
 def training_problem(family: str, level: int, rng: random.Random) -> Problem:
     name, _, span = family.partition(":")  # "recall:9-24": so many sentences between key and question
     make = partial(recall.make, filler=tuple(map(int, span.split("-")))) if span else FAMILIES[name].make
-    while split_of((problem := make(rng, level)).key) != "train":
+    while assign_split((problem := make(rng, level)).key) != "train":
         pass
     return problem
 

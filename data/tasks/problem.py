@@ -22,7 +22,7 @@ class Problem:
     extra: dict = field(default_factory=dict, hash=False)   # what the reward needs beside the answer; fit for JSON
 
 
-def split_of(key: str) -> str:
+def assign_split(key: str) -> str:
     """'train' (80 % of all keys), 'dev' or 'test' (10 % each): the same on every machine and in every run."""
     bucket = hashlib.sha256(key.encode()).digest()[0] * 10 // 256
     return {0: "test", 1: "dev"}.get(bucket, "train")
@@ -30,7 +30,7 @@ def split_of(key: str) -> str:
 
 # ---- draws
 
-def rng_of(*parts: str | int) -> random.Random:
+def seeded_rng(*parts: str | int) -> random.Random:
     """A generator of its own for each purpose, so that one stream never shifts another."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))
@@ -56,12 +56,12 @@ def distinct(make: Callable[[random.Random, int], Problem], split: str, n: int, 
     """
     if split not in ("train", "dev", "test"):
         raise ValueError(f"split is {split!r}; it must be 'train', 'dev' or 'test'")
-    rng, found, level, missed = rng_of("problems", split, seed), {}, 0, 0
+    rng, found, level, missed = seeded_rng("problems", split, seed), {}, 0, 0
     while len(found) < n and missed < 3:
         level, missed = level % 3 + 1, missed + 1
         for _ in range(1000):
             problem = make(rng, level)
-            if split_of(problem.key) == split and problem.key not in found:
+            if assign_split(problem.key) == split and problem.key not in found:
                 found[problem.key], missed = problem, 0
                 break
     return list(found.values())

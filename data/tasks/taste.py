@@ -15,9 +15,9 @@ from data.tasks.problem import (
     only_number,
     pick,
     Problem,
-    rng_of,
+    seeded_rng,
     shuffled,
-    split_of,
+    assign_split,
 )
 from data.tasks.form import OPENERS, STORIES, key_of, wording
 from data.tasks.math import NAMES
@@ -76,12 +76,12 @@ def pairs(split: str, n: int, seed: int, noise: float = 0.0) -> list[dict]:
     noise: share of the pairs in which the longer reply is called better although the rubric says the opposite: what
     people's labels are like, and what a policy may exploit.
     """
-    rng, found = rng_of("taste", split, seed), []
+    rng, found = seeded_rng("taste", split, seed), []
     while len(found) < n:
         problem = make(rng, between(rng, 1, 3))
         one, other = reply(problem, rng), reply(problem, rng)
         gap = rubric(problem, one) - rubric(problem, other)
-        if not gap or split_of(problem.key) != split:
+        if not gap or assign_split(problem.key) != split:
             continue
         better, worse = (one, other) if gap > 0 else (other, one)
         flipped = noise > 0 and len(worse) > len(better) and rng.random() < 2 * noise  # in about half it is longer

@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 
 from data.tasks import pages, registry
-from data.tasks.problem import distinct, document_prompt, rng_of, split_of, to_chat, to_document
+from data.tasks.problem import distinct, document_prompt, seeded_rng, assign_split, to_chat, to_document
 from data.tasks.pages import FAMILIES
 from data.tasks import code, math, recall
 
@@ -207,9 +207,9 @@ def test_only_whole_numbers_and_lists_of_them_are_results():
 @families
 def test_splits_are_disjoint_and_fit_the_shares(family):
     keys = {split: {p.key for p in FAMILIES[family].problems(split, 300, 0)} for split in ("train", "dev", "test")}
-    assert all(split_of(key) == split for split in keys for key in keys[split])
+    assert all(assign_split(key) == split for split in keys for key in keys[split])
     assert not keys["train"] & keys["test"] and not keys["dev"] & keys["test"] and not keys["train"] & keys["dev"]
-    shares = [split_of(f"{family} {i}") for i in range(5000)]
+    shares = [assign_split(f"{family} {i}") for i in range(5000)]
     assert abs(shares.count("test") / 5000 - 0.1) < 0.02 and abs(shares.count("dev") / 5000 - 0.1) < 0.02
     with pytest.raises(ValueError, match="'valid'"):
         FAMILIES[family].problems("valid", 1, 0)
@@ -233,7 +233,7 @@ def test_no_held_out_prompt_in_the_stream():
 @families
 @pytest.mark.parametrize("kind", pages.CORRUPTIONS)
 def test_corruption_plants_the_named_fault(family, kind):
-    rng, scores = rng_of("test"), []
+    rng, scores = seeded_rng("test"), []
     for problem in FAMILIES[family].problems("train", 90, 0):
         page, twin = to_document(problem), pages.corrupt(problem, kind, rng)
         assert twin != page

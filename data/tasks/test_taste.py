@@ -5,7 +5,7 @@ import pytest
 
 from data.tasks.problem import as_reply, to_document
 from data.tasks import registry
-from data.tasks.problem import Problem, rng_of, split_of
+from data.tasks.problem import Problem, seeded_rng, assign_split
 from data.tasks import taste
 
 PROBLEM = Problem("taste", "form 75 + 3 [('unit', 'miles')]",
@@ -59,7 +59,7 @@ def test_the_answer_earns_all():
 
 
 def test_replies_are_right_and_of_all_forms():
-    rng = rng_of("test")
+    rng = seeded_rng("test")
     replies = [taste.reply(PROBLEM, rng) for _ in range(300)]
     assert all(taste.is_correct(PROBLEM, text) for text in replies)
     assert {taste.rubric(PROBLEM, text) for text in replies} == {0, 0.25, 0.5, 0.75, 1}
@@ -99,8 +99,8 @@ def test_a_question_that_form_has_too_is_in_the_same_split():
 def test_splits_keep_apart():
     """Of problems and of preferences."""
     for split in ("train", "dev", "test"):
-        assert {split_of(problem.key) for problem in taste.problems(split, 50, 0)} == {split}
-        assert {split_of(problem_of(pair["question"]).key) for pair in taste.pairs(split, 50, 0)} == {split}
+        assert {assign_split(problem.key) for problem in taste.problems(split, 50, 0)} == {split}
+        assert {assign_split(problem_of(pair["question"]).key) for pair in taste.pairs(split, 50, 0)} == {split}
 
 
 def test_the_same_seed_gives_the_same():
