@@ -1,22 +1,25 @@
-"""Phase 2a, makes the data of SFT: deliberative generation refinement and chain-of-thought reconstruction.
+"""Phase 2a, makes the data of SFT: deliberative refinement, and chains of thought reconstructed.
 
-    python refine.py configs/tiny.py --practice      # what small writers are trained on, by sft.py: see speedrun.sh
-    python refine.py configs/tiny.py                 # out/tiny/refine/NAME.jsonl for each set of instructions
+    python refine.py configs/tiny.py --practice  # what small models learn from: see speedrun.sh
+    python refine.py configs/tiny.py             # out/tiny/refine/NAME.jsonl for each set
 
-For each instruction several writers draft, a checklist is written for it, evaluators and programs hold every draft
-against it, and a reviser rewrites the best by their critique, until nothing is left to criticize or the score stops
-rising. A chain completer then writes the chain of thought that leads to the solution (arXiv 2512.06266, SFT). The loop
-and its prompts are in data/refine/refinement.py, what programs can check in data/refine/checklist.py.
+For each instruction several models draft, a checklist is written for it, evaluators and programs
+hold every draft against it, and a reviser rewrites the best by their critique, until nothing is
+left to criticize or the score stops rising. A chain completer then writes the chain of thought that
+leads to the solution (arXiv 2512.06266, SFT). The loop and its prompts are in
+data/refine/refinement.py, what programs can check in data/refine/checklist.py.
 
-Writers are checkpoints or OpenAI-compatible endpoints. Every answer is kept on disk as it comes: a killed run goes on
-where it was and pays for nothing twice. No gold answer is looked at, but in the audit at the end, where the problems
-are generated ones, and in --practice, which teaches small writers what a capable one can do anyway.
+Models are checkpoints or OpenAI-compatible endpoints. Every answer is kept on disk as it comes: a
+killed run goes on where it was and pays for nothing twice. No gold answer is looked at, but in the
+audit at the end, where the problems are generated ones, and in --practice, which teaches small
+models what a capable one can do anyway.
 """
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -24,241 +27,381 @@ import torch
 import common
 import hf
 from common import UserError
-from data.refine import checklist
-from data.verify import sandbox
-from data.text import sources
-from data.tasks import pages, registry
-from data.tasks.problem import Problem, between, seeded_rng, to_chat
 from data.chat.conversations import normalize
-from data.refine.refinement import counted, nth, reconstruct, refine, Refined, Settings, split
-from data.refine import practice
+from data.llm import LLM, LLMConfig, cached, http_llm
+from data.refine import checklist, practice
+from data.refine.refinement import Case, Settings, nth_draw, reconstruct, refine, with_usage
+from data.tasks import pages, registry
+from data.tasks.problem import Problem, between, seeded_rng
+from data.text import sources
 from data.text.tokenizer import Tokenizer
-from data.llm import cached, http_llm, LLM, LLMConfig
+from data.verify import sandbox
 from generate import local_llm
 
-PROBED = 200  # reconstructions of each set for which the audit asks again, without the answer and with a wrong one
+N_PROBED = 200  # reconstructions of each set that the audit repeats without and with a wrong answer
 
 
 @dataclass(kw_only=True)
 class RefineConfig(Settings):
-    writers: dict                # name -> {"checkpoint": phase of this run or path, …} or {"url": endpoint, …}
-    instructions: dict           # name of a set -> a source of data/text/sources.py, or {"problems": n, "family", "seed"}
-    completer: str = ""          # who reconstructs chains of thought; "": nobody, and there is no data with thoughts
-    chains: int = 4              # reconstructions that are tried of each solution, until one may be kept
-    least_score: float = 0.0     # solutions of a lower score are left out
-    check_steps: bool = False    # chains with a false calculation are left out, too
-    together: int = 1024         # instructions that are refined side by side
-    folder: str = ""             # of what is made (default: out/<run>/refine)
-    practice: dict = field(default_factory=dict)  # of --practice: {"problems", "worked": {family: n}, "writer", "seed"}
+    models: dict               # name -> {"checkpoint": phase or path, …} or {"url": endpoint, …}
+    instructions: dict         # name of a set -> where from: see load_instructions()
+    completer: str = ""        # who writes chains of thought; "": nobody, data have no thoughts
+    chain_attempts: int = 4    # to reconstruct each solution's chain, until one may be kept
+    min_score: float = 0.0     # solutions of a lower score are left out
+    check_steps: bool = False  # chains with a false calculation are left out, too
+    batch_size: int = 1024     # instructions that are refined side by side
+    folder: str = ""           # of the output (default: out/<run>/refine)
+    practice: dict = field(default_factory=dict)  # of --practice: see write_practice()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Writers and instructions
+# --------------------------------------------------------------------------------------------------
+# Models and instructions
 
-def writer_of(cfg, name: str) -> LLM:
-    """A writer of the config, its answers kept under out/<run>/refine/cache."""
-    spec = dict(cfg.refine.writers[name])
+def output_folder(config: SimpleNamespace) -> Path:
+    return Path(config.refine.folder or config.out / "refine")
+
+
+def load_llm(config: SimpleNamespace, name: str) -> LLM:
+    """A model of the config, its answers kept under out/<run>/refine/cache."""
+    spec = dict(config.refine.models[name])
+    where = f"refine.models[{name!r}]"
     if "checkpoint" in spec:
-        path = hf.resolve_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), spec.pop("checkpoint"), cfg.out)
+        one_process = common.Dist(0, 1, torch.device("cpu"), None)
+        path = hf.resolve_checkpoint(one_process, spec.pop("checkpoint"), config.out)
         try:
-            writer = local_llm(str(path), **spec)
+            llm = local_llm(str(path), **spec)
         except TypeError as error:
-            raise UserError(f"refine.writers[{name!r}]: {error}") from None
-        spec["weights"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.iterdir())]
+            raise UserError(f"{where}: {error}") from None
+        stats = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+        spec["weights"] = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     else:
-        writer = http_llm(common.from_dict(LLMConfig, spec, f"refine.writers[{name!r}]"))
-    folder = Path(cfg.refine.folder or cfg.out / "refine") / "cache"
-    return cached(writer, folder / f"{name}-{common.hash_json(spec)}.jsonl", failures=True)
+        llm = http_llm(common.from_dict(LLMConfig, spec, where))
+    cache = output_folder(config) / "cache" / f"{name}-{common.hash_json(spec)}.jsonl"
+    return cached(llm, cache, failures=True)
 
 
-def instructions_of(source: dict, scale: float) -> list[list[dict]]:
-    """Messages that end with the user's: the questions of generated training problems, or records of a source."""
+def load_instructions(source: dict, scale: float) -> list[list[dict]]:
+    """Messages that end with the user's: from generated problems, or from records of a source.
+
+    source: {"problems": n, "family", "seed"}, or as in data/text/sources.py.
+    """
     if "problems" in source:
-        return [to_chat(problem)[:1] for problem in problems_of(source, scale)]
-    found, place = [], sources.ReadPosition()
-    for where in sources.shards(source):
-        for number, record in sources.read(source, where, bad_line=place.bad_line):
+        problems = generate_problems(source, scale)
+        return [practice.question_messages(problem) for problem in problems]
+    instructions = []
+    position = sources.ReadPosition()
+    for shard in sources.shards(source):
+        for number, record in sources.read(source, shard, bad_line=position.bad_line):
             try:
-                found.append(instruction_in(record, source))
+                instructions.append(user_part(record, source))
             except ValueError as error:
-                place.bad_line(f"{where}:{number}", str(error))
-    return found[:round(scale * source.get("documents", len(found)))]
+                position.bad_line(f"{shard}:{number}", str(error))
+    n = round(scale * source.get("documents", len(instructions)))
+    return instructions[:n]
 
 
-def instruction_in(record: dict, source: dict) -> list[dict]:
-    """The user's part of a record: its messages up to the last user turn, or its prompt."""
-    if isinstance(record.get(source.get("column", "prompt")), str):
-        return [{"role": "user", "content": record[source.get("column", "prompt")]}]
+def user_part(record: dict, source: dict) -> list[dict]:
+    """A record's messages up to the last user turn, or its prompt. ValueError: it has neither."""
+    prompt = record.get(source.get("column", "prompt"))
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
     messages = normalize(record)["messages"]
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     return messages[:last + 1]
 
 
-def problems_of(source: dict, scale: float) -> list[Problem]:
+def generate_problems(source: dict, scale: float) -> list[Problem]:
     """Training problems of one family, no question twice."""
-    rng, found, n = seeded_rng("refine", source["family"], source["seed"]), {}, round(scale * source["problems"])
-    while len(found) < n:
-        problem = pages.training_problem(source["family"], between(rng, 1, 3), rng)
-        found.setdefault(problem.question, problem)
-    return list(found.values())
+    family, seed = source["family"], source["seed"]
+    rng = seeded_rng("refine", family, seed)
+    n = round(scale * source["problems"])
+    problems = {}
+    while len(problems) < n:
+        problem = pages.training_problem(family, between(rng, 1, 3), rng)
+        problems.setdefault(problem.question, problem)
+    return list(problems.values())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Refinement and reconstruction
 
-def make(instructions: list, team: dict, p: RefineConfig, usage: Counter,
-         count) -> Iterator[tuple[Refined, dict | None]]:
-    """(history, record for sft.py) of each instruction; None where no reconstruction could be kept."""
-    for first in range(0, len(instructions), p.together):
-        cases = refine(instructions[first:first + p.together], team, p, checklist.runnable, usage=usage, count=count)
+def refine_and_reconstruct(
+        instructions: list, models: dict[str, LLM], cfg: RefineConfig, usage: Counter,
+        count: Callable[[str], int]) -> Iterator[tuple[Case, dict | None]]:
+    """(history, record for sft.py) of each instruction; None where none may be kept.
+
+    usage and count: as in refine().
+    """
+    for first in range(0, len(instructions), cfg.batch_size):
+        batch = instructions[first:first + cfg.batch_size]
+        cases = refine(batch, models, cfg, checklist.runnable_items, usage=usage, count=count)
         for case in cases:
             case.number += first
-        solutions = [split(case.attempts[case.best]["response"])[1] for case in cases]
-        chains = [None] * len(cases)
-        for n in range(p.chains if p.completer else 0):
-            missing = [i for i, chain in enumerate(chains) if chain is None]
-            writer = counted(nth(team[p.completer], n), usage, p.completer, "complete", count=count)
-            found = reconstruct([(cases[i].instruction, solutions[i]) for i in missing], writer, p.prompts)
-            for i, chain in zip(missing, found):
-                if chain and keeps(cases[i].instruction[-1]["content"], chain[1], solutions[i], p.check_steps):
-                    chains[i] = chain
-        for case, solution, chain in zip(cases, solutions, chains):
-            yield case, record_of(case, solution, chain, p)
+        chains = reconstruct_with_retries(cases, models, cfg, usage, count)
+        for case, chain in zip(cases, chains):
+            yield case, make_record(case, chain, cfg)
 
 
-def record_of(case: Refined, solution: str, chain: tuple[str, str] | None, p: RefineConfig) -> dict | None:
-    """What sft.py trains on, with where it comes from; None without a chain that leads to the solution."""
-    best = case.attempts[case.best]
-    if best["score"] < p.least_score or not solution or p.completer and not chain:
+def reconstruct_with_retries(
+        cases: list[Case], models: dict[str, LLM], cfg: RefineConfig, usage: Counter,
+        count: Callable[[str], int]) -> list[tuple[str, str] | None]:
+    """(summary, chain of thought) for each case's solution; None where no attempt may be kept."""
+    chains = [None] * len(cases)
+    attempts = cfg.chain_attempts if cfg.completer else 0
+    for attempt in range(attempts):
+        missing = [i for i, chain in enumerate(chains) if chain is None]
+        pairs = [(cases[i].instruction, cases[i].solution) for i in missing]
+        llm = nth_draw(models[cfg.completer], attempt)
+        llm = with_usage(llm, usage, cfg.completer, "complete", count=count)
+        for i, summary_and_chain in zip(missing, reconstruct(pairs, llm, cfg.prompts)):
+            if summary_and_chain is None:
+                continue
+            _, chain = summary_and_chain
+            if chain_may_be_kept(cases[i].question, chain, cases[i].solution, cfg.check_steps):
+                chains[i] = summary_and_chain
+    return chains
+
+
+def chain_may_be_kept(question: str, chain: str, solution: str, check_steps: bool) -> bool:
+    """Whether a chain leads to the solution, and, with check_steps, by no false step."""
+    if not checklist.leads_to(question, chain, solution):
+        return False
+    return not (check_steps and checklist.false_step(question, chain))
+
+
+def make_record(case: Case, chain: tuple[str, str] | None, cfg: RefineConfig) -> dict | None:
+    """What sft.py trains on, with where it comes from; None without a chain to the solution."""
+    best = case.best_attempt
+    lacks_chain = bool(cfg.completer) and chain is None
+    if best["score"] < cfg.min_score or not case.solution or lacks_chain:
         return None
-    reply = {"role": "assistant", "content": solution} | ({"reasoning": chain[1]} if chain else {})
-    return {"messages": [*case.instruction, reply], "summary": chain[0] if chain else "", "score": best["score"],
+    reply = {"role": "assistant", "content": case.solution}
+    summary = ""
+    if chain is not None:
+        summary, reply["reasoning"] = chain
+    return {"messages": [*case.instruction, reply], "summary": summary, "score": best["score"],
             "rounds": best["round"], "writer": best["writer"], "number": case.number}
 
 
-def keeps(question: str, chain: str, solution: str, check_steps: bool) -> bool:
-    return bool(checklist.leads_to(question, chain, solution)) and not (
-        check_steps and checklist.false_step(question, chain))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The audit: here, and only here, what was made is held against the answers of generated problems
 
-def audit(histories: list[Refined], problems: list[Problem]) -> dict[str, float]:
-    """Shares of right responses: of all drafts, of the best draft, in the end; and what revision did to them."""
+def audit(cases: list[Case], problems: list[Problem]) -> dict[str, float]:
+    """Shares of right responses: of all drafts, of the best draft, in the end; and what revision
+    did to them: the share of wrong best drafts that it mended, and of right ones that it spoiled.
+    """
     by_question = {problem.question: problem for problem in problems}
-    right = []  # of each instruction: its drafts, its best draft, its end
-    for case in histories:
-        problem = by_question[case.instruction[-1]["content"]]
+    rows = []
+    for case in cases:
+        problem = by_question[case.question]
         rewards = [registry.reward(problem, attempt["response"]) for attempt in case.attempts]
         drafts = [i for i, attempt in enumerate(case.attempts) if attempt["round"] == 0]
-        best = max(drafts, key=lambda i: case.attempts[i]["score"])
-        right.append((np.mean([rewards[i] for i in drafts]), rewards[best], rewards[case.best]))
-    drafts, best, end = np.array(right).T
-    return {"drafts": drafts.mean(), "best draft": best.mean(), "refined": end.mean(),
-            "mended": ((best == 0) & (end == 1)).sum() / max(1, (best == 0).sum()),
-            "spoiled": ((best == 1) & (end == 0)).sum() / max(1, (best == 1).sum())}
+        best_draft = max(drafts, key=lambda i: case.attempts[i]["score"])
+        mean_of_drafts = np.mean([rewards[i] for i in drafts])
+        rows.append((mean_of_drafts, rewards[best_draft], rewards[case.best]))
+    all_drafts, best_draft, refined = np.array(rows).T
+    mended = (best_draft == 0) & (refined == 1)
+    spoiled = (best_draft == 1) & (refined == 0)
+    return {
+        "drafts": all_drafts.mean(),
+        "best draft": best_draft.mean(),
+        "refined": refined.mean(),
+        "mended": mended.sum() / max(1, (best_draft == 0).sum()),
+        "spoiled": spoiled.sum() / max(1, (best_draft == 1).sum()),
+    }
 
 
-def probe(histories: list[Refined], writer: LLM, p: RefineConfig) -> dict[str, float]:
-    """Does the completer use the answer? How often its chain leads to the solution with it, without it, and with
-    another one, and then to that; and how often a chain with the right end has a false step."""
-    cases = histories[:PROBED]
-    ours = [split(case.attempts[case.best]["response"])[1] for case in cases]
-    wrong = [next((text for text in ours[i + 1:] + ours[:i] if text != ours[i]), "") for i in range(len(ours))]
+def probe_completer(cases: list[Case], llm: LLM, cfg: RefineConfig) -> dict[str, float]:
+    """Does the completer use the answer? How often its chain leads to the solution with it, without
+    it, and with another one, and then to that; how often one with the right end has a false step.
+    """
+    cases = cases[:N_PROBED]
+    solutions = [case.solution for case in cases]
+    wrong = [other_solution(solutions, i) for i in range(len(cases))]
 
-    def share(given: list[str], wanted: list[str]) -> tuple[float, float]:
-        chains = reconstruct([(case.instruction, text) for case, text in zip(cases, given)], writer, p.prompts)
-        found = [(case.instruction[-1]["content"], chain[1]) for case, chain, text in zip(cases, chains, wanted)
-                 if chain and checklist.leads_to(case.instruction[-1]["content"], chain[1], text)]
-        return len(found) / len(cases), sum(bool(checklist.false_step(*pair)) for pair in found) / max(1, len(found))
+    def reconstruct_from(given: list[str]) -> list[tuple[str, str] | None]:
+        pairs = [(case.instruction, solution) for case, solution in zip(cases, given)]
+        return reconstruct(pairs, llm, cfg.prompts)
 
-    led, false = share(ours, ours)
-    return {"led by its answer": led, "by none": share([""] * len(ours), ours)[0],
-            "by a wrong one": share(wrong, ours)[0], "to the wrong one": share(wrong, wrong)[0],
-            "false step though": false}
+    informed = reconstruct_from(solutions)
+    uninformed = reconstruct_from([""] * len(cases))
+    misinformed = reconstruct_from(wrong)
+    return {
+        "led by its answer": share_leading_to(solutions, cases, informed),
+        "by none": share_leading_to(solutions, cases, uninformed),
+        "by a wrong one": share_leading_to(solutions, cases, misinformed),
+        "to the wrong one": share_leading_to(wrong, cases, misinformed),
+        "false step though": share_with_false_step(solutions, cases, informed),
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Practice: records on which small writers learn to draft, judge, revise and complete
+def other_solution(solutions: list[str], i: int) -> str:
+    """The next solution that differs from the i-th; "" if all are equal."""
+    for solution in solutions[i + 1:] + solutions[:i]:
+        if solution != solutions[i]:
+            return solution
+    return ""
 
-def write_practice(cfg) -> None:
-    """Writes out/<run>/practice/{draft,checklist,verdict,revision,chain}.jsonl from training problems: with planted
-    faults, and with the errors that the config's practice.writer makes; and worked/<family>.jsonl for a teacher."""
-    p, records = cfg.refine, {name: [] for name in ("draft", "checklist", "verdict", "revision", "chain")}
-    for family, n in p.practice["problems"].items():
-        problems = problems_of({"family": family, "problems": n, "seed": p.practice["seed"]}, cfg.scale)
-        rng = seeded_rng("practice", family, p.practice["seed"])
-        drafts = writer_of(cfg, p.practice["writer"])([to_chat(problem)[:1] for problem in problems])
-        for i, problem in enumerate(problems):
-            tried = [practice.plant(problem, rng)[0], *([drafts[i]] if drafts[i] else [])]
-            wrong = [text for text in tried if registry.reward(problem, text) != 1]
-            records["draft"].append(practice.draft_record(problem))
-            records["checklist"].append(practice.checklist_record(problem, p.prompts))
-            records["verdict"] += [practice.verdict_record(problem, text, p.prompts) for text in tried]
-            records["revision"] += [practice.revision_record(problem, text, p.prompts) for text in wrong]
-            records["chain"].append(practice.chain_record(problem, p.prompts))
-        right = np.mean([bool(text) and registry.reward(problem, text) == 1 for problem, text in zip(problems, drafts)])
-        print(f"{family:8}{len(problems):6} practice problems; {p.practice['writer']} is right in {right:.0%}")
-    for family, n in p.practice.get("worked", {}).items():
-        problems = problems_of({"family": family, "problems": n, "seed": p.practice["seed"] + 1}, cfg.scale)
+
+def chains_leading_to(solutions: list[str], cases: list[Case], chains: list) -> list[tuple]:
+    """(question, chain of thought) where there is a chain and it leads to the solution."""
+    leading = []
+    for solution, case, summary_and_chain in zip(solutions, cases, chains):
+        if summary_and_chain is None:
+            continue
+        _, chain = summary_and_chain
+        if checklist.leads_to(case.question, chain, solution):
+            leading.append((case.question, chain))
+    return leading
+
+
+def share_leading_to(solutions: list[str], cases: list[Case], chains: list) -> float:
+    return len(chains_leading_to(solutions, cases, chains)) / len(cases)
+
+
+def share_with_false_step(solutions: list[str], cases: list[Case], chains: list) -> float:
+    """Of the chains that lead to the solution."""
+    leading = chains_leading_to(solutions, cases, chains)
+    n_false = sum(bool(checklist.false_step(question, chain)) for question, chain in leading)
+    return n_false / max(1, len(leading))
+
+
+# --------------------------------------------------------------------------------------------------
+# Practice: records on which small models learn to draft, judge, revise and complete
+
+def write_practice(config: SimpleNamespace) -> None:
+    """Writes out/<run>/practice/{draft,checklist,verdict,revision,chain}.jsonl from training
+    problems, with planted faults and with the errors that a model makes; and worked/<family>.jsonl
+    for a teacher.
+
+    refine.practice is {"problems": {family: n}, "worked": {family: n}, "model": name, "seed"}.
+    """
+    settings = config.refine.practice
+    records = {name: [] for name in ("draft", "checklist", "verdict", "revision", "chain")}
+    for family, n in settings["problems"].items():
+        source = {"family": family, "problems": n, "seed": settings["seed"]}
+        add_practice(records, source, config)
+    for family, n in settings.get("worked", {}).items():
+        source = {"family": family, "problems": n, "seed": settings["seed"] + 1}
+        problems = generate_problems(source, config.scale)
         records[f"worked/{family}"] = [practice.draft_record(problem) for problem in problems]
     for name, lines in records.items():
-        write_lines(cfg.out / "practice" / f"{name}.jsonl", lines)
+        write_lines(config.out / "practice" / f"{name}.jsonl", lines)
         print(f"{name:14}{len(lines):6} records")
+
+
+def add_practice(records: dict[str, list], source: dict, config: SimpleNamespace) -> None:
+    """Adds the records of one family's problems."""
+    prompts, model = config.refine.prompts, config.refine.practice["model"]
+    problems = generate_problems(source, config.scale)
+    rng = seeded_rng("practice", source["family"], source["seed"])
+    drafts = load_llm(config, model)([practice.question_messages(problem) for problem in problems])
+    n_right = 0
+    for problem, draft in zip(problems, drafts):
+        faulty, _ = practice.plant_fault(problem, rng)
+        responses = [faulty]
+        if draft:
+            responses.append(draft)
+            n_right += registry.reward(problem, draft) == 1
+        records["draft"].append(practice.draft_record(problem))
+        records["checklist"].append(practice.checklist_record(problem, prompts))
+        for response in responses:
+            records["verdict"].append(practice.verdict_record(problem, response, prompts))
+            if registry.reward(problem, response) != 1:
+                records["revision"].append(practice.revision_record(problem, response, prompts))
+        records["chain"].append(practice.chain_record(problem, prompts))
+    share = n_right / max(1, len(problems))
+    print(f"{source['family']:8}{len(problems):6} practice problems; "
+          f"{model} is right in {share:.0%}")
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    common.write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    common.write_atomic(path, text)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def main():
-    cfg = common.load_config(__doc__, flags={"practice": "write what small writers are trained on, and stop"}
-                             | sandbox.FLAG, refine=RefineConfig)
-    if cfg.unsafe_exec:
+    flags = {"practice": "write what small models are trained on, and stop"} | sandbox.FLAG
+    config = common.load_config(__doc__, flags=flags, refine=RefineConfig)
+    if config.unsafe_exec:
         sandbox.allow_unlocked()
-    p, folder = cfg.refine, Path(cfg.refine.folder or cfg.out / "refine")
-    if cfg.practice:
-        return write_practice(cfg)
-    if unknown := {*p.drafters, *p.evaluators, *p.revisers, p.checklist, p.completer} - {"", *p.writers}:
-        raise UserError(f"refine: there is no writer {min(unknown)!r}; refine.writers has {', '.join(p.writers)}")
-    team, usage, report = {name: writer_of(cfg, name) for name in p.writers}, Counter(), {}
-    file = cfg.out / "data" / "tokenizer.json"
-    count = Tokenizer.load(file).encode if file.is_file() else list  # tokens, or else characters
-    for name, source in p.instructions.items():
-        instructions = instructions_of(source, cfg.scale)
-        made = list(make(instructions, team, p, usage, lambda text: len(count(text))))
-        histories = [case for case, _ in made]
-        kept = [record for _, record in made if record]
-        write_lines(folder / "history" / f"{name}.jsonl", [asdict(case) for case in histories])
-        write_lines(folder / f"{name}.jsonl", kept)
-        rounds = np.mean([max(attempt["round"] for attempt in case.attempts) for case in histories])
-        print(f"{name}: {len(instructions):,} instructions, {len(histories):,} with drafts, {rounds:.2f} rounds of "
-              f"revision, {sum(case.unparsable for case in histories):,} answers in no usable form; "
-              f"{len(kept):,} records in {folder / name}.jsonl", flush=True)
-        report[name] = {"instructions": len(instructions), "kept": len(kept) / len(histories), "rounds": rounds}
+    if config.practice:
+        return write_practice(config)
+    cfg, folder = config.refine, output_folder(config)
+    check_names(cfg)
+    models = {name: load_llm(config, name) for name in cfg.models}
+    count = token_counter(config.out / "data" / "tokenizer.json")
+    usage, report = Counter(), {}
+    for name, source in cfg.instructions.items():
+        instructions = load_instructions(source, config.scale)
+        cases, records = [], []
+        for case, record in refine_and_reconstruct(instructions, models, cfg, usage, count):
+            cases.append(case)
+            if record:
+                records.append(record)
+        write_lines(folder / "history" / f"{name}.jsonl", [asdict(case) for case in cases])
+        write_lines(folder / f"{name}.jsonl", records)
+
+        rounds = np.mean([case.attempts[-1]["round"] for case in cases])
+        unparsable = sum(case.unparsable for case in cases)
+        print(f"{name}: {len(instructions):,} instructions, {len(cases):,} with drafts, "
+              f"{rounds:.2f} rounds of revision, {unparsable:,} answers in no usable form; "
+              f"{len(records):,} records in {folder / name}.jsonl", flush=True)
+        report[name] = {"instructions": len(instructions), "kept": len(records) / len(cases),
+                        "rounds": rounds}
         if "problems" in source:
-            report[name] |= audit(histories, problems_of(source, cfg.scale))
-        if p.completer:
-            report[name] |= probe(histories, team[p.completer], p)
+            report[name] |= audit(cases, generate_problems(source, config.scale))
+        if cfg.completer:
+            report[name] |= probe_completer(cases, models[cfg.completer], cfg)
     print_report(report, usage)
-    common.write_atomic(folder / "report.json", json.dumps(
-        {"sets": report, "usage": {" ".join(key): n for key, n in usage.items()}, "commit": common.current_commit(),
-         "command": cfg.command, "config": common.config_hash(cfg, "refine")}, indent=1, default=float))
+    write_report(folder / "report.json", report, usage, config)
+
+
+def check_names(cfg: RefineConfig) -> None:
+    """UserError for a role that no model of the config has."""
+    names = {*cfg.drafters, *cfg.evaluators, *cfg.revisers, cfg.checklist, cfg.completer}
+    unknown = names - {"", *cfg.models}
+    if unknown:
+        known = ", ".join(cfg.models)
+        raise UserError(f"refine: there is no model {min(unknown)!r}; refine.models has {known}")
+
+
+def token_counter(tokenizer_file: Path) -> Callable[[str], int]:
+    """Counts a text's tokens by the run's tokenizer, or else its characters."""
+    if not tokenizer_file.is_file():
+        return len
+    tokenizer = Tokenizer.load(tokenizer_file)
+    return lambda text: len(tokenizer.encode(text))
 
 
 def print_report(report: dict[str, dict], usage: Counter) -> None:
     """Shares a row, sets a column; then who wrote how much."""
-    print(f"\n{'':20}" + "".join(f"{name:>12}" for name in report))
-    for row in dict.fromkeys(key for column in report.values() for key in column):
-        cells = (f"{column[row]:12.3f}" if row in column else " " * 12 for column in report.values())
+    print("\n" + " " * 20 + "".join(f"{name:>12}" for name in report))
+    rows = {}  # an ordered set: a set of instructions may lack some
+    for column in report.values():
+        rows |= dict.fromkeys(column)
+    for row in rows:
+        cells = [f"{column[row]:12.3f}" if row in column else " " * 12
+                 for column in report.values()]
         print(f"{row:20}" + "".join(cells))
-    print(f"\n{'writer':12}{'role':12}{'requests':>10}{'tokens':>10}")
-    for writer, role in dict.fromkeys(key[:2] for key in usage):
-        print(f"{writer:12}{role:12}{usage[writer, role, 'requests']:10,}{usage[writer, role, 'written']:10,}")
+    print(f"\n{'model':12}{'role':12}{'requests':>10}{'tokens':>10}")
+    for model, role in dict.fromkeys(key[:2] for key in usage):
+        requests, tokens = usage[model, role, "requests"], usage[model, role, "written"]
+        print(f"{model:12}{role:12}{requests:10,}{tokens:10,}")
+
+
+def write_report(path: Path, report: dict, usage: Counter, config: SimpleNamespace) -> None:
+    values = {
+        "sets": report,
+        "usage": {" ".join(key): n for key, n in usage.items()},
+        "commit": common.current_commit(),
+        "command": config.command,
+        "config": common.config_hash(config, "refine"),
+    }
+    common.write_atomic(path, json.dumps(values, indent=1, default=float))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import refine
 from conftest import ROOT
 from data.tasks.problem import Problem, as_reply, document_prompt, to_chat, to_document
 from data.tasks import registry
-from data.refine.refinement import Refined
+from data.refine.refinement import Case
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer, init_weights
 
@@ -38,7 +38,7 @@ def test_a_local_writer_is_the_sampler(checkpoint):
     """Greedy: the very tokens of generate.sample; what does not end is no answer."""
     model, tokenizer = hf.load(checkpoint)
     writer = generate.local_llm(str(checkpoint), max_new_tokens=12, temperature=0)
-    prompts = [generate.prompt_of(ask(q), tokenizer, "chat") for q in QUESTIONS]
+    prompts = [generate.chat_prompt(ask(q), tokenizer, "chat") for q in QUESTIONS]
     stop = (tokenizer.eot, tokenizer.im_end)
     samples = [s[0] for s in generate.sample(model, prompts, max_new_tokens=12, temperature=0, stop=stop)]
     expected = [tokenizer.decode(s.tokens[:-1]) if s.finish_reason == "stop" else None for s in samples]
@@ -64,12 +64,12 @@ def test_a_page_becomes_a_reply():
 
 def test_instructions(tmp_path):
     """Generated questions, prompts, and conversations up to the last user turn; bad lines are passed over."""
-    made = refine.instructions_of({"problems": 20, "family": "math", "seed": 1}, 0.5)
+    made = refine.load_instructions({"problems": 20, "family": "math", "seed": 1}, 0.5)
     assert len({m["content"] for (m,) in made}) == 10 and all(m["role"] == "user" for (m,) in made)
     lines = [{"prompt": "One?"}, {"messages": [*ask("Two?"), {"role": "assistant", "content": "2"}, *ask("Three?"),
                                                {"role": "assistant", "content": "3"}]}, {"text": "none"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{torn")
-    found = refine.instructions_of({"path": str(tmp_path)}, 1.0)
+    found = refine.load_instructions({"path": str(tmp_path)}, 1.0)
     assert [m[-1]["content"] for m in found] == ["One?", "Three?"] and len(found[1]) == 3
 
 
@@ -77,8 +77,8 @@ def attempt(response: str, score: float, turn: int = 0) -> dict:
     return {"response": response, "writer": "w", "round": turn, "score": score, "failed": []}
 
 
-def case(problem: Problem, *attempts: dict, best: int) -> Refined:
-    return Refined(0, to_chat(problem)[:1], [], list(attempts), best)
+def case(problem: Problem, *attempts: dict, best: int) -> Case:
+    return Case(0, to_chat(problem)[:1], [], list(attempts), best)
 
 
 def test_the_audit_by_hand():
@@ -96,28 +96,28 @@ def test_the_audit_by_hand():
 @pytest.mark.parametrize("chain, steps, kept", [
     ("3 + 4 = 7.", True, True), ("3 + 4 = 8.", True, False), ("3 + 3 = 7.", True, False), ("3 + 3 = 7.", False, True)])
 def test_what_is_kept(chain, steps, kept):
-    assert refine.keeps(QUESTIONS[0], chain, "Answer: 7", steps) == kept
+    assert refine.chain_may_be_kept(QUESTIONS[0], chain, "Answer: 7", steps) == kept
 
 
 def test_a_record_says_where_it_comes_from():
-    settings = refine.RefineConfig(writers={}, instructions={}, drafters=["w"], evaluators=[], revisers=[], completer="c",
-                                   least_score=0.5)
-    done = Refined(7, ask(QUESTIONS[0]), [], [attempt("<think>\nold\n</think>\n\nAnswer: 7", 0.75, 2)], 0)
-    record = refine.record_of(done, "Answer: 7", ("sum", "3 + 4 = 7."), settings)
+    settings = refine.RefineConfig(models={}, instructions={}, drafters=["w"], evaluators=[], revisers=[], completer="c",
+                                   min_score=0.5)
+    done = Case(7, ask(QUESTIONS[0]), [], [attempt("<think>\nold\n</think>\n\nAnswer: 7", 0.75, 2)], 0)
+    record = refine.make_record(done, ("sum", "3 + 4 = 7."), settings)
     assert record["messages"][1] == {"role": "assistant", "content": "Answer: 7", "reasoning": "3 + 4 = 7."}
     assert (record["number"], record["rounds"], record["score"], record["summary"]) == (7, 2, 0.75, "sum")
-    assert refine.record_of(done, "Answer: 7", None, settings) is None
+    assert refine.make_record(done, None, settings) is None
     done.attempts[0]["score"] = 0.25
-    assert refine.record_of(done, "Answer: 7", ("sum", "3 + 4 = 7."), settings) is None
+    assert refine.make_record(done, ("sum", "3 + 4 = 7."), settings) is None
 
 
 CONFIG = """
 from mini import *
 refine = dict(
-    writers=dict(base=dict(checkpoint="pretrain", prompt_format="document", max_new_tokens=40, temperature=1.0, max_rows=16)),
+    models=dict(base=dict(checkpoint="pretrain", prompt_format="document", max_new_tokens=40, temperature=1.0, max_rows=16)),
     drafters=["base"], n_drafts=2, checklist="base", evaluators=["base"], revisers=["base"], rounds=1, retries=1,
-    completer="base", chains=1, together=8, instructions=dict(math=dict(problems=12, family="math", seed=1)),
-    practice=dict(writer="base", seed=2, problems=dict(math=4, code=2)))
+    completer="base", chain_attempts=1, batch_size=8, instructions=dict(math=dict(problems=12, family="math", seed=1)),
+    practice=dict(model="base", seed=2, problems=dict(math=4, code=2)))
 """
 
 
@@ -141,4 +141,4 @@ def test_the_script(base):
     mini.run(*command, "--practice")
     practice = {path.stem: len(path.read_text().splitlines()) for path in (mini.folder / "out/base/practice").iterdir()}
     assert practice["draft"] == practice["chain"] == 6 and practice["verdict"] >= 6 and practice["revision"] >= 6
-    assert "no writer 'nobody'; refine.writers has base" in mini.run(*command, "--refine.completer=nobody", code=2)
+    assert "no model 'nobody'; refine.models has base" in mini.run(*command, "--refine.completer=nobody", code=2)

@@ -72,10 +72,10 @@ def test_refinement_runs_against_it(server, tmp_path, monkeypatch):
 
     team = {"tiny": cached(counting, tmp_path / "tiny.jsonl", failures=True)}
     settings = Settings(drafters=["tiny"], n_drafts=2, checklist="tiny", evaluators=["tiny"], revisers=["tiny"], rounds=1)
-    cases = refine(QUESTIONS, team, settings, checklist.runnable)
+    cases = refine(QUESTIONS, team, settings, checklist.runnable_items)
     assert cases and sum(case.unparsable for case in cases) and all(case.attempts[0]["score"] < 1 for case in cases)
     before = asked["requests"]
-    assert refine(QUESTIONS, team, settings, checklist.runnable) == cases and asked["requests"] == before
+    assert refine(QUESTIONS, team, settings, checklist.runnable_items) == cases and asked["requests"] == before
 
 
 def test_a_server_that_is_gone(server):

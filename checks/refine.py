@@ -26,8 +26,8 @@ CONCURRENCY, DELAY = 4, 0.03  # requests in flight of each writer; seconds of an
 ANSWERED = Counter()          # request -> how often its answer was sent
 CONFIG = """
 _writer = dict(url="http://localhost:{port}/v1", model="any", concurrency={concurrency})
-refine = dict(writers=dict(one=_writer, two=_writer | dict(seed=1_000_000)), drafters=["one", "two"], checklist="one",
-              evaluators=["one", "two"], revisers=["two"], completer="one", together=16,
+refine = dict(models=dict(one=_writer, two=_writer | dict(seed=1_000_000)), drafters=["one", "two"], checklist="one",
+              evaluators=["one", "two"], revisers=["two"], completer="one", batch_size=16,
               instructions=dict(math=dict(problems=40, family="math", seed=1)))
 """
 

@@ -86,7 +86,7 @@ pretrain = dict(
 
 # Data for SFT by the report's two mechanisms: instructions of yours (.jsonl with "prompt" or "messages"), two servers
 refine = dict(
-    writers=dict(
+    models=dict(
         teacher=dict(url="http://localhost:8000/v1", max_tokens=32_768),     # any OpenAI-compatible server
         second=dict(url="http://localhost:8001/v1", max_tokens=32_768),
     ),

@@ -37,7 +37,7 @@ pretrain = dict(
 
 # Small writers of the refinement: prompts of few tokens, for a model that learned them by practice (tiny_writer.py).
 refine = dict(
-    writers=dict(
+    models=dict(
         base=dict(checkpoint="pretrain", prompt_format="document", max_new_tokens=64),
         ann=dict(checkpoint="ann/sft", max_new_tokens=80),
         bob=dict(checkpoint="bob/sft", max_new_tokens=80),
@@ -47,7 +47,7 @@ refine = dict(
     completer="completer", check_steps=True,
     instructions={name: dict(problems=n, family=name, seed=4) for name, n in dict(
         math=1200, form=600, code=900, tools=500).items()},
-    practice=dict(writer="base", seed=5, problems=dict(math=1200, form=800, code=700, tools=500),
+    practice=dict(model="base", seed=5, problems=dict(math=1200, form=800, code=700, tools=500),
                   worked=dict(math=6000, code=6000, form=3000, tools=2000)),
     prompts=dict(
         checklist="Checklist: {instruction}",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import common
 from common import UserError
-from data.refine.refinement import split
+from data.refine.refinement import split_thoughts
 from experiments import runner
 from experiments.runner import SPEEDRUN, Experiment, Run, Train, call
 from experiments.stats import best_rates, compare, describe_rates
@@ -141,7 +141,7 @@ def make_replies(i: int, refined: dict, drafts: list[dict], kept: dict | None) -
     attempts = refined["attempts"]
     first_drafts = [attempt for attempt in attempts if attempt["round"] == 0]
     best_draft = max(drafts, key=lambda attempt: attempt["score"])
-    _, answer = split(attempts[refined["best"]]["response"])
+    _, answer = split_thoughts(attempts[refined["best"]]["response"])
     refined_answer = {"response": answer}
     replies = {
         "a": make_reply(first_drafts[i % len(first_drafts)]),
@@ -151,7 +151,7 @@ def make_replies(i: int, refined: dict, drafts: list[dict], kept: dict | None) -
     }
     if kept:
         best_first_draft = max(first_drafts, key=lambda attempt: attempt["score"])
-        old_chain, _ = split(best_first_draft["response"])
+        old_chain, _ = split_thoughts(best_first_draft["response"])
         replies["d"] = make_reply(refined_answer, chain=old_chain)
         replies["e"] = kept["messages"][-1]
     return replies
@@ -159,7 +159,7 @@ def make_replies(i: int, refined: dict, drafts: list[dict], kept: dict | None) -
 
 def make_reply(attempt: dict, chain: str | None = None) -> dict:
     """An assistant message of a response: with its own chain of thought, another, or none ("")."""
-    own_chain, content = split(attempt["response"])
+    own_chain, content = split_thoughts(attempt["response"])
     if chain is None:
         chain = own_chain
     reply = {"role": "assistant", "content": content}

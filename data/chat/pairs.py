@@ -12,7 +12,7 @@ import numpy as np
 
 from common import UserError
 from data.chat import template
-from data.refine.refinement import split
+from data.refine.refinement import split_thoughts
 from data.chat.template import after_thoughts
 
 SIDES = ("chosen", "rejected")  # of a pair, in this order wherever both stand
@@ -120,7 +120,7 @@ def _response(given, side: str, messages: list[dict], prompt: list[int], tokeniz
         raise ValueError(f"{side} is empty: it needs at least one token after the prompt")
     if after_thoughts(text) is None:
         raise ValueError(f"{side} never closes its <think>")
-    thoughts, content = split(text)
+    thoughts, content = split_thoughts(text)
     answer = said | {"role": "assistant", "content": content, "reasoning": said.get("reasoning") or thoughts}
     whole = template.render([*messages, answer], tokenizer)
     end = len(whole) - whole[::-1].index(tokenizer.special["<|im_end|>"])  # no line break behind it

@@ -25,10 +25,10 @@ from data.tasks.math import NAMES
 from data.sets.programs import extract_program
 
 
-def runnable(instruction: str, box: sandbox.Sandbox | None = None) -> list[Item]:
+def runnable_items(instruction: str, box: sandbox.Sandbox | None = None) -> list[Item]:
     """The items that the instruction has what it takes for. box: where programs run (default: the shared one).
 
-    check(response) takes what refine.shown() gives: "", a critique of one sentence, or None where the sandbox failed.
+    check(response) takes what refinement.visible_text() gives: "", a critique of one sentence, or None where the sandbox failed.
     """
     if offered(instruction)[0]:
         items = [Item("The answer calls an offered tool, with its arguments, by the request.",

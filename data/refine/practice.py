@@ -14,7 +14,7 @@ from dataclasses import replace
 from data.refine import refinement
 from data.tasks.problem import to_chat
 from data.tasks import registry
-from data.refine.checklist import offered, runnable
+from data.refine.checklist import offered, runnable_items
 from data.tasks.problem import between, pick, Problem
 from data.tasks import code, form, tools
 from data.tasks.math import NAMES
@@ -34,9 +34,14 @@ def response(problem: Problem) -> str:
     return thoughts + reply["content"]
 
 
+def question_messages(problem: Problem) -> list[dict]:
+    """The problem's question as the user's message."""
+    return to_chat(problem)[:1]
+
+
 # ---- planting
 
-def plant(problem: Problem, rng: random.Random) -> tuple[str, str]:
+def plant_fault(problem: Problem, rng: random.Random) -> tuple[str, str]:
     """A wrong response (reward 0) to a problem of one of the ITEMS' families, and its critique."""
     while True:
         faulty = response(FAULTS[problem.family](problem, rng))
@@ -147,9 +152,9 @@ def _failed(problem: Problem, response: str) -> list[dict]:
     """The failed items of a wrong response, as data/refine/refinement.py has them: the runnable ones, or else the judged one."""
     if registry.reward(problem, response) == 1.0:
         return []
-    shown = refinement.shown(response, thoughts=True)
-    ran = [(item.text, item.check(shown)) for item in runnable(problem.question)]
-    judged = [(ITEMS[problem.family][0], compared(problem, refinement.split(response)[0]) or "The answer is wrong.")]
+    shown = refinement.visible_text(response, thoughts=True)
+    ran = [(item.text, item.check(shown)) for item in runnable_items(problem.question)]
+    judged = [(ITEMS[problem.family][0], compared(problem, refinement.split_thoughts(response)[0]) or "The answer is wrong.")]
     found = [(item, said) for item, said in ran if said] or judged
     return [{"item": item, "critique": said, "by": "program"} for item, said in found]
 
@@ -195,37 +200,33 @@ def summary(problem: Problem) -> str:
 
 def draft_record(problem: Problem) -> dict:
     reply = {key: text for key, text in to_chat(problem)[-1].items() if text}
-    return {"messages": [*_instruction(problem), reply]}
+    return {"messages": [*question_messages(problem), reply]}
 
 
 def checklist_record(problem: Problem, prompts: dict) -> dict:
-    return _record(refinement.ask_checklist(prompts, _instruction(problem)), json.dumps(ITEMS[problem.family]))
+    return _record(refinement.checklist_prompt(prompts, question_messages(problem)), json.dumps(ITEMS[problem.family]))
 
 
 def verdict_record(problem: Problem, response: str, prompts: dict) -> dict:
     """The verdict on the family's judged item alone: what programs check, they check."""
-    said, shown = compared(problem, refinement.split(response)[0]), refinement.shown(response, thoughts=True)
+    said, shown = compared(problem, refinement.split_thoughts(response)[0]), refinement.visible_text(response, thoughts=True)
     verdict = {"pass": False, "critique": said} if said else {"pass": True}
-    return _record(refinement.ask_verdicts(prompts, _instruction(problem), shown, ITEMS[problem.family]),
+    return _record(refinement.verdict_prompt(prompts, question_messages(problem), shown, ITEMS[problem.family]),
                    json.dumps([verdict]))
 
 
 def revision_record(problem: Problem, response: str, prompts: dict) -> dict:
     """From a wrong response and all that failed of it to the right one."""
-    said = refinement.critique_of(prompts, _failed(problem, response))
-    request = refinement.ask_revision(prompts, _instruction(problem), refinement.shown(response, thoughts=True), said)
+    said = refinement.format_critique(prompts, _failed(problem, response))
+    request = refinement.revision_prompt(prompts, question_messages(problem), refinement.visible_text(response, thoughts=True), said)
     return {"messages": [*request, draft_record(problem)["messages"][-1]]}
 
 
 def chain_record(problem: Problem, prompts: dict) -> dict:
     """From instruction and solution to summary and chain."""
     reply = to_chat(problem)[-1]
-    return _record(refinement.ask_chain(prompts, _instruction(problem), reply["content"]),
+    return _record(refinement.chain_prompt(prompts, question_messages(problem), reply["content"]),
                    f"Summary: {summary(problem)}\nChain: {reply['reasoning']}")
-
-
-def _instruction(problem: Problem) -> list[dict]:
-    return to_chat(problem)[:1]
 
 
 def _record(request: list[dict], reply: str) -> dict:

@@ -14,10 +14,10 @@ from data.refine.checklist import (
     false_step,
     leads_to,
     plain,
-    runnable,
+    runnable_items,
     stated_examples,
 )
-from data.refine.refinement import shown
+from data.refine.refinement import visible_text
 from data.tasks.pages import FAMILIES
 from data.refine import practice
 
@@ -32,7 +32,7 @@ CALL = '{"name": "taxi", "arguments": {"people": 3, "city": "Oslo"}}'
 
 
 def critiques(instruction, response):
-    return [said for item in runnable(instruction) if (said := item.check(response))]
+    return [said for item in runnable_items(instruction) if (said := item.check(response))]
 
 
 @pytest.mark.parametrize("family, response, said", [
@@ -110,11 +110,11 @@ def test_numbers_that_the_instruction_writes_in_words_may_be_used():
 def test_right_responses_pass(family):
     for problem in FAMILIES[family].problems("train", 30 if family == "code" else 210, 11):
         response = practice.response(problem)
-        chain, _, content = shown(response, thoughts=True).rpartition("\n")
-        assert runnable(problem.question) and critiques(problem.question, f"{chain}\n{content}") == []
+        chain, _, content = visible_text(response, thoughts=True).rpartition("\n")
+        assert runnable_items(problem.question) and critiques(problem.question, f"{chain}\n{content}") == []
         assert critiques(problem.question, content) == [] and false_step(problem.question, chain) == ""
         assert family == "recall" or leads_to(problem.question, chain, content) is True
-    asked = [item.text for item in runnable(problem.question)]      # of level 3
+    asked = [item.text for item in runnable_items(problem.question)]      # of level 3
     assert len(asked) == {"math": 3, "code": 1, "tools": 1, "form": 6, "recall": 3}[family]
 
 
@@ -189,7 +189,7 @@ def half(x, y=2):
 
 
 def test_a_failure_of_the_sandbox_says_nothing_of_the_program(monkeypatch):
-    item, = runnable(TEXT["code"])
+    item, = runnable_items(TEXT["code"])
     monkeypatch.setattr(sandbox.Sandbox, "call", lambda *_: sandbox.Result("broken"))
     assert item.check("Answer: x") is None
 
@@ -203,11 +203,11 @@ def test_responses_that_mean_harm():
             '{"a":' * 20_000, "1" + " " * 10 ** 5, ". " * 50_000, "a = x" + "." * 10 ** 5, "Answer: 1" + "0" * 480]
     garbage = ["".join(rng.choices(pieces, k=rng.randint(0, 30))) for _ in range(300)] + long
     for family, instruction in TEXT.items():
-        items = [item for item in runnable(instruction) if family != "code"]    # test_critiques has the sandbox
+        items = [item for item in runnable_items(instruction) if family != "code"]    # test_critiques has the sandbox
         for text in garbage[:300 if family == "form" else None]:
             assert all(isinstance(item.check(text), str) for item in items) and isinstance(
                 false_step(instruction, text), str)
             assert leads_to(instruction, text, text) in (True, False, None)
-    item, = runnable(TEXT["code"])
+    item, = runnable_items(TEXT["code"])
     assert all(isinstance(item.check(text), str) for text in garbage[:20] + long)
     assert time.process_time() - start < 10

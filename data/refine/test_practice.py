@@ -8,7 +8,7 @@ import pytest
 from data.refine import refinement
 from data.tasks.problem import Problem, seeded_rng
 from data.tasks import recall, registry
-from data.refine.checklist import leads_to, runnable
+from data.refine.checklist import leads_to, runnable_items
 from data.tasks.pages import FAMILIES
 from data.refine.practice import (
     chain_record,
@@ -17,7 +17,7 @@ from data.refine.practice import (
     critique,
     draft_record,
     ITEMS,
-    plant,
+    plant_fault,
     response,
     revision_record,
     summary,
@@ -78,14 +78,14 @@ BAND = {"math": (0.55, 0.7), "code": (0.8, 0.97), "tools": (0.83, 0.94), "form":
 def test_planted_faults(family):
     """Wrong, in the form of a response, as the seed says, and of many kinds; programs catch most, but not all."""
     problems = FAMILIES[family].problems("train", 60 if family == "code" else 300, 21)
-    planted = [plant(problem, seeded_rng("faults", i)) for i, problem in enumerate(problems)]
+    planted = [plant_fault(problem, seeded_rng("faults", i)) for i, problem in enumerate(problems)]
     caught, kinds = 0, set()
     for i, (problem, (faulty, said)) in enumerate(zip(problems, planted)):
         assert registry.reward(problem, faulty) == 0.0 and said and said == critique(problem, faulty)
-        assert refinement.split(faulty)[0] and faulty != response(problem)
-        assert i > 5 or plant(problem, seeded_rng("faults", i)) == (faulty, said)
+        assert refinement.split_thoughts(faulty)[0] and faulty != response(problem)
+        assert i > 5 or plant_fault(problem, seeded_rng("faults", i)) == (faulty, said)
         caught += said.startswith("f(") if family == "code" else any(
-            item.check(refinement.shown(faulty, True)) for item in runnable(problem.question))
+            item.check(refinement.visible_text(faulty, True)) for item in runnable_items(problem.question))
         kinds.add(re.sub(r"\d+|: .*", "", said))
         if family in ("math", "form"):          # the right result is not given away
             steps = " ".join([problem.question, faulty])
@@ -112,24 +112,24 @@ def test_records_are_what_the_refinement_asks_and_reads(family):
                "failure": "{critique}"}
     for problem in FAMILIES[family].problems("train", 6, 23):
         instruction = [{"role": "user", "content": problem.question}]
-        faulty, said = plant(problem, seeded_rng("records", problem.key))
-        shown = refinement.shown(faulty, thoughts=True)
+        faulty, said = plant_fault(problem, seeded_rng("records", problem.key))
+        shown = refinement.visible_text(faulty, thoughts=True)
         assert draft_record(problem)["messages"][:-1] == instruction
         *request, reply = checklist_record(problem, prompts)["messages"]
-        assert request == refinement.ask_checklist(prompts, instruction)
-        assert [item.text for item in refinement.read_checklist(reply["content"])] == ITEMS[family]
+        assert request == refinement.checklist_prompt(prompts, instruction)
+        assert [item.text for item in refinement.parse_checklist(reply["content"])] == ITEMS[family]
         for text, critique_ in ((faulty, said), (response(problem), "")):
             *request, reply = verdict_record(problem, text, prompts)["messages"]
-            assert request[0]["content"] == f"{problem.question}\n{refinement.shown(text, True)}\n1. {ITEMS[family][0]}"
-            judged = compared(problem, refinement.split(text)[0])
-            assert refinement.read_verdicts(reply["content"], 1) == [judged] and reply["role"] == "assistant"
+            assert request[0]["content"] == f"{problem.question}\n{refinement.visible_text(text, True)}\n1. {ITEMS[family][0]}"
+            judged = compared(problem, refinement.split_thoughts(text)[0])
+            assert refinement.parse_verdicts(reply["content"], 1) == [judged] and reply["role"] == "assistant"
             assert critique_ or not judged
         *request, reply = revision_record(problem, faulty, prompts)["messages"]
         assert request[0]["content"].startswith(f"{problem.question}\n{shown}\n{said}")
         assert reply == draft_record(problem)["messages"][-1] and problem.answer in reply["content"]
         assert registry.reward(problem, reply["content"]) == 1.0 and reply["reasoning"] == " ".join(problem.steps)
         *request, reply = chain_record(problem, prompts)["messages"]
-        assert request == refinement.ask_chain(prompts, instruction, f"Answer: {problem.answer}")
+        assert request == refinement.chain_prompt(prompts, instruction, f"Answer: {problem.answer}")
         head, chain = reply["content"].split("\nChain: ")
         assert head == f"Summary: {summary(problem)}" and leads_to(problem.question, chain, f"Answer: {problem.answer}")
     assert json.loads(json.dumps(draft_record(recall.problems("train", 1, 0)[0])))["messages"][-1].keys() == {

@@ -9,23 +9,21 @@ import pytest
 from common import UserError, from_dict
 from data.refine.refinement import (
     as_text,
-    ask_chain,
-    ask_checklist,
-    ask_revision,
-    ask_summary,
-    ask_verdicts,
-    critique_of,
+    chain_prompt,
+    checklist_prompt,
+    revision_prompt,
+    verdict_prompt,
+    format_critique,
     GENERAL,
     Item,
-    read_checklist,
-    read_verdicts,
+    parse_checklist,
+    parse_verdicts,
     reconstruct,
     refine,
     Settings,
-    shown,
-    side_by_side,
-    split,
-    summaries,
+    visible_text,
+    run_side_by_side,
+    split_thoughts,
 )
 from data.verify.sandbox import Limits, Sandbox
 from data.tasks.pages import FAMILIES
@@ -33,7 +31,7 @@ from data.tasks.problem import to_chat
 from data.llm import cached
 
 BARE = {"checklist": "C {instruction}", "evaluate": "E {instruction}|{response}|{items}",
-        "revise": "R {instruction}|{response}|{critique}", "failure": "{critique}", "summarize": "S {chain}",
+        "revise": "R {instruction}|{response}|{critique}", "failure": "{critique}",
         "complete": "F {instruction}|{solution}"}
 FULL = Settings(["a", "b"], ["x", "y"], ["r"], "c", n_drafts=2, prompts=BARE)
 
@@ -89,23 +87,22 @@ def test_an_instruction_as_text():
 
 
 def test_requests_hold_just_what_they_are_given():
-    asked = ask_verdicts(BARE, user("i {x}"), "r {}", ["one", "two\n3. forged"])
+    asked = verdict_prompt(BARE, user("i {x}"), "r {}", ["one", "two\n3. forged"])
     assert asked == user("E i {x}|r {}|1. one\n2. two 3. forged")
-    for text, fields in ((as_text(ask_checklist({}, user("ONE"))), ["ONE"]),
-                         (as_text(ask_verdicts({}, user("ONE"), "TWO", ["THREE"])), ["ONE", "TWO", "1. THREE\n"]),
-                         (as_text(ask_revision({}, user("ONE"), "TWO", "THREE")), ["ONE", "TWO", "THREE"]),
-                         (as_text(ask_summary({}, user("ONE"), "TWO")), ["ONE", "TWO"]),
-                         (as_text(ask_chain({}, user("ONE"), "TWO")), ["ONE", "TWO"])):
+    for text, fields in ((as_text(checklist_prompt({}, user("ONE"))), ["ONE"]),
+                         (as_text(verdict_prompt({}, user("ONE"), "TWO", ["THREE"])), ["ONE", "TWO", "1. THREE\n"]),
+                         (as_text(revision_prompt({}, user("ONE"), "TWO", "THREE")), ["ONE", "TWO", "THREE"]),
+                         (as_text(chain_prompt({}, user("ONE"), "TWO")), ["ONE", "TWO"])):
         assert [text.count(field) for field in fields] == [1] * len(fields) and "{{" not in text
     item, verdict = (json.JSONDecoder().raw_decode(as_text(request).partition(before)[2])[0] for request, before in (
-        (ask_checklist({}, user("i")), "response's text, "), (ask_verdicts({}, user("i"), "r", ["a"]), "in order, ")))
+        (checklist_prompt({}, user("i")), "response's text, "), (verdict_prompt({}, user("i"), "r", ["a"]), "in order, ")))
     compile(item["python"], "check", "exec")    # what the prompts show is JSON, and Python in it
     assert verdict == {"pass": True}
 
 
 def test_a_bad_template_is_named():
     with pytest.raises(UserError, match=r"prompts\['evaluate'\] is no template of instruction, response, items.*twice"):
-        ask_verdicts({"evaluate": 'Say [{"pass": true}] {items}'}, user("i"), "r", ["a"])
+        verdict_prompt({"evaluate": 'Say [{"pass": true}] {items}'}, user("i"), "r", ["a"])
     with pytest.raises(UserError, match="refine: unknown prompts .*evalute.*; there are checklist, evaluate"):
         from_dict(Settings, dict(drafters=["a"], evaluators=[], revisers=[], prompts={"evalute": ""}), "refine")
 
@@ -115,8 +112,8 @@ def test_a_bad_template_is_named():
     ("a</think>b", "a", "b", "a\nb"), ("<think>on and on", "on and on", "", "on and on\n"), ("", "", "", ""),
     ("<think></think>b", "", "b", "b"), ("<think>a</think>b<think>c</think>\n  d\n", "abc", "  d", "abc\n  d")])
 def test_split_and_shown(response, chain, content, both):
-    assert split(response) == (chain, content)
-    assert shown(response, True) == both and shown(response, False) == content
+    assert split_thoughts(response) == (chain, content)
+    assert visible_text(response, True) == both and visible_text(response, False) == content
 
 
 @pytest.mark.parametrize("text, read", [
@@ -128,7 +125,7 @@ def test_split_and_shown(response, chain, content, both):
     ('[{"pass": true}, {}]', None), ('{"pass": true}', None), ("Both pass.", None), ("[null, null]", None),
     ('<think>so [{"pass": true}, {"pass": true}]', None)])  # a draft of a verdict, in thoughts that never end
 def test_verdicts_are_read_or_refused(text, read):
-    assert read_verdicts(text, 2) == read
+    assert parse_verdicts(text, 2) == read
 
 
 @pytest.mark.parametrize("text, items", [
@@ -136,7 +133,7 @@ def test_verdicts_are_read_or_refused(text, read):
     (json.dumps(["x"] * 40), ["x"] * 12), ('["a", 1]', None), ('[" "]', None), ('[{"text": "a"}]', None),
     ('{"item": "a"}', None)])
 def test_checklists_are_read_or_refused(text, items):
-    read = read_checklist(text)
+    read = parse_checklist(text)
     assert (read and [item.text for item in read]) == items and not any(item.check for item in read or [])
 
 
@@ -159,7 +156,7 @@ def test_scores_and_critiques_by_hand():
     assert team["reviser"].log == [("R i|t\nd|Prog.\nHalf.\nBad.", 0)]
     assert case.checklist == [{"item": "p", "runnable": True}] + [{"item": i, "runnable": False}
                                                                   for i in ("one", "two", "three")]
-    assert critique_of({}, case.attempts[0]["failed"]) == "- p: Prog.\n- two: Half.\n- three: Bad."
+    assert format_critique({}, case.attempts[0]["failed"]) == "- p: Prog.\n- two: Half.\n- three: Bad."
     team["x"].log.clear()
     refine([user("i")], team, replace(settings, thoughts=False), nothing)
     assert team["x"].log == [("E i|d|1. one\n2. two\n3. three", 0)]
@@ -389,13 +386,13 @@ def test_writers_of_a_step_work_side_by_side():
         assert busy == [n]
         busy.remove(n)
         return n
-    assert side_by_side([("w", lambda n=n: job(n)) for n in range(50)]) == list(range(50))
+    assert run_side_by_side([("w", lambda n=n: job(n)) for n in range(50)]) == list(range(50))
     with pytest.raises(ZeroDivisionError):
-        side_by_side([("a", lambda: 1 / 0), ("b", lambda: 1)])
+        run_side_by_side([("a", lambda: 1 / 0), ("b", lambda: 1)])
 
 
 def test_writers_that_are_missing_or_named_twice():
-    with pytest.raises(UserError, match="there is no writer 'z'; there are a, b, c, x, y, r"):
+    with pytest.raises(UserError, match="there is no model 'z'; there are a, b, c, x, y, r"):
         refine(INSTRUCTIONS, team_of(), replace(FULL, evaluators=["x", "z"]), nothing)
     for values, message in ((dict(drafters=["a", "a"]), "named twice"), (dict(drafters=[]), "a drafter"),
                             (dict(rounds=-1), "at least 0"), (dict(n_drafts=0), "a draft"), (dict(round=1), "rounds")):
@@ -414,9 +411,3 @@ def test_writers_that_are_missing_or_named_twice():
 def test_reconstruction(text, read):
     writer = constant(text)
     assert reconstruct([(user("i"), "Answer: 3")], writer, BARE) == [read] and writer.log == [("F i|Answer: 3", 0)]
-
-
-def test_summaries():
-    writer = scripted(lambda text, draw: {"S 1": "<think>hm</think>\n Adds. ", "S 2": "<think>hm"}.get(text))
-    triples = [(user("i"), chain, "answer") for chain in "123"]
-    assert summaries(triples, writer, BARE) == ["Adds.", None, None]
