@@ -1,75 +1,11 @@
-"""Shared by the tests: a miniature run in a temporary folder, driven by the real commands."""
+"""Shared by the tests: the miniature run of checks/mini.py, with its data and a checkpoint."""
 import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on busy cores are slower than one
 
-import common  # noqa: E402  (torch reads that when it is loaded)
-
-CONFIG = """
-from configs.tiny import model
-model = model | dict(n_layers=2, hidden_size=32, ffn_size=64, n_heads=2, n_kv_heads=1, head_dim=16, max_context=64)
-tokenizer = dict(vocab_size=400)
-corpus = dict(val_fraction=0.05, shard_tokens=10_000, pools=dict(
-    high=[dict(pages=250, families=dict(math=1, form=1), seed=1)],
-    medium=[dict(pages=250, families=dict(math=1, form=1), seed=2, corrupt=1.0)]))
-pretrain = dict(
-    lr=5e-3, batch_tokens=512, eval_tokens=1000, save_every=7, prompts=["Problem:"],
-    stages=[
-        dict(name="warmup", tokens=2_000, lr=[0, 1], context=32, mixture=dict(high=1, medium=1)),
-        dict(name="stable", tokens=10_000, lr=[1, 1], context=32, rope_theta=100.0, mixture=dict(high=1, medium=1)),
-        dict(name="decay", tokens=6_000, lr=[1, 0.1], curve="1-sqrt", context=64, mixture=dict(high=1)),
-    ])
-evaluate = dict(tasks=["math"], n_problems=4, k=2, max_new_tokens=8)
-"""
-
-
-class Mini:
-    """A folder with a config and prepared data, and the commands to run in it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        (folder / "mini.py").write_text(CONFIG)
-
-    def popen(self, *command: str, ranks: int = 0) -> subprocess.Popen:
-        launcher = [sys.executable]
-        if ranks:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        return subprocess.Popen([*launcher, *command], cwd=self.folder, env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    def run(self, *command: str, ranks: int = 0, code: int = 0) -> str:
-        """Output of a command; asserts its exit code."""
-        process = self.popen(*command, ranks=ranks)
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == code, output
-        return output
-
-    def call(self, monkeypatch, main, *argv: str) -> None:
-        """A command in this process: the same main(), without another start of Python."""
-        monkeypatch.chdir(self.folder)
-        monkeypatch.setattr(sys, "argv", list(argv))
-        monkeypatch.setattr(common.dist, "is_initialized", lambda: False)  # another test's group: cli would end here
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            common.cli(main)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-    def prepare(self, *options: str) -> str:
-        return self.run("-m", "data.text.corpus", "mini.py", *options)
-
-    def pretrain(self, *options: str, ranks: int = 0, code: int = 0) -> str:
-        options = [option.replace("--run=", "--name=") for option in options]  # torchrun has a --run… of its own
-        return self.run(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", *options, ranks=ranks, code=code)
+from checks.mini import ROOT, Mini  # noqa: E402, F401  (torch reads that when it is loaded)
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +17,6 @@ def base(mini) -> Mini:
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory) -> Mini:
-    m = Mini(tmp_path_factory.mktemp("mini"))
-    m.prepare("--corpus.folder=data")
-    return m
+    mini = Mini(tmp_path_factory.mktemp("mini"))
+    mini.prepare("--corpus.folder=data")
+    return mini

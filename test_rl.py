@@ -1,7 +1,7 @@
 """rl.py by its real command, its losses beside TRL's and plain PyTorch on full logits, its rewards beside cheats.
 
-A model that was pre-trained for seconds answers nothing right and ends no response: toy() has rewards that any text may
-earn, and many tokens that end one. All else is the real thing.
+A model that was pre-trained for seconds answers nothing right and ends no response: checks/mini_rl.py has rewards that
+any text may earn, and many tokens that end one. All else is the real thing.
 """
 import contextlib
 import dataclasses
@@ -11,7 +11,6 @@ import math
 import re
 import runpy
 import shutil
-import zlib
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -22,15 +21,26 @@ import torch
 import common
 import hf
 import rl
+from checks.mini_rl import CONFIG, toy
 from common import UserError
 from conftest import ROOT
-from data.tasks.problem import Problem
 from data.tasks import registry
-from data.tasks import taste
+from data.tasks.problem import Problem
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from generate import sample
 from model import ModelConfig, Transformer, init_weights
-from rl import LOSSES, RlConfig, Rollout, Stage, advantages, logprobs_of, passes, policy_loss, roll_out, train_step
+from rl import (
+    LOSSES,
+    RlConfig,
+    Rollout,
+    Stage,
+    advantages,
+    logprobs_of,
+    passes,
+    policy_loss,
+    roll_out,
+    train_step,
+)
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 V = 90
@@ -77,7 +87,9 @@ def assert_same(t, our_loss, their_loss) -> None:
 def test_loss_is_what_trl_computes(tokens, loss):
     """Values and gradients in float64, clipped and not. TRL counts what was cut off, without its tokens, as a response
     of the mean with "grpo" and "dr_grpo": there its loss is smaller, by 4 of 6 here."""
-    from trl.trainer.grpo_trainer import GRPOTrainer  # here: the script of two ranks below does without it
+    from trl.trainer.grpo_trainer import (
+        GRPOTrainer,  # here: the script of two ranks below does without it
+    )
     t, p = tokens, settings(loss=loss)
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (t.now, torch.zeros_like(t.now), None),
@@ -309,7 +321,7 @@ def test_a_bandit_is_solved(tokenizer, monkeypatch, loss):
                                                                  temperature=1.0, loss=loss)
     anything = lambda *given, stop, **more: sample(*given, stop=tuple(range(tokenizer.n_vocab)), **more)
     monkeypatch.setattr(rl, "sample", anything)
-    prompt = rl.prompt_of(MATH[0], tokenizer, "chat")
+    prompt = rl.task_prompt(MATH[0], tokenizer, "chat")
     chances = lambda: (model(torch.tensor([prompt]))[0, -1] @ model.lm_head.weight.T).softmax(-1)
     best = (chances() - 0.02).abs().argmin()
     assert 0.01 < chances()[best] < 0.03
@@ -418,7 +430,7 @@ def filtered(monkeypatch, folder, rewards: list[list], again=False, stage=None, 
                 for problem in some]
 
     monkeypatch.setattr(rl, "roll_out", drawn)
-    monkeypatch.setattr(rl, "prompt_of", lambda problem, *_: [1] * 5)
+    monkeypatch.setattr(rl, "task_prompt", lambda problem, *_: [1] * 5)
     monkeypatch.setattr(registry, "rewards", lambda problems, responses: [*map(json.loads, responses)])
     run = SimpleNamespace(p=settings(**changes), d=ONE, cfg=SimpleNamespace(scale=1.0), folder=folder, tokenizer=None,
                           tokenizer_file=folder / "start/tokenizer.json", plain=lambda: "now")
@@ -463,7 +475,7 @@ def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monke
                  for word in (["ccc"] if n == 1 else words[q.key])] for q in some]
 
     monkeypatch.setattr(rl, "roll_out", drawn)
-    monkeypatch.setattr(rl, "prompt_of", lambda problem, *_: [1] * 5)
+    monkeypatch.setattr(rl, "task_prompt", lambda problem, *_: [1] * 5)
     p, references = settings(filter_samples=4), {}
     run = SimpleNamespace(p=p, d=ONE, cfg=SimpleNamespace(scale=1.0), folder=tmp_path, tokenizer=None,
                           tokenizer_file=tmp_path / "start/tokenizer.json", plain=lambda: "now")
@@ -573,37 +585,9 @@ def test_alarm(rewards, lengths, scores, said):
 
 # ---- whole runs
 
-CONFIG = """
-from mini import *
-rl = dict(
-    stages=[
-        dict(name="STEM", problems=dict(math=10), steps=4),
-        dict(name="preference", problems=dict(taste=6), steps=3, reward="pairwise", temperature=0.8, lr=[1, 0.1]),
-    ],
-    judge="out/base/pretrain", group_size=4, batch_groups=2, micro_rows=3, updates=2, kl=0.1, max_new_tokens=12,
-    context=192, filter_samples=4, opponents=0, save_every=1, keep=99, log_every=2, lr=2e-3, prompts=["1 + 1?"])
-"""
-
-
-def toy(change) -> None:
-    """change: as monkeypatch.setattr. Rewards by a text's length; every fifth token ends a response; a rollout's random
-    numbers are its problem's, so that any number of ranks draws the same."""
-    ends = tuple(range(0, 400, 5))
-    change(rl, "sample", lambda *given, stop, **more: sample(*given, stop=(*stop, *ends), **more))
-    change(rl, "roll_out", lambda model, tokenizer, problems, n, p, seed: [
-        roll_out(model, tokenizer, [problem], n, p, seed % 1_000_000 + zlib.crc32(problem.key.encode()))[0]
-        for problem in problems])
-    change(registry, "rewards", lambda problems, responses: [float(len(text) % 2) for text in responses])
-    change(taste, "is_correct", lambda problem, response: len(response) % 3 > 0)
-
-
-TOY = "import common, rl, test_rl\ntest_rl.toy(setattr)\ncommon.cli(rl.main)\n"
-
-
 @pytest.fixture(scope="module")
 def base(base):
     (base.folder / "mini_rl.py").write_text(CONFIG)
-    (base.folder / "toy.py").write_text(TOY)
     return base
 
 
@@ -733,8 +717,8 @@ def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsy
 
 def test_two_ranks_take_the_same_steps(base, whole):
     """Each with a group of its own, of very uneven lengths, in passes of three responses and one."""
-    output = base.run("toy.py", "mini_rl.py", "--name=two", "--init_from=out/base/pretrain", "--rl.prompts=[]",
-                      "--evaluate.tasks=[]", ranks=2)
+    output = base.run("-m", "checks.mini_rl", "mini_rl.py", "--name=two", "--init_from=out/base/pretrain",
+                      "--rl.prompts=[]", "--evaluate.tasks=[]", ranks=2)
     assert "2 process(es)" in output
     for key in ("loss", "reward", "length", "truncated", "unscored", "groups_with_signal", "grad_norm", "entropy",
                 "clipped", "win_rate", "disagreement", "sampler_off"):

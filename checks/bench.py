@@ -23,11 +23,11 @@ import torch
 
 import common
 import loop
-from experiments import results
 from common import UserError
 from data.text.mixture import Batch
 from data.text.tokenizer import TokenizerConfig
-from kernels.tools.bench import documents, race, TURN
+from experiments import results
+from kernels.tools.bench import TURN, documents, race
 from model import ModelConfig, flops_per_token, init_weights, meta_model
 from pretrain import PretrainConfig, Stage, check_settings, train_step
 

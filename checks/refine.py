@@ -19,7 +19,7 @@ from pathlib import Path
 
 import common
 from experiments import results
-from conftest import ROOT, Mini
+from checks.mini import ROOT, Mini
 from data.llm import LLMConfig
 
 CONCURRENCY, DELAY = 4, 0.03  # requests in flight of each writer; seconds of an answer

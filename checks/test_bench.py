@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from checks import bench
 import common
 from checks import peers
-from conftest import ROOT, Mini
+from checks.mini import ROOT, Mini
 from model import ModelConfig, Transformer, flops_per_token
 from pretrain import PretrainConfig
 
