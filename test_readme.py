@@ -116,7 +116,7 @@ GROUPS = {
     "context": lambda: [numbers(line[when]) for line in RESULTS["context"] for when in ("before", "after")],
     "quality": of_quality, "verify": of_verify, "bench": of_bench,
     "hacking": lambda: [[value for value, _ in figures(row)]
-                        for row in hacking.table(RESULTS["hacking"]).splitlines()],
+                        for row in hacking.make_table(RESULTS["hacking"]).splitlines()],
     "sft_speed": lambda: of_turns("sft_speed"), "dpd_speed": lambda: of_turns("dpd_speed"),
     **{name: lambda name=name: of_experiment(name) for name in EXPERIMENTS},
 }

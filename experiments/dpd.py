@@ -68,7 +68,7 @@ def prepare(seed: int) -> None:
 
 
 def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
-    """Runs the experiment; returns all results. A run is as long as its pairs, whatever the scale."""
+    """Runs the experiment; returns all results. scale does nothing: the pairs set the steps."""
     if not TEACHER.is_dir():
         raise UserError("there is no out/tiny/teacher: run `bash speedrun.sh` first")
     for seed in (100, *range(seeds)):

@@ -1,10 +1,13 @@
-"""What becomes of a policy whose judge has a weakness: `python -m experiments.hacking`, after speedrun.sh; 14 minutes.
+"""What becomes of a policy whose judge has a weakness?
 
-The last stage of rl.py, from the DPD checkpoint, longer and at a higher rate, with five judges: the pairwise reward
-model and a Bradley-Terry model (from the same checkpoint and pairs), each trained on labels that follow the hidden
-rubric, and on labels of which 15 % favour the longer reply where the rubric likes the shorter one; and the rubric
-itself, which no real run has: the upper bound. What the judge says (the win rate against the reference) is beside what
-the rubric says, of rollouts and held out, over the steps.
+    python -m experiments.hacking                # after speedrun.sh; 14 minutes on 2 cores
+
+The last stage of rl.py, from the DPD checkpoint, longer and at a higher rate, with five judges: the
+pairwise reward model and a Bradley-Terry model (from the same checkpoint and pairs), each trained
+on labels that follow the hidden rubric, and on labels of which 15 % favour the longer reply where
+the rubric likes the shorter one; and the rubric itself, which no real run has: the upper bound.
+What the judge says (the win rate against the reference) is beside what the rubric says, of rollouts
+and held out, over the steps.
 """
 import argparse
 import json
@@ -14,111 +17,166 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 
-from experiments import runner
 import common
-from report import plots
-from experiments import results
 from common import UserError
+from experiments import results, runner
+from report import plots
 
-STEPS, EVERY = 50, 10
-JUDGES = {  # name -> reward.kind, share of labels that favour length; none: the rubric is the reward
+N_STEPS = 50
+EVERY = 10  # steps from one evaluation to the next
+MEASURED = range(EVERY, N_STEPS + 1, EVERY)
+SOURCE = Path("out/tiny/distill")
+JUDGES = {  # name -> reward.kind, share of labels that favour length; None: reward by the rubric
     "pairwise, clean labels": ("pairwise", 0.0),
     "pairwise, labels that favour length": ("pairwise", 0.15),
     "Bradley-Terry, clean labels": ("bradley_terry", 0.0),
     "Bradley-Terry, labels that favour length": ("bradley_terry", 0.15),
     "the rubric itself": None,
 }
+COLOR = {"pairwise": plots.COLORS[0], "bradley_terry": plots.COLORS[1], "rubric": plots.COLORS[2]}
 
 
-def folder_of(judge: str) -> str:
+# --------------------------------------------------------------------------------------------------
+# Training
+
+def run_name(judge: str) -> str:
+    """The run of a judge; those of its policies have the seed behind a slash."""
     return "hacking/" + judge.replace(", ", "-").replace(" ", "_")
 
 
-def run(script: str, name: str, settings: dict) -> None:
-    runner.call([f"{script}.py", "configs/tiny.py", f"--run={name}", "--init_from=out/tiny/distill"],
-                Path("out") / name / "log.txt", settings)
+def call_phase(phase: str, run: str, settings: dict) -> None:
+    runner.call([f"{phase}.py", "configs/tiny.py", f"--run={run}", f"--init_from={SOURCE}"],
+                Path("out") / run / "log.txt", settings)
 
 
 def train_judge(judge: str) -> None:
-    if JUDGES[judge]:
-        kind, noise = JUDGES[judge]
-        run("reward", folder_of(judge), {"reward.kind": kind,
-                                         "reward.preferences": [dict(taste=3000, noise=noise, seed=6)]})
+    if JUDGES[judge] is None:
+        return
+    kind, noise = JUDGES[judge]
+    preferences = [dict(taste=3000, noise=noise, seed=6)]
+    call_phase("reward", run_name(judge),
+               {"reward.kind": kind, "reward.preferences": preferences})
 
 
 def train_policy(judge: str, seed: int) -> list[dict]:
-    """Trains a policy; what judge and rubric say of it, after each tenth step: lines of results/hacking.jsonl."""
-    stage = dict(name="preference", problems=dict(taste=600), steps=STEPS, temperature=1.0, lr=[2, 2],
-                 reward="pairwise" if JUDGES[judge] else "verified")
-    name, judge_folder = f"{folder_of(judge)}/{seed}", Path("out") / folder_of(judge) / "reward"
-    folder = Path("out") / name / "rl"
-    run("rl", name, {"rl.stages": [stage], "rl.seed": seed, "rl.eval_every": EVERY, "evaluate.tasks": ["taste"],
-                     "rl.judge": str(judge_folder)})
-    lines = common.read_metrics(folder)
-    held_out = {line["step"] + 1: line["scores"]["taste"]["avg"] for line in lines if line.get("scores")}
-    rows = [dict(judge=judge, step=0, held_out=json.loads((folder / "before.json").read_text())["taste"]["avg"])]
+    """Trains a policy; returns and records the rows of measure_policy."""
+    reward = "pairwise" if JUDGES[judge] else "verified"
+    stage = dict(name="preference", problems=dict(taste=600), steps=N_STEPS, temperature=1.0,
+                 lr=[2, 2], reward=reward)
+    judge_folder = Path("out") / run_name(judge) / "reward"
+    run = f"{run_name(judge)}/{seed}"
+    call_phase("rl", run, {
+        "rl.stages": [stage], "rl.seed": seed, "rl.eval_every": EVERY,
+        "evaluate.tasks": ["taste"], "rl.judge": str(judge_folder)})
+    folder = Path("out") / run / "rl"
+    rows = measure_policy(judge, folder)
     if JUDGES[judge]:
-        rows[0]["accuracy"] = json.loads((judge_folder / "held_out.json").read_text())["accuracy"]
-    steps = [line for line in lines if "reward" in line]
-    for at in range(EVERY, STEPS + 1, EVERY):
-        shown = [key for key in ("win_rate", "rubric", "reward", "length") if key in steps[0]]
-        rows.append(dict(judge=judge, step=at, held_out=held_out[at])
-                    | {key: mean(line[key] for line in steps[at - EVERY:at]) for key in shown})
+        held_out = json.loads((judge_folder / "held_out.json").read_text())
+        rows[0]["accuracy"] = held_out["accuracy"]
     meta = common.read_meta(common.list_checkpoints(folder)[0])
     for row in rows:
         results.record("hacking", meta, **row)
     return rows
 
 
-def draw(rows: list[dict], path: Path) -> Path:
-    """What judge and rubric say over the steps: a line a judge, the mean over seeds; dots: each seed."""
+def measure_policy(judge: str, folder: Path) -> list[dict]:
+    """What judge and rubric say of a policy: a row before the first step, and one each EVERY steps.
+
+    held_out: the rubric, on held-out problems after the step; the others: means over the EVERY
+    steps before.
+    """
+    before = json.loads((folder / "before.json").read_text())
+    rows = [dict(judge=judge, step=0, held_out=before["taste"]["avg"])]
+    metrics = common.read_metrics(folder)
+    held_out = {}
+    for line in metrics:
+        if line.get("scores"):
+            held_out[line["step"] + 1] = line["scores"]["taste"]["avg"]
+    steps = [line for line in metrics if "reward" in line]
+    keys = [key for key in ("win_rate", "rubric", "reward", "length") if key in steps[0]]
+    for step in MEASURED:
+        row = dict(judge=judge, step=step, held_out=held_out[step])
+        for key in keys:
+            row[key] = mean(line[key] for line in steps[step - EVERY:step])
+        rows.append(row)
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------
+# Table and picture
+
+def mean_at(rows: list[dict], step: int, key: str) -> float:
+    """The mean over seeds."""
+    return mean(row[key] for row in rows if row["step"] == step)
+
+
+def make_table(rows: list[dict]) -> str:
+    """Markdown: means over seeds at each tenth step; the end of each seed."""
+    steps = " ".join(map(str, MEASURED))
+    lines = [f"| judge | its accuracy | win rate, steps {steps} | rubric held out, steps 0 {steps} "
+             "| its end, each seed | tokens, first and last |",
+             "|---" * 6 + "|"]
+    for judge in JUDGES:
+        judged = [row for row in rows if row["judge"] == judge]
+        accuracy, win_rates = "", ""
+        if JUDGES[judge]:
+            accuracy = f"{mean_at(judged, 0, 'accuracy'):.3f}"
+            win_rates = join_means(judged, "win_rate", MEASURED)
+        held_out = join_means(judged, "held_out", [0, *MEASURED])
+        ends = [f"{row['held_out']:.3f}" for row in judged if row["step"] == N_STEPS]
+        first = mean_at(judged, EVERY, "length")
+        last = mean_at(judged, N_STEPS, "length")
+        lines.append(f"| {judge} | {accuracy} | {win_rates} | {held_out} | {' '.join(ends)} "
+                     f"| {first:.1f} {last:.1f} |")
+    return "\n".join(lines)
+
+
+def join_means(rows: list[dict], key: str, steps) -> str:
+    return " ".join(f"{mean_at(rows, step, key):.3f}" for step in steps)
+
+
+def plot_judges(rows: list[dict], path: Path) -> Path:
+    """What judge and rubric say over the steps: a line per judge, the mean over seeds."""
     figure, axes = plots.new_figure(2)
-    for judge, color in zip(JUDGES, (plots.COLORS[i] for i in (0, 0, 1, 1, 2))):
+    for judge in JUDGES:
+        kind, _ = JUDGES[judge] or ("rubric", 0.0)
+        style = "--" if "favour" in judge else "-"
         for axis, key in zip(axes, ("win_rate", "held_out")):
-            mine = [row for row in rows if row["judge"] == judge and key in row]
-            at = sorted({row["step"] for row in mine})
-            axis.plot(at, [mean(row[key] for row in mine if row["step"] == step) for step in at], color=color, lw=1.4,
-                      ls="--" if "favour" in judge else "-", label=judge)
-            axis.plot([row["step"] for row in mine], [row[key] for row in mine], ".", color=color, ms=3)
+            judged = [row for row in rows if row["judge"] == judge and key in row]
+            row_steps = [row["step"] for row in judged]
+            steps = sorted(set(row_steps))
+            means = [mean_at(judged, step, key) for step in steps]
+            values = [row[key] for row in judged]
+            axis.plot(steps, means, color=COLOR[kind], lw=1.4, ls=style, label=judge)
+            axis.plot(row_steps, values, ".", color=COLOR[kind], ms=3)
     axes[0].set(ylabel="what the judge says\n(win rate)")
     axes[1].set(ylabel="what the rubric says\n(held out)", xlabel="step")
     axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     return plots.save_figure(figure, path)
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: means over seeds at each tenth step; the end of each seed."""
-    steps = range(EVERY, STEPS + 1, EVERY)
-    lines = [f"| judge | its accuracy | win rate, steps {' '.join(map(str, steps))} | rubric held out, steps 0 "
-             f"{' '.join(map(str, steps))} | its end, each seed | tokens, first and last |", "|---" * 6 + "|"]
-    for judge in JUDGES:
-        mine = [row for row in rows if row["judge"] == judge]
-        at = lambda step, key: mean(row[key] for row in mine if row["step"] == step)
-        cells = [f"{at(0, 'accuracy'):.3f}" if JUDGES[judge] else "",
-                 " ".join(f"{at(step, 'win_rate'):.3f}" for step in steps) if JUDGES[judge] else "",
-                 " ".join(f"{at(step, 'held_out'):.3f}" for step in (0, *steps)),
-                 " ".join(f"{row['held_out']:.3f}" for row in mine if row["step"] == STEPS),
-                 f"{at(EVERY, 'length'):.1f} {at(STEPS, 'length'):.1f}"]
-        lines.append(f"| {judge} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="policies of each judge: seeds 0, 1, … (default 3)")
-    parser.add_argument("--show", action="store_true", help="print the table of the recorded results, and stop")
+    parser = argparse.ArgumentParser(prog="python -m experiments.hacking", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3,
+                        help="policies of each judge: seeds 0, 1, … (default 3)")
+    parser.add_argument("--show", action="store_true",
+                        help="print the table of the recorded results, and stop")
     args = parser.parse_args()
     if args.show:
-        return print(table([json.loads(line) for line in Path("results/hacking.jsonl").read_text().splitlines()]))
-    if not Path("out/tiny/distill").is_dir():
-        raise UserError("there is no out/tiny/distill: run `bash speedrun.sh` first")
+        lines = Path("results/hacking.jsonl").read_text().splitlines()
+        print(make_table([json.loads(line) for line in lines]))
+        return
+    if not SOURCE.is_dir():
+        raise UserError(f"there is no {SOURCE}: run `bash speedrun.sh` first")
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    policies = list(product(JUDGES, range(args.seeds)))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(train_judge, JUDGES))
-        found = pool.map(lambda pair: train_policy(*pair), product(JUDGES, range(args.seeds)))
-        rows = [row for each in found for row in each]
-    print(table(rows))
-    print("picture:", draw(rows, Path("out/hacking/hacking.png")))
+        row_lists = list(pool.map(train_policy, *zip(*policies)))
+    rows = [row for row_list in row_lists for row in row_list]
+    print(make_table(rows))
+    print("picture:", plot_judges(rows, Path("out/hacking/hacking.png")))
 
 
 if __name__ == "__main__":

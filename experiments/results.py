@@ -33,7 +33,7 @@ def record(name: str, meta: dict, **result) -> None:
 
 
 def read(name: str) -> list[dict]:
-    """The results that an experiment left; UserError where there are none, or a line is no result."""
+    """The results that an experiment left; UserError where none can be read."""
     path = results_path(name)
     required = {"table", "arm", "seed", "correct"}
     try:

@@ -1,4 +1,4 @@
-"""What the experiments share: trains the arms of one side by side, each run once, and records the results.
+"""What the experiments share: trains the arms side by side, each run once; records the results.
 
     python -m experiments.fg_wsd --seeds 5       # writes results/fg_wsd.jsonl and prints the tables
     python -m experiments.sft_data --seeds 3     # after speedrun.sh: refinement and reconstruction
@@ -80,7 +80,7 @@ class Experiment:
 # Scripts
 
 def call(command: list[str], log: Path, settings: dict[str, object] = {}) -> None:
-    """Runs a script of ours with its output in a file; UserError with the last lines where it fails.
+    """Runs a script of ours, its output in a file; UserError with the last lines where it fails.
 
     command: the script's path from the repository's root, then its arguments.
     """

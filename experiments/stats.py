@@ -2,6 +2,10 @@
 import numpy as np
 
 
+def mean(results: list[dict], key: str) -> float:
+    return float(np.mean([result[key] for result in results]))
+
+
 def best_rates(sweep: list[dict]) -> dict[str, float]:
     """The rate of each arm at which a sweep found it the best."""
     best = {}
@@ -36,16 +40,17 @@ def paired(one: list[dict], other: list[dict]) -> tuple[float, float, list[float
 
 def difference(one: list[dict], other: list[dict]) -> str:
     """Cells: accuracy, its interval over problems, each seed, verdict."""
-    mean, half, each_seed = paired(one, other)
-    seeds_agree = all(np.sign(seed) == np.sign(mean) for seed in each_seed)
-    if abs(mean) <= half or not seeds_agree:
+    change, half, each_seed = paired(one, other)
+    seeds_agree = all(np.sign(seed) == np.sign(change) for seed in each_seed)
+    if abs(change) <= half or not seeds_agree:
         verdict = "not shown"
-    elif mean > 0:
+    elif change > 0:
         verdict = "better"
     else:
         verdict = "worse"
+    interval = f"{change - half:+.3f} … {change + half:+.3f}"
     seeds = " ".join(f"{seed:+.3f}" for seed in each_seed)
-    return f"{mean:+.3f} | {mean - half:+.3f} … {mean + half:+.3f} | {seeds} | {verdict}"
+    return f"{change:+.3f} | {interval} | {seeds} | {verdict}"
 
 
 def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, str]]) -> str:
@@ -60,11 +65,10 @@ def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, st
     has_bits = all("bits_per_byte" in row for row in results)  # where there is a held-out loss
     lines = [header(["arm", "accuracy", "each seed"], has_bits)]
     for arm, rows in by_arm.items():
-        accuracy = np.mean([r["avg"] for r in rows])
         each_seed = " ".join(f"{r['avg']:.3f}" for r in rows)
-        line = f"| ({arm}) {arms[arm]} | {accuracy:.3f} | {each_seed} |"
+        line = f"| ({arm}) {arms[arm]} | {mean(rows, 'avg'):.3f} | {each_seed} |"
         if has_bits:
-            line += f" {np.mean([r['bits_per_byte'] for r in rows]):.4f} |"
+            line += f" {mean(rows, 'bits_per_byte'):.4f} |"
         lines.append(line)
     columns = ["difference", "accuracy", "95 % over problems", "each seed", "verdict"]
     lines += ["", header(columns, has_bits)]
@@ -109,7 +113,7 @@ def by_stage(results: list[dict], names: dict[str, str]) -> str:
     for arm in arms:
         cells = []
         for task in tasks:
-            accuracy = np.mean([r["avg"] for r in select(arm, task)])
+            accuracy = mean(select(arm, task), "avg")
             cells.append(f"{accuracy:.3f}")
         lines.append(f"| {names[arm]} | {' | '.join(cells)} |")
     columns = ["stage", "task", "accuracy", "95 % over problems", "each seed", "verdict"]
@@ -127,9 +131,6 @@ def by_task(results: list[dict], arms: dict[str, str]) -> str:
     lines = [header(["arm", *tasks])]
     for arm in arms:
         rows = [r["tasks"] for r in results if r["arm"] == arm]
-        cells = []
-        for task in tasks:
-            accuracy = np.mean([r[task] for r in rows])
-            cells.append(f"{accuracy:.3f}")
+        cells = [f"{mean(rows, task):.3f}" for task in tasks]
         lines.append(f"| ({arm}) | {' | '.join(cells)} |")
     return "\n".join(lines)

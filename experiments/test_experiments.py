@@ -1,4 +1,5 @@
-"""The arms share what they must, the statistics are scipy's, and a run that begins like another one goes on from it."""
+"""The arms share what they must, the statistics are scipy's, runs that begin alike share that."""
+
 import json
 import re
 from dataclasses import replace
@@ -16,7 +17,9 @@ from experiments.fg_wsd import ARMS, PretrainRun, make_stages
 
 
 def plan(arm, scale=1.0):
-    table = [SimpleNamespace(**{"epochs": {}} | json.loads(stage)) for stage in make_stages(arm, scale)]
+    table = [
+        SimpleNamespace(**{"epochs": {}} | json.loads(stage)) for stage in make_stages(arm, scale)
+    ]
     return table, plan_stages(table, {"high": 327_000, "medium": 331_000}, fg_wsd.BATCH)
 
 
@@ -24,13 +27,22 @@ def plan(arm, scale=1.0):
 def test_arms_share_rate_steps_and_context_and_documents(scale):
     def rates(arm):  # of each step
         table, plans = plan(arm, scale)
-        return [(s.lr, s.context, p.n_steps if s.lr != [1, 1] else 0) for s, p in zip(table, plans) if s.lr != [1, 1]]
+        return [
+            (s.lr, s.context, p.n_steps if s.lr != [1, 1] else 0)
+            for s, p in zip(table, plans)
+            if s.lr != [1, 1]
+        ]
 
     ends = {arm: plan(arm, scale)[1][-1] for arm in ARMS}
     assert len({json.dumps(rates(arm)) for arm in ARMS}) == 1
     assert len({end.end_step for end in ends.values()}) == 1
-    taken = {arm: {pool: max(p.positions(p.end_step).get(pool, 0) for p in plan(arm, scale)[1])
-                   for pool in ("high", "medium")} for arm in ARMS}
+    taken = {
+        arm: {
+            pool: max(p.positions(p.end_step).get(pool, 0) for p in plan(arm, scale)[1])
+            for pool in ("high", "medium")
+        }
+        for arm in ARMS
+    }
     assert taken["a"] == taken["b"] == taken["d"] == taken["e"]  # so the same documents, as often
     assert abs(taken["c"]["high"] - taken["c"]["medium"]) <= fg_wsd.UNIT
     assert sum(taken["c"].values()) == sum(taken["a"].values())
@@ -47,17 +59,22 @@ def test_what_the_arms_are():
 
 def test_paired_interval_is_scipys():
     rng = np.random.default_rng(0)
-    one, other = ([dict(k=4, correct=rng.integers(0, 5, 200).tolist()) for _ in range(3)] for _ in range(2))
+    one, other = (
+        [dict(k=4, correct=rng.integers(0, 5, 200).tolist()) for _ in range(3)] for _ in range(2)
+    )
     mean, half, each = stats.paired(one, other)
     a, b = (np.mean([r["correct"] for r in rows], axis=0) / 4 for rows in (one, other))
     interval = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
     assert mean == pytest.approx((interval.low + interval.high) / 2)
-    assert half == pytest.approx((interval.high - interval.low) / 2, rel=0.01)  # normal for Student's t
+    # ours takes the normal for Student's t
+    assert half == pytest.approx((interval.high - interval.low) / 2, rel=0.01)
     assert np.mean(each) == pytest.approx(mean)
 
 
 def result(arm, seed, right):
-    return dict(arm=arm, seed=seed, k=4, correct=right, avg=sum(right) / 4 / len(right), bits_per_byte=0.3)
+    return dict(
+        arm=arm, seed=seed, k=4, correct=right, avg=sum(right) / 4 / len(right), bits_per_byte=0.3
+    )
 
 
 def test_a_gain_is_claimed_only_where_all_seeds_agree():
@@ -70,10 +87,12 @@ def test_a_gain_is_claimed_only_where_all_seeds_agree():
 
 
 CONFIG = """
-model = dict(n_layers=1, hidden_size=32, ffn_size=64, n_heads=1, n_kv_heads=1, head_dim=32, tie_embeddings=True)
+model = dict(n_layers=1, hidden_size=32, ffn_size=64, n_heads=1, n_kv_heads=1, head_dim=32,
+             tie_embeddings=True)
 tokenizer = dict(kind="bpe", vocab_size=300, train_mb=0.05)
 corpus = dict(pools=dict(high=[dict(pages=300, families=dict(code=1))],
-                         medium=[dict(pages=300, families=dict(code=1), corrupt=1.0)]), val_fraction=0.1)
+                         medium=[dict(pages=300, families=dict(code=1), corrupt=1.0)]),
+              val_fraction=0.1)
 pretrain = dict(batch_tokens=2048, stages=[], held_out=["high"], keep=1)
 evaluate = dict(tasks=["code"], n_problems=4, k=2, max_new_tokens=8)
 """
@@ -90,48 +109,89 @@ def test_a_run_goes_on_from_one_that_begins_alike(tmp_path, monkeypatch):
     first = runner.finish(a, "c.py", version, others)
     shared = runner.finish(c, "c.py", version, others)
     assert "going on from" in (c.folder(version) / "log.txt").read_text()
-    assert shared["bits_per_byte"] == alone["bits_per_byte"] and shared["correct"] == alone["correct"]
-    last = [line for line in common.read_metrics(a.folder(version) / "pretrain") if "validation" in line][-1]
-    assert set(last["validation"]) == {"high"}  # pretrain.held_out
+    assert shared["bits_per_byte"] == alone["bits_per_byte"]
+    assert shared["correct"] == alone["correct"]
+    metrics = common.read_metrics(a.folder(version) / "pretrain")
+    held_out = [line["validation"] for line in metrics if "validation" in line]
+    assert set(held_out[-1]) == {"high"}  # pretrain.held_out
     assert first["problems"] == 4 and first["k"] == 2 and len(first["correct"]) == 4
     assert first["command"].startswith("python pretrain.py c.py --run=t/runs/true-a-0-")
     before = (c.folder(version) / "log.txt").stat().st_mtime_ns
     assert runner.finish(c, "c.py", version, others) == shared  # nothing runs twice
     assert before == (c.folder(version) / "log.txt").stat().st_mtime_ns
     assert replace(c, lr=2e-3).folder(version) != c.folder(version) != c.folder("other code")
-    with pytest.raises(common.UserError, match="failed with exit code 2; .*log.txt ends with: error"):
+    with pytest.raises(
+        common.UserError, match="failed with exit code 2; .*log.txt ends with: error"
+    ):
         runner.finish(replace(a, stages=("{}",)), "c.py", version, [])
 
 
 def test_replies_of_the_sft_arms():
     draft = {"response": "<think>\n1 + 1 = 2.\n</think>\n\nAnswer: 2"}
-    assert sft_data.make_reply(draft) == {"role": "assistant", "reasoning": "1 + 1 = 2.", "content": "Answer: 2"}
+    assert sft_data.make_reply(draft) == {
+        "role": "assistant",
+        "reasoning": "1 + 1 = 2.",
+        "content": "Answer: 2",
+    }
     assert sft_data.make_reply(draft, chain="") == {"role": "assistant", "content": "Answer: 2"}
     assert sft_data.make_reply({"response": "Answer: 3"}, chain="old") == {
-        "role": "assistant", "reasoning": "old", "content": "Answer: 3"}
+        "role": "assistant",
+        "reasoning": "old",
+        "content": "Answer: 3",
+    }
     run = sft_data.SftRun("sft_data", "tokens", "e/4", 1, 1e-3, "test", ('{"name": "sft"}',))
-    assert run.settings()["sft.data"] == "out/sft_data/arms/e-4" and run.settings()["sft.stages"] == [{"name": "sft"}]
+    assert run.settings()["sft.data"] == "out/sft_data/arms/e-4"
+    assert run.settings()["sft.stages"] == [{"name": "sft"}]
 
 
 def test_tables_of_rl():
-    """Two tasks of three problems, whose rewards lie in order of the tasks' names; (a) is the chain's first stage."""
+    """Two tasks of three problems; (a) is the first stage of the chain."""
+
     def scores(code, math):
         right = code + math
-        return dict(k=2, problems=6, correct=right, avg=sum(right) / 12, tasks=dict(math=sum(math) / 6, code=sum(code) / 6))
+        return dict(
+            k=2,
+            problems=6,
+            correct=right,
+            avg=sum(right) / 12,
+            tasks=dict(math=sum(math) / 6, code=sum(code) / 6),
+        )
 
-    results = [dict(table="sweep", arm=arm, seed=100, lr=lr, avg=avg, correct=[]) for arm, lr, avg in (
-        ("a", 1e-4, 0.5), ("a", 2e-4, 0.4), ("c", 1e-4, 0.4), ("c", 2e-4, 0.5))]
+    results = [
+        dict(table="sweep", arm=arm, seed=100, lr=lr, avg=avg, correct=[])
+        for arm, lr, avg in (("a", 1e-4, 0.5), ("a", 2e-4, 0.4), ("c", 1e-4, 0.4), ("c", 2e-4, 0.5))
+    ]
     for seed in range(2):
-        results += [dict(table="arms", arm=arm, seed=seed) | scores([1, 1, 0], [0, 1, 0]) for arm in ("dpd", "sft", "b", "c", "d")]
-        ends = dict(STEM=scores([1, 1, 0], [1, 2, 1]), coding=scores([2, 2, 1], [1, 1, 1]), preference=scores([2, 2, 1], [1, 1, 1]))
-        results.append(dict(table="mixed", arm="a", seed=seed, lr=1e-4) | scores([2, 2, 2], [1, 1, 0]))
-        results.append(dict(table="stages", arm="a", seed=seed, lr=1e-4, stages=ends) | ends["preference"])
-    assert stats.select_task(results[-1], "code")["correct"] == [2, 2, 1] and stats.select_task(results[-1], "math")["avg"] == 0.5
+        results += [
+            dict(table="arms", arm=arm, seed=seed) | scores([1, 1, 0], [0, 1, 0])
+            for arm in ("dpd", "sft", "b", "c", "d")
+        ]
+        ends = dict(
+            STEM=scores([1, 1, 0], [1, 2, 1]),
+            coding=scores([2, 2, 1], [1, 1, 1]),
+            preference=scores([2, 2, 1], [1, 1, 1]),
+        )
+        results.append(
+            dict(table="mixed", arm="a", seed=seed, lr=1e-4) | scores([2, 2, 2], [1, 1, 0])
+        )
+        results.append(
+            dict(table="stages", arm="a", seed=seed, lr=1e-4, stages=ends) | ends["preference"]
+        )
+    assert (
+        stats.select_task(results[-1], "code")["correct"] == [2, 2, 1]
+        and stats.select_task(results[-1], "math")["avg"] == 0.5
+    )
     text = rl.make_tables(results)
     assert "(a) 0.0001, (c) 0.0002" in text
-    assert "| DPD | 0.167 | 0.333 |" in text and "| STEM | 0.667 | 0.333 |" in text and "| coding | 0.500 | 0.833 |" in text
+    assert (
+        "| DPD | 0.167 | 0.333 |" in text
+        and "| STEM | 0.667 | 0.333 |" in text
+        and "| coding | 0.500 | 0.833 |" in text
+    )
     assert re.search(r"\| STEM \| math \| \+0.500 \| .* \| \+0.500 \+0.500 \| better \|", text)
-    assert re.search(r"\| coding \| math \| -0.167 \| ", text) and "| coding | code | +0.500 |" in text
+    assert (
+        re.search(r"\| coding \| math \| -0.167 \| ", text) and "| coding | code | +0.500 |" in text
+    )
     assert text.count("after each stage, at a rate of 0.0001") == 1
     assert "| three stages | 0.500 | 0.833 |\n| one stage | 0.333 | 1.000 |" in text
     assert "| one stage | code | +0.167 |" in text and "| one stage | math | -0.167 |" in text
@@ -140,7 +200,9 @@ def test_tables_of_rl():
 
 def test_arms_of_rl_differ_as_they_say():
     first = json.dumps(dict(name="STEM", problems=dict(math=4), steps=10))
-    settings = {arm: rl.RlRun("rl", "arms", arm, 1, 1e-4, "test", (first,)).settings() for arm in rl.ARMS}
+    settings = {
+        arm: rl.RlRun("rl", "arms", arm, 1, 1e-4, "test", (first,)).settings() for arm in rl.ARMS
+    }
     steps = {arm: s["rl.stages"][0]["steps"] for arm, s in settings.items()}
     assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=50)
     assert settings["b"] == settings["a"] | {"rl.filter_samples": 0}

@@ -1,11 +1,12 @@
 """The labeller with the answer key, and the table of AUCs."""
+
 import numpy as np
 import pytest
 
 from checks.quality import aucs
-from experiments.labels import DIMENSIONS, FAMILIES, grade, labelled_pages
 from data.tasks import pages
 from data.tasks.problem import seeded_rng, to_document
+from experiments.labels import DIMENSIONS, FAMILIES, grade, labelled_pages
 
 
 def test_clean_pages_have_the_best_grades_and_every_fault_costs():
@@ -14,15 +15,24 @@ def test_clean_pages_have_the_best_grades_and_every_fault_costs():
         for level in (1, 2, 3):
             for _ in range(20):
                 problem = pages.training_problem(family, level, rng)
-                assert grade(problem, to_document(problem)) == [9] * len(DIMENSIONS), to_document(problem)
+                assert grade(problem, to_document(problem)) == [9] * len(DIMENSIONS), to_document(
+                    problem
+                )
                 for kind in pages.CORRUPTIONS:
                     page = pages.corrupt(problem, kind, rng)
-                    assert page == to_document(problem) or min(grade(problem, page)) < 9, (kind, page)
+                    assert page == to_document(problem) or min(grade(problem, page)) < 9, (
+                        kind,
+                        page,
+                    )
 
 
 def test_labelled_pages_are_half_clean_and_repeat_with_the_seed():
     texts, grades, kinds = labelled_pages(200, 3)
-    assert kinds.count("") == 100 and set(kinds) == {"", *pages.CORRUPTIONS} and grades.shape == (200, len(DIMENSIONS))
+    assert (
+        kinds.count("") == 100
+        and set(kinds) == {"", *pages.CORRUPTIONS}
+        and grades.shape == (200, len(DIMENSIONS))
+    )
     assert labelled_pages(200, 3)[0] == texts != labelled_pages(200, 4)[0]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.ticker
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend that needs no screen comes first)
 import numpy as np

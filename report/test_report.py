@@ -1,4 +1,5 @@
 """The page of a run: it is whole in itself, says what each phase wrote, and nothing that a model wrote runs in it."""
+
 import json
 import math
 import re
@@ -30,48 +31,138 @@ def write(path: Path, *lines: dict) -> None:
 
 
 def steps(stage: str, first: int, n: int, **more) -> list[dict]:
-    return [dict(step=first + i, stage=stage, loss=2 - i / n, lr=1e-3, tokens=1000, seconds=6.0 * (first + i + 1),
-                 finite=True) | {key: value + i / 100 for key, value in more.items()} for i in range(n)]
+    return [
+        dict(
+            step=first + i,
+            stage=stage,
+            loss=2 - i / n,
+            lr=1e-3,
+            tokens=1000,
+            seconds=6.0 * (first + i + 1),
+            finite=True,
+        )
+        | {key: value + i / 100 for key, value in more.items()}
+        for i in range(n)
+    ]
 
 
 def fabricate(out: Path) -> None:
     """A run with all phases, as their loops write it."""
-    end = lambda step, stage, *avg, **more: dict(step=step, stage=stage, seconds=1.0, samples=[HOSTILE], scores=dict(
-        zip(("math", "code"), map(score, avg)))) | more
+    end = lambda step, stage, *avg, **more: (
+        dict(
+            step=step,
+            stage=stage,
+            seconds=1.0,
+            samples=[HOSTILE],
+            scores=dict(zip(("math", "code"), map(score, avg))),
+        )
+        | more
+    )
     validation = {"high": dict(loss=1.2, bits_per_byte=0.4321)}
-    write(out / "pretrain/metrics.jsonl",
-          *steps("warmup", 0, 5), end(4, "warmup", 0.101, 0.102, validation=validation),
-          *steps(HOSTILE, 5, 5), end(9, HOSTILE, 0.203, 0.204, validation=validation))
-    stages = [dict(name="warmup", mixture=dict(high=1, low=3)), dict(name=HOSTILE, epochs=dict(high=1))]
-    write(out / "pretrain/step_00000010/meta.json", dict(
-        phase="pretrain", step=10, files={"a": [1, 2]}, commit="c0ffee", machine=HOSTILE, command="pretrain.py c.py",
-        pretrain=dict(seed=77, stages=stages), history=[["warmup", 8, 8, 0, 5, dict(high=0, low=0)],
-                                                        [HOSTILE, 8, 8, 5, 10, dict(high=9)]]))
+    write(
+        out / "pretrain/metrics.jsonl",
+        *steps("warmup", 0, 5),
+        end(4, "warmup", 0.101, 0.102, validation=validation),
+        *steps(HOSTILE, 5, 5),
+        end(9, HOSTILE, 0.203, 0.204, validation=validation),
+    )
+    stages = [
+        dict(name="warmup", mixture=dict(high=1, low=3)),
+        dict(name=HOSTILE, epochs=dict(high=1)),
+    ]
+    write(
+        out / "pretrain/step_00000010/meta.json",
+        dict(
+            phase="pretrain",
+            step=10,
+            files={"a": [1, 2]},
+            commit="c0ffee",
+            machine=HOSTILE,
+            command="pretrain.py c.py",
+            pretrain=dict(seed=77, stages=stages),
+            history=[
+                ["warmup", 8, 8, 0, 5, dict(high=0, low=0)],
+                [HOSTILE, 8, 8, 5, 10, dict(high=9)],
+            ],
+        ),
+    )
     write(out / "ann/sft/metrics.jsonl", *steps("practice", 0, 3))
     for phase, avg in (("sft", 0.305), ("distill", 0.407), ("rl", 0.509)):
-        write(out / phase / "before.json", {task: score(avg - 0.05) | {"prompt_format": "chat"} for task in ("math", "code")})
+        write(
+            out / phase / "before.json",
+            {task: score(avg - 0.05) | {"prompt_format": "chat"} for task in ("math", "code")},
+        )
     write(out / "sft/metrics.jsonl", *steps("sft", 0, 10), end(9, "sft", 0.305, 0.306))
-    likelihoods = {f"{who}_{side}": -1.0 for who in ("student", "reference", "teacher")
-                   for side in ("chosen", "rejected")}
-    write(out / "distill/metrics.jsonl", *steps("DPD", 0, 10, dpo=0.7, kl_chosen=0.1, kl_rejected=0.2, margin=0.1,
-                                                accuracy=0.5, **likelihoods), end(9, "DPD", 0.407, 0.408))
+    likelihoods = {
+        f"{who}_{side}": -1.0
+        for who in ("student", "reference", "teacher")
+        for side in ("chosen", "rejected")
+    }
+    write(
+        out / "distill/metrics.jsonl",
+        *steps(
+            "DPD",
+            0,
+            10,
+            dpo=0.7,
+            kl_chosen=0.1,
+            kl_rejected=0.2,
+            margin=0.1,
+            accuracy=0.5,
+            **likelihoods,
+        ),
+        end(9, "DPD", 0.407, 0.408),
+    )
     write(out / "distill/teacher.json", {"math": score(0.911), "cost": {"step": 3}})
     write(out / "reward/metrics.jsonl", *steps("reward model", 0, 10))
     write(out / "reward/held_out.json", {"accuracy": 0.876, "pairs": 500})
     seen = dict(reward=0.5, all_right=0.1, all_wrong=0.2, entropy=0.3, length=20, truncated=0.0)
-    write(out / "rl/metrics.jsonl", *steps("STEM", 0, 10, **seen), end(9, "STEM", 0.509, 0.510),
-          *steps("coding", 10, 10, **seen), end(19, "coding", 0.611, 0.612))
+    write(
+        out / "rl/metrics.jsonl",
+        *steps("STEM", 0, 10, **seen),
+        end(9, "STEM", 0.509, 0.510),
+        *steps("coding", 10, 10, **seen),
+        end(19, "coding", 0.611, 0.612),
+    )
     write(out / "rl/filter/STEM-abc.json", {"means": {"p": 0.5, "q": 1.0, "r": None}})
-    attempts = [dict(response=HOSTILE, writer="ann", round=0, score=0.25,
-                     failed=[dict(item="It adds up.", critique=HOSTILE, by="program")]),
-                dict(response="<think>\n1 + 1 = 2.\n</think>\n\nAnswer: 2", writer="bob", round=1, score=1.0,
-                     failed=[])]
-    case = dict(number=3, instruction=[dict(role="user", content="1 + 1?")], attempts=attempts, best=1)
+    attempts = [
+        dict(
+            response=HOSTILE,
+            writer="ann",
+            round=0,
+            score=0.25,
+            failed=[dict(item="It adds up.", critique=HOSTILE, by="program")],
+        ),
+        dict(
+            response="<think>\n1 + 1 = 2.\n</think>\n\nAnswer: 2",
+            writer="bob",
+            round=1,
+            score=1.0,
+            failed=[],
+        ),
+    ]
+    case = dict(
+        number=3, instruction=[dict(role="user", content="1 + 1?")], attempts=attempts, best=1
+    )
     write(out / "refine/history/math.jsonl", case)
-    write(out / "refine/math.jsonl", dict(number=3, summary="adds", messages=[
-        case["instruction"][0], dict(role="assistant", content="Answer: 2", reasoning="So 1 + 1 is 2.")]))
-    write(out / "refine/report.json", {"sets": {"math": {"instructions": 1234, "kept": 0.613, "mended": 0.135}},
-                                       "usage": {"ann draft requests": 4321, "ann draft written": 98_765}})
+    write(
+        out / "refine/math.jsonl",
+        dict(
+            number=3,
+            summary="adds",
+            messages=[
+                case["instruction"][0],
+                dict(role="assistant", content="Answer: 2", reasoning="So 1 + 1 is 2."),
+            ],
+        ),
+    )
+    write(
+        out / "refine/report.json",
+        {
+            "sets": {"math": {"instructions": 1234, "kept": 0.613, "mended": 0.135}},
+            "usage": {"ann draft requests": 4321, "ann draft written": 98_765},
+        },
+    )
 
 
 class Page(HTMLParser):
@@ -122,17 +213,38 @@ def page(whole) -> Page:
 
 def test_it_says_what_every_phase_wrote(whole, page):
     text, printed = page.text, (whole / "printed").read_text()
-    for phase, avg in (("pretrain", 0.203), ("sft", 0.305), ("distill", 0.407), ("rl: STEM", 0.509),
-                       ("rl: coding", 0.611)):
+    for phase, avg in (
+        ("pretrain", 0.203),
+        ("sft", 0.305),
+        ("distill", 0.407),
+        ("rl: STEM", 0.509),
+        ("rl: coding", 0.611),
+    ):
         assert re.search(f"{phase} +{avg} ±0.020 +{avg + 0.001:.3f} ±0.020 +256", printed)
         assert f"{phase} {avg} ±0.020" in text and f"{avg + 0.001:.3f} ±0.020" in text
     assert "+0.102 ±0.028" in text  # of each phase against the one before; 0.02 * sqrt(2)
-    for said in ("10 steps, 10k tokens, 1.0 min", "98.8k tokens written", "with ann: 3 steps, 3k trained tokens",
-                 "warmup 5 0.0 0.432 0.101 ±0.020", "math 0.255 ±0.020 chat 0.305 ±0.020 +0.050", "math 0.911 ±0.020",
-                 "instructions 1,234", "reconstruction kept 0.61", "ann draft 4,321 98,765", "0 (drafts) 0.00 of 1",
-                 "1 1.00 of 1; mean score 1.00", "ann, score 0.25", "So 1 + 1 is 2.", "accuracy 0.876", "pairs 500",
-                 "STEM 10 1 of 2 0.500 → 0.590 0.300 → 0.390", "After pretrain ✗ wrong", "seed = 77", "c0ffee",
-                 "There are no recorded results"):
+    for said in (
+        "10 steps, 10k tokens, 1.0 min",
+        "98.8k tokens written",
+        "with ann: 3 steps, 3k trained tokens",
+        "warmup 5 0.0 0.432 0.101 ±0.020",
+        "math 0.255 ±0.020 chat 0.305 ±0.020 +0.050",
+        "math 0.911 ±0.020",
+        "instructions 1,234",
+        "reconstruction kept 0.61",
+        "ann draft 4,321 98,765",
+        "0 (drafts) 0.00 of 1",
+        "1 1.00 of 1; mean score 1.00",
+        "ann, score 0.25",
+        "So 1 + 1 is 2.",
+        "accuracy 0.876",
+        "pairs 500",
+        "STEM 10 1 of 2 0.500 → 0.590 0.300 → 0.390",
+        "After pretrain ✗ wrong",
+        "seed = 77",
+        "c0ffee",
+        "There are no recorded results",
+    ):
         assert said in text, said
     assert "has not begun" not in text and "not run yet" not in text
     for name in ("phases", "pretrain/loss", "sft/loss", "distill/loss", "reward/loss", "rl/loss"):
@@ -143,34 +255,57 @@ def test_it_loads_nothing_and_is_accessible(whole, page):
     of = lambda tag: [attributes for name, attributes in page.elements if name == tag]
     links = [a[key] for _, a in page.elements for key in ("src", "href") if key in a]
     ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert len(of("img")) == 6 and all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert len(of("img")) == 6 and all(
+        link.startswith(("data:image/png;base64,", "#")) for link in links
+    )
     assert not re.search(r"url\(|@import", (whole / "out/c/report.html").read_text())
     assert {link[1:] for link in links if link[0] == "#"} <= set(ids) and len(set(ids)) == len(ids)
-    assert all(len(image["alt"]) > 20 for image in of("img")) and len(of("caption")) == len(of("table")) > 9
-    assert all(a.get("scope") for a in of("th")) and of("html") == [{"lang": "en"}] and len(of("h1")) == 1
+    assert (
+        all(len(image["alt"]) > 20 for image in of("img"))
+        and len(of("caption")) == len(of("table")) > 9
+    )
+    assert (
+        all(a.get("scope") for a in of("th"))
+        and of("html") == [{"lang": "en"}]
+        and len(of("h1")) == 1
+    )
 
 
 def test_hostile_text_is_only_text(page):
     """In a sample, a critique, a stage's name, a machine and the config; {{ }} is not evaluated either."""
     assert page.text.count(HOSTILE) >= 6
-    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "iframe", "object", "link", "base", "form"})
-    assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
-    (policy,) = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert {tag for tag, _ in page.elements}.isdisjoint(
+        {"script", "iframe", "object", "link", "base", "form"}
+    )
+    assert not [
+        key for _, attributes in page.elements for key in attributes if key.startswith("on")
+    ]
+    (policy,) = [
+        a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy.startswith("default-src 'none'; img-src data:;") and "script" not in policy
 
 
 def test_it_is_readable_in_light_and_dark():
     """Contrast by WCAG 2: at least 4.5 for text."""
+
     def luminance(color):
-        parts = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return np.dot(linear, (0.2126, 0.7152, 0.0722))
 
     modes = re.findall(r":root \{(.*?)\}", (ROOT / "report/page.html").read_text())
     assert len(modes) == 3  # light, dark, print
     for mode in modes:
-        color = dict(re.findall(r"--(\w+): (#\w+);", mode.replace("#000;", "#000000;").replace("#fff;", "#ffffff;")
-                                .replace("#444;", "#444444;").replace("#bbb;", "#bbbbbb;")))
+        color = dict(
+            re.findall(
+                r"--(\w+): (#\w+);",
+                mode.replace("#000;", "#000000;")
+                .replace("#fff;", "#ffffff;")
+                .replace("#444;", "#444444;")
+                .replace("#bbb;", "#bbbbbb;"),
+            )
+        )
         for text in ("ink", "soft", "accent", "good", "bad"):
             for back in ("back", "panel"):
                 light, dark = sorted((luminance(color[text]), luminance(color[back])), reverse=True)
@@ -185,15 +320,24 @@ def test_what_is_missing_or_torn_is_left_out(tmp_path, monkeypatch):
     for name in ("sft", "distill", "refine", "reward", "ann"):
         shutil.rmtree(f"out/c/{name}")
     path = Path("out/c/rl/metrics.jsonl")
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:14])[:-20])  # a kill in the second stage
+    path.write_text(
+        "".join(path.read_text().splitlines(keepends=True)[:14])[:-20]
+    )  # a kill in the second stage
     Path("out/c/pretrain/step_00000010/meta.json").write_text('{"phase": "pre')
     Path("results").mkdir()
     Path("results/dpd.jsonl").write_text('{"table": "arms"}\n')
     report.main()
     text = Page(Path("out/c/report.html").read_text()).text
-    for said in ("SFT has not begun: python sft.py c.py", "DPD has not begun", "No data have been refined yet",
-                 "There is no reward model yet", "rl: STEM 0.509", "coding 2", "There is no checkpoint to ask",
-                 "results/dpd.jsonl cannot be shown"):
+    for said in (
+        "SFT has not begun: python sft.py c.py",
+        "DPD has not begun",
+        "No data have been refined yet",
+        "There is no reward model yet",
+        "rl: STEM 0.509",
+        "coding 2",
+        "There is no checkpoint to ask",
+        "results/dpd.jsonl cannot be shown",
+    ):
         assert said in text, said
     assert "rl: coding" not in text
 
@@ -203,8 +347,17 @@ def test_samples_are_the_checkpoints_own_and_asked_once(base, monkeypatch):
     cfg = report.EvaluateConfig(tasks=["math", "gsm8k"], max_new_tokens=8)
     (item,) = report.samples(Path("out/base"), cfg)  # of generated families alone
     ((name, mark, text),) = item["replies"]
-    assert (name, item["task"]) == ("pretrain", "math") and mark in ("right", "wrong") and item["question"]
-    command = [str(ROOT / "generate.py"), "out/base/pretrain", "--temperature=0", "--max_new_tokens=8"]
+    assert (
+        (name, item["task"]) == ("pretrain", "math")
+        and mark in ("right", "wrong")
+        and item["question"]
+    )
+    command = [
+        str(ROOT / "generate.py"),
+        "out/base/pretrain",
+        "--temperature=0",
+        "--max_new_tokens=8",
+    ]
     assert text in base.run(*command, f"Problem: {item['question']}\nWork:")
     monkeypatch.setattr(report, "greedy", lambda *_: pytest.fail("asked again"))
     assert report.samples(Path("out/base"), cfg) == [item]
@@ -214,21 +367,54 @@ def test_recorded_tables_are_shown_again(tmp_path, monkeypatch, capsys):
     """And the page has their very cells."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["experiments/fg_wsd.py", "--show"])
-    with pytest.raises(common.UserError, match="fg_wsd.jsonl has no results .* `python -m experiments.fg_wsd` makes"):
+    with pytest.raises(
+        common.UserError,
+        match="fg_wsd.jsonl has no results .* `python -m experiments.fg_wsd` makes",
+    ):
         fg_wsd.main()
-    line = lambda table, arm, seed, right: dict(table=table, arm=arm, seed=seed, lr=right / 100, k=4, avg=right / 4,
-                                                correct=[right, right - 1], bits_per_byte=0.25)
+    line = lambda table, arm, seed, right: dict(
+        table=table,
+        arm=arm,
+        seed=seed,
+        lr=right / 100,
+        k=4,
+        avg=right / 4,
+        correct=[right, right - 1],
+        bits_per_byte=0.25,
+    )
     sweep = [line("sweep", "b", 100, right) for right in (1, 3, 2)]
-    runs = [line(table, arm, seed, 3 - (arm > "b"))
-            for table in ("true", "filter") for arm in "abcde" for seed in (0, 1)]
+    runs = [
+        line(table, arm, seed, 3 - (arm > "b"))
+        for table in ("true", "filter")
+        for arm in "abcde"
+        for seed in (0, 1)
+    ]
     write(Path("results/fg_wsd.jsonl"), *sweep, *runs)
     fg_wsd.main()
     printed = capsys.readouterr().out
     assert "all arms take 0.03" in printed
     found = report.blocks(printed)
-    assert [kind for kind, _ in found] == ["text", "heading", "table", "table", "heading", "table", "table"]
-    assert found[2][1][0] == ["arm", "accuracy", "each seed", "bits a byte"] and len(found[2][1]) == 1 + 5
-    assert found[3][1][2] == ["(a) - (c)", "+0.250", "+0.250 … +0.250", "+0.250 +0.250", "better", "0.0000"]
+    assert [kind for kind, _ in found] == [
+        "text",
+        "heading",
+        "table",
+        "table",
+        "heading",
+        "table",
+        "table",
+    ]
+    assert (
+        found[2][1][0] == ["arm", "accuracy", "each seed", "bits a byte"]
+        and len(found[2][1]) == 1 + 5
+    )
+    assert found[3][1][2] == [
+        "(a) - (c)",
+        "+0.250",
+        "+0.250 … +0.250",
+        "+0.250 +0.250",
+        "better",
+        "0.0000",
+    ]
     assert [experiment["name"] for experiment in report.ablations()] == ["fg_wsd"]
 
 
