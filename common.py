@@ -1,9 +1,13 @@
-"""What every phase shares and teaches nothing: config, processes, FSDP, AdamW, checkpoints, signals, metrics.
+"""What every phase shares and teaches nothing: config, processes, FSDP, AdamW, checkpoints,
+signals, metrics.
 
 Three things hold for every phase script:
-* `python SCRIPT.py CONFIG.py --section.key=value` (or under torchrun); unknown keys and wrong types are errors.
-* A run lives in out/<run>/<phase>/: step_<n>/ folders (whole or absent), metrics.jsonl, samples and plots.
-* All randomness is drawn from (seed, step): a checkpoint needs no random state, a resumed run repeats an unbroken one.
+* `python SCRIPT.py CONFIG.py --section.key=value` (or under torchrun); unknown keys and wrong types
+  are errors.
+* A run lives in out/<run>/<phase>/: step_<n>/ folders (whole or absent), metrics.jsonl, samples and
+  plots.
+* All randomness is drawn from (seed, step): a checkpoint needs no random state, a resumed run
+  repeats an unbroken one.
 """
 import ast
 import dataclasses
@@ -30,19 +34,24 @@ from pathlib import Path
 from types import SimpleNamespace, UnionType
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_model_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # of a checkpoint of one process
+# of a checkpoint of one process
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 class UserError(Exception):
-    """Something that the user can mend: printed as one line (what, where, what to do), exit code 2."""
+    """Something that the user can mend: printed as one line (what, where, what to do), exit code
+    2."""
 
 
 def cli(main) -> None:
@@ -63,15 +72,16 @@ def cli(main) -> None:
         code = 2
     except SystemExit as leave:
         code = leave.code
-    if not dist.is_initialized():
+    if not torch.distributed.is_initialized():
         return sys.exit(code) if code else None
-    # With processes: no rank waits for others that failed, and gloo's threads may abort Python's own way out.
+    # With processes: no rank waits for others that failed, and gloo's threads may abort Python's
+    # own way out.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Config: a Python file with one dict a section, checked against the dataclass of that section
 
 SECTIONS = "model tokenizer quality corpus synthesize pretrain refine sft distill reward rl evaluate".split()
@@ -85,9 +95,10 @@ OPTIONS = {
 def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] = {}, **sections) -> SimpleNamespace:
     """Reads `CONFIG --section.key=value …` and returns a namespace with one dataclass a section.
 
-    sections: name -> dataclass, the sections that this script uses. flags: name -> help of the script's own switches.
-    The result also holds path (of the config), run, out (Path), init_from, scale, command.
-    Raises UserError for a missing file, an unknown section, key, option, or a value of the wrong type.
+    sections: name -> dataclass, the sections that this script uses. flags: name -> help of the
+    script's own switches. The result also holds path (of the config), run, out (Path), init_from,
+    scale, command. Raises UserError for a missing file, an unknown section, key, option, or a value
+    of the wrong type.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or {"-h", "--help"} & set(argv):
@@ -110,7 +121,8 @@ def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] =
                 raw[section][key] = _parse(text, _hints(sections[section]).get(key))
         elif (flag := name.replace("-", "_")) in flags:
             options[flag] = True
-        elif (name := {"name": "run"}.get(name, name)) in options:  # torchrun takes --run for a short form of its own
+        # torchrun takes --run for a short form of its own
+        elif (name := {"name": "run"}.get(name, name)) in options:
             options[name] = type(options[name])(_parse(text, type(options[name])))
         else:
             raise UserError(f"unknown option {argument!r}{_nearest(name, [*options, *sections])}")
@@ -139,7 +151,8 @@ def _read_config_file(path: Path) -> dict[str, dict]:
 
 
 def from_dict(cls, values: dict, where: str):
-    """Makes the dataclass cls from a dict; names the nearest key on a misspelt one, and the type on a wrong one."""
+    """Makes the dataclass cls from a dict; names the nearest key on a misspelt one, and the type on
+    a wrong one."""
     hints = _hints(cls)
     for key, value in values.items():
         if key not in hints:
@@ -173,7 +186,8 @@ def _accepts(hint, kind: type) -> bool:
 
 
 def _parse(text: str, hint) -> object:
-    """Command-line text to a value: a Python literal where it is one, true/false, else the text itself."""
+    """Command-line text to a value: a Python literal where it is one, true/false, else the text
+    itself."""
     if hint is str:
         return text
     if text.lower() in ("true", "false"):
@@ -214,12 +228,13 @@ def hash_json(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Processes and sharding
 
 @dataclass
 class Dist:
-    """Who this process is. mesh is None where the model stays a plain module (one CPU process in fp32)."""
+    """Who this process is. mesh is None where the model stays a plain module (one CPU process in
+    fp32)."""
     rank: int
     world: int
     device: torch.device
@@ -234,7 +249,7 @@ class Dist:
         if self.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        torch.distributed.all_reduce(total)
         return total.tolist()
 
     def gather(self, mine: dict) -> dict:
@@ -242,19 +257,21 @@ class Dist:
         if self.world == 1:
             return mine
         parts = [None] * self.world
-        dist.all_gather_object(parts, mine)
+        torch.distributed.all_gather_object(parts, mine)
         return {key: value for part in parts for key, value in part.items()}
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            torch.distributed.barrier()
 
 
 def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
-    """Joins torchrun's process group (or makes one of one process where FSDP's mixed precision is wanted).
+    """Joins torchrun's process group (or makes one of one process where FSDP's mixed precision is
+    wanted).
 
-    dtype: compute type, "float32" or "bfloat16"; shard_size: ranks that one copy of the weights is spread over
-    (0: all of them); fewer than the world size gives a hybrid mesh (HSDP): replicas of shards, for many nodes.
+    dtype: compute type, "float32" or "bfloat16"; shard_size: ranks that one copy of the weights is
+    spread over (0: all of them); fewer than the world size gives a hybrid mesh (HSDP): replicas of
+    shards, for many nodes.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
@@ -263,12 +280,12 @@ def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
         torch.cuda.set_device(device)
     if world == 1 and dtype == "float32" and not cuda:
         return Dist(0, 1, device, None)
-    if not dist.is_initialized():
+    if not torch.distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend)
+            torch.distributed.init_process_group(backend)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     shard = shard_size or world
     if world % shard:
         raise UserError(f"shard_size={shard} does not divide the {world} processes")
@@ -279,21 +296,23 @@ def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
     return Dist(rank, world, device, mesh)
 
 
-def shard_model(model, d: Dist, dtype: str, compile: bool):
-    """Compiles and shards a model that was built on the meta device, block by block, and gives it memory.
+def shard_model(model, dist: Dist, dtype: str, compile: bool):
+    """Compiles and shards a model that was built on the meta device, block by block, and gives it
+    memory.
 
-    Weights are kept in fp32 and gathered in `dtype` for compute; gradients are reduced in fp32. The root unit holds
-    embeddings, last norm and lm_head, and stays gathered from the forward to the end of the backward pass, because the
-    loss uses lm_head's weight outside of forward(). Gradients come out averaged over ranks.
+    Weights are kept in fp32 and gathered in `dtype` for compute; gradients are reduced in fp32. The
+    root unit holds embeddings, last norm and lm_head, and stays gathered from the forward to the
+    end of the backward pass, because the loss uses lm_head's weight outside of forward(). Gradients
+    come out averaged over ranks.
     """
     for block in model.layers:
         if compile:
             block.compile()
-        if d.mesh is not None:
-            fully_shard(block, mesh=d.mesh, mp_policy=_precision(dtype))
-    if d.mesh is not None:
-        fully_shard(model, mesh=d.mesh, mp_policy=_precision(dtype), reshard_after_forward=False)
-    model.to_empty(device=d.device)
+        if dist.mesh is not None:
+            fully_shard(block, mesh=dist.mesh, mp_policy=_precision(dtype))
+    if dist.mesh is not None:
+        fully_shard(model, mesh=dist.mesh, mp_policy=_precision(dtype), reshard_after_forward=False)
+    model.to_empty(device=dist.device)
     return model
 
 
@@ -303,7 +322,8 @@ def _precision(dtype: str) -> MixedPrecisionPolicy:
 
 @torch.no_grad()
 def assign(parameter: torch.Tensor, full: torch.Tensor) -> None:
-    """Copies a full tensor into a parameter, sharded or not. Every rank passes the same full tensor."""
+    """Copies a full tensor into a parameter, sharded or not. Every rank passes the same full
+    tensor."""
     if isinstance(parameter, DTensor):
         full = full.to(device=parameter.device, dtype=parameter.dtype)
         full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -312,27 +332,32 @@ def assign(parameter: torch.Tensor, full: torch.Tensor) -> None:
 
 @torch.no_grad()
 def unsharded_copy(model, replica=None):
-    """A plain module with the model's present weights, for sampling: no collective runs while it decodes.
+    """A plain module with the model's present weights, for sampling: no collective runs while it
+    decodes.
 
-    A model that is not sharded is its own. Else its weights are gathered, one tensor at a time on every rank, into
-    `replica`: a plain module of the same shape that the caller makes once and passes in again each time.
+    A model that is not sharded is its own. Else its weights are gathered, one tensor at a time on
+    every rank, into `replica`: a plain module of the same shape that the caller makes once and
+    passes in again each time.
     """
     if not isinstance(model, FSDPModule):
         return model
-    model.reshard()  # after a forward without backward the root unit is still gathered (pytorch #131965)
+    model.reshard()  # after a forward without backward the root unit is still gathered (pytorch
+                     # #131965)
     for source, target in zip(model.parameters(), replica.parameters(), strict=True):
         target.copy_(source.full_tensor())
     return replica
 
 
 def set_gradient_sync(model, last_micro_batch: bool) -> None:
-    """Gradients are reduced once a step, in the last micro-batch: no needless communication before it."""
+    """Gradients are reduced once a step, in the last micro-batch: no needless communication before
+    it."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last_micro_batch)
 
 
 def adamw(model, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: not on norms (one dimension) and embeddings (our choice)."""
+    """AdamW with weight decay on matrices only: not on norms (one dimension) and embeddings (our
+    choice)."""
     decay, plain = [], []
     for name, parameter in model.named_parameters():
         (plain if parameter.ndim < 2 or "embed_tokens" in name else decay).append(parameter)
@@ -347,61 +372,65 @@ def clip_grad_norm(model, max_norm: float) -> float:
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Checkpoints: <phase folder>/step_<n>/, written aside, then renamed; whole or absent
 
-def save_checkpoint(d: Dist, folder: Path, step: int, model, optimizer, meta: dict, tokenizer: Path,
+def save_checkpoint(dist: Dist, folder: Path, step: int, model, optimizer, meta: dict, tokenizer: Path,
                     keep: int = 2) -> Path | None:
-    """Writes folder/step_<n>/ and deletes older ones but the last `keep` and those whose meta says `"keep": true`.
+    """Writes folder/step_<n>/ and deletes older ones but the last `keep` and those whose meta says
+    `"keep": true`.
 
-    meta: JSON values, saved beside the tensors in meta.json, which also holds size and checksum of every file and is
-    written last. The tokenizer's file is copied in, so that the folder stands alone. Returns None, with the reason
-    printed and nothing lost, where it could not be written (disk full).
+    meta: JSON values, saved beside the tensors in meta.json, which also holds size and checksum of
+    every file and is written last. The tokenizer's file is copied in, so that the folder stands
+    alone. Returns None, with the reason printed and nothing lost, where it could not be written
+    (disk full).
     """
     final, aside = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
     model_state, optimizer_state = get_state_dict(model, optimizer)
 
     def begin():
-        if d.is_main:
+        if dist.is_main:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             shutil.copyfile(tokenizer, aside / "tokenizer.json")
 
     def write():
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=aside, no_dist=d.mesh is None)
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=aside, no_dist=dist.mesh is None)
 
     def finish():
-        names = [f.name for f in aside.glob(f"__{d.rank}_*")] + [".metadata", "tokenizer.json"] * d.is_main
-        files = d.gather({name: _fingerprint(aside / name) for name in names})
-        if d.is_main:
+        names = [f.name for f in aside.glob(f"__{dist.rank}_*")] + [".metadata", "tokenizer.json"] * dist.is_main
+        files = dist.gather({name: _fingerprint(aside / name) for name in names})
+        if dist.is_main:
             write_atomic(aside / "meta.json", json.dumps(meta | {"step": step, "files": files}, indent=1))
 
-    for part in (begin, write, finish):  # after each, the ranks agree whether all of them could do it
+    for part in (begin, write, finish):  # after each, the ranks agree whether all of them could do
+                                         # it
         error = ""
         try:
             part()
-        except dcp.api.CheckpointException as failed:  # derives from BaseException; holds each rank's own error
+        except dcp.api.CheckpointException as failed:  # derives from BaseException; holds each
+                                                       # rank's own error
             error = "; ".join(str(e) for e, _ in failed.failures.values())
         except (OSError, RuntimeError) as e:
             error = str(e)
-        if d.sum(float(bool(error)))[0]:
+        if dist.sum(float(bool(error)))[0]:
             free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
             if error:
                 reason = f"no space left: {free:,} bytes free" if free < 1e6 else error
                 print(f"warning: checkpoint {final} could not be written ({reason}); older ones are untouched",
                       flush=True)
-            d.barrier()
-            if d.is_main:
+            dist.barrier()
+            if dist.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
             return None
-    if d.is_main:
+    if dist.is_main:
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
         _fsync(folder)
         for path in list_checkpoints(folder)[keep:]:
             if not (path / "meta.json").is_file() or not read_meta(path).get("keep"):
                 shutil.rmtree(path, ignore_errors=True)
-    d.barrier()
+    dist.barrier()
     return final
 
 
@@ -410,30 +439,31 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"), key=lambda p: int(p.name[5:]), reverse=True)
 
 
-def find_checkpoint(d: Dist, folder: Path) -> Path | None:
-    """The newest checkpoint that is whole: every file's size and checksum is looked at, damaged ones are named."""
+def find_checkpoint(dist: Dist, folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: every file's size and checksum is looked at, damaged
+    ones are named."""
     for path in list_checkpoints(folder):
-        problem = find_damage(d, path)
+        problem = find_damage(dist, path)
         if not problem:
             return path
-        if d.is_main:
+        if dist.is_main:
             print(f"warning: passing over a damaged checkpoint: {problem}", flush=True)
     return None
 
 
-def find_damage(d: Dist, path: Path) -> str:
+def find_damage(dist: Dist, path: Path) -> str:
     """What is wrong with a checkpoint ('' if nothing); the ranks share the reading."""
     try:
         files = read_meta(path)["files"]
     except UserError as error:
         return str(error)
     problems = {}
-    for name, fingerprint in list(files.items())[d.rank::d.world]:
+    for name, fingerprint in list(files.items())[dist.rank::dist.world]:
         if not (path / name).is_file():
             problems[name] = f"{path / name} is missing"
         elif _fingerprint(path / name) != fingerprint:
             problems[name] = f"{path / name} does not have the size and checksum that it was written with"
-    return next(iter(d.gather(problems).values()), "")
+    return next(iter(dist.gather(problems).values()), "")
 
 
 def read_meta(path: Path) -> dict:
@@ -444,14 +474,15 @@ def read_meta(path: Path) -> dict:
         raise UserError(f"{path} is not a whole checkpoint: meta.json: {error}") from error
 
 
-def load_checkpoint(d: Dist, path: Path, model, optimizer=None, checked: bool = False) -> dict:
+def load_checkpoint(dist: Dist, path: Path, model, optimizer=None, checked: bool = False) -> dict:
     """Loads a checkpoint, saved at any world size, into model (and optimizer); returns its meta.
 
-    checked: find_checkpoint has just read the files against their checksums. Else UserError names a damaged one.
+    checked: find_checkpoint has just read the files against their checksums. Else UserError names a
+    damaged one.
     """
-    if not checked and (problem := find_damage(d, path)):
+    if not checked and (problem := find_damage(dist, path)):
         raise UserError(f"cannot load a damaged checkpoint: {problem}")
-    no_dist = not dist.is_initialized()
+    no_dist = not torch.distributed.is_initialized()
     if optimizer is None:
         state = {"model": model.state_dict()}
         dcp.load(state, checkpoint_id=path, no_dist=no_dist)
@@ -474,7 +505,8 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a file aside, flushes it to the disk and renames it: a reader sees the old one or the new one."""
+    """Writes a file aside, flushes it to the disk and renames it: a reader sees the old one or the
+    new one."""
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "w", encoding="utf-8") as f:
         f.write(text)
@@ -489,11 +521,12 @@ def _fsync(folder: Path) -> None:
     os.close(handle)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Signals, metrics, the machine
 
 class StopSignal:
-    """Notes SIGTERM or SIGINT; the loop asks at each step, saves, and leaves with exit code 128 + signal."""
+    """Notes SIGTERM or SIGINT; the loop asks at each step, saves, and leaves with exit code 128 +
+    signal."""
 
     def __init__(self):
         self.number = 0
@@ -505,15 +538,26 @@ class StopSignal:
             raise KeyboardInterrupt
         self.number = number
 
+    def on_any_rank(self, dist: Dist) -> bool:
+        """Whether a signal wants this run to end; all ranks agree."""
+        return dist.sum(float(self.number))[0] > 0
+
+    def leave(self, dist: Dist, step: int) -> None:
+        """Ends this process, after the checkpoint of `step` steps has been written."""
+        if dist.is_main:
+            print(f"stopped by signal at step {step}; the same command goes on from here", flush=True)
+        sys.exit(128 + (self.number or signal.SIGTERM))
+
 
 class Metrics:
-    """One JSON line a step in <folder>/metrics.jsonl; lines of steps that a resumed run will repeat are dropped.
+    """One JSON line a step in <folder>/metrics.jsonl; lines of steps that a resumed run will repeat
+    are dropped.
 
     Lines that a full disk refuses wait in memory for the next ones.
     """
 
-    def __init__(self, d: Dist, folder: Path, first_step: int):
-        self.path = folder / "metrics.jsonl" if d.is_main else None
+    def __init__(self, dist: Dist, folder: Path, first_step: int):
+        self.path = folder / "metrics.jsonl" if dist.is_main else None
         self.pending = ""
         if self.path:
             folder.mkdir(parents=True, exist_ok=True)
@@ -546,7 +590,8 @@ def read_metrics(folder: Path) -> list[dict]:
     return lines
 
 
-# Dense bf16 peak in FLOP/s, from the makers' data sheets. Unknown devices have no MFU: 'n/a' beats a wrong number.
+# Dense bf16 peak in FLOP/s, from the makers' data sheets. Unknown devices have no MFU: 'n/a' beats
+# a wrong number.
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12,
               "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
@@ -572,7 +617,8 @@ def describe_machine(device: torch.device) -> str:
 
 
 def current_commit() -> str:
-    """The commit that the code runs from, marked where tracked code differs from it; '' outside a git checkout."""
+    """The commit that the code runs from, marked where tracked code differs from it; '' outside a
+    git checkout."""
     def git(*command: str) -> str:
         where = ["git", "-C", Path(__file__).parent]
         return subprocess.run([*where, *command], capture_output=True, text=True).stdout.strip()

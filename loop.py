@@ -1,29 +1,36 @@
-"""What the training loops of all phases do alike: settings, rates, model and optimizer, the step's end, checkpoints.
+"""What the training loops share and do not teach: starting, resuming and saving, the log,
+evaluation.
 
-A phase's own script has what teaches: its stages, data, loss and loop. Here is the rest, once.
+The losses and the loops themselves stand in the scripts: pretrain.py, sft.py, distill.py,
+reward.py, rl.py.
 """
 import dataclasses
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import common
-from common import UserError
+import hf
+from common import Dist, UserError
 from data.chat import template
 from data.chat.packing import SharedPrefix
+from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, without_rows
 from generate import sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
+from schedule import Stage, check_schedule
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Settings and rates
+# --------------------------------------------------------------------------------------------------
+# Settings
 
 
 @dataclass(kw_only=True)
@@ -32,75 +39,45 @@ class TrainConfig:
     beta1: float = 0.9           # AdamW
     beta2: float = 0.95          # AdamW
     weight_decay: float = 0.1    # AdamW, on matrices but not on embeddings and norms
-    clip: float = 1.0            # largest global norm of the gradient
-    dtype: str = "float32"       # of compute, "float32" or "bfloat16"; weights and optimizer are always fp32
+    grad_clip: float = 1.0       # largest global norm of the gradient
+    dtype: str = "float32"       # of compute, "float32" or "bfloat16"; weights and optimizer are
+                                 # always fp32
     compile: bool = False        # torch.compile each block
     recompute: bool = False      # activation checkpointing: less memory, a third more time
-    shard_size: int = 0          # ranks that share one copy of the weights (0: all); fewer is HSDP, for many nodes
+    shard_size: int = 0          # ranks that share one copy of the weights (0: all); fewer is HSDP,
+                                 # for many nodes
     seed: int = 0                # of weights, data order and samples
     log_every: int = 20          # steps between lines on the screen (metrics.jsonl has every step)
-    eval_every: int = 0          # steps between evaluations (0: at the end of each stage, where there is one anyway)
-    eval_problems: int = 0       # held-out problems a task at each evaluation (0: none); the last one has evaluate's
+    eval_every: int = 0          # steps between evaluations (0: only at the end of each stage)
+    eval_problems: int = 0       # held-out problems per task at each evaluation (0: none); the last
+                                 # takes evaluate's
     save_every: int = 200        # steps between checkpoints; the end of each stage has one anyway
     keep: int = 2                # newest checkpoints kept, beside those of stage ends
     on_nonfinite: str = "skip"   # a loss or gradient that is no number: "skip" the step, or "stop"
     prompts: list = field(default_factory=list)  # texts that are answered at each evaluation
 
 
-@dataclass
-class OneStage:
-    """The stage of a phase that has but one, and its plan: what learning_rate and Run ask for."""
-    n_steps: int
-    lr: list
-    curve: str
-    name: str = ""
-    first_step: int = 0
-
-    @property
-    def end_step(self) -> int:
-        return self.first_step + self.n_steps
-
-
-CURVES = {
-    "linear": lambda x: x,
-    "1-sqrt": math.sqrt,
-    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,
-}
-
-
-def learning_rate(p: TrainConfig, stage, plan, step: int) -> float:
-    """Rate of a step: from + (to - from) * f(x), with x = 1 / n_steps at the stage's first step and 1 at its last.
-
-    f: linear; 1-sqrt (arXiv 2405.18392), which falls as 1 - sqrt(x); cosine. exponential: from * (to / from)^x.
-    The report gives 4.5e-4 -> 1.5e-6 for pre-training and is silent on the curve: our choice.
-    """
-    start, end = stage.lr
-    x = (step + 1 - plan.first_step) / plan.n_steps
-    if stage.curve == "exponential":
-        return p.lr * start * (end / start) ** x
-    return p.lr * (start + (end - start) * CURVES[stage.curve](x))
-
-
-def check_settings(phase: str, p: TrainConfig, stages: list) -> None:
-    """What types cannot say: raises UserError."""
-    for s in stages:
-        if len(s.lr) != 2:
-            raise UserError(f"stage {s.name!r}: lr must be [start, end], not {s.lr}")
-        if s.curve not in (*CURVES, "exponential") or (s.curve == "exponential" and min(s.lr) <= 0):
-            raise UserError(f"stage {s.name!r}: curve {s.curve!r} with lr {s.lr}; known: {', '.join(CURVES)}, and "
-                            "exponential between rates above 0")
+def check_settings(phase: str, cfg: TrainConfig, schedules: dict[str, object]) -> None:
+    """Raises UserError for what types cannot say. schedules: a stage's name -> what has its lr and
+    curve."""
+    for name, settings in schedules.items():
+        check_schedule(name, settings)
     for key, allowed in (("dtype", ("float32", "bfloat16")), ("on_nonfinite", ("skip", "stop"))):
-        if getattr(p, key) not in allowed:
-            raise UserError(f"{phase}.{key} must be one of {', '.join(allowed)}, not {getattr(p, key)!r}")
+        value = getattr(cfg, key)
+        if value not in allowed:
+            raise UserError(f"{phase}.{key} must be one of {', '.join(allowed)}, not {value!r}")
 
 
 def set_vocab_size(model: ModelConfig, n_vocab: int) -> None:
-    """Fills in vocab_size, or checks that the tokenizer's ids fill the embedding but for its padding."""
+    """Fills in vocab_size, or checks that the tokenizer's ids fill the embedding but for its
+    padding."""
     if model.vocab_size is None:
         model.vocab_size = -(-n_vocab // 64) * 64
     if not n_vocab <= model.vocab_size < n_vocab + 128:
-        raise UserError(f"the tokenizer has {n_vocab} ids but model.vocab_size is {model.vocab_size}; it must be the "
-                        "same or up to 127 more (padding); leave it out to take the tokenizer's")
+        raise UserError(
+            f"the tokenizer has {n_vocab} ids but model.vocab_size is {model.vocab_size}; it must "
+            "be the same or up to 127 more (padding); leave it out to take the tokenizer's"
+        )
 
 
 def as_json(settings) -> dict:
@@ -108,227 +85,458 @@ def as_json(settings) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Model and optimizer
+# --------------------------------------------------------------------------------------------------
+# A run: start, resume, save
 
-def build(model_cfg: ModelConfig, p: TrainConfig, d):
+
+@dataclass
+class Run:
+    """A phase's run: where it stands, what it trains, and how far it had come when it started."""
+    phase: str                # "pretrain", "sft", …
+    config: SimpleNamespace   # the script's whole config …
+    cfg: TrainConfig          # … and the phase's section of it
+    dist: Dist
+    tokenizer: Tokenizer
+    tokenizer_file: Path      # is copied into each checkpoint
+    source: Path | None = None  # checkpoint that the first weights come from
+    sections: tuple[str, ...] = ()  # of the config, that a result depends on (default: model and
+                                    # the phase)
+    model: torch.nn.Module | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    replica: torch.nn.Module | None = None  # a plain copy for samples, where the model is sharded
+    resume_key: Callable[[int], list] | None = None  # a step's past, which a checkpoint must share
+    first_step: int = 0       # steps that were done before
+    seconds: float = 0.0      # of training, the steps before included
+
+    @property
+    def folder(self) -> Path:
+        return self.config.out / self.phase
+
+    def unsharded_model(self):
+        """A plain module with the present weights, for sampling (common.unsharded_copy)."""
+        model = common.unsharded_copy(self.model, self.replica)
+        model.rope_theta = self.model.rope_theta
+        return model
+
+    def resume(self, path: Path, checked: bool) -> None:
+        """Takes weights, optimizer and step from a checkpoint; UserError where it belongs to
+        another run.
+
+        checked: its files have just been read against their checksums.
+        """
+        meta = common.read_meta(path)
+        differences = [f"model.{key}" for key, value in as_json(self.config.model).items()
+                       if key not in NOT_OF_THE_WEIGHTS and meta["model"][key] != value]
+        if meta["tokenizer"] != self.tokenizer.hash:
+            differences.append("tokenizer")
+        if meta.get("resume_key") != self.resume_key(meta["step"]):
+            differences.append("stages")
+        if differences:
+            raise UserError(
+                f"{path} was trained with other {', '.join(differences)}; choose another --run, or "
+                "delete it"
+            )
+        common.load_checkpoint(self.dist, path, self.model, self.optimizer, checked)
+        self.first_step, self.seconds = meta["step"], meta["seconds"]
+        self.model.rope_theta = meta["model"]["rope_theta"]
+        if self.dist.is_main:
+            before = meta.get(self.phase, {})
+            changed = [
+                key
+                for key, value in as_json(self.cfg).items()
+                if key in before and before[key] != value
+            ]
+            note = f"; settings that have changed since: {', '.join(changed)}" if changed else ""
+            print(f"going on from {path} (step {self.first_step}){note}")
+
+    def save(self, step: int, stage: Stage, must_succeed: bool, **more) -> None:
+        """Writes the checkpoint after `step` steps; the end of a stage is kept for good.
+
+        more: further fields of its meta.json. A full disk loses only this checkpoint, unless it
+        must succeed: then UserError.
+        """
+        config, dist = self.config, self.dist
+        meta = dict(
+            phase=self.phase,
+            stage=stage.name,
+            keep=step == stage.end_step,
+            seconds=self.seconds,
+            world=dist.world,
+            command=config.command,
+            commit=common.current_commit(),
+            machine=common.describe_machine(dist.device),
+            config=common.config_hash(config, *(self.sections or ("model", self.phase))),
+            model=dataclasses.asdict(config.model) | {"rope_theta": self.model.rope_theta},
+            tokenizer=self.tokenizer.hash,
+            resume_key=self.resume_key(step),
+        )
+        meta |= {self.phase: as_json(self.cfg)} | more
+        saved = common.save_checkpoint(dist, self.folder, step, self.model, self.optimizer, meta,
+                                       self.tokenizer_file, self.cfg.keep)
+        if saved is None and must_succeed:
+            raise UserError(
+                f"the last checkpoint could not be written to {self.folder}; make room and run the "
+                "same command again"
+            )
+
+
+def start(phase: str, config: SimpleNamespace, default_source: str) -> Run:
+    """Joins the other processes, finds the checkpoint to start from, and takes its tokenizer."""
+    cfg = getattr(config, phase)
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
+    source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
+    tokenizer_file = source / "tokenizer.json"
+    tokenizer = Tokenizer.load(tokenizer_file)
+    set_vocab_size(config.model, tokenizer.n_vocab)
+    return Run(phase, config, cfg, dist, tokenizer, tokenizer_file, source)
+
+
+def load_or_resume(run: Run, resume_key: Callable[[int], list]) -> None:
+    """Makes model and optimizer, and goes on from the run's newest checkpoint, or takes the
+    source's weights.
+
+    resume_key: of a step, as JSON, what its past must have been for a run to go on from a
+    checkpoint.
+    """
+    run.resume_key = resume_key
+    make_model(run)
+    newest = common.find_checkpoint(run.dist, run.folder)
+    if newest:
+        run.resume(newest, checked=True)
+    else:
+        run.model.rope_theta = hf.load_initial_weights(
+            run.dist, run.model, run.tokenizer, run.source
+        )
+
+
+def make_model(run: Run) -> None:
+    """Gives a run its model and optimizer, sharded, without weights yet."""
+    cfg, dist = run.cfg, run.dist
+    run.model, run.optimizer = build_model(run.config.model, cfg, dist)
+    if dist.mesh is not None:
+        replica = (
+            meta_model(run.config.model).to(getattr(torch, cfg.dtype)).to_empty(device=dist.device)
+        )
+        run.replica = replica.requires_grad_(False)
+
+
+def build_model(model_config: ModelConfig, cfg: TrainConfig, dist: Dist):
     """(model, optimizer), sharded, without weights yet."""
-    model = meta_model(model_cfg)
+    model = meta_model(model_config)
     for block in model.layers:
-        block.recompute = p.recompute
-    common.shard_model(model, d, p.dtype, p.compile)
-    return model, common.adamw(model, p.lr, (p.beta1, p.beta2), p.weight_decay)
+        block.recompute = cfg.recompute
+    common.shard_model(model, dist, cfg.dtype, cfg.compile)
+    return model, common.adamw(model, cfg.lr, (cfg.beta1, cfg.beta2), cfg.weight_decay)
 
 
-def micro_batches(model, shape: tuple[int, int], p: TrainConfig) -> Iterator[slice]:
-    """Slices of a rank's rows (B, T), of at most p.micro_tokens each; gradients are reduced after the last alone."""
-    n_rows, context = shape
-    per_pass = max(1, (p.micro_tokens or n_rows * context) // context)
-    for first in range(0, n_rows, per_pass):
-        common.set_gradient_sync(model, last_micro_batch=first + per_pass >= n_rows)
-        yield slice(first, first + per_pass)
+# --------------------------------------------------------------------------------------------------
+# Batches
+
+
+class Prefetch:
+    """The batches of the steps to come, one ahead: a thread reads the next while the model
+    trains."""
+
+    def __init__(self, read: Callable, first_step: int, n_steps: int, dist: Dist):
+        """read(step, rank, world) makes a rank's rows of a step's batch."""
+        self.read, self.dist = read, dist
+        self.step, self.n_steps = first_step, n_steps
+        self.thread = ThreadPoolExecutor(1)
+        self.pending = self._submit()
+
+    def next(self):
+        """The batch of the next step."""
+        batch = self.pending.result()
+        self.step += 1
+        self.pending = self._submit()
+        return batch
+
+    def _submit(self):
+        if self.step == self.n_steps:
+            return None
+        return self.thread.submit(self.read, self.step, self.dist.rank, self.dist.world)
+
+
+def shuffled_indices(n: int, first: int, count: int, seed: int) -> np.ndarray:
+    """Numbers `first` to `first + count` of an endless stream over n items; each epoch is another
+    permutation."""
+    epochs = range(first // n, (first + count - 1) // n + 1)
+    stream = np.concatenate(
+        [np.random.default_rng([seed, epoch]).permutation(n) for epoch in epochs]
+    )
+    return stream[first % n:][:count]
+
+
+def micro_batches(model, n_rows: int, rows_per_pass: int) -> Iterator[slice]:
+    """Slices of a rank's rows, one per forward pass; gradients are reduced after the last alone."""
+    for first in range(0, n_rows, rows_per_pass):
+        common.set_gradient_sync(model, last_micro_batch=first + rows_per_pass >= n_rows)
+        yield slice(first, first + rows_per_pass)
 
 
 def as_tensors(rows, device) -> dict[str, torch.Tensor]:
     """The arrays of data.chat.packing.Rows on a device."""
-    return {key: torch.from_numpy(value).to(device, non_blocking=True)
-            for key, value in dataclasses.asdict(rows).items() if value is not None}
+    arrays = {key: value for key, value in dataclasses.asdict(rows).items() if value is not None}
+    return {
+        key: torch.from_numpy(value).to(device, non_blocking=True) for key, value in arrays.items()
+    }
 
 
-def hidden_of(model, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Hidden states (N, C) that predict the response tokens of packed rows (data.chat.packing.pack, or share_prefixes of them)."""
-    shared = SharedPrefix(rows["index"], rows["unique"]) if "index" in rows else None
-    return model(rows["tokens"], rows["doc_start"], shared=shared).flatten(0, 1)[rows["positions"]]
+def response_hidden_states(model, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Hidden states (N, C) that predict the response tokens of packed rows
+    (data.chat.packing.pack)."""
+    shared = None
+    if "index" in rows:  # equal beginnings run through the model once:
+                         # data.chat.packing.share_prefixes
+        shared = SharedPrefix(rows["index"], rows["unique"])
+    hidden = model(rows["tokens"], rows["doc_start"], shared=shared)
+    return hidden.flatten(0, 1)[rows["positions"]]
 
 
-def by_sequence(values: torch.Tensor, rows: dict[str, torch.Tensor], n: int) -> torch.Tensor:
-    """Sums (n,) over each sequence of values (N,) of its response tokens."""
+def sum_per_sequence(values: torch.Tensor, rows: dict[str, torch.Tensor], n: int) -> torch.Tensor:
+    """Sums (n,) over each sequence of the values (N,) of its response tokens."""
     return values.new_zeros(n).index_add(0, rows["sequence"], values)
 
 
-def continuations(model, tokenizer, prompts: list[list[int]], seed: int, length: int = 60) -> list[str]:
-    """What the model writes after each prompt: `length` tokens at temperature 0.6."""
-    stop = stop_ids(tokenizer)
-    samples = sample(model, prompts, max_new_tokens=length, temperature=0.6, top_p=0.95, stop=stop, seed=seed)
-    return [tokenizer.decode([t for t in s[0].tokens if t not in stop]) for s in samples]
+# --------------------------------------------------------------------------------------------------
+# The log
 
 
-class Run:
-    """A phase's model and optimizer, how far it has come, and what is alike around each loop's own step.
+class Log:
+    """The progress of a run: a bar, a line now and then, and metrics.jsonl with a line per step."""
 
-    cfg: the script's config; p: the phase's section of it; tokenizer_file: is copied into each checkpoint. model has
-    no weights yet: resume() and others give it some. replica: a plain copy for samples where the model is sharded.
-    """
-
-    def __init__(self, phase: str, cfg, p: TrainConfig, tokenizer, tokenizer_file: Path, d):
-        self.phase, self.cfg, self.p, self.d = phase, cfg, p, d
-        self.tokenizer, self.tokenizer_file, self.folder = tokenizer, tokenizer_file, cfg.out / phase
-        self.model, self.optimizer = build(cfg.model, p, d)
-        self.replica = None
-        if d.mesh is not None:
-            self.replica = meta_model(cfg.model).to(getattr(torch, p.dtype)).to_empty(device=d.device)
-            self.replica.requires_grad_(False)
-        self.step, self.seconds, self.skipped = 0, 0.0, 0
-
-    def resume(self, path: Path, checked: bool, history: Callable[[int], list]) -> None:
-        """Goes on from a checkpoint; UserError where it belongs to another run than this.
-
-        history: what a step's past must have been, as JSON; it is saved with each checkpoint. checked: its files have
-        just been read against their checksums.
-        """
-        meta = common.read_meta(path)
-        other = [f"model.{k}" for k, v in as_json(self.cfg.model).items()
-                 if k not in NOT_OF_THE_WEIGHTS and meta["model"][k] != v]
-        if meta["tokenizer"] != self.tokenizer.hash:
-            other.append("tokenizer")
-        if meta["history"] != history(meta["step"]):
-            other.append("stages")
-        if other:
-            raise UserError(f"{path} was trained with other {', '.join(other)}; choose another --run, or delete it")
-        common.load_checkpoint(self.d, path, self.model, self.optimizer, checked)
-        self.step, self.seconds = meta["step"], meta["seconds"]
-        self.model.rope_theta = meta["model"]["rope_theta"]
-        before = meta.get(self.phase, {})
-        changed = [k for k, v in as_json(self.p).items() if k in before and before[k] != v]
-        if self.d.is_main:
-            print(f"going on from {path} (step {self.step})"
-                  + (f"; settings that have changed since: {', '.join(changed)}" if changed else ""))
-
-    def plain(self):
-        """A plain module with the present weights, for sampling (common.unsharded_copy)."""
-        plain = common.unsharded_copy(self.model, self.replica)
-        plain.rope_theta = self.model.rope_theta
-        return plain
-
-    def steps(self, n_steps: int) -> Iterator[int]:
-        """The steps that are left, each to be ended by done(); with a bar."""
-        d = self.d
-        self.n_steps, self.first_step, self.seconds_before = n_steps, self.step, self.seconds
-        self.metrics, self.commit = common.Metrics(d, self.folder, self.step), common.current_commit()
-        self.signal = common.StopSignal()
-        if d.is_main:
-            n_parameters = sum(x.numel() for x in self.model.parameters())
-            print(f"{n_parameters:,} parameters, {d.world} process(es) on {d.device.type}, {self.p.dtype}")
-            if self.step >= n_steps:
+    def __init__(self, run: Run, n_steps: int):
+        self.run, self.n_steps = run, n_steps
+        self.seconds_before = run.seconds
+        self.skipped, self.last_skipped = 0, -2
+        self.metrics = common.Metrics(run.dist, run.folder, run.first_step)
+        if run.dist.is_main:
+            n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
+            print(
+                f"{n_parameters:,} parameters, {run.dist.world} process(es) on "
+                f"{run.dist.device.type}, "
+                f"{run.cfg.dtype}"
+            )
+            if run.first_step >= n_steps:
                 print("this run is complete; nothing to do")
-        with tqdm(total=n_steps, initial=self.step, unit="step", disable=None if d.is_main else True,
-                  dynamic_ncols=True) as bar:
-            while self.step < n_steps:
-                self.started = time.time()
-                yield self.step
-                bar.update()
+        self.bar = tqdm(total=n_steps, initial=run.first_step, unit="step", dynamic_ncols=True,
+                        disable=None if run.dist.is_main else True)
 
-    def update(self, loss: float, lr: float, where: Callable[[], str]) -> float:
-        """Clips the gradients and takes the optimizer's step; returns their norm.
+    def step(self, step: int, stage: Stage, loss: float, lr: float, grad_norm: float, n_tokens: int,
+             shape: tuple[int, int], seconds: float, **more) -> None:
+        """Writes the step's metrics; prints every `log_every` steps.
 
-        What is not finite never enters the weights: the step is skipped, and its data named (where()); UserError after
-        ten in a row, or at once with on_nonfinite="stop".
+        n_tokens: that were trained on, of the rows x context in `shape`, on all ranks. more:
+        further metrics.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        grad_norm = common.clip_grad_norm(self.model, self.p.clip)
-        self.finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if self.finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.skipped = 0 if self.finite else self.skipped + 1
-        if not self.finite:
-            message = f"step {self.step}: loss {loss}, gradient norm {grad_norm}; read from {where()}"
-            if self.d.is_main:
-                print(f"warning: {message}; the weights are as before", flush=True)
-            if self.p.on_nonfinite == "stop" or self.skipped == 10:
-                raise UserError(f"{message}; stopped with the weights of the last checkpoint")
-        return grad_norm
-
-    def done(self, stage: str, loss: float, lr: float, grad_norm: float, tokens: int, shape: tuple[int, int],
-             **more) -> None:
-        """Ends a step: its metrics, now and then a line. tokens: that were trained, of rows x context in `shape`."""
-        elapsed = time.time() - self.started
-        self.seconds += elapsed
-        peak = common.peak_flops(self.d.device) if self.p.dtype == "bfloat16" else None
-        flops = math.prod(shape) * flops_per_token(self.cfg.model, shape[1]) / elapsed / self.d.world if peak else 0
-        mfu, memory = flops / peak if peak else None, common.memory_gb(self.d.device)
-        self.metrics.write(step=self.step, stage=stage, loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens,
-                           tokens_per_s=tokens / elapsed, mfu=mfu, memory_gb=memory, seconds=self.seconds,
-                           finite=self.finite, **more)
-        self.step += 1
-        if self.d.is_main and (self.step % self.p.log_every == 0 or self.step == self.n_steps):
-            left = (self.n_steps - self.step) * (self.seconds - self.seconds_before) / (self.step - self.first_step)
-            speed = f"{tokens / elapsed:,.0f} tokens/s  MFU {f'{mfu:.1%}' if mfu else 'n/a'}"
-            tqdm.write(f"step {self.step:>6}/{self.n_steps} {self.step / self.n_steps:4.0%}  {stage:10} loss {loss:.4f}"
-                       f"  lr {lr:.2e}  |g| {grad_norm:.2f}  {speed}  {memory:.1f} GB  {left / 60:.1f} min left")
+        run, dist = self.run, self.run.dist
+        run.seconds += seconds
+        mfu = self._mfu(shape, seconds)
+        memory = common.memory_gb(dist.device)
+        self.metrics.write(
+            step=step, stage=stage.name, loss=loss, lr=lr, grad_norm=grad_norm, tokens=n_tokens,
+            tokens_per_s=n_tokens / seconds, mfu=mfu, memory_gb=memory, seconds=run.seconds,
+            finite=math.isfinite(loss) and math.isfinite(grad_norm), **more)
+        done = step + 1
+        if dist.is_main and (done % run.cfg.log_every == 0 or done == self.n_steps):
+            seconds_per_step = (run.seconds - self.seconds_before) / (done - run.first_step)
+            minutes_left = (self.n_steps - done) * seconds_per_step / 60
+            speed = f"{n_tokens / seconds:,.0f} tokens/s  MFU {f'{mfu:.1%}' if mfu else 'n/a'}"
+            tqdm.write(
+                f"step {done:>6}/{self.n_steps} {done / self.n_steps:4.0%}  {stage.name:10} "
+                f"loss {loss:.4f}  lr {lr:.2e}  |g| {grad_norm:.2f}  {speed}  {memory:.1f} GB  "
+                f"{minutes_left:.1f} min left"
+            )
             sys.stdout.flush()
+        self.bar.update()
 
-    def evaluate_now(self, plan) -> int | None:
-        """Problems a task for an evaluation that is due after this step; None: none is due."""
-        ends, p = self.step == plan.end_step, self.p
-        if not ends and not (p.eval_every and self.step % p.eval_every == 0) or self.stopping():
+    def _mfu(self, shape: tuple[int, int], seconds: float) -> float | None:
+        """Model FLOPs utilization: the share of the devices' bf16 peak; None where that is not
+        known."""
+        run, (rows, context) = self.run, shape
+        peak = common.peak_flops(run.dist.device) if run.cfg.dtype == "bfloat16" else None
+        if peak is None:
             return None
-        if self.d.is_main:
-            tqdm.write(f"--- step {self.step}" + f", end of stage {plan.name}" * ends)
-        return self.cfg.evaluate.n_problems if self.step == self.n_steps else p.eval_problems
+        flops = rows * context * flops_per_token(run.config.model, context)
+        return flops / seconds / run.dist.world / peak
 
-    def stopping(self) -> bool:
-        """Whether a signal wants this run to end; all ranks agree."""
-        return self.d.sum(float(self.signal.number))[0] > 0
+    def skip_step(self, step: int, loss: float, grad_norm: float, data: str) -> None:
+        """Says that a step was skipped because something was not finite, and which data it read.
 
-    def save(self, plan, sections: tuple[str, ...], history: list, **more) -> None:
-        """A checkpoint, where one is due after this step; leaves the process where a signal asked for it.
-
-        sections: of the config, what a result depends on; history: see resume(); more: further fields of its meta.
+        UserError after ten in a row, or at once with on_nonfinite="stop".
         """
-        stopping, ends, d = self.stopping(), self.step == plan.end_step, self.d
-        if ends or stopping or self.step % self.p.save_every == 0:
-            meta = dict(phase=self.phase, stage=plan.name, keep=ends, seconds=self.seconds, world=d.world,
-                        command=self.cfg.command, commit=self.commit, machine=common.describe_machine(d.device),
-                        config=common.config_hash(self.cfg, *sections),
-                        model=dataclasses.asdict(self.cfg.model) | {"rope_theta": self.model.rope_theta},
-                        tokenizer=self.tokenizer.hash, history=history, **{self.phase: as_json(self.p)}, **more)
-            saved = common.save_checkpoint(d, self.folder, self.step, self.model, self.optimizer, meta,
-                                           self.tokenizer_file, self.p.keep)
-            if saved is None and (stopping or self.step == self.n_steps):
-                raise UserError(f"the last checkpoint could not be written to {self.folder}; make room and run the "
-                                "same command again")
-        if stopping:
-            if d.is_main:
-                print(f"stopped by signal at step {self.step}; the same command goes on from here", flush=True)
-            sys.exit(128 + (self.signal.number or 15))
+        self.skipped = self.skipped + 1 if step - self.last_skipped <= 1 else 1
+        self.last_skipped = step
+        message = f"step {step}: loss {loss}, gradient norm {grad_norm}; read from {data}"
+        if self.run.dist.is_main:
+            print(f"warning: {message}; the weights are as before", flush=True)
+        if self.run.cfg.on_nonfinite == "stop" or self.skipped == 10:
+            raise UserError(f"{message}; stopped with the weights of the last checkpoint")
+
+    def evaluation(self, step: int, stage: Stage, metrics: dict) -> None:
+        """Writes what an evaluation after a step found."""
+        self.metrics.write(step=step, stage=stage.name, seconds=self.run.seconds, **metrics)
+
+    def close(self) -> None:
+        self.bar.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Evaluation of the phases after pre-training
+# --------------------------------------------------------------------------------------------------
+# Evaluation
 
-def look(run: Run, n_problems: int) -> dict:
-    """Accuracy in chat form on n_problems a task, and answers to the prompts: printed, and returned for the metrics."""
-    cfg, p, d, plain, scores = run.cfg, run.p, run.d, run.plain(), {}
-    if n_problems and cfg.evaluate.tasks:
-        settings = dataclasses.replace(cfg.evaluate, n_problems=n_problems, prompt_format="chat")
-        scores = evaluate(plain, run.tokenizer, settings, d)
-    if not d.is_main:
+
+def announce_evaluation(run: Run, step: int, stage: Stage) -> None:
+    """The line above what an evaluation prints; step: how many have been done."""
+    if run.dist.is_main:
+        note = f", end of stage {stage.name}" if step == stage.end_step else ""
+        tqdm.write(f"--- step {step}{note}")
+
+
+def evaluate_and_sample(run: Run, is_last: bool, prompt_format: str = "chat") -> dict:
+    """Accuracy on held-out problems, and answers to the config's prompts: printed, and returned for
+    the metrics.
+
+    is_last: the last evaluation of a run takes all of evaluate.n_problems, those before it
+    eval_problems. {} on other ranks than the first.
+    """
+    settings = run.config.evaluate
+    n_problems = settings.n_problems if is_last else run.cfg.eval_problems
+    model = run.unsharded_model()
+    scores = {}
+    if n_problems and settings.tasks:
+        settings = dataclasses.replace(settings, n_problems=n_problems, prompt_format=prompt_format)
+        scores = evaluate(model, run.tokenizer, settings, run.dist)
+    if not run.dist.is_main:
         return {}
-    texts = []
-    if p.prompts:
-        asked = [template.render([{"role": "user", "content": text}], run.tokenizer, True) for text in p.prompts]
-        texts = continuations(plain, run.tokenizer, asked, p.seed, cfg.evaluate.max_new_tokens)
-    for prompt, text in zip(p.prompts, texts):
-        tqdm.write(f"  > {prompt}\n  | " + text.replace("\n", "\n  | "))
+    texts = answer_prompts(run, model, prompt_format)
     if scores:
         tqdm.write(format_table(scores))
     sys.stdout.flush()
     return {"scores": without_rows(scores), "samples": texts}
 
 
-def before(run: Run, forms: tuple[str, ...]) -> None:
-    """Writes before.json: what the start can do, {task: score with "prompt_format"}, by its better form.
+def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:
+    """Prints what the model makes of each of the config's prompts, and returns it."""
+    cfg, tokenizer = run.cfg, run.tokenizer
+    if not cfg.prompts:
+        return []
+    if prompt_format == "document":
+        prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in cfg.prompts]
+        answers = continue_prompts(model, tokenizer, prompts, cfg.seed)
+        texts = [prompt + answer for prompt, answer in zip(cfg.prompts, answers)]
+        for text in texts:
+            tqdm.write("  | " + text.replace("\n", "\n  | "))
+        return texts
+    messages = [[{"role": "user", "content": text}] for text in cfg.prompts]
+    prompts = [
+        template.render(message, tokenizer, add_generation_prompt=True) for message in messages
+    ]
+    texts = continue_prompts(
+        model, tokenizer, prompts, cfg.seed, run.config.evaluate.max_new_tokens
+    )
+    for prompt, text in zip(cfg.prompts, texts):
+        tqdm.write(f"  > {prompt}\n  | " + text.replace("\n", "\n  | "))
+    return texts
 
-    forms: "document", as in phase 1, where the extractor is lenient; "chat". Else the gain may only be the form.
+
+def continue_prompts(
+    model, tokenizer, prompts: list[list[int]], seed: int, length: int = 60
+) -> list[str]:
+    """What the model writes after each prompt: at most `length` tokens at temperature 0.6."""
+    stop = stop_ids(tokenizer)
+    samples = sample(
+        model, prompts, max_new_tokens=length, temperature=0.6, top_p=0.95, stop=stop, seed=seed
+    )
+    return [decode_answer(answer[0].tokens, tokenizer) for answer in samples]
+
+
+def decode_answer(tokens: list[int], tokenizer) -> str:
+    """The text of a sample, without the tokens that end it."""
+    stop = stop_ids(tokenizer)
+    return tokenizer.decode([token for token in tokens if token not in stop])
+
+
+def evaluate_starting_point(run: Run, prompt_formats: tuple[str, ...]) -> None:
+    """Writes before.json, what the start can do: {task: its score in the better prompt format}.
+
+    prompt_formats: "document", as in phase 1, where the extractor is lenient; "chat". With one
+    alone the gain of a phase may only be the format.
     """
-    scores = {form: evaluate(run.plain(), run.tokenizer, dataclasses.replace(run.cfg.evaluate, prompt_format=form), run.d)
-              for form in forms}
-    if run.d.is_main:
-        for form, by_task in scores.items():
-            print(f"before, in {form} form\n{format_table(by_task)}", flush=True)
-        best = {task: max(scores, key=lambda form: scores[form][task]["avg"]) for task in run.cfg.evaluate.tasks}
-        run.folder.mkdir(parents=True, exist_ok=True)
-        common.write_atomic(run.folder / "before.json", json.dumps(without_rows(
-            {task: scores[form][task] | {"prompt_format": form} for task, form in best.items()})))
+    scores = {}
+    for prompt_format in prompt_formats:
+        settings = dataclasses.replace(run.config.evaluate, prompt_format=prompt_format)
+        scores[prompt_format] = evaluate(run.unsharded_model(), run.tokenizer, settings, run.dist)
+    if not run.dist.is_main:
+        return
+    for prompt_format, by_task in scores.items():
+        print(f"before, in {prompt_format} form\n{format_table(by_task)}", flush=True)
+    best = {}
+    for task in run.config.evaluate.tasks:
+        better = max(scores, key=lambda prompt_format: scores[prompt_format][task]["avg"])
+        best[task] = scores[better][task] | {"prompt_format": better}
+    run.folder.mkdir(parents=True, exist_ok=True)
+    common.write_atomic(run.folder / "before.json", json.dumps(without_rows(best)))
+
+
+def read_evaluations(folder: Path) -> list[dict]:
+    """The lines of a phase's metrics, after the scores that it began with."""
+    before = folder / "before.json"
+    start = [{"stage": "", "scores": json.loads(before.read_text())}] if before.is_file() else []
+    return start + common.read_metrics(folder)
+
+
+def gain_rows(folder: Path) -> list[list[str]]:
+    """A table of each task's accuracy before a phase and after it; [] where it was not evaluated
+    before."""
+    scores = [line["scores"] for line in read_evaluations(folder) if line.get("scores")]
+    if len(scores) < 2 or not (folder / "before.json").is_file():
+        return []
+    first, last = scores[0], scores[-1]
+    rows = [["task", "before", "asked in", "after", "gain"]]
+    for task, before in first.items():
+        if task in last:
+            gain = last[task]["avg"] - before["avg"]
+            rows.append(
+                [
+                    task,
+                    with_error(before),
+                    before["prompt_format"],
+                    with_error(last[task]),
+                    f"{gain:+.3f}",
+                ]
+            )
+    return rows
+
+
+def gain_table(folder: Path) -> str:
+    """gain_rows as text; "" for none."""
+    rows = gain_rows(folder)
+    if not rows:
+        return ""
+    first = next(iter(read_evaluations(folder)[0]["scores"].values()))
+    note = f"accuracy (avg@{first['k']} ± s.e.) on the same {first['n']} held-out problems per task"
+    return f"{align(rows)}\n{note}"
+
+
+def print_results(run: Run) -> None:
+    """What a phase prints at its end: its gain as a table, and how to draw its pictures."""
+    if not run.dist.is_main:
+        return
+    table = gain_table(run.folder)
+    if table:
+        print(table)
+    print(f"pictures and tables: python -m report {run.config.path} --run={run.config.run}")
+
+
+def with_error(score: dict) -> str:
+    return f"{score['avg']:.3f} ±{score['stderr']:.3f}"
+
+
+def align(rows: list[list[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

@@ -1,11 +1,14 @@
-"""Phase 1, pre-training with FG-WSD: Fine-Grained Warmup-Stable-Decay (arXiv 2512.06266, section 2).
+"""Phase 1, pre-training with FG-WSD: Fine-Grained Warmup-Stable-Decay (arXiv 2512.06266, section
+2).
 
-The learning rate is an ordinary warmup-stable-decay. What is new is that the constant stage is cut into stages of ever
-better data, so that a change of data never falls together with a change of rate; context grows only in the decay.
+The learning rate is an ordinary warmup-stable-decay. What is new is that the constant stage is cut
+into stages of ever better data, so that a change of data never falls together with a change of
+rate; context grows only in the decay.
 
-    python -m data.text.corpus configs/tiny.py            # once: tokenizer and shards
-    python pretrain.py configs/tiny.py               # or: torchrun --nproc_per_node=8 pretrain.py configs/3b.py
-    python pretrain.py configs/3b.py --plan          # what the stages would do, without training
+    python -m data.text.corpus configs/tiny.py   # once: tokenizer and shards
+    python pretrain.py configs/tiny.py
+    torchrun --nproc_per_node=8 pretrain.py configs/3b.py
+    python pretrain.py configs/3b.py --plan      # what the stages would do, without training
 
 A stopped run goes on from its newest whole checkpoint when the same command is given again.
 
@@ -16,9 +19,9 @@ import math
 import shlex
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -27,272 +30,413 @@ from tqdm import tqdm
 import common
 import hf
 import loop
-from report import plots
-from common import UserError
+from common import Dist, UserError
 from data.text.corpus import CorpusConfig, data_folder, read_pool
-from data.text.mixture import branch, Mixture, plan_stages, PoolStream, MixtureStage
+from data.text.mixture import IGNORE, Batch, Mixture, MixtureStage, PoolStream, branch, plan_stages
 from data.text.tokenizer import Tokenizer, TokenizerConfig
-from evaluate import EvaluateConfig, evaluate, format_table, without_rows
+from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, flops_per_token, init_weights
+from schedule import is_due, learning_rate, stage_at
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Settings
 
 
 @dataclass
-class Stage:
+class StageConfig:
     name: str
-    lr: list                     # learning rate at the start and at the end, as shares of pretrain.lr
+    lr: list                     # learning rate at the start and at the end, as shares of
+                                 # pretrain.lr
     context: int                 # tokens a row
     tokens: int = 0              # tokens of the stage …
     mixture: dict = field(default_factory=dict)  # … and each pool's share of them: {pool: weight}
-    epochs: dict = field(default_factory=dict)  # or, in place of both: {pool: epochs of the whole pool}
-    curve: str = "linear"        # how the rate goes from start to end: linear, 1-sqrt, cosine, exponential
-    rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as before
+    epochs: dict = field(default_factory=dict)  # or, in place of both: {pool: epochs of the whole
+                                                # pool}
+    curve: str = "linear"        # how the rate goes from start to end: linear, 1-sqrt, cosine,
+                                 # exponential
+    rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as
+                                     # before
 
 
 @dataclass(kw_only=True)
 class PretrainConfig(loop.TrainConfig):
     batch_tokens: int            # tokens of a global batch: an optimizer step
-    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole share of the batch
-    stages: list                 # the FG-WSD table: see Stage
+    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole
+                                 # share of the batch
+    stages: list                 # the FG-WSD table: see StageConfig
     total_tokens: int = 0        # scales all stages alike to this many tokens; 0: as the table says
     eval_tokens: int = 100_000   # held-out tokens a pool for the validation loss
-    held_out: list = field(default_factory=list)  # pools of which it is taken (default: all that the stages use)
-    branch_from: str = ""        # checkpoint of another run at which this one leaves for stage `branch_to`
-    branch_to: str = "decay"     # where a branch goes on: a decay can be had from any stable checkpoint
-    pool_tokens: dict = field(default_factory=dict)  # tokens a pool, for --plan where the corpus is not prepared
+    held_out: list = field(default_factory=list)  # pools of which it is taken (default: all that
+                                                  # the stages use)
+    branch_from: str = ""        # checkpoint of another run at which this one leaves for stage
+                                 # `branch_to`
+    branch_to: str = "decay"     # where a branch goes on: a decay can be had from any stable
+                                 # checkpoint
+    pool_tokens: dict = field(default_factory=dict)  # tokens a pool, for --plan where the corpus is
+                                                     # not prepared
 
 
-def check_settings(p: PretrainConfig, stages: list[Stage]) -> None:
-    """What types cannot say: raises UserError."""
-    for s in stages:
-        if bool(s.epochs) == bool(s.tokens and s.mixture):
-            raise UserError(f"stage {s.name!r} needs either epochs, or tokens and mixture")
-    loop.check_settings("pretrain", p, stages)
+def check_settings(cfg: PretrainConfig, stages: list[StageConfig]) -> None:
+    """Raises UserError for what types cannot say."""
+    for stage in stages:
+        if bool(stage.epochs) == bool(stage.tokens and stage.mixture):
+            raise UserError(f"stage {stage.name!r} needs either epochs, or tokens and mixture")
+    loop.check_settings("pretrain", cfg, {stage.name: stage for stage in stages})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Plan and data
 
-def make_plan(cfg, stages: list[Stage], pool_sizes: dict[str, int]) -> list[MixtureStage]:
+
+def read_stages(config: SimpleNamespace) -> list[StageConfig]:
+    """The FG-WSD table, checked. One's own text (corpus.path) is a single pool, in every stage."""
+    cfg = config.pretrain
+    stages = [common.from_dict(StageConfig, entry, f"pretrain.stages[{i}]")
+              for i, entry in enumerate(cfg.stages)]
+    check_settings(cfg, stages)
+    if not config.corpus.path:
+        return stages
+    own_text = []
+    for stage in stages:
+        if stage.tokens:
+            own_text.append(dataclasses.replace(stage, mixture={"text": 1.0}, epochs={}))
+        else:
+            own_text.append(dataclasses.replace(stage, epochs={"text": max(stage.epochs.values())}))
+    return own_text
+
+
+def make_plan(
+    config: SimpleNamespace, stages: list[StageConfig], pool_sizes: dict[str, int]
+) -> list[MixtureStage]:
     """The stages in steps, after --scale, total_tokens and a branch."""
-    p, scale = cfg.pretrain, cfg.scale
-    plans = plan_stages(stages, pool_sizes, p.batch_tokens, scale)
-    if p.total_tokens:
-        scale *= p.total_tokens / sum(sum(plan.tokens.values()) for plan in plans)
-        plans = plan_stages(stages, pool_sizes, p.batch_tokens, scale)
-    if p.branch_from:
-        name = Path(p.branch_from).name
-        if not name.removeprefix("step_").isdecimal():
-            raise UserError(f"pretrain.branch_from must be one checkpoint (…/step_<n>), not {p.branch_from}")
-        plans = branch(plans, int(name.removeprefix("step_")), p.branch_to)
-    return plans
+    cfg, scale = config.pretrain, config.scale
+    plan = plan_stages(stages, pool_sizes, cfg.batch_tokens, scale)
+    if cfg.total_tokens:
+        scale *= cfg.total_tokens / sum(sum(stage.tokens.values()) for stage in plan)
+        plan = plan_stages(stages, pool_sizes, cfg.batch_tokens, scale)
+    if cfg.branch_from:
+        step = Path(cfg.branch_from).name.removeprefix("step_")
+        if not step.isdecimal():
+            raise UserError(
+                f"pretrain.branch_from must be one checkpoint (…/step_<n>), not {cfg.branch_from}"
+            )
+        plan = branch(plan, int(step), cfg.branch_to)
+    return plan
 
 
-def history(plans: list[MixtureStage], step: int) -> list:
-    """The plan's past at a step, as JSON: a checkpoint's must be the same for a run to go on from it."""
-    return [[p.name, p.context, p.rows, p.first_step, min(p.end_step, step), p.start]
-            for p in plans if p.first_step < step]
+def resume_key(plan: list[MixtureStage], step: int) -> list:
+    """The plan's past at a step, as JSON: a run goes on from checkpoints with the same past
+    alone."""
+    past = []
+    for stage in plan:
+        if stage.first_step < step:
+            end = min(stage.end_step, step)
+            past.append(
+                [stage.name, stage.context, stage.rows, stage.first_step, end, stage.start]
+            )
+    return past
 
 
-def print_plan(cfg, stages: list[Stage], plans: list[MixtureStage], pool_sizes: dict[str, int]) -> None:
-    """The table of stages: rate, data, context and cost; and a picture of it."""
-    by_name = {s.name: s for s in stages}
-    head = f"{'stage':14}{'steps':>10}{'tokens':>9}  {'learning rate':22}{'context':>8}{'rope base':>11}{'FLOPs':>10}  "
-    print(head + "mixture, epochs of each pool so far")
-    position, theta, total = {}, cfg.model.rope_theta, 0.0
-    for plan in plans:
-        stage = by_name[plan.name]
-        theta = stage.rope_theta or theta
-        tokens = sum(plan.tokens.values())
-        flops = tokens * flops_per_token(cfg.model, plan.context)
-        position |= plan.positions(plan.end_step)
-        total += flops
-        shares = ", ".join(f"{pool} {n / tokens:.0%} (to {position[pool] / pool_sizes[pool]:.2f})"
-                           for pool, n in plan.tokens.items())
-        rate = f"{cfg.pretrain.lr * stage.lr[0]:.2e} -> {cfg.pretrain.lr * stage.lr[1]:.2e}"
-        print(f"{plan.name:14}{plan.n_steps:>10,}{tokens:>9.3g}  {rate:22}{plan.context:>8,}{theta:>11.4g}"
-              f"{flops:>10.2e}  {shares}")
-    for pool, at in position.items():
-        if at > 4 * pool_sizes[pool]:
-            print(f"note: pool {pool!r} is repeated {at / pool_sizes[pool]:.1f} times; past 4 epochs repeated tokens "
-                  "are worth little (arXiv 2305.16264)")
-    print(f"{plans[-1].end_step:,} steps, {sum(sum(p.tokens.values()) for p in plans):.4g} tokens, {total:.3g} FLOPs"
-          f" = {total / (0.4 * 989e12) / 3600:,.3g} hours of one H100 at 40 % of its bf16 peak")
+def print_plan(
+    config: SimpleNamespace, plan: list[MixtureStage], pool_sizes: dict[str, int]
+) -> None:
+    """The table of stages: rate, data, context and cost."""
+    peak = config.pretrain.lr
+    print(
+        f"{'stage':14}{'steps':>10}{'tokens':>9}  {'learning rate':22}{'context':>8}"
+        f"{'rope base':>11}{'FLOPs':>10}  mixture, epochs of each pool so far"
+    )
+    position, theta, total_flops = {}, config.model.rope_theta, 0.0
+    for stage in plan:
+        theta = stage.settings.rope_theta or theta
+        start, end = stage.settings.lr
+        tokens = sum(stage.tokens.values())
+        flops = tokens * flops_per_token(config.model, stage.context)
+        total_flops += flops
+        position |= stage.positions(stage.end_step)
+        shares = []
+        for pool, n in stage.tokens.items():
+            shares.append(f"{pool} {n / tokens:.0%} (to {position[pool] / pool_sizes[pool]:.2f})")
+        rate = f"{peak * start:.2e} -> {peak * end:.2e}"
+        print(
+            f"{stage.name:14}{stage.n_steps:>10,}{tokens:>9.3g}  {rate:22}{stage.context:>8,}"
+            f"{theta:>11.4g}{flops:>10.2e}  {', '.join(shares)}"
+        )
+    for pool, tokens in position.items():
+        epochs = tokens / pool_sizes[pool]
+        if epochs > 4:
+            print(
+                f"note: pool {pool!r} is repeated {epochs:.1f} times; past 4 epochs repeated "
+                "tokens are worth little (arXiv 2305.16264)"
+            )
+    total_tokens = sum(sum(stage.tokens.values()) for stage in plan)
+    h100_hours = total_flops / (0.4 * 989e12) / 3600
+    print(f"{plan[-1].end_step:,} steps, {total_tokens:.4g} tokens, {total_flops:.3g} FLOPs"
+          f" = {h100_hours:,.3g} hours of one H100 at 40 % of its bf16 peak")
 
 
-def open_data(cfg, stages: list[Stage]) -> tuple[Tokenizer, dict[str, list], dict[str, list]]:
-    """Tokenizer, and the training and held-out shards of every pool that the stages use.
+def open_data(config: SimpleNamespace, stages: list[StageConfig]) -> tuple[Tokenizer, dict, dict]:
+    """Tokenizer, and {pool: shards} of what the stages train on and of what is held out.
 
-    Raises UserError, with the command that prepares the data, where something is missing or damaged.
+    Raises UserError, with the command that prepares the data, where something is missing or
+    damaged.
     """
     shared = ("--run=", "--name=", "--corpus.", "--tokenizer.")
-    settings = [argument for argument in shlex.split(cfg.command)[1:] if argument.startswith(shared)]
-    command = shlex.join(["python", "-m", "data.text.corpus", cfg.path, *settings])
-    folder = data_folder(cfg)
+    settings = [
+        argument for argument in shlex.split(config.command)[1:] if argument.startswith(shared)
+    ]
+    command = shlex.join(["python", "-m", "data.text.corpus", config.path, *settings])
+    folder = data_folder(config)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"no data in {folder}: prepare it with `{command}`")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    names = list(dict.fromkeys(pool for s in stages for pool in (s.epochs or s.mixture)))
-    train, held_out = ({name: read_pool(folder / name, split, tokenizer.hash, command) for name in chosen}
-                       for split, chosen in (("train", names), ("val", cfg.pretrain.held_out or names)))
-    return tokenizer, train, {name: shards for name, shards in held_out.items() if shards}
+    names = {}  # in the order of the stages, each once
+    for stage in stages:
+        names |= dict.fromkeys(stage.epochs or stage.mixture)
+    train = {name: read_pool(folder / name, "train", tokenizer.hash, command) for name in names}
+    held_out = {}
+    for name in config.pretrain.held_out or names:
+        shards = read_pool(folder / name, "val", tokenizer.hash, command)
+        if shards:
+            held_out[name] = shards
+    return tokenizer, train, held_out
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Evaluation as training goes
 
+
 @torch.no_grad()
-def validation(model, tokenizer, streams: dict[str, PoolStream], context: int, cfg: PretrainConfig, d) -> dict:
-    """Held-out loss (nats a token) and bits per byte of each pool, over the same tokens every time."""
+def validate(
+    run: loop.Run, held_out: dict[str, PoolStream], context: int
+) -> dict[str, dict[str, float]]:
+    """Loss (nats per token) and bits per byte of each held-out pool, of the same tokens each
+    time."""
+    cfg, dist = run.cfg, run.dist
+    rows_per_pass = max(1, (cfg.micro_tokens or cfg.batch_tokens // dist.world) // context)
     results = {}
-    for pool, stream in streams.items():
+    for pool, stream in held_out.items():
         n_rows = max(1, min(cfg.eval_tokens, stream.size) // context)
-        per_pass = max(1, (cfg.micro_tokens or cfg.batch_tokens // d.world) // context)
         nats = n_tokens = n_bytes = 0
-        for first in range(0, n_rows, per_pass * d.world):  # every rank makes the same number of forward passes
-            rows = range(first, min(first + per_pass * d.world, n_rows))[d.rank::d.world] or [0]
-            tokens, targets, doc_start = (torch.from_numpy(np.stack(c)).to(d.device) for c in zip(
-                *(stream.read(row * context, min(context, stream.size)) for row in rows)))
-            if first + d.rank >= n_rows:  # this rank has no row left: it only keeps the others company
-                targets.fill_(-100)
-            hidden = model(tokens, doc_start)
-            nats += linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten(),
-                                         kernels=model.cfg.kernels).item()
-            kept = targets[targets >= 0].cpu().numpy()
-            n_tokens, n_bytes = n_tokens + len(kept), n_bytes + int(tokenizer.byte_lengths[kept].sum())
-        nats, n_tokens, n_bytes = d.sum(nats, n_tokens, n_bytes)
-        results[pool] = {"loss": nats / max(1, n_tokens), "bits_per_byte": nats / math.log(2) / max(1, n_bytes)}
-    if d.mesh is not None:
-        model.reshard()
+        # FSDP: as many forward passes on every rank
+        for first in range(0, n_rows, rows_per_pass * dist.world):
+            last = min(first + rows_per_pass * dist.world, n_rows)
+            rows = list(range(first, last))[dist.rank::dist.world]
+            if rows:
+                batch = read_rows(stream, rows, context)
+            else:  # a rank without a row left runs a dummy row, which counts for nothing
+                batch = read_rows(stream, [0], context)
+                batch.targets.fill(IGNORE)
+            nats += batch_loss(run.model, batch, dist).item()
+            trained = batch.targets[batch.targets != IGNORE]
+            n_tokens += len(trained)
+            n_bytes += int(run.tokenizer.byte_lengths[trained].sum())
+        nats, n_tokens, n_bytes = dist.sum(nats, n_tokens, n_bytes)
+        results[pool] = {
+            "loss": nats / max(1, n_tokens),
+            "bits_per_byte": nats / math.log(2) / max(1, n_bytes),
+        }
+    if dist.mesh is not None:
+        run.model.reshard()
     return results
 
 
-def look(run: loop.Run, held_out: dict[str, PoolStream], context: int, n_problems: int) -> dict:
-    """Held-out loss, accuracy on n_problems a task, and samples: printed, and returned for the metrics."""
-    cfg, p, d, tokenizer = run.cfg, run.p, run.d, run.tokenizer
-    losses = validation(run.model, tokenizer, held_out, context, p, d)
-    plain, scores = run.plain(), {}
-    if n_problems and cfg.evaluate.tasks:
-        scores = evaluate(plain, tokenizer, dataclasses.replace(cfg.evaluate, n_problems=n_problems), d)
-    if not d.is_main:
+def read_rows(stream: PoolStream, rows: list[int], context: int) -> Batch:
+    """Rows of a pool's stream, by their numbers."""
+    columns = [stream.read(row * context, min(context, stream.size)) for row in rows]
+    tokens, targets, doc_start = zip(*columns)
+    return Batch(np.stack(tokens), np.stack(targets), np.stack(doc_start))
+
+
+def batch_loss(model, batch: Batch, dist: Dist) -> torch.Tensor:
+    """Summed loss (nats) of all rows in one pass."""
+    tokens, targets, doc_start = to_device(batch, dist)
+    hidden = model(tokens, doc_start)
+    return linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten(),
+                                kernels=model.cfg.kernels)
+
+
+def evaluate_and_sample(
+    run: loop.Run, held_out: dict[str, PoolStream], context: int, is_last: bool
+) -> dict:
+    """Held-out loss, accuracy on problems, and samples: printed, and returned for the metrics."""
+    losses = validate(run, held_out, context)
+    metrics = loop.evaluate_and_sample(
+        run, is_last, run.config.evaluate.prompt_format or "document"
+    )
+    if not run.dist.is_main:
         return {}
-    for pool, r in losses.items():
-        tqdm.write(f"  held-out {pool}: loss {r['loss']:.4f}, {r['bits_per_byte']:.4f} bits per byte")
-    texts = []
-    if p.prompts:
-        ids = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in p.prompts]
-        texts = [a + b for a, b in zip(p.prompts, loop.continuations(plain, tokenizer, ids, p.seed))]
-    for text in texts:
-        tqdm.write("  | " + text.replace("\n", "\n  | "))
-    if scores:
-        tqdm.write(format_table(scores))
+    for pool, result in losses.items():
+        tqdm.write(
+            f"  held-out {pool}: loss {result['loss']:.4f}, "
+            f"{result['bits_per_byte']:.4f} bits per byte"
+        )
     sys.stdout.flush()
-    return {"validation": losses, "scores": without_rows(scores), "samples": texts}
+    return {"validation": losses} | metrics
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # One step
 
-def train_step(model, batch, cfg: PretrainConfig, d) -> tuple[float, int]:
-    """Adds up the gradient of the global batch's mean loss; returns that loss (nats a token) and the trained tokens.
 
-    One denominator, known before the first backward pass: trained tokens over all ranks and micro-batches. FSDP
-    averages gradients over ranks, so each rank's part is scaled by the world size.
+def to_device(batch: Batch, dist: Dist) -> list[torch.Tensor]:
+    """tokens, targets and doc_start, (B, T) each."""
+    arrays = (batch.tokens, batch.targets, batch.doc_start)
+    return [torch.from_numpy(array).to(dist.device, non_blocking=True) for array in arrays]
+
+
+def train_step(model, batch: Batch, cfg: PretrainConfig, dist: Dist) -> tuple[float, int]:
+    """Adds up the gradient of the global batch's mean loss; returns that loss (nats per token) and
+    the trained tokens.
+
+    One denominator, known before the first backward pass: trained tokens over all ranks and
+    micro-batches. FSDP averages gradients over ranks, so each rank's part is scaled by the world
+    size.
     """
-    tokens, targets, doc_start = (torch.from_numpy(a).to(d.device, non_blocking=True)
-                                  for a in (batch.tokens, batch.targets, batch.doc_start))
-    packed = bool(batch.doc_start.any())  # else one document a row: the causal mask alone
-    (n_tokens,) = d.sum(float((targets >= 0).sum()))
-    nats = torch.zeros((), device=d.device)
-    for rows in loop.micro_batches(model, tokens.shape, cfg):
-        hidden = model(tokens[rows], doc_start[rows] if packed else None)  # (B, T, C)
-        loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets[rows].flatten(),
-                                    kernels=model.cfg.kernels)
-        (loss * (d.world / n_tokens)).backward()
+    tokens, targets, doc_start = to_device(batch, dist)
+    if not batch.doc_start.any():  # one document a row: the causal mask alone
+        doc_start = None
+    (n_tokens,) = dist.sum(float((targets >= 0).sum()))
+    nats = torch.zeros((), device=dist.device)
+    n_rows, context = tokens.shape
+    rows_per_pass = max(1, (cfg.micro_tokens or n_rows * context) // context)
+    for rows in loop.micro_batches(model, n_rows, rows_per_pass):
+        # (B, T, C)
+        hidden = model(tokens[rows], doc_start if doc_start is None else doc_start[rows])
+        loss = linear_cross_entropy(
+            hidden.flatten(0, 1),
+            model.lm_head.weight,
+            targets[rows].flatten(),
+            kernels=model.cfg.kernels,
+        )
+        (loss * (dist.world / n_tokens)).backward()
         nats += loss.detach()
-    (total,) = d.sum(nats.item())
+    (total,) = dist.sum(nats.item())
     return total / n_tokens, int(n_tokens)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The run
 
-def main():
-    cfg = common.load_config(__doc__, flags={"plan": "print and plot the stages, and stop"}, model=ModelConfig,
-                             tokenizer=TokenizerConfig, corpus=CorpusConfig, pretrain=PretrainConfig,
-                             evaluate=EvaluateConfig)
-    p = cfg.pretrain
-    stages = [common.from_dict(Stage, s, f"pretrain.stages[{i}]") for i, s in enumerate(p.stages)]
-    check_settings(p, stages)
-    if cfg.corpus.path:  # one's own text: a single pool, in every stage
-        stages = [dataclasses.replace(s, mixture={"text": 1.0}, epochs={}) if s.tokens else
-                  dataclasses.replace(s, epochs={"text": max(s.epochs.values())}) for s in stages]
-    folder = cfg.out / "pretrain"
 
-    if cfg.plan and p.pool_tokens and not cfg.corpus.path:
-        cfg.model.vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size
-        plans = make_plan(cfg, stages, p.pool_tokens)
-        print_plan(cfg, stages, plans, p.pool_tokens)
-        return print("picture:", plots.plot_plan(folder / "plan.png", cfg, stages, plans, loop.learning_rate))
-
-    tokenizer, pools, held_out = open_data(cfg, stages)
-    loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
-    pool_sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
-    plans = make_plan(cfg, stages, pool_sizes)
-    if cfg.plan:
-        print_plan(cfg, stages, plans, pool_sizes)
-        return print("picture:", plots.plot_plan(folder / "plan.png", cfg, stages, plans, loop.learning_rate))
-
-    d = common.init_distributed(p.dtype, p.shard_size)
-    mixture = Mixture(pools, plans, p.seed)
-    held_out = {name: PoolStream(name, shards, 0, max(s.context for s in stages)) for name, shards in held_out.items()}
-
-    run = loop.Run("pretrain", cfg, p, tokenizer, data_folder(cfg) / "tokenizer.json", d)
-    newest = common.find_checkpoint(d, run.folder)
-    if newest or p.branch_from:
-        run.resume(newest or Path(p.branch_from), newest is not None, lambda step: history(plans, step))
-    elif cfg.init_from:
-        hf.load_initial_weights(d, run.model, tokenizer, hf.resolve_checkpoint(d, cfg.init_from, cfg.out))
+def plan_only(config: SimpleNamespace, stages: list[StageConfig]) -> None:
+    """--plan: prints the table of stages, also where the corpus is not prepared but pool_tokens
+    says its size."""
+    pool_sizes = config.pretrain.pool_tokens
+    if pool_sizes and not config.corpus.path:
+        config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
     else:
-        init_weights(run.model, p.seed, common.assign)
-    if d.is_main:
-        print_plan(cfg, stages, plans, pool_sizes)
-        print(f"loader alone: {loader_speed(mixture, run.step, d):,.0f} tokens/s a process")
-
-    n_steps, loader = plans[-1].end_step, ThreadPoolExecutor(1)
-    next_batch = loader.submit(mixture.batch, run.step, d.rank, d.world) if run.step < n_steps else None
-    for step in run.steps(n_steps):
-        plan = mixture.stage(step)
-        stage = next(s for s in stages if s.name == plan.name)
-        run.model.rope_theta = stage.rope_theta or run.model.rope_theta
-        batch = next_batch.result()
-        if step + 1 < n_steps:
-            next_batch = loader.submit(mixture.batch, step + 1, d.rank, d.world)
-        lr = loop.learning_rate(p, stage, plan, step)
-
-        loss, n_tokens = train_step(run.model, batch, p, d)
-        grad_norm = run.update(loss, lr, where=lambda: ", ".join(mixture.sources(step)))
-        run.done(plan.name, loss, lr, grad_norm, n_tokens, (plan.rows, plan.context))
-
-        n_problems = run.evaluate_now(plan)
-        if n_problems is not None:
-            found = look(run, held_out, plan.context, n_problems)
-            run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
-        run.save(plan, ("model", "corpus", "pretrain"), history(plans, run.step), pools=plan.positions(run.step))
-    if d.is_main:
-        print("pictures:", plots.plot_run(run.folder),
-              plots.plot_plan(run.folder / "plan.png", cfg, stages, plans, loop.learning_rate))
+        tokenizer, train, _ = open_data(config, stages)
+        loop.set_vocab_size(config.model, tokenizer.n_vocab)
+        pool_sizes = sizes_of_pools(train)
+    print_plan(config, make_plan(config, stages, pool_sizes), pool_sizes)
 
 
-def loader_speed(mixture: Mixture, step: int, d) -> float:
-    """Tokens a second that one process reads and packs with nothing else to do."""
-    started, n, end = time.time(), 0, mixture.plans[-1].end_step
-    for s in range(step, min(step + 8, end)):
-        n += mixture.batch(s, d.rank, d.world).tokens.size
-    return n / max(1e-9, time.time() - started)
+def sizes_of_pools(pools: dict[str, list]) -> dict[str, int]:
+    """Tokens of each pool."""
+    sizes = {}
+    for name, shards in pools.items():
+        sizes[name] = sum(shard.n_tokens for shard in shards)
+    return sizes
+
+
+def load_weights(run: loop.Run, plan: list[MixtureStage]) -> None:
+    """The newest checkpoint's, those of the run to branch from, those of --init_from, or random
+    ones."""
+    config, cfg = run.config, run.cfg
+    run.resume_key = lambda step: resume_key(plan, step)
+    loop.make_model(run)
+    newest = common.find_checkpoint(run.dist, run.folder)
+    if newest:
+        run.resume(newest, checked=True)
+    elif cfg.branch_from:
+        run.resume(Path(cfg.branch_from), checked=False)
+    elif config.init_from:
+        source = hf.resolve_checkpoint(run.dist, config.init_from, config.out)
+        hf.load_initial_weights(run.dist, run.model, run.tokenizer, source)
+    else:
+        init_weights(run.model, cfg.seed, common.assign)
+
+
+def measure_loader(mixture: Mixture, step: int, dist: Dist) -> float:
+    """Tokens per second that one process reads and packs with nothing else to do."""
+    started, n_tokens = time.time(), 0
+    for each in range(step, min(step + 8, mixture.plans[-1].end_step)):
+        n_tokens += mixture.batch(each, dist.rank, dist.world).tokens.size
+    return n_tokens / max(1e-9, time.time() - started)
+
+
+def main():
+    config = common.load_config(
+        __doc__,
+        flags={"plan": "print the stages, and stop"},
+        model=ModelConfig,
+        tokenizer=TokenizerConfig,
+        corpus=CorpusConfig,
+        pretrain=PretrainConfig,
+        evaluate=EvaluateConfig,
+    )
+    cfg = config.pretrain
+    stages = read_stages(config)
+    if config.plan:
+        return plan_only(config, stages)
+
+    tokenizer, train, held_out = open_data(config, stages)
+    loop.set_vocab_size(config.model, tokenizer.n_vocab)
+    pool_sizes = sizes_of_pools(train)
+    plan = make_plan(config, stages, pool_sizes)
+    n_steps = plan[-1].end_step
+    longest = max(stage.context for stage in stages)
+    held_out = {name: PoolStream(name, shards, 0, longest) for name, shards in held_out.items()}
+    mixture = Mixture(train, plan, cfg.seed)
+
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
+    tokenizer_file = data_folder(config) / "tokenizer.json"
+    run = loop.Run("pretrain", config, cfg, dist, tokenizer, tokenizer_file)
+    run.sections = ("model", "corpus", "pretrain")
+    load_weights(run, plan)
+    model, optimizer = run.model, run.optimizer
+    if dist.is_main:
+        print_plan(config, plan, pool_sizes)
+        speed = measure_loader(mixture, run.first_step, dist)
+        print(f"loader alone: {speed:,.0f} tokens/s per process")
+
+    log = loop.Log(run, n_steps)
+    batches = loop.Prefetch(mixture.batch, run.first_step, n_steps, dist)
+    stop_signal = common.StopSignal()
+    for step in range(run.first_step, n_steps):
+        started = time.time()
+        stage = stage_at(plan, step)  # FG-WSD: a stage says data, rate, context and RoPE base
+        model.rope_theta = stage.settings.rope_theta or model.rope_theta
+        lr = learning_rate(cfg.lr, stage, step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        batch = batches.next()
+        loss, n_tokens = train_step(model, batch, cfg, dist)
+        grad_norm = common.clip_grad_norm(model, cfg.grad_clip)
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            optimizer.step()
+        else:  # what is not finite never enters the weights; ten in a row are an error
+            log.skip_step(step, loss, grad_norm, data=", ".join(mixture.sources(step)))
+        optimizer.zero_grad(set_to_none=True)
+        seconds = time.time() - started
+        shape = (stage.rows, stage.context)
+        log.step(step, stage, loss, lr, grad_norm, n_tokens, shape, seconds)
+
+        stage_ends = step + 1 == stage.end_step
+        is_last = step + 1 == n_steps
+        if (stage_ends or is_due(cfg.eval_every, step + 1)) and not stop_signal.on_any_rank(dist):
+            loop.announce_evaluation(run, step + 1, stage)
+            log.evaluation(step, stage, evaluate_and_sample(run, held_out, stage.context, is_last))
+        stop = stop_signal.on_any_rank(dist)
+        if stage_ends or stop or is_due(cfg.save_every, step + 1):
+            run.save(step + 1, stage, must_succeed=stop or is_last, pools=stage.positions(step + 1))
+        if stop:
+            stop_signal.leave(dist, step + 1)
+    log.close()
+    loop.print_results(run)
 
 
 if __name__ == "__main__":

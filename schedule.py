@@ -10,7 +10,8 @@ from common import UserError
 class Stage:
     """A stage of a run: its steps, first_step <= step < end_step, and what the config says of it.
 
-    settings has at least lr, [start, end] as shares of the peak rate, and curve, how it gets from one to the other.
+    settings has at least lr, [start, end] as shares of the peak rate, and curve, how it gets from
+    one to the other.
     """
     name: str
     first_step: int
@@ -43,14 +44,20 @@ def _cosine(x: float) -> float:
     return (1 - math.cos(math.pi * x)) / 2
 
 
-CURVES = {"linear": float, "1-sqrt": math.sqrt, "cosine": _cosine}  # each from 0 at x = 0 to 1 at x = 1
+CURVES = {
+    "linear": float,
+    "1-sqrt": math.sqrt,
+    "cosine": _cosine,
+}  # each from 0 at x = 0 to 1 at x = 1
 
 
 def learning_rate(peak: float, stage: Stage, step: int) -> float:
-    """Rate of a step: from + (to - from) * f(x), with x = 1 / n_steps at the stage's first step and 1 at its last.
+    """Rate of a step: from + (to - from) * f(x), with x = 1 / n_steps at the stage's first step and
+    1 at its last.
 
-    f: linear; 1-sqrt (arXiv 2405.18392), which falls as 1 - sqrt(x); cosine. exponential: from * (to / from)^x.
-    The report gives 4.5e-4 -> 1.5e-6 for pre-training and is silent on the curve: our choice.
+    f: linear; 1-sqrt (arXiv 2405.18392), which falls as 1 - sqrt(x); cosine. exponential: from *
+    (to / from)^x. The report gives 4.5e-4 -> 1.5e-6 for pre-training and is silent on the curve:
+    our choice.
     """
     start, end = stage.settings.lr
     curve = stage.settings.curve
@@ -67,5 +74,7 @@ def check_schedule(name: str, settings) -> None:
         raise UserError(f"stage {name!r}: lr must be [start, end], not {lr}")
     known = curve in CURVES or (curve == "exponential" and min(lr) > 0)
     if not known:
-        raise UserError(f"stage {name!r}: curve {curve!r} with lr {lr}; known: {', '.join(CURVES)}, and "
-                        "exponential between rates above 0")
+        raise UserError(
+            f"stage {name!r}: curve {curve!r} with lr {lr}; known: {', '.join(CURVES)}, and "
+            "exponential between rates above 0"
+        )

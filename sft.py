@@ -4,14 +4,17 @@
     torchrun --nproc_per_node=8 sft.py configs/3b.py --init_from=Nanbeige4-3B-Base
     python sft.py configs/3b.py --prepare            # only tokenizes the pools, which may take long
 
-The report (arXiv 2512.06266, SFT): cold start with 32K of context on 50 % mathematics, 30 % science, 20 % code; then
-64K, 40 % harder reasoning, 30 % general, 20 % agents and tools, 10 % code. It is silent on rates, batch, epochs,
-packing and loss: our choice is that only the assistant's own tokens are trained, that whole conversations are packed
-into rows (attention stays inside each), and that the loss is a sum over trained tokens by their global count.
+The report (arXiv 2512.06266, SFT): cold start with 32K of context on 50 % mathematics, 30 %
+science, 20 % code; then 64K, 40 % harder reasoning, 30 % general, 20 % agents and tools, 10 % code.
+It is silent on rates, batch, epochs, packing and loss: our choice is that only the assistant's own
+tokens are trained, that whole conversations are packed into rows (attention stays inside each), and
+that the loss is a sum over trained tokens by their global count.
 
 Shapes: B rows of a micro-batch, T context, C width, N trained tokens.
 """
-from concurrent.futures import ThreadPoolExecutor
+import functools
+import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,167 +22,231 @@ import numpy as np
 import torch
 
 import common
-import hf
 import loop
-from report import plots
-from data.verify import sandbox
+from common import Dist
+from data.chat import packing
 from data.chat.conversations import Pool, prepare, read_pool
-from data.chat.packing import Batch, batch, plan_stages, PackedStage
+from data.chat.packing import Batch, PackedStage, plan_stages
 from data.text.tokenizer import Tokenizer
+from data.verify import sandbox
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig
+from schedule import is_due, learning_rate, stage_at
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Settings
 
 
 @dataclass
-class Stage:
+class StageConfig:
     name: str
     lr: list                     # learning rate at the start and at the end, as shares of sft.lr
     context: int                 # tokens a row
     conversations: int = 0       # of the stage, …
     trained_tokens: int = 0      # … or, in their place, tokens in the loss, …
-    mixture: dict = field(default_factory=dict)  # … and each pool's share of the conversations: {pool: weight}
-    epochs: dict = field(default_factory=dict)  # or, in place of these: {pool: epochs of the whole pool}
-    curve: str = "linear"        # how the rate goes from start to end: linear, 1-sqrt, cosine, exponential
-    rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as before
+    mixture: dict = field(default_factory=dict)  # … and each pool's share of the conversations:
+                                                 # {pool: weight}
+    epochs: dict = field(default_factory=dict)  # or, in place of these: {pool: epochs of the whole
+                                                # pool}
+    curve: str = "linear"        # how the rate goes from start to end: linear, 1-sqrt, cosine,
+                                 # exponential
+    rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as
+                                     # before
 
 
 @dataclass(kw_only=True)
 class SftConfig(loop.TrainConfig):
     batch_tokens: int            # tokens of a global batch: an optimizer step
-    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole share of the batch
-    stages: list                 # cold start, overall: see Stage
-    pools: dict = field(default_factory=dict)  # pool -> sources of conversations: see data/chat/conversations.py
-    data: str = ""               # without pools: a folder whose NAME.jsonl are the pools (default: out/<run>/refine)
+    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole
+                                 # share of the batch
+    stages: list                 # cold start, overall: see StageConfig
+    pools: dict = field(default_factory=dict)  # pool -> sources of conversations: see
+                                               # data/chat/conversations.py
+    data: str = ""               # without pools: a folder whose NAME.jsonl are the pools (default:
+                                 # out/<run>/refine)
     folder: str = ""             # of the tokenized pools (default: out/<run>/sft/data)
-    over_long: str = "drop"      # conversations longer than a row: "drop", or "cut" (which teaches never to end)
+    over_long: str = "drop"      # conversations longer than a row: "drop", or "cut" (which teaches
+                                 # never to end)
     on_bad_line: str = "skip"    # records that are no conversation: "skip", or "stop"
     compare: bool = True         # also evaluate what training starts from, on the same problems
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Data
 
-def open_pools(cfg, stages: list[Stage], tokenizer: Tokenizer, d) -> dict[str, Pool]:
+
+def open_pools(
+    config, stages: list[StageConfig], tokenizer: Tokenizer, dist: Dist
+) -> dict[str, Pool]:
     """The pools that the stages use, tokenized by the first rank where they are not yet."""
-    names = dict.fromkeys(pool for s in stages for pool in (s.epochs or s.mixture))
-    made = Path(cfg.sft.data or cfg.out / "refine")
-    sources = cfg.sft.pools or {name: [dict(path=str(made / f"{name}.jsonl"))] for name in names}
-    if missing := names.keys() - sources.keys():
-        raise common.UserError(f"the stages take from pool {min(missing)!r}; sft.pools has {', '.join(sources)}")
-    folder = Path(cfg.sft.folder or cfg.out / "sft" / "data")
-    if d.is_main:
+    cfg = config.sft
+    names = {}  # in the order of the stages, each once
+    for stage in stages:
+        names |= dict.fromkeys(stage.epochs or stage.mixture)
+    made = Path(cfg.data or config.out / "refine")
+    sources = cfg.pools or {name: [{"path": str(made / f"{name}.jsonl")}] for name in names}
+    missing = names.keys() - sources.keys()
+    if missing:
+        raise common.UserError(
+            f"the stages take from pool {min(missing)!r}; sft.pools has {', '.join(sources)}"
+        )
+    folder = Path(cfg.folder or config.out / "sft" / "data")
+    if dist.is_main:
         for name in names:
-            prepare(folder, name, sources[name], tokenizer, on_bad_line=cfg.sft.on_bad_line)
-    d.barrier()
+            prepare(folder, name, sources[name], tokenizer, on_bad_line=cfg.on_bad_line)
+    dist.barrier()
     return {name: read_pool(folder / name, tokenizer.hash) for name in names}
 
 
-def history(plans: list[PackedStage], pools: dict[str, Pool], p: SftConfig, step: int) -> list:
-    """The plan's past at a step, as JSON: a checkpoint's must be the same for a run to go on from it."""
+def resume_key(plan: list[PackedStage], pools: dict[str, Pool], seed: int, step: int) -> list:
+    """The plan's past at a step, as JSON: a run goes on from checkpoints with the same past
+    alone."""
     data = [[name, len(pool.ends), int(pool.ends[-1])] for name, pool in pools.items()]
-    return [p.seed, data, *([s.name, s.context, s.rows, s.first_step, min(s.end_step, step), s.tokens]
-                            for s in plans if s.first_step < step)]
+    past = []
+    for stage in plan:
+        if stage.first_step < step:
+            end = min(stage.end_step, step)
+            past.append(
+                [stage.name, stage.context, stage.rows, stage.first_step, end, stage.tokens]
+            )
+    return [seed, data, *past]
 
 
-def print_plan(cfg, stages: list[Stage], plans: list[PackedStage]) -> None:
-    """The table of stages: rate, data, and what packing makes of it."""
-    print(f"{'stage':14}{'steps':>7}{'tokens':>9}{'trained':>9}{'filled':>8}{'too long':>9}  {'learning rate':22}"
-          f"{'context':>8}  epochs of each pool")
-    for stage, plan in zip(stages, plans):
-        rate = f"{cfg.sft.lr * stage.lr[0]:.2e} -> {cfg.sft.lr * stage.lr[1]:.2e}"
-        epochs = ", ".join(f"{pool} {n:.2f}" for pool, n in plan.epochs.items())
-        print(f"{plan.name:14}{plan.n_steps:>7,}{plan.tokens:>9.3g}{plan.trained:>9.3g}{plan.fill:>8.1%}"
-              f"{plan.dropped + plan.cut:>9,}  {rate:22}{plan.context:>8,}  {epochs}")
+def print_plan(peak: float, plan: list[PackedStage]) -> None:
+    """The table of stages: rate, data, and what packing makes of it. peak: learning rate."""
+    print(
+        f"{'stage':14}{'steps':>7}{'tokens':>9}{'trained':>9}{'filled':>8}{'too long':>9}"
+        f"  {'learning rate':22}{'context':>8}  epochs of each pool"
+    )
+    for stage in plan:
+        start, end = stage.settings.lr
+        rate = f"{peak * start:.2e} -> {peak * end:.2e}"
+        epochs = ", ".join(f"{pool} {n:.2f}" for pool, n in stage.epochs.items())
+        too_long = stage.dropped + stage.cut
+        print(
+            f"{stage.name:14}{stage.n_steps:>7,}{stage.tokens:>9.3g}{stage.trained:>9.3g}"
+            f"{stage.fill:>8.1%}{too_long:>9,}  {rate:22}{stage.context:>8,}  {epochs}"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # One step
 
-def train_step(model, rows: Batch, p: SftConfig, d) -> tuple[float, int]:
-    """Adds up the gradient of the global batch's loss; returns that loss (nats a token) and the trained tokens.
 
-    loss = sum of weight * -log p(token) / sum of weights, both over all ranks and micro-batches: one denominator, known
-    before the first backward pass. A token's weight is its turn's (0 for all that the assistant did not write). Only
-    trained positions meet lm_head. FSDP averages gradients over ranks, so each part is scaled by the world size.
+def train_step(model, batch: Batch, cfg: SftConfig, dist: Dist) -> tuple[float, int]:
+    """Adds up the gradient of the global batch's loss; returns that loss (nats per token) and the
+    trained tokens.
+
+    loss = sum of weight * -log p(token) / sum of weights, both over all ranks and micro-batches:
+    one denominator, known before the first backward pass. A token's weight is its turn's (0 for all
+    that the assistant did not write). Only trained positions meet lm_head. FSDP averages gradients
+    over ranks, so each part is scaled by the world size.
     """
-    tokens, targets, weights, doc_start = (torch.from_numpy(a).to(d.device, non_blocking=True) for a in (
-        rows.tokens, rows.targets, rows.weights, rows.doc_start))
-    total, n_tokens = d.sum(float(rows.weights.sum(dtype=np.float64)), float((rows.weights > 0).sum()))
-    nats = torch.zeros((), device=d.device)
-    for part in loop.micro_batches(model, tokens.shape, p):
-        trained = torch.from_numpy(np.flatnonzero(rows.weights[part])).to(d.device, non_blocking=True)  # (N,)
-        hidden = model(tokens[part], doc_start[part]).flatten(0, 1)[trained]  # (N, C)
-        loss = linear_cross_entropy(hidden, model.lm_head.weight, targets[part].flatten()[trained],
-                                    kernels=model.cfg.kernels, token_weights=weights[part].flatten()[trained])
-        (loss * (d.world / total)).backward()
+    arrays = (batch.tokens, batch.targets, batch.weights, batch.doc_start)
+    tokens, targets, weights, doc_start = (
+        torch.from_numpy(array).to(dist.device, non_blocking=True) for array in arrays)
+    total_weight, n_tokens = dist.sum(
+        float(batch.weights.sum(dtype=np.float64)), float((batch.weights > 0).sum()))
+    nats = torch.zeros((), device=dist.device)
+    n_rows, context = tokens.shape
+    rows_per_pass = max(1, (cfg.micro_tokens or n_rows * context) // context)
+    for rows in loop.micro_batches(model, n_rows, rows_per_pass):
+        trained = torch.from_numpy(np.flatnonzero(batch.weights[rows]))  # (N,) places in these rows
+        trained = trained.to(dist.device, non_blocking=True)
+        hidden = model(tokens[rows], doc_start[rows]).flatten(0, 1)[trained]  # (N, C)
+        loss = linear_cross_entropy(
+            hidden,
+            model.lm_head.weight,
+            targets[rows].flatten()[trained],
+            kernels=model.cfg.kernels,
+            token_weights=weights[rows].flatten()[trained],
+        )
+        (loss * (dist.world / total_weight)).backward()
         nats += loss.detach()
-    (nats,) = d.sum(nats.item())
-    return nats / total, int(n_tokens)
+    (total,) = dist.sum(nats.item())
+    return total / total_weight, int(n_tokens)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The run
 
+
+def read_batch(
+    plan: list[PackedStage], pools: dict[str, Pool], step: int, rank: int, world: int
+) -> Batch:
+    """A rank's rows of a step's global batch."""
+    return packing.batch(stage_at(plan, step), pools, step, rank, world)
+
+
 def main():
-    cfg = common.load_config(__doc__, flags={"prepare": "tokenize the pools, and stop"} | sandbox.FLAG,
-                             model=ModelConfig, sft=SftConfig, evaluate=EvaluateConfig)
-    if cfg.unsafe_exec:
+    config = common.load_config(
+        __doc__,
+        flags={"prepare": "tokenize the pools, and stop"} | sandbox.FLAG,
+        model=ModelConfig,
+        sft=SftConfig,
+        evaluate=EvaluateConfig,
+    )
+    if config.unsafe_exec:
         sandbox.allow_unlocked()
-    p = cfg.sft
-    stages = [common.from_dict(Stage, s, f"sft.stages[{i}]") for i, s in enumerate(p.stages)]
-    loop.check_settings("sft", p, stages)
-    d = common.init_distributed(p.dtype, p.shard_size)
-    source = hf.resolve_checkpoint(d, cfg.init_from or "pretrain", cfg.out)
-    tokenizer = Tokenizer.load(source / "tokenizer.json")
-    loop.set_vocab_size(cfg.model, tokenizer.n_vocab)
-    pools = open_pools(cfg, stages, tokenizer, d)
-    plans = plan_stages(stages, pools, p.batch_tokens, p.seed, cfg.scale, p.over_long)
-    if d.is_main:
-        print_plan(cfg, stages, plans)
-    if cfg.prepare:
+    cfg = config.sft
+    stages = [
+        common.from_dict(StageConfig, entry, f"sft.stages[{i}]")
+        for i, entry in enumerate(cfg.stages)
+    ]
+    loop.check_settings("sft", cfg, {stage.name: stage for stage in stages})
+    run = loop.start("sft", config, default_source="pretrain")
+    dist = run.dist
+    pools = open_pools(config, stages, run.tokenizer, dist)
+    plan = plan_stages(stages, pools, cfg.batch_tokens, cfg.seed, config.scale, cfg.over_long)
+    n_steps = plan[-1].end_step
+    if dist.is_main:
+        print_plan(cfg.lr, plan)
+    if config.prepare:
         return
 
-    run = loop.Run("sft", cfg, p, tokenizer, source / "tokenizer.json", d)
-    newest = common.find_checkpoint(d, run.folder)
-    if newest:
-        run.resume(newest, True, lambda step: history(plans, pools, p, step))
-    else:
-        run.model.rope_theta = hf.load_initial_weights(d, run.model, tokenizer, source)
-    if p.compare and run.step == 0 and cfg.evaluate.tasks:
-        loop.before(run, ("document", "chat"))
+    loop.load_or_resume(run, functools.partial(resume_key, plan, pools, cfg.seed))
+    model, optimizer = run.model, run.optimizer
+    if cfg.compare and run.first_step == 0 and config.evaluate.tasks:
+        loop.evaluate_starting_point(run, ("document", "chat"))
 
-    n_steps, loader = plans[-1].end_step, ThreadPoolExecutor(1)
-    rows_of = lambda step: batch(plan_of(plans, step), pools, step, d.rank, d.world)
-    next_rows = loader.submit(rows_of, run.step) if run.step < n_steps else None
-    for step in run.steps(n_steps):
-        plan = plan_of(plans, step)
-        stage = stages[plans.index(plan)]
-        run.model.rope_theta = stage.rope_theta or run.model.rope_theta
-        rows = next_rows.result()
-        if step + 1 < n_steps:
-            next_rows = loader.submit(rows_of, step + 1)
-        lr = loop.learning_rate(p, stage, plan, step)
+    log = loop.Log(run, n_steps)
+    batches = loop.Prefetch(
+        functools.partial(read_batch, plan, pools), run.first_step, n_steps, dist
+    )
+    stop_signal = common.StopSignal()
+    for step in range(run.first_step, n_steps):
+        started = time.time()
+        stage = stage_at(plan, step)
+        model.rope_theta = stage.settings.rope_theta or model.rope_theta
+        lr = learning_rate(cfg.lr, stage, step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
 
-        loss, n_tokens = train_step(run.model, rows, p, d)
-        grad_norm = run.update(loss, lr, where=lambda: f"step {step} of stage {plan.name}")
-        run.done(plan.name, loss, lr, grad_norm, n_tokens, (plan.rows, plan.context))
+        batch = batches.next()
+        loss, n_tokens = train_step(model, batch, cfg, dist)
+        grad_norm = common.clip_grad_norm(model, cfg.grad_clip)
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            optimizer.step()
+        else:  # what is not finite never enters the weights; ten in a row are an error
+            log.skip_step(step, loss, grad_norm, data=f"step {step} of stage {stage.name}")
+        optimizer.zero_grad(set_to_none=True)
+        seconds = time.time() - started
+        shape = (stage.rows, stage.context)
+        log.step(step, stage, loss, lr, grad_norm, n_tokens, shape, seconds)
 
-        n_problems = run.evaluate_now(plan)
-        if n_problems is not None:
-            found = loop.look(run, n_problems)
-            run.metrics.write(step=step, stage=plan.name, seconds=run.seconds, **found)
-        run.save(plan, ("model", "sft"), history(plans, pools, p, run.step))
-    if d.is_main:
-        print(plots.gain(run.folder), end="\n" if p.compare else "")
-        print("picture:", plots.plot_run(run.folder))
-
-
-def plan_of(plans: list[PackedStage], step: int) -> PackedStage:
-    return next(plan for plan in plans if step < plan.end_step)
+        stage_ends = step + 1 == stage.end_step
+        is_last = step + 1 == n_steps
+        if (stage_ends or is_due(cfg.eval_every, step + 1)) and not stop_signal.on_any_rank(dist):
+            loop.announce_evaluation(run, step + 1, stage)
+            log.evaluation(step, stage, loop.evaluate_and_sample(run, is_last))
+        stop = stop_signal.on_any_rank(dist)
+        if stage_ends or stop or is_due(cfg.save_every, step + 1):
+            run.save(step + 1, stage, must_succeed=stop or is_last)
+        if stop:
+            stop_signal.leave(dist, step + 1)
+    log.close()
+    loop.print_results(run)
 
 
 if __name__ == "__main__":

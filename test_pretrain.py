@@ -13,8 +13,8 @@ import common
 import pretrain
 from conftest import ROOT, Mini
 from data.text.mixture import plan_stages
-from loop import learning_rate
-from pretrain import PretrainConfig, Stage
+from schedule import learning_rate
+from pretrain import PretrainConfig, StageConfig
 
 
 def metrics(mini, run):
@@ -48,24 +48,23 @@ def whole(mini):
 ])
 def test_decay_curves_by_hand(curve, expected):
     """Four steps from 4 to 2."""
-    stages = [Stage("a", [0, 1], 16, tokens=64, mixture={"p": 1}), Stage("b", [1, 0.5], 16, 64, {"p": 1}, curve=curve)]
-    cfg = PretrainConfig(stages=[], batch_tokens=16, lr=4.0)
+    stages = [StageConfig("a", [0, 1], 16, tokens=64, mixture={"p": 1}), StageConfig("b", [1, 0.5], 16, 64, {"p": 1}, curve=curve)]
     plans = plan_stages(stages, {"p": 1000}, 16)
-    assert [learning_rate(cfg, stages[1], plans[1], step) for step in range(4, 8)] == pytest.approx(expected)
-    assert [learning_rate(cfg, stages[0], plans[0], step) for step in range(4)] == pytest.approx([1, 2, 3, 4])
+    assert [learning_rate(4.0, plans[1], step) for step in range(4, 8)] == pytest.approx(expected)
+    assert [learning_rate(4.0, plans[0], step) for step in range(4)] == pytest.approx([1, 2, 3, 4])
 
 
 def test_report_schedule_of_3b():
     """arXiv 2512.06266: 0.1T, 12.4T, 6.5T, 4T; 4.5e-4 to 1.5e-6; one epoch of each pool, then a second of high."""
     cfg = common.load_config("", [str(ROOT / "configs/3b.py")], pretrain=PretrainConfig)
     p = cfg.pretrain
-    stages = [common.from_dict(Stage, s, "") for s in p.stages]
+    stages = [common.from_dict(StageConfig, s, "") for s in p.stages]
     plans = plan_stages(stages, p.pool_tokens, p.batch_tokens)
     assert [sum(plan.tokens.values()) / 1e12 for plan in plans] == [0.1, 12.4, 6.5, 4.0]
     warmup, diversity, high, decay = plans
     assert {k: warmup.tokens[k] + diversity.tokens[k] for k in ("high", "medium")} == {"high": 6.5e12, "medium": 6e12}
     assert set(high.tokens) == {"high"} and decay.context == 65536
-    rate = lambda i, step: learning_rate(p, stages[i], plans[i], step)
+    rate = lambda i, step: learning_rate(p.lr, plans[i], step)
     assert rate(0, warmup.end_step - 1) == rate(1, diversity.first_step) == rate(2, high.end_step - 1) == 4.5e-4
     assert rate(3, decay.end_step - 1) == pytest.approx(1.5e-6)
 
@@ -185,7 +184,7 @@ def test_other_stages_do_not_go_on_from_a_checkpoint(mini, whole):
     assert "trained with other stages" in output
     output = mini.pretrain("--run=whole", "--model.n_layers=1", "--model.ffn_size=32", code=2)
     assert "trained with other model.n_layers, model.ffn_size" in output
-    assert "settings that have changed since: clip" in mini.pretrain("--run=whole", "--pretrain.clip=2.0")
+    assert "settings that have changed since: grad_clip" in mini.pretrain("--run=whole", "--pretrain.grad_clip=2.0")
 
 
 def test_no_space_left_while_saving(mini, whole, tmp_path):
@@ -235,7 +234,6 @@ def test_output_and_files(mini, whole):
                      "loader alone", "avg@k"):
         assert expected in whole
     folder = mini.folder / "out/whole/pretrain"
-    assert (folder / "loss.png").stat().st_size > 5000 and (folder / "plan.png").stat().st_size > 5000
     assert losses(mini, "whole")[-1] < losses(mini, "whole")[0] - 1
     stage_ends = [json.loads((p / "meta.json").read_text())["stage"] for p in reversed(common.list_checkpoints(folder))]
     assert list(dict.fromkeys(stage_ends)) == ["warmup", "stable", "decay"]
@@ -247,7 +245,6 @@ def test_plan_needs_no_data(mini):
     output = mini.run(str(ROOT / "pretrain.py"), str(ROOT / "configs/3b.py"), "--plan", "--pretrain.total_tokens=10e9")
     assert "e+10 tokens" in output or "1e+10 tokens" in output
     assert "high 100% (to 2.00)" not in output and "6.55e+04" not in output and "65,536" in output
-    assert (mini.folder / "out/3b/pretrain/plan.png").is_file()
 
 
 @pytest.mark.parametrize("options, message", [

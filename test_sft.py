@@ -23,7 +23,7 @@ from data.chat.packing import Batch, batch, plan_stages
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, Transformer, init_weights
-from sft import SftConfig, Stage
+from sft import SftConfig, StageConfig
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 ASK, SAY = {"role": "user", "content": "Name a color."}, {"role": "assistant", "content": "Blue."}
@@ -59,7 +59,7 @@ def packed(talks, tokenizer, folder, context=256) -> Batch:
     """All conversations in one batch, by way of a pool on disk."""
     write(folder / "talks.jsonl", [{"messages": talk} for talk in talks])
     pools = {"p": prepare(folder / "pools", "p", [{"path": str(folder / "talks.jsonl")}], tokenizer)}
-    plan, = plan_stages([Stage("s", [1, 1], context, epochs={"p": 1})], pools, 32 * context, 0)
+    plan, = plan_stages([StageConfig("s", [1, 1], context, epochs={"p": 1})], pools, 32 * context, 0)
     assert plan.n_steps == 1 and not plan.dropped
     return batch(plan, pools, 0)
 
@@ -214,7 +214,6 @@ def test_what_a_user_sees(base, whole):
     assert re.search(r"task +before +asked in +after +gain\nmath .* (document|chat) ", whole)
     before = json.loads((folder / "before.json").read_text())
     assert before["math"]["prompt_format"] in ("document", "chat") and before["math"]["n"] == 4
-    assert (folder / "loss.png").stat().st_size > 5000
     assert losses(base, "tuned")[4] < losses(base, "tuned")[0] - 0.5  # the end of the cold start
 
 
@@ -248,7 +247,7 @@ def test_two_ranks_take_the_same_steps(base, whole, monkeypatch):
     assert losses(base, "tuned-ranks") == pytest.approx(losses(base, "tuned"), abs=1e-4)
     monkeypatch.chdir(base.folder)
     cfg = common.load_config("", ["mini_sft.py", "--run=tuned-ranks"], sft=SftConfig)
-    stages = [Stage(**stage) for stage in cfg.sft.stages]
+    stages = [StageConfig(**stage) for stage in cfg.sft.stages]
     pools = sft.open_pools(cfg, stages, Tokenizer.load(common.list_checkpoints(cfg.out / "sft")[0] / "tokenizer.json"), ONE)
     plan = plan_stages(stages, pools, cfg.sft.batch_tokens, cfg.sft.seed)[-1]
     assert len(plan.ends) % plan.rows == 1

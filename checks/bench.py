@@ -29,7 +29,7 @@ from data.text.tokenizer import TokenizerConfig
 from experiments import results
 from kernels.tools.bench import TURN, documents, race
 from model import ModelConfig, flops_per_token, init_weights, meta_model
-from pretrain import PretrainConfig, Stage, check_settings, train_step
+from pretrain import PretrainConfig, StageConfig, check_settings, train_step
 
 LONGEST = 32_768  # the 3B model's 64K rows do not fit one GPU of 80 GB
 
@@ -37,7 +37,7 @@ LONGEST = 32_768  # the 3B model's 64K rows do not fit one GPU of 80 GB
 def build(cfg, d):
     """(model, optimizer) as pretrain.py makes them."""
     p = cfg.pretrain
-    model, optimizer = loop.build(cfg.model, p, d)
+    model, optimizer = loop.build_model(cfg.model, p, d)
     init_weights(model, p.seed, common.assign)
     return model, optimizer
 
@@ -59,7 +59,7 @@ def random_batch(rows: int, context: int, vocab_size: int, seed: int) -> Batch:
 def step(model, optimizer, batch: Batch, p: PretrainConfig, d) -> None:
     """One step of pretrain.py's loop."""
     train_step(model, batch, p, d)
-    common.clip_grad_norm(model, p.clip)
+    common.clip_grad_norm(model, p.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -135,7 +135,7 @@ def main():
     p, n_micro = cfg.pretrain, ours[-1].partition("=")[2] if ours else "1"
     if not n_micro.isdecimal() or int(n_micro) < 1:
         raise UserError(f"--micro_batches must be a number above 0, not {n_micro!r}")
-    stages = [common.from_dict(Stage, s, f"pretrain.stages[{i}]") for i, s in enumerate(p.stages)]
+    stages = [common.from_dict(StageConfig, s, f"pretrain.stages[{i}]") for i, s in enumerate(p.stages)]
     check_settings(p, stages)
     p.compile |= cfg.compile
     cfg.model.vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size

@@ -43,14 +43,14 @@ PASSES = 8  # of each of TRL's trainers in a step
 
 def make_pairs(n: int, seed: int) -> list[Pair]:
     rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.lognormal(np.log([24, 32, 32]), 0.6, (n, 3)), 4, 100).astype(int)
+    lengths = np.grad_clip(rng.lognormal(np.log([24, 32, 32]), 0.6, (n, 3)), 4, 100).astype(int)
     return [Pair(i, "", *(rng.integers(0, 250, length).tolist() for length in each)) for i, each in enumerate(lengths)]
 
 
 def ours(shape: ModelConfig, teacher: Path, pairs: list[Pair], d):
     """A function that takes a step over the next pairs."""
     p = distill.DistillConfig(batch_pairs=PAIRS, context=CONTEXT)
-    model, optimizer = loop.build(shape, p, d)
+    model, optimizer = loop.build_model(shape, p, d)
     init_weights(model, 0, common.assign)
     guide, batches = hf.load_frozen(d, teacher, p.dtype), np.arange(len(pairs)).reshape(-1, PAIRS)
     frozen = np.zeros((len(pairs), 2, 2))  # the teacher's half is for the log alone
@@ -60,7 +60,7 @@ def ours(shape: ModelConfig, teacher: Path, pairs: list[Pair], d):
 
     def take() -> None:
         distill.train_step(model, guide, pairs, next(steps), frozen, p, d)
-        common.clip_grad_norm(model, p.clip)
+        common.clip_grad_norm(model, p.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return take

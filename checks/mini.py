@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch.distributed
+
 import common
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +64,7 @@ class Mini:
         monkeypatch.chdir(self.folder)
         monkeypatch.setattr(sys, "argv", list(argv))
         # Another test's group of processes is none of ours: common.cli would end it.
-        monkeypatch.setattr(common.dist, "is_initialized", lambda: False)
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             common.cli(main)

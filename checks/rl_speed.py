@@ -49,7 +49,7 @@ def reward(tokens: list[int]) -> float:
 def ours(tokenizer, prompts: list[list[int]], d):
     """A function that takes a step and returns the seconds of its parts."""
     p = rl.RlConfig(stages=[], group_size=GROUP, batch_groups=GROUPS, max_new_tokens=NEW, context=PROMPT + NEW)
-    model, optimizer = loop.build(SHAPE, p, d)
+    model, optimizer = loop.build_model(SHAPE, p, d)
     init_weights(model, 0, common.assign)
     rl.prompt_of = lambda prompt, *_: prompt  # problems are prompts here
     endless = SimpleNamespace(eot=NEVER, special={}, decode=tokenizer.decode)
@@ -65,7 +65,7 @@ def ours(tokenizer, prompts: list[list[int]], d):
         rl.advantages(groups, p.divide_by_std)
         clock.append(time.perf_counter())
         rl.train_step(model, mine, None, None, p, d)
-        common.clip_grad_norm(model, p.clip)
+        common.clip_grad_norm(model, p.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         clock.append(time.perf_counter())

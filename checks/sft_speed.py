@@ -44,11 +44,11 @@ def conversations(n: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]
 def ours(shape: ModelConfig, tokens: list, masks: list, d):
     """A function that takes a step and returns its real tokens."""
     p = sft.SftConfig(stages=[], batch_tokens=ROWS * CONTEXT)
-    model, optimizer = loop.build(shape, p, d)
+    model, optimizer = loop.build_model(shape, p, d)
     init_weights(model, 0, common.assign)
     ends = np.cumsum([*map(len, tokens)])
     pools = {"all": Pool(np.concatenate(tokens), np.concatenate(masks).astype(np.float16), ends)}
-    plan, = plan_stages([sft.Stage("all", [1, 1], CONTEXT, epochs={"all": 1})], pools, p.batch_tokens, 0)
+    plan, = plan_stages([sft.StageConfig("all", [1, 1], CONTEXT, epochs={"all": 1})], pools, p.batch_tokens, 0)
     of_rows = np.diff(np.cumsum(np.array([*map(len, tokens)])[plan.conversation])[plan.ends - 1], prepend=0)
     steps = itertools.cycle(range(plan.n_steps))
 
