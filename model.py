@@ -1,7 +1,7 @@
 """The decoder that every phase shares: a plain Llama, as in Nanbeige4-3B (arXiv 2512.06266, released config).
 
 Pre-norm, SwiGLU, grouped queries, rotary positions, no biases. Parameters are named as in Hugging Face's Llama, so
-hf.py has nothing to rename. `python model.py CONFIG` prints the size of each part and what memory training needs.
+hf.py has nothing to rename. `python -m checks.sizes CONFIG` prints the size of each part and what memory training needs.
 
 Shapes: B batch, T time, C width, H heads, K key/value heads, D head width, V vocabulary, L layers, S cache length.
 """
@@ -237,58 +237,3 @@ def flops_per_token(cfg: ModelConfig, context: int) -> float:
     counts = count_parameters(meta_model(cfg))
     matrices = counts["attention"] + counts["mlp"] + cfg.vocab_size * cfg.hidden_size
     return 6.0 * (matrices + cfg.n_layers * cfg.n_heads * cfg.head_dim * context)
-
-
-def training_memory_gb(cfg: ModelConfig, gpus: int, micro_tokens: int, recompute: bool) -> dict[str, float]:
-    """Estimated GB a GPU of pretrain.py: fp32 weights, gradients and AdamW sharded; bf16 gathered; activations of one
-    forward pass, whole or at block borders only (recompute, with one block's inside); a chunk of logits."""
-    counts = count_parameters(meta_model(cfg))
-    root = counts["embedding"] + counts["lm_head"]
-    block = (counts["total"] - root) / cfg.n_layers
-    inside = 2 * (8 * cfg.hidden_size + 3 * cfg.ffn_size) + 2 * 2 * (cfg.n_heads + cfg.n_kv_heads) * cfg.head_dim
-    kept = 2 * cfg.hidden_size * cfg.n_layers + inside if recompute else inside * cfg.n_layers
-    chunk = min(2**28, micro_tokens * cfg.vocab_size)
-    return {
-        "weights, gradients, AdamW (16 bytes a parameter, sharded)": 16 * counts["total"] / gpus / 1e9,
-        "gathered: two blocks, embedding and lm_head, their gradients": (2 * block + root) * (2 + 2) / 1e9,
-        "activations": micro_tokens * kept / 1e9,
-        "loss: a chunk of logits, lm_head's fp32 gradient": (6 * chunk + 4 * cfg.vocab_size * cfg.hidden_size) / 1e9,
-    }
-
-
-def main():
-    import common
-    from data.text.tokenizer import TokenizerConfig
-    cfg = common.load_config("Prints the sizes of a model: `python model.py configs/3b.py`",
-                             model=ModelConfig, tokenizer=TokenizerConfig)
-    m = cfg.model
-    m.vocab_size = m.vocab_size or cfg.tokenizer.vocab_size
-    counts = count_parameters(meta_model(m))
-    print(f"{cfg.run}: {m.n_layers} layers, width {m.hidden_size}, ffn {m.ffn_size}, {m.n_heads} query and "
-          f"{m.n_kv_heads} key/value heads of {m.head_dim}, vocabulary {m.vocab_size}\n\nparameters")
-    for part, n in counts.items():
-        print(f"  {part:12}{n:>16,} {n / counts['total']:7.1%}")
-    print(f"  {'not embeddings':12}{counts['total'] - counts['embedding'] - counts['lm_head']:>14,}")
-    print("\ntraining FLOPs a token")
-    for context in (m.max_context >> shift for shift in (8, 6, 4, 2, 0)):
-        if context >= 64:
-            print(f"  context {context:>7,}{flops_per_token(m, context) / 1e9:>12.3f} GFLOP")
-    cache = 2 * m.n_layers * m.n_kv_heads * m.head_dim * 2
-    print(f"\nKV cache: {cache:,} bytes a token in bf16; {cache * m.max_context / 1e9:.3f} GB at {m.max_context:,}")
-    for micro_tokens, recompute in ((8192, False), (8192, True), (max(32768, m.max_context), True)):
-        print(f"\nwill it fit? GB a GPU in training, by estimate: {micro_tokens:,} tokens a forward pass, "
-              + ("with activation checkpointing" if recompute else "all activations kept"))
-        rows = [training_memory_gb(m, gpus, micro_tokens, recompute) for gpus in (1, 8, 64)]
-        print(f"  {'':64}{'1 GPU':>9}{'8 GPUs':>9}{'64 GPUs':>9}")
-        for part in rows[0]:
-            print(f"  {part:64}" + "".join(f"{row[part]:9.1f}" for row in rows))
-        totals = [sum(row.values()) for row in rows]
-        print(f"  {'total':64}" + "".join(f"{total:9.1f}" for total in totals))
-        for size in (24, 80, 141):
-            print(f"  {f'a GPU of {size} GB':64}"
-                  + "".join(f"{'fits' if total < 0.92 * size else 'no':>9}" for total in totals))
-
-
-if __name__ == "__main__":
-    import common
-    common.cli(main)
