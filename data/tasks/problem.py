@@ -1,6 +1,7 @@
-"""A generated problem: its fields, its page, its prompt and its chat form; and the draws that problems are made with.
+"""A generated problem: its fields, its page, its prompt, its chat form; and the draws that make it.
 
-All randomness is drawn from `random.Random(seed).random()`, the one method whose numbers Python promises to keep.
+All randomness is drawn from `random.Random(seed).random()`, the one method whose numbers Python
+promises to keep.
 """
 import hashlib
 import random
@@ -16,14 +17,15 @@ class Problem:
     family: str
     key: str                    # what makes two problems the same; its hash decides the split
     question: str
-    steps: tuple[str, ...]      # the work, a sentence each; empty where there is nothing to work out
+    steps: tuple[str, ...]      # the work, a sentence each; empty if there is nothing to work out
     answer: str                 # one line
     level: int                  # 1 easy .. 3 hard
-    extra: dict = field(default_factory=dict, hash=False)   # what the reward needs beside the answer; fit for JSON
+    # what the reward needs beside the answer; fit for JSON
+    extra: dict = field(default_factory=dict, hash=False)
 
 
 def assign_split(key: str) -> str:
-    """'train' (80 % of all keys), 'dev' or 'test' (10 % each): the same on every machine and in every run."""
+    """'train' (80 % of all keys), 'dev' or 'test' (10 % each): the same on every machine."""
     bucket = hashlib.sha256(key.encode()).digest()[0] * 10 // 256
     return {0: "test", 1: "dev"}.get(bucket, "train")
 
@@ -42,73 +44,103 @@ def between(rng: random.Random, low: int, high: int) -> int:
 
 
 def pick(rng: random.Random, items: Sequence):
+    """One of the items, each as likely as the others."""
     return items[between(rng, 0, len(items) - 1)]
 
 
 def shuffled(rng: random.Random, items: Sequence) -> list:
-    return [item for _, item in sorted((rng.random(), item) for item in items)]
+    """The items in random order; they must be comparable, for the sake of equal draws."""
+    keyed = [(rng.random(), item) for item in items]
+    return [item for _, item in sorted(keyed)]
 
 
-def distinct(make: Callable[[random.Random, int], Problem], split: str, n: int, seed: int) -> list[Problem]:
+def distinct(make: Callable[[random.Random, int], Problem], split: str, n: int,
+             seed: int) -> list[Problem]:
     """n problems of the split with n different keys, levels 1, 2, 3, 1, 2, ...
 
-    An exhausted level gives way to the next, and where no more are found the list is shorter.
+    A level in which 1,000 draws bring nothing new gives way to the next; where all three do, the
+    list is shorter.
     """
     if split not in ("train", "dev", "test"):
         raise ValueError(f"split is {split!r}; it must be 'train', 'dev' or 'test'")
-    rng, found, level, missed = seeded_rng("problems", split, seed), {}, 0, 0
-    while len(found) < n and missed < 3:
-        level, missed = level % 3 + 1, missed + 1
+    rng = seeded_rng("problems", split, seed)
+    problems = {}
+    level = 0
+    exhausted_levels = 0
+    while len(problems) < n and exhausted_levels < 3:
+        level = level % 3 + 1
+        exhausted_levels += 1
         for _ in range(1000):
             problem = make(rng, level)
-            if assign_split(problem.key) == split and problem.key not in found:
-                found[problem.key], missed = problem, 0
+            if assign_split(problem.key) == split and problem.key not in problems:
+                problems[problem.key] = problem
+                exhausted_levels = 0
                 break
-    return list(found.values())
+    return list(problems.values())
 
 
 # ---- the forms of a problem
 
 def document_prompt(problem: Problem) -> str:
     """The document up to where the model must go on; a set may bring its own."""
-    return problem.extra.get("prompt") or f"Problem: {problem.question}\n" + ("Work:" if problem.steps else "Answer:")
+    if problem.extra.get("prompt"):
+        return problem.extra["prompt"]
+    next_part = "Work:" if problem.steps else "Answer:"
+    return f"Problem: {problem.question}\n{next_part}"
 
 
 def to_document(problem: Problem) -> str:
     """A page for pre-training: 'Problem: ...', 'Work: ...' and 'Answer: ...', a line each."""
-    if problem.answer.startswith(document_prompt(problem).strip()):  # HumanEval's solution goes on from its prompt
+    prompt = document_prompt(problem)
+    if problem.answer.startswith(prompt.strip()):   # HumanEval's solution goes on from its prompt
         return f"{problem.answer}\n"
-    work = f" {' '.join(problem.steps)}\nAnswer:" if problem.steps else ""
-    return f"{document_prompt(problem)}{work} {problem.answer}\n"
+    if problem.steps:
+        work = " ".join(problem.steps)
+        return f"{prompt} {work}\nAnswer: {problem.answer}\n"
+    return f"{prompt} {problem.answer}\n"
 
 
 def to_chat(problem: Problem) -> list[dict]:
-    """Messages for fine-tuning: the question; the work as reasoning, the answer line (or a set's reply) as content."""
-    content = problem.extra.get("reply", "Answer: {}").replace("{}", problem.answer)
-    return [{"role": "user", "content": problem.question},
-            {"role": "assistant", "reasoning": " ".join(problem.steps), "content": content}]
+    """Messages for fine-tuning: the question; the work as reasoning, the answer as content.
+
+    The content is the answer line, or what a set has as its form of a reply.
+    """
+    reply_form = problem.extra.get("reply", "Answer: {}")
+    reply = {
+        "role": "assistant",
+        "reasoning": " ".join(problem.steps),
+        "content": reply_form.replace("{}", problem.answer),
+    }
+    return [{"role": "user", "content": problem.question}, reply]
 
 
 def as_reply(page: str) -> str:
-    """A page from behind 'Work:' on in the form of a chat reply: the work as thoughts, the answer after them."""
+    """A page from behind 'Work:' on as a chat reply: the work as thoughts, then the answer."""
     work, _, answer = page.partition("\nAnswer:")
     return f"<think>\n{work.strip()}\n</think>\n\nAnswer: {answer.strip()}"
 
 
 def final_answer(response: str) -> str:
-    """What a response offers as its answer: the line after the last 'Answer:', or its last line if there is none.
+    """What a response offers as its answer: the line after the last 'Answer:', or its last line.
 
-    A base model that runs on into a next problem is judged on its own; thoughts that never end hold no answer, and a
-    line of more than 500 characters is none.
+    A base model that runs on into a next problem is judged on its own; thoughts that never end
+    hold no answer, and a line of more than 500 characters is none.
     """
     text = (after_thoughts(response) or "").split("\nProblem:")[0]
-    lines = [line for line in text.rpartition("Answer:")[2].splitlines() if line.strip()]
-    line = lines[0 if "Answer:" in text else -1].strip() if lines else ""
+    _, marker, rest = text.rpartition("Answer:")
+    lines = [line for line in rest.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    line = lines[0] if marker else lines[-1]
+    line = line.strip()
     return line if len(line) <= 500 else ""
 
 
 def only_number(text: str) -> str | None:
-    """The number of a plain sentence that holds just one: '19', '19 apples.', 'Mia has 19.'; None for other text."""
+    """The number of a plain sentence that holds just one, else None.
+
+    '19' of '19', '19 apples.' and 'Mia has 19.'.
+    """
     match = re.fullmatch(r"[A-Za-z, ]*(-?[0-9]+)[A-Za-z, ]*[.!]?", text)
     return match and match[1]
 

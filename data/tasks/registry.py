@@ -1,4 +1,4 @@
-"""What judges responses to a task, found by the task's name: a generated family, or a public set."""
+"""What judges responses to a task, found by its name: a generated family, or a public set."""
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,18 +10,23 @@ from data.tasks.problem import Problem
 
 
 def family(spec: str):
-    """What has `problems(split, n, seed)` and `reward(problem, response)`: one of FAMILIES, or a public set.
+    """What has `problems(split, n, seed)` and `reward(problem, response)`.
 
-    A public set (data/sets/public.py) is "gsm8k" from the hub, or "gsm8k=FILE". Where its answers can be compared, as
-    for a vote, it has `same` as well.
+    spec: one of FAMILIES, "taste", or a public set (data/sets/public.py): "gsm8k" from the hub, or
+    "gsm8k=FILE". Where its answers can be compared, as for a vote, it has `same` as well.
     """
-    if spec in FAMILIES or spec == "taste":
-        return FAMILIES.get(spec, taste)
+    if spec == "taste":
+        return taste
+    if spec in FAMILIES:
+        return FAMILIES[spec]
     return public.family(spec)
 
 
 def reward(problem: Problem, response: str) -> float | None:
-    """1.0 for a right response (the text after the prompt, or a chat reply), else 0.0; None: could not be scored."""
+    """1.0 for a right response, else 0.0; None: could not be scored.
+
+    response: the text after the prompt, or a chat reply.
+    """
     return family(problem.family).reward(problem, response)
 
 
