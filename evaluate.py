@@ -1,15 +1,18 @@
-"""Scores of a checkpoint or a server on tasks: avg@k, pass@k, maj@k, and the standard error over problems.
+"""Scores of a checkpoint or a server on tasks: avg@k, pass@k, maj@k, and their standard error.
 
     python evaluate.py configs/tiny.py --evaluate.checkpoint=out/tiny/pretrain
-    torchrun --nproc_per_node=8 evaluate.py configs/3b.py --evaluate.checkpoint=Nanbeige4-3B --evaluate.split=test \\
-        --evaluate.tasks='["math500", "gsm8k=test.jsonl"]' --evaluate.k=8 --evaluate.max_new_tokens=32768
-    python evaluate.py configs/tiny.py --evaluate.endpoint=http://localhost:8000/v1 --evaluate.tasks='["humaneval"]'
+    torchrun --nproc_per_node=8 evaluate.py configs/3b.py --evaluate.checkpoint=Nanbeige4-3B \\
+        --evaluate.split=test --evaluate.tasks='["math500", "gsm8k=test.jsonl"]' \\
+        --evaluate.k=8 --evaluate.max_new_tokens=32768
+    python evaluate.py configs/tiny.py --evaluate.endpoint=http://localhost:8000/v1 \\
+        --evaluate.tasks='["humaneval"]'
 
-Every sample, a JSON line with prompt, response and reward, is in out/<run>/evaluate.jsonl in the end, and until then in
-out/<run>/evaluate/<task>-<hash>.<rank>.jsonl, to which each batch is added once it is scored. The same command goes on
-there: killed at any time it ends with the same files. The hash is over all that decides an answer (checkpoint or
-server, settings, problems), so other settings never mix. Batches and random numbers are the same for any number of
-processes, as long as there is a whole batch for each; then, on a CPU in fp32, so is the file, and else to rounding.
+Every sample, a JSON line with prompt, response and reward, is in out/<run>/evaluate.jsonl in the
+end, and until then in out/<run>/evaluate/<task>-<hash>.<rank>.jsonl, to which each batch is added
+once it is scored. The same command goes on there: killed at any time it ends with the same files.
+The hash is over all that decides an answer (checkpoint or server, settings, problems), so other
+settings never mix. Batches and random numbers are the same for any number of processes, as long as
+there is a whole batch for each; then, on a CPU in fp32, so is the file, and else to rounding.
 """
 import dataclasses
 import hashlib
@@ -27,275 +30,443 @@ from tqdm import tqdm
 import common
 import generate
 import hf
+from data import llm
 from data.chat import template
-from data.verify import sandbox
 from data.tasks import pages, registry
 from data.tasks.problem import Problem, document_prompt, final_answer, to_chat
-from data import llm
+from data.verify import sandbox
+
+
+def all_families() -> list[str]:
+    return list(pages.FAMILIES)
 
 
 @dataclass
 class EvaluateConfig:
-    tasks: list = field(default_factory=lambda: list(pages.FAMILIES))  # task families, or sets: "gsm8k", "gsm8k=FILE"
-    checkpoint: str = ""         # what to evaluate: a phase's folder, a checkpoint, or a Hugging Face folder
-    endpoint: str = ""           # or an OpenAI-compatible server, http://localhost:8000/v1; key: OPENAI_API_KEY
+    tasks: list = field(default_factory=all_families)  # task families, or sets: "gsm8k=FILE"
+    checkpoint: str = ""         # a phase's folder, a checkpoint in it, or a Hugging Face folder
+    endpoint: str = ""           # or an OpenAI-compatible server's URL; its key: OPENAI_API_KEY
     model: str = ""              # name on that server (default: the first that it has)
-    prompt_format: str = ""      # how it is asked: "document" or "chat" (default: what the checkpoint was trained on)
-    split: str = "dev"           # "dev" while settings are being chosen, "test" once they are frozen
+    prompt_format: str = ""      # of questions: "document" or "chat" (default: as in training)
+    split: str = "dev"           # "dev" while settings are chosen, "test" once they are frozen
     n_problems: int = 512        # held-out problems of each task, or all of a set that has fewer
     k: int = 4                   # samples of each problem
     temperature: float = 0.6     # the report's (section 5); 0 is greedy
     top_p: float = 0.95          # the report's
     max_new_tokens: int = 96     # longer answers count as truncated, and are scored as they are
-    max_rows: int = 256          # samples that are decoded together; of a server: requests in flight
+    max_rows: int = 256          # samples decoded together; of a server: requests in flight
     seed: int = 0                # of problems and samples
 
     def __post_init__(self):
-        if self.prompt_format not in ("", "document", "chat") or self.split not in ("train", "dev", "test"):
-            raise ValueError(f"prompt_format {self.prompt_format!r} must be document or chat, split {self.split!r} train, dev or test")
-        if min(self.n_problems, self.k, self.max_new_tokens, self.max_rows) < 1 or self.temperature < 0:
-            raise ValueError("n_problems, k, max_new_tokens and max_rows must be at least 1, temperature at least 0")
+        known_format = self.prompt_format in ("", "document", "chat")
+        if not known_format or self.split not in ("train", "dev", "test"):
+            raise ValueError(f"prompt_format {self.prompt_format!r} must be document or chat, "
+                             f"split {self.split!r} train, dev or test")
+        smallest = min(self.n_problems, self.k, self.max_new_tokens, self.max_rows)
+        if smallest < 1 or self.temperature < 0:
+            raise ValueError("n_problems, k, max_new_tokens and max_rows must be at least 1, "
+                             "temperature at least 0")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Samples
+# --------------------------------------------------------------------------------------------------
+# Samples. Each is known by (problem, sample): the problem's number in its task, and 0 to k - 1.
 
-def evaluate(model, tokenizer, cfg: EvaluateConfig, d: common.Dist | None = None, folder: Path | None = None,
-             made_by: str = "") -> dict[str, dict]:
-    """Scores of each task, as `summarize` makes them.
+def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = None,
+             folder: Path | None = None, made_by: str = "") -> dict[str, dict]:
+    """The scores of each task, as `summarize` makes them; the same on all ranks.
 
-    model: a plain module on this rank (common.unsharded_copy), or without a tokenizer a writer of `server`; the ranks of d
-    share the problems and all get the result. cfg.prompt_format "chat": the question in chat form; else the document up to where
-    the model must go on. folder: where samples are kept; made_by: what the model is, for the names of the files there.
+    model: a plain module on this rank (common.unsharded_copy), or without a tokenizer the LLM of
+    `server_llm`; the ranks share the problems. cfg.prompt_format "chat": the question in chat form;
+    else the document up to where the model must go on. folder: where samples are kept; made_by:
+    what the model is, for the names of the files there.
     """
-    d = d or common.Dist(0, 1, torch.device("cpu"), None)
+    dist = dist or common.Dist(0, 1, torch.device("cpu"), None)
     scores = {}
-    for spec in cfg.tasks:
-        family = registry.family(spec)
+    for task in cfg.tasks:
+        family = registry.family(task)
         problems = family.problems(cfg.split, cfg.n_problems, cfg.seed)
         prompts = [task_prompt(problem, tokenizer, cfg.prompt_format) for problem in problems]
-        key = [made_by, cfg.k, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed,
-               [(problem.key, problem.answer, prompt) for problem, prompt in zip(problems, prompts)]]
-        name = f"{spec.partition('=')[0]}-{common.hash_json(key)}"
-        rows = kept(folder, name) if folder else {}
-        d.barrier()                             # all have read before one of them writes
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # as generate.sample does
-        size = max(1, min(cfg.max_rows // cfg.k, -(-len(prompts) // d.world)))
-        batches = [order[i:i + size] for i in range(0, len(order), size)]
-        todo = [batch for batch in batches if any((i, j) not in rows for i in batch for j in range(cfg.k))]
-        new, bar = {}, tqdm(todo[d.rank::d.world], spec, delay=10, disable=None if d.is_main else True)
-        for batch in bar:
-            drawn = sample_batch(model, tokenizer, prompts, batch, cfg)
-            rewards = registry.rewards([problems[i] for i, _ in drawn], [text or "" for text, *_ in drawn.values()])
-            for ((i, j), (text, finish, tokens)), reward in zip(drawn.items(), rewards):
-                prompt = tokenizer.decode(prompts[i]) if tokenizer else prompts[i]
-                offered = getattr(family, "offered", final_answer)(text or "") or None
-                new[i, j] = dict(task=spec, problem=i, sample=j, level=problems[i].level, answer=problems[i].answer,
-                                 prompt=prompt, response=text, offered=offered, finish_reason=finish, tokens=tokens,
-                                 reward=None if text is None else reward)
+        name = sample_file_name(task, problems, prompts, cfg, made_by)
+        rows = read_kept_samples(folder, name) if folder else {}
+        dist.barrier()                          # all have read before one of them writes
+
+        batches = task_batches(prompts, rows, cfg, dist.world)
+        own_batches = batches[dist.rank::dist.world]
+        new_rows = {}
+        for batch in tqdm(own_batches, task, delay=10, disable=None if dist.is_main else True):
+            answers = sample_batch(model, tokenizer, prompts, batch, cfg)
+            scored = score_batch(task, problems, prompts, answers, tokenizer)
+            new_rows |= scored
             if folder:
-                with open(folder / f"{name}.{d.rank}.jsonl", "a") as file:
-                    file.writelines(json.dumps(new[pair]) + "\n" for pair in drawn if new[pair]["response"] is not None)
-        rows |= d.gather(new)
-        scores[spec] = summarize([rows[pair] for pair in sorted(rows)], cfg.k, getattr(family, "same", None))
+                keep_samples(folder / f"{name}.{dist.rank}.jsonl", scored)
+
+        rows |= dist.gather(new_rows)
+        ordered = [rows[pair] for pair in sorted(rows)]
+        scores[task] = summarize(ordered, cfg.k, getattr(family, "same", None))
     return scores
 
 
-def sample_batch(model, tokenizer, prompts: list, batch: list[int], cfg: EvaluateConfig) -> dict:
-    """{(problem, sample): (text, finish, tokens)} of a batch of problems. finish: "stop", "length", or "failed" (with
-    None for a text) where a server gave no answer."""
-    pairs = [(i, j) for i in batch for j in range(cfg.k)]
-    if tokenizer is None:
-        asked = [None] * (cfg.k * len(prompts))     # numbers are places: the seeds depend on them
-        for i, j in pairs:
-            asked[i * cfg.k + j] = prompts[i]
-        answers = model(asked)
-        return {(i, j): answers[i * cfg.k + j] or (None, "failed", 0) for i, j in pairs}
-    stop = generate.stop_ids(tokenizer)
-    samples = generate.sample(model, [prompts[i] for i in batch], cfg.k, cfg.max_new_tokens, cfg.temperature, cfg.top_p,
-                              stop=stop, seed=cfg.seed, max_rows=cfg.max_rows, numbers=batch)
-    return {pair: (tokenizer.decode([t for t in one.tokens if t not in stop]), one.finish_reason, len(one.tokens))
-            for pair, one in zip(pairs, (one for group in samples for one in group))}
-
-
 def task_prompt(problem: Problem, tokenizer, prompt_format: str) -> list[int] | list[dict] | str:
-    """What the model is given: the question in chat form, with its tools, or the beginning of a page. Token ids; or,
-    without a tokenizer, what a server is sent: messages or a text."""
+    """The prompt of a problem: the question in chat form with its tools, or a page's beginning.
+
+    Token ids; or, without a tokenizer, what a server is sent: messages or a text.
+    """
     if prompt_format != "chat":
         text = document_prompt(problem)
         return [tokenizer.bos, *tokenizer.encode(text)] if tokenizer else text
-    messages, tools = to_chat(problem)[:1], problem.extra.get("tools", ())
+    question = to_chat(problem)[:1]
+    tools = problem.extra.get("tools", ())
     if tokenizer:
-        return template.render(messages, tokenizer, add_generation_prompt=True, tools=tools)
+        return template.render(question, tokenizer, add_generation_prompt=True, tools=tools)
+    if not tools:
+        return question
     signatures = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
-    system = {"role": "system", "content": template.TOOLS_BEFORE + signatures + template.TOOLS_AFTER}
-    return [system] * bool(tools) + messages
+    content = template.TOOLS_BEFORE + signatures + template.TOOLS_AFTER
+    return [{"role": "system", "content": content}, *question]
 
 
-def server_llm(cfg: EvaluateConfig) -> llm.LLM:
-    """A writer that gives (text, finish, tokens) for each of what `prompt_of` makes, None for what got no answer."""
-    def read(answer: dict) -> tuple[str, str, int]:
-        choice = answer["choices"][0]
-        text = choice["text"] if "text" in choice else llm.chat_form(choice["message"])
-        return text, "length" if choice["finish_reason"] == "length" else "stop", answer["usage"]["completion_tokens"]
-
-    return llm.http_llm(common.from_dict(llm.LLMConfig, dict(
-        url=cfg.endpoint, model=cfg.model, temperature=cfg.temperature, top_p=cfg.top_p, max_tokens=cfg.max_new_tokens,
-        timeout=3600.0, concurrency=cfg.max_rows, seed=cfg.seed), "evaluate.endpoint"), read)
+def sample_file_name(task: str, problems: list[Problem], prompts: list, cfg: EvaluateConfig,
+                     made_by: str) -> str:
+    """The beginning of the names of a task's sample files: other settings have another one."""
+    questions = [(problem.key, problem.answer, prompt)
+                 for problem, prompt in zip(problems, prompts)]
+    key = [made_by, cfg.k, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, questions]
+    set_name = task.partition("=")[0]
+    return f"{set_name}-{common.hash_json(key)}"
 
 
-def kept(folder: Path, name: str) -> dict[tuple[int, int], dict]:
-    """The samples that earlier processes kept, by problem and sample. A last line that a kill tore is cut off."""
+def task_batches(prompts: list, rows: dict, cfg: EvaluateConfig, world: int) -> list[list[int]]:
+    """Batches of problem numbers of which a sample is missing, for all ranks.
+
+    Short prompts first, as in generate.sample: a batch holds prompts of like lengths.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    per_rank = -(-len(prompts) // world)
+    size = max(1, min(cfg.max_rows // cfg.k, per_rank))
+    missing = []
+    for first in range(0, len(order), size):
+        batch = order[first:first + size]
+        if any(pair not in rows for pair in sample_pairs(batch, cfg.k)):
+            missing.append(batch)
+    return missing
+
+
+def sample_pairs(batch: list[int], k: int) -> list[tuple[int, int]]:
+    """(problem, sample) of each of the k samples of the batch's problems."""
+    return [(i, j) for i in batch for j in range(k)]
+
+
+def sample_batch(model, tokenizer, prompts: list, batch: list[int], cfg: EvaluateConfig) -> dict:
+    """{(problem, sample): (text, finish_reason, tokens)} of a batch of problems.
+
+    tokens: how many. finish_reason: "stop", "length", or "failed" (with None for a text) where a
+    server gave no answer.
+    """
+    pairs = sample_pairs(batch, cfg.k)
+    if tokenizer is None:
+        return ask_server(model, prompts, pairs, cfg.k)
+    stop = generate.stop_ids(tokenizer)
+    groups = generate.sample(
+        model, [prompts[i] for i in batch], cfg.k, cfg.max_new_tokens, cfg.temperature, cfg.top_p,
+        stop=stop, seed=cfg.seed, max_rows=cfg.max_rows, numbers=batch)
+    samples = [sample for group in groups for sample in group]
+    answers = {}
+    for pair, sample in zip(pairs, samples):
+        text = tokenizer.decode([token for token in sample.tokens if token not in stop])
+        answers[pair] = (text, sample.finish_reason, len(sample.tokens))
+    return answers
+
+
+def ask_server(server: llm.LLM, prompts: list, pairs: list[tuple[int, int]], k: int) -> dict:
+    """What `sample_batch` returns, from a server."""
+    conversations = [None] * (k * len(prompts))  # a sample's place here decides its seed
+    for i, j in pairs:
+        conversations[i * k + j] = prompts[i]
+    answers = server(conversations)
+    failed = (None, "failed", 0)
+    return {(i, j): answers[i * k + j] or failed for i, j in pairs}
+
+
+def score_batch(task: str, problems: list[Problem], prompts: list, answers: dict,
+                tokenizer) -> dict[tuple[int, int], dict]:
+    """The rows of a batch: of each sample all that is kept, its reward included."""
+    offered_answer = getattr(registry.family(task), "offered", final_answer)
+    responses = [text or "" for text, _, _ in answers.values()]
+    rewards = registry.rewards([problems[i] for i, _ in answers], responses)
+    rows = {}
+    for ((i, j), (text, finish_reason, n_tokens)), reward in zip(answers.items(), rewards):
+        rows[i, j] = {
+            "task": task,
+            "problem": i,
+            "sample": j,
+            "level": problems[i].level,
+            "answer": problems[i].answer,
+            "prompt": tokenizer.decode(prompts[i]) if tokenizer else prompts[i],
+            "response": text,
+            "offered": offered_answer(text or "") or None,
+            "finish_reason": finish_reason,
+            "tokens": n_tokens,
+            "reward": None if text is None else reward,
+        }
+    return rows
+
+
+def keep_samples(path: Path, rows: dict[tuple[int, int], dict]) -> None:
+    """Adds rows to a file of samples; not those that got no answer: they are asked for again."""
+    answered = [row for row in rows.values() if row["response"] is not None]
+    with open(path, "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in answered)
+
+
+def read_kept_samples(folder: Path, name: str) -> dict[tuple[int, int], dict]:
+    """The rows that earlier processes kept, by (problem, sample).
+
+    A last line that a kill tore is cut off. Raises UserError for a file of something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = {}
     for path in sorted(folder.glob(f"{name}.*.jsonl")):
         data = path.read_bytes()
         *lines, torn = data.split(b"\n")
         try:
-            rows |= {(row["problem"], row["sample"]): row for row in map(json.loads, lines)}
+            for line in lines:
+                row = json.loads(line)
+                rows[row["problem"], row["sample"]] = row
         except (ValueError, KeyError, TypeError):
-            raise common.UserError(f"{path} is damaged, or no file of samples: move it away") from None
+            raise common.UserError(
+                f"{path} is damaged, or no file of samples: move it away") from None
         if torn:
             os.truncate(path, len(data) - len(torn))
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def server_llm(cfg: EvaluateConfig) -> llm.LLM:
+    """An LLM that gives (text, finish_reason, tokens) for each of what `task_prompt` makes.
+
+    None where the server gave no answer. Its key is in the environment variable OPENAI_API_KEY.
+    """
+    def read(answer: dict) -> tuple[str, str, int]:
+        choice = answer["choices"][0]
+        text = choice["text"] if "text" in choice else llm.chat_form(choice["message"])
+        finish_reason = "length" if choice["finish_reason"] == "length" else "stop"
+        return text, finish_reason, answer["usage"]["completion_tokens"]
+
+    settings = {
+        "url": cfg.endpoint,
+        "model": cfg.model,
+        "temperature": cfg.temperature,
+        "top_p": cfg.top_p,
+        "max_tokens": cfg.max_new_tokens,
+        "timeout": 3600.0,
+        "concurrency": cfg.max_rows,
+        "seed": cfg.seed,
+    }
+    return llm.http_llm(common.from_dict(llm.LLMConfig, settings, "evaluate.endpoint"), read)
+
+
+# --------------------------------------------------------------------------------------------------
 # Scores
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased chance that one of k of the n samples is right: 1 - C(n-c, k) / C(n, k) (arXiv 2107.03374, eq. 1)."""
+    """Unbiased chance that one of k of the n samples is right.
+
+    1 - C(n-c, k) / C(n, k) (arXiv 2107.03374, eq. 1).
+    """
     if n - correct < k:
         return 1.0
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - correct + 1, n + 1)))
 
 
 def majority(votes: Sequence[tuple[str | None, float]], same: Callable[[str, str], bool]) -> float:
-    """Reward of the answer that most samples offer, of (answer, reward) each; 0 where none offers any (None).
+    """Reward of the answer that most of the (answer, reward) votes are for; 0 without a vote.
 
-    Of several that are equally frequent one is drawn: its expected reward. Which answers are the same is for
-    `same(answer, other)`; the first sample's reward holds for all of them.
+    An answer of None is no vote. Of several answers that are equally frequent one is drawn: its
+    expected reward. Which answers are the same is for `same(answer, other)`; the first sample's
+    reward holds for all of them.
     """
-    found = []                                  # [answer, reward, how often]
+    groups = []                                 # of equal answers: [answer, reward, how many]
     for answer, reward in votes:
-        if answer is not None:
-            vote = next((vote for vote in found if same(vote[0], answer)), None)
-            if vote is None:
-                found.append(vote := [answer, reward, 0])
-            vote[2] += 1
-    most = max((count for *_, count in found), default=0)
-    return float(np.mean([reward for _, reward, count in found if count == most])) if found else 0.0
+        if answer is None:
+            continue
+        group = next((group for group in groups if same(group[0], answer)), None)
+        if group is None:
+            groups.append([answer, reward, 1])
+        else:
+            group[2] += 1
+    if not groups:
+        return 0.0
+    most = max(count for _, _, count in groups)
+    return float(np.mean([reward for _, reward, count in groups if count == most]))
 
 
 def summarize(rows: list[dict], k: int, same: Callable[[str, str], bool] | None = None) -> dict:
-    """The scores of a task, from one record a sample.
+    """The scores of a task, from one row per sample.
 
-    avg: mean reward of the samples, by problem, then over problems; stderr: of it, over problems; pass: pass@k;
-    pass_at: of 1, 2, 4, … and k; maj: maj@k where answers can be compared (same), else None; levels: mean reward by
-    level; truncated, no_answer: shares of the samples; tokens: mean of a sample, tokens_used: of all; n: problems. A
-    reward of None (could not be scored) is left out of the means and counted in `unscored`.
+    avg: mean reward of the samples, by problem, then over problems; stderr: of it, over problems;
+    pass: pass@k; pass_at: of 1, 2, 4, … and k; maj: maj@k where answers can be compared (same),
+    else None; levels: mean reward by level; truncated, no_answer: shares of the samples; tokens:
+    mean of a sample, tokens_used: of all; n: problems. A reward of None (could not be scored) is
+    left out of the means and counted in `unscored`.
     """
-    problems = {}
+    by_problem = {}
     for row in rows:
-        problems.setdefault(row["problem"], []).append(row)
-    graded = {p: [r for r in group if r["reward"] is not None] for p, group in problems.items()}
-    rewards = {p: [r["reward"] for r in group] for p, group in graded.items()}
-    means = np.array([np.mean(r) for r in rewards.values() if r])
-    by_level = {}
-    for p, of_problem in rewards.items():
-        by_level.setdefault(problems[p][0]["level"], []).extend(of_problem)
-    sizes = sorted({2 ** i for i in range(k.bit_length())} | {k})
-    pass_at = {size: mean([pass_at_k(len(r), sum(x == 1 for x in r), size) for r in rewards.values() if len(r) >= size])
-               for size in sizes}
+        by_problem.setdefault(row["problem"], []).append(row)
+    votes, rewards, by_level = [], [], {}       # a list per problem; and rewards by level
+    for group in by_problem.values():
+        graded = [row for row in group if row["reward"] is not None]
+        votes.append([(row["offered"], row["reward"]) for row in graded])
+        rewards.append([row["reward"] for row in graded])
+        by_level.setdefault(group[0]["level"], []).extend(rewards[-1])
+    means = np.array([np.mean(r) for r in rewards if r])
+    pass_at = {size: mean_pass_at(rewards, size) for size in pass_sizes(k)}
+    levels = {level: mean(by_level[level]) for level in sorted(by_level)}
+    is_truncated = [row["finish_reason"] == "length" for row in rows]
+    has_no_answer = [row["offered"] is None for row in rows]
+    is_unscored = [row["reward"] is None for row in rows]
+    tokens = [row["tokens"] for row in rows]
     return {
-        "avg": mean(means), "stderr": float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan"),
-        "pass": pass_at[k], "pass_at": pass_at,
-        "maj": mean([majority([(r["offered"], r["reward"]) for r in group], same)
-                     for group in graded.values() if group]) if same else None,
-        "levels": {level: mean(of_level) for level, of_level in sorted(by_level.items())},
-        "truncated": mean([r["finish_reason"] == "length" for r in rows]),
-        "no_answer": mean([r["offered"] is None for r in rows]),
-        "tokens": mean([r["tokens"] for r in rows]), "tokens_used": sum(r["tokens"] for r in rows),
-        "unscored": sum(r["reward"] is None for r in rows), "n": len(means), "k": k, "rows": rows,
+        "avg": mean(means),
+        "stderr": standard_error(means),
+        "pass": pass_at[k],
+        "pass_at": pass_at,
+        "maj": mean([majority(v, same) for v in votes if v]) if same else None,
+        "levels": levels,
+        "truncated": mean(is_truncated),
+        "no_answer": mean(has_no_answer),
+        "tokens": mean(tokens),
+        "tokens_used": sum(tokens),
+        "unscored": sum(is_unscored),
+        "n": len(means),
+        "k": k,
+        "rows": rows,
     }
 
 
+def pass_sizes(k: int) -> list[int]:
+    """1, 2, 4, … and k."""
+    powers = [2 ** i for i in range(k.bit_length())]
+    return sorted({*powers, k})
+
+
+def mean_pass_at(rewards: list[list[float]], size: int) -> float:
+    """pass@size, the mean over the problems that have as many samples; rewards: of each problem."""
+    return mean([pass_at_k(len(r), r.count(1), size) for r in rewards if len(r) >= size])
+
+
 def mean(values: Sequence[float]) -> float:
+    """nan of nothing."""
     return float(np.mean(values)) if len(values) else float("nan")
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of the values; nan of fewer than two."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
 def without_rows(scores: dict[str, dict]) -> dict[str, dict]:
     """The scores, fit for a line of metrics."""
-    return {task: {k: v for k, v in score.items() if k != "rows"} for task, score in scores.items()}
+    short = {}
+    for task, score in scores.items():
+        short[task] = {key: value for key, value in score.items() if key != "rows"}
+    return short
 
 
 def format_table(scores: dict[str, dict]) -> str:
     """The scores as a text table."""
     first = next(iter(scores.values()))
-    tried = "pass@" + "/".join(map(str, first["pass_at"]))
-    width, wide = max(10, *(len(name) + 1 for name in scores)), max(18, 5 * len(first["pass_at"]) + 2, len(tried) + 2)
-    lines = [f"{'task':{width}}{'avg@k':>8}{'stderr':>8}  {tried:{wide}}{'maj@k':>7}   {'by level':22}"
-             "  tokens  truncated  no answer  problems"]
-    for name, s in scores.items():
-        levels = "  ".join(f"{level}: {share:.2f}" for level, share in s["levels"].items())
-        passes = " ".join(f"{share:.2f}" for share in s["pass_at"].values())
-        voted = "" if s["maj"] is None else f"{s['maj']:.3f}"
-        lines.append(f"{name:{width}}{s['avg']:8.3f}{s['stderr']:8.3f}  {passes:{wide}}{voted:>7}   {levels:22}"
-                     f"{s['tokens']:8.1f}{s['truncated']:11.1%}{s['no_answer']:11.1%}{s['n']:10}"
-                     + f"  ({s['unscored']} answers could not be scored)" * (s["unscored"] > 0))
-    return "\n".join(lines) + f"\nk = {first['k']}, {sum(s['tokens_used'] for s in scores.values()):,} tokens drawn"
+    pass_title = "pass@" + "/".join(map(str, first["pass_at"]))
+    task_width = max(10, 1 + max(len(task) for task in scores))
+    pass_width = max(18, 5 * len(first["pass_at"]) + 2, len(pass_title) + 2)
+    layout = (f"{{:{task_width}}}{{:>8}}{{:>8}}  {{:{pass_width}}}{{:>7}}   {{:22}}"
+              "{:>8}{:>11}{:>11}{:>10}")
+    lines = [layout.format("task", "avg@k", "stderr", pass_title, "maj@k", "by level",
+                           "tokens", "truncated", "no answer", "problems")]
+    for task, score in scores.items():
+        pass_at = [f"{share:.2f}" for share in score["pass_at"].values()]
+        levels = [f"{level}: {reward:.2f}" for level, reward in score["levels"].items()]
+        line = layout.format(
+            task,
+            f"{score['avg']:.3f}",
+            f"{score['stderr']:.3f}",
+            " ".join(pass_at),
+            "" if score["maj"] is None else f"{score['maj']:.3f}",
+            "  ".join(levels),
+            f"{score['tokens']:.1f}",
+            f"{score['truncated']:.1%}",
+            f"{score['no_answer']:.1%}",
+            score["n"])
+        if score["unscored"]:
+            line += f"  ({score['unscored']} answers could not be scored)"
+        lines.append(line)
+    tokens_used = sum(score["tokens_used"] for score in scores.values())
+    lines.append(f"k = {first['k']}, {tokens_used:,} tokens drawn")
+    return "\n".join(lines)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command
 
 def default_prompt_format(folder: Path) -> str:
-    """The form that a checkpoint was trained on: documents in phase 1, conversations after it."""
+    """The format that a checkpoint was trained on: "document" in phase 1, "chat" after it."""
     ours = (folder / "meta.json").is_file()
     return "document" if ours and common.read_meta(folder)["phase"] == "pretrain" else "chat"
 
 
-def digest(folder: Path) -> str:
-    """Of a checkpoint's weights, config and tokenizer (meta.json of ours holds the checksums of its weights)."""
+def checkpoint_digest(folder: Path) -> str:
+    """A hash of a checkpoint's weights, config and tokenizer.
+
+    Of ours meta.json holds the checksums of the weights.
+    """
     total = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if re.search(r"^(?:config|meta|tokenizer)\.json$|\.safetensors$", file.name):
-            with open(file, "rb") as f:
-                total.update(hashlib.file_digest(f, "sha256").digest())
+    for path in sorted(folder.iterdir()):
+        if re.search(r"^(?:config|meta|tokenizer)\.json$|\.safetensors$", path.name):
+            with open(path, "rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
 
 
-def main():
-    run = common.load_config(__doc__, flags=sandbox.FLAG, evaluate=EvaluateConfig)
-    cfg = run.evaluate
-    if run.unsafe_exec:
-        sandbox.allow_unlocked()
-    for spec in cfg.tasks:                      # what is wrong with one is said before the long work
-        registry.family(spec).problems(cfg.split, cfg.n_problems, cfg.seed)
+def check_tasks(cfg: EvaluateConfig) -> None:
+    """Raises UserError for what is wrong with the tasks: before the long work."""
+    for task in cfg.tasks:
+        registry.family(task).problems(cfg.split, cfg.n_problems, cfg.seed)
     if not cfg.tasks:
-        raise common.UserError(f"no tasks: set evaluate.tasks to some of {', '.join(pages.FAMILIES)}, or to data sets")
+        raise common.UserError(f"no tasks: set evaluate.tasks to some of "
+                               f"{', '.join(pages.FAMILIES)}, or to data sets")
     if cfg.endpoint and cfg.checkpoint:
-        raise common.UserError("evaluate.endpoint and evaluate.checkpoint are both set: which of the two is meant?")
-    d = common.init_distributed("float32")
+        raise common.UserError("evaluate.endpoint and evaluate.checkpoint are both set: "
+                               "which of the two is meant?")
+
+
+def main():
+    config = common.load_config(__doc__, flags=sandbox.FLAG, evaluate=EvaluateConfig)
+    if config.unsafe_exec:
+        sandbox.allow_unlocked()
+    cfg = config.evaluate
+    check_tasks(cfg)
+    dist = common.init_distributed("float32")
     if cfg.endpoint:
-        source, cfg.prompt_format = f"{cfg.endpoint} {cfg.model}".strip(), cfg.prompt_format or "chat"
-        model, tokenizer, made_by = server_llm(cfg), None, source
+        source = made_by = f"{cfg.endpoint} {cfg.model}".strip()
+        cfg.prompt_format = cfg.prompt_format or "chat"
+        model, tokenizer = server_llm(cfg), None
     else:
-        source = hf.resolve_checkpoint(d, cfg.checkpoint or run.out / "pretrain")
+        source = hf.resolve_checkpoint(dist, cfg.checkpoint or config.out / "pretrain")
         cfg.prompt_format = cfg.prompt_format or default_prompt_format(source)
-        dtype = torch.bfloat16 if d.device.type == "cuda" else torch.float32
-        model, tokenizer = hf.load(source, d.device, dtype)
-        made_by = f"{digest(source)} {dtype}"
-    if d.is_main:
+        dtype = torch.bfloat16 if dist.device.type == "cuda" else torch.float32
+        model, tokenizer = hf.load(source, dist.device, dtype)
+        made_by = f"{checkpoint_digest(source)} {dtype}"
+    if dist.is_main:
         print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)
-    scores = evaluate(model, tokenizer, cfg, d, run.out / "evaluate", made_by)
-    if d.is_main:
+
+    scores = evaluate(model, tokenizer, cfg, dist, config.out / "evaluate", made_by)
+
+    if dist.is_main:
         print(format_table(scores))
-        common.write_atomic(run.out / "evaluate.json", json.dumps(dict(
-            made_by=str(source), settings=dataclasses.asdict(cfg), scores=without_rows(scores)), indent=1) + "\n")
-        common.write_atomic(run.out / "evaluate.jsonl", "".join(
-            json.dumps(row) + "\n" for score in scores.values() for row in score["rows"]))
-        print(f"every sample is in {run.out / 'evaluate.jsonl'}")
+        result = dict(made_by=str(source), settings=dataclasses.asdict(cfg),
+                      scores=without_rows(scores))
+        common.write_atomic(config.out / "evaluate.json", json.dumps(result, indent=1) + "\n")
+        lines = [json.dumps(row) + "\n" for score in scores.values() for row in score["rows"]]
+        common.write_atomic(config.out / "evaluate.jsonl", "".join(lines))
+        print(f"every sample is in {config.out / 'evaluate.jsonl'}")
 
 
 if __name__ == "__main__":

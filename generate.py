@@ -1,15 +1,15 @@
-"""Sampling with a KV cache, in batches: `sample()` for the phases, and a command line to complete or chat.
+"""Sampling with a KV cache, in batches: `sample()` for the phases; a command to complete or chat.
 
-    python generate.py out/tiny/pretrain "Problem: "          # continue a text
-    python generate.py out/tiny/pretrain                      # a prompt to type at; --chat for chat form
+    python generate.py out/tiny/pretrain "Problem: "     # continue a text
+    python generate.py out/tiny/pretrain                 # a prompt to type at; --chat for chat form
 
 Shapes: R rows of the batch (prompts x samples), T time, V vocabulary.
 """
 import argparse
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -18,16 +18,16 @@ import common
 import hf
 from data.chat import template
 from data.tasks.problem import as_reply
-from data.llm import LLM
 from model import KVCache, Transformer
 
 
 @dataclass
 class Sample:
-    """One answer. tokens ends with the stop token where finish_reason is "stop" (the model chose it, so it is trained too).
+    """One answer.
 
-    logprobs: log-probability of each token under the policy that it was drawn from, so after temperature, top-k and
-    top-p; under the untempered model at temperature 0 (greedy).
+    tokens ends with the stop token where finish_reason is "stop" (the model chose it, so it is
+    trained too). logprobs: log-probability of each token under the policy that it was drawn from,
+    so after temperature, top-k and top-p; under the untempered model at temperature 0 (greedy).
     """
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -36,74 +36,90 @@ class Sample:
 
 @torch.inference_mode()
 def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tokens: int = 128,
-           temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, stop: tuple[int, ...] = (), seed: int = 0,
-           max_rows: int = 256, numbers: list[int] | None = None) -> list[list[Sample]]:
-    """n samples for each prompt (lists of token ids, of any lengths): a list of n Samples a prompt.
+           temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+           stop: tuple[int, ...] = (), seed: int = 0, max_rows: int = 256,
+           numbers: list[int] | None = None) -> list[list[Sample]]:
+    """A list of n Samples for each prompt; prompts are lists of token ids, of any lengths.
 
-    model: a plain, unsharded module (common.unsharded_copy). temperature 0 is greedy; top_p 1 and top_k 0 are off. Training
-    rollouts leave both off: only then is the distribution sampled from the one in the loss. The draws of a row depend
-    on (seed, prompt's number, sample's number) alone, not on what it is batched with. max_rows bounds the memory;
-    numbers: of the prompts, where these are a part of more (default: their places here).
+    model: a plain, unsharded module (common.unsharded_copy). temperature 0 is greedy; top_p 1 and
+    top_k 0 are off. Training rollouts leave both off: only then is the distribution sampled from
+    the one in the loss. The draws of a row depend on (seed, prompt's number, sample's number)
+    alone, not on what it is batched with. max_rows bounds the memory; numbers: of the prompts,
+    where these are a part of more (default: their places here).
     """
     assert all(prompts), "an empty prompt: begin with the bos token"
-    results = [[Sample() for _ in range(n)] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: little padding
+    if numbers is None:
+        numbers = list(range(len(prompts)))
+    samples = []
+    for _ in prompts:
+        samples.append([Sample() for _ in range(n)])
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths: less padding
     per_wave = max(1, max_rows // n)
-    for wave in (order[i:i + per_wave] for i in range(0, len(order), per_wave)):
+    for first in range(0, len(order), per_wave):
+        wave = order[first:first + per_wave]
         rows = [(i, j) for i in wave for j in range(n)]
-        streams = [(numbers[i] if numbers else i, j) for i, j in rows]
-        steps = decode(model, [prompts[i] for i in wave], n, max_new_tokens, temperature, top_p, top_k, stop,
-                       uniforms(seed, streams, max_new_tokens))
+        draws = uniforms(seed, [(numbers[i], j) for i, j in rows], max_new_tokens)
+        steps = decode(model, [prompts[i] for i in wave], n, max_new_tokens,
+                       temperature, top_p, top_k, stop, draws)
         for active, tokens, logprobs in steps:
             for row, token, logprob in zip(active, tokens, logprobs):
                 i, j = rows[row]
-                results[i][j].tokens.append(token)
-                results[i][j].logprobs.append(logprob)
+                answer = samples[i][j]
+                answer.tokens.append(token)
+                answer.logprobs.append(logprob)
                 if token in stop:
-                    results[i][j].finish_reason = "stop"
-    return results
+                    answer.finish_reason = "stop"
+    return samples
 
 
 def stop_ids(tokenizer) -> tuple[int, ...]:
-    """The tokens that end an answer: the end of a document, and of a turn where the tokenizer is made for chats."""
+    """The tokens that end an answer.
+
+    The end of a document, and of a turn where the tokenizer is made for chats.
+    """
     return tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})
 
 
 def uniforms(seed: int, rows: list[tuple[int, int]], max_new_tokens: int) -> torch.Tensor:
-    """The random numbers of each row (R, max_new_tokens), in [0, 1), float64: one a token, by inverting the CDF."""
-    return torch.from_numpy(np.stack([np.random.default_rng([seed, *row]).random(max_new_tokens) for row in rows]))
+    """The random numbers of each row (R, max_new_tokens), in [0, 1), float64.
 
-
-def decode(model: Transformer, prompts: list[list[int]], n: int, max_new_tokens: int, temperature: float,
-           top_p: float, top_k: int, stop: tuple[int, ...],
-           draws: torch.Tensor) -> Iterator[tuple[list[int], list[int], list[float]]]:
-    """Yields, a step at a time, the rows that are still going, their new tokens and log-probabilities.
-
-    Prompts are padded on the left, and doc_start says where each begins: attention and positions start there. So all
-    rows have their last token in the same column. Finished rows leave the batch once they are an eighth of it.
+    One per token, which is drawn by inverting the CDF. rows: (prompt's number, sample's number).
     """
-    device = model.embed_tokens.weight.device
-    T = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (T - len(p)) + p for p in prompts], device=device)
-    pad = torch.tensor([[T - len(p)] for p in prompts], device=device, dtype=torch.int32)
-    column = torch.arange(T, device=device, dtype=torch.int32)
-    padded = bool(pad.any())
-    doc_start = torch.where(column < pad, column, pad) if padded else None  # a padding token is a document of its own
-    cache = KVCache(model.cfg, len(prompts), T + max_new_tokens, device, model.embed_tokens.weight.dtype)
+    draws = [np.random.default_rng([seed, *row]).random(max_new_tokens) for row in rows]
+    return torch.from_numpy(np.stack(draws))
+
+
+def decode(model: Transformer, prompts: list[list[int]], n: int, max_new_tokens: int,
+           temperature: float, top_p: float, top_k: int, stop: tuple[int, ...],
+           draws: torch.Tensor) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    """Yields at each step the rows that are not finished, their new tokens and log-probabilities.
+
+    draws (R, max_new_tokens): as `uniforms` makes them. Prompts are padded on the left, and
+    doc_start says where each begins: attention and positions start there. So all rows have their
+    last token in the same column. Finished rows leave the batch once they are an eighth of it.
+    """
+    weight = model.embed_tokens.weight
+    device = weight.device
+    tokens, pad, doc_start = pad_left(prompts, device)
+    is_padded = doc_start is not None
+    cache = KVCache(model.cfg, len(prompts), tokens.shape[1] + max_new_tokens, device, weight.dtype)
     hidden = model(tokens, doc_start, cache)[:, -1:]
-    rows = torch.arange(len(prompts), device=device).repeat_interleave(n)
-    if n > 1:  # the prompts' forward pass is shared by their samples
-        cache.keep(rows)
-        hidden, pad = hidden[rows], pad[rows]
-    active, draws = list(range(len(rows))), draws.to(device)
-    alive = torch.ones(len(rows), dtype=torch.bool, device=device)
-    stop_ids = torch.tensor(list(stop), device=device, dtype=torch.int64)
+    if n > 1:                               # the prompts' forward pass is shared by their samples
+        copies = torch.arange(len(prompts), device=device).repeat_interleave(n)
+        cache.keep(copies)
+        hidden, pad = hidden[copies], pad[copies]
+
+    active = list(range(len(prompts) * n))  # the rows that are still in the batch
+    alive = torch.ones(len(active), dtype=torch.bool, device=device)  # those that are not finished
+    draws = draws.to(device)
+    stop_tokens = torch.tensor(list(stop), device=device, dtype=torch.int64)
     for t in range(max_new_tokens):
         logits = (hidden[:, 0] @ model.lm_head.weight.T).float()
-        token, logprob = choose(logits, temperature, top_p, top_k, draws[:, t])
-        going = alive.tolist()
-        yield ([r for r, a in zip(active, going) if a], token[alive].tolist(), logprob[alive].tolist())
-        alive &= ~torch.isin(token, stop_ids)
+        token, logprob = sample_tokens(logits, temperature, top_p, top_k, draws[:, t])
+        unfinished = [row for row, is_alive in zip(active, alive.tolist()) if is_alive]
+        yield unfinished, token[alive].tolist(), logprob[alive].tolist()
+
+        alive &= ~torch.isin(token, stop_tokens)
         n_alive = int(alive.sum())
         if n_alive == 0 or t == max_new_tokens - 1:
             return
@@ -112,22 +128,39 @@ def decode(model: Transformer, prompts: list[list[int]], n: int, max_new_tokens:
             cache.keep(kept)
             active = [active[i] for i in kept.tolist()]
             token, pad, draws, alive = token[kept], pad[kept], draws[kept], alive[kept]
-        hidden = model(token[:, None], pad if padded else None, cache)
+        hidden = model(token[:, None], pad if is_padded else None, cache)
 
 
-def choose(logits: torch.Tensor, temperature: float, top_p: float, top_k: int,
-           draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(prompts: list[list[int]], device) -> tuple:
+    """(tokens (R, T), pad (R, 1), doc_start (R, T)): prompts that end in the same column.
+
+    pad: how many tokens of padding each has before it, int32. doc_start is None where none has any;
+    each padding token is a document of its own.
+    """
+    T = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (T - len(p)) + p for p in prompts], device=device)
+    pad = torch.tensor([[T - len(p)] for p in prompts], device=device, dtype=torch.int32)
+    if not pad.any():
+        return tokens, pad, None
+    column = torch.arange(T, device=device, dtype=torch.int32)
+    return tokens, pad, torch.where(column < pad, column, pad)
+
+
+def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, top_k: int,
+                  draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (R,) and their log-probabilities (R,) from logits (R, V) and uniform draws (R,).
 
-    Order as in transformers and vLLM: temperature, then top-k, then top-p (nucleus, arXiv 1904.09751: the smallest set
-    of most likely tokens whose probability reaches top_p).
+    Order as in transformers and vLLM: temperature, then top-k, then top-p (nucleus, arXiv
+    1904.09751: the smallest set of most likely tokens whose probability reaches top_p).
     """
     if temperature == 0:
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+    vocab_size = logits.shape[-1]
     logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if 0 < top_k < vocab_size:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
     if top_p < 1:
         ranked, order = logits.sort(descending=True)
         probs = ranked.softmax(-1)
@@ -135,80 +168,126 @@ def choose(logits: torch.Tensor, temperature: float, top_p: float, top_k: int,
         logits = logits.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
     probs = logits.softmax(-1)
     cdf = probs.cumsum(-1, dtype=torch.float64)
-    token = torch.searchsorted(cdf, draws[:, None] * cdf[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
+    targets = draws[:, None] * cdf[:, -1:]          # the CDF's end is 1 but for rounding
+    token = torch.searchsorted(cdf, targets, right=True).clamp_(max=vocab_size - 1)
     return token[:, 0], probs.gather(1, token)[:, 0].log()
 
 
-def local_llm(path: str, max_new_tokens: int = 256, temperature: float = 0.6, top_p: float = 0.95, seed: int = 0,
-                 max_rows: int = 256, prompt_format: str = "chat") -> LLM:
-    """A writer (data/llm.py) that is a checkpoint on this machine.
+@dataclass
+class LocalLLM:
+    """A language model on this machine that answers conversations, as data.llm.LLM says.
 
-    path: as in hf.load; it is loaded when first asked. prompt_format "document": a base model, which is given the last message
-    as the beginning of a page (data/tasks). An answer that does not end is None. Draws depend on (seed, number of the
-    conversation), and conversations are decoded in fixed groups of max_rows numbers: a resumed batch repeats itself.
+    It is loaded when first asked. An answer that does not end is None. Draws depend on (seed,
+    number of the conversation), and conversations are decoded in fixed groups of max_rows numbers:
+    a resumed batch repeats itself.
     """
-    loaded = []
+    path: str                    # as in hf.load
+    max_new_tokens: int = 256
+    temperature: float = 0.6
+    top_p: float = 0.95
+    seed: int = 0
+    max_rows: int = 256
+    prompt_format: str = "chat"  # "document": a base model, which gets the last message as a page
 
-    def write(conversations: list, on_result=lambda number, text: None) -> list[str | None]:
-        if not loaded:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            loaded.extend(hf.load(path, device, torch.bfloat16 if device == "cuda" else torch.float32))
-        model, tokenizer = loaded
-        stop, texts = stop_ids(tokenizer), [None] * len(conversations)
-        for first in range(0, len(conversations), max_rows):
-            asked = [i for i in range(first, min(first + max_rows, len(conversations))) if conversations[i] is not None]
-            answers = [[] for _ in asked]
-            with torch.inference_mode():
-                for rows, tokens, _ in asked and decode(
-                        model, [chat_prompt(conversations[i], tokenizer, prompt_format) for i in asked], 1, max_new_tokens,
-                        temperature, top_p, 0, stop, uniforms(seed, [(i, 0) for i in asked], max_new_tokens)):
-                    for row, token in zip(rows, tokens):
-                        answers[row].append(token)
-            for i, answer in zip(asked, answers):
-                if answer[-1] in stop:
-                    text = tokenizer.decode(answer[:-1])
-                    texts[i] = as_reply(text) if prompt_format == "document" else text
-                on_result(i, texts[i])
+    def __post_init__(self):
+        self._loaded = None      # (model, tokenizer)
+
+    def __call__(self, conversations: list,
+                 on_result: Callable[[int, str | None], None] | None = None) -> list[str | None]:
+        texts = [None] * len(conversations)
+        for first in range(0, len(conversations), self.max_rows):
+            last = min(first + self.max_rows, len(conversations))
+            numbers = [i for i in range(first, last) if conversations[i] is not None]
+            if not numbers:
+                continue
+            answers = self._answer([conversations[i] for i in numbers], numbers)
+            for i, text in zip(numbers, answers):
+                texts[i] = text
+                if on_result is not None:
+                    on_result(i, text)
         return texts
 
-    return write
+    def _answer(self, conversations: list, numbers: list[int]) -> list[str | None]:
+        """The answers to one group of conversations, whose draws are those of the numbers."""
+        if self._loaded is None:
+            self._loaded = load_for_sampling(self.path)
+        model, tokenizer = self._loaded
+        stop = stop_ids(tokenizer)
+        prompts = [chat_prompt(conversation, tokenizer, self.prompt_format)
+                   for conversation in conversations]
+        draws = uniforms(self.seed, [(i, 0) for i in numbers], self.max_new_tokens)
+        answers = [[] for _ in prompts]
+        with torch.inference_mode():
+            for active, tokens, _ in decode(model, prompts, 1, self.max_new_tokens,
+                                            self.temperature, self.top_p, 0, stop, draws):
+                for row, token in zip(active, tokens):
+                    answers[row].append(token)
+        texts = []
+        for answer in answers:
+            text = tokenizer.decode(answer[:-1]) if answer[-1] in stop else None
+            if text is not None and self.prompt_format == "document":
+                text = as_reply(text)
+            texts.append(text)
+        return texts
+
+
+def load_for_sampling(path: str) -> tuple[Transformer, object]:
+    """Model and tokenizer of a checkpoint: on a GPU in bf16, or on the CPU in fp32."""
+    if torch.cuda.is_available():
+        return hf.load(path, "cuda", torch.bfloat16)
+    return hf.load(path, "cpu", torch.float32)
 
 
 def chat_prompt(messages: list[dict], tokenizer, prompt_format: str) -> list[int]:
+    """Token ids of a conversation to be answered; "document": of its last message, as a page."""
     if prompt_format == "document":
-        return [tokenizer.bos, *tokenizer.encode(f"Problem: {messages[-1]['content']}\nWork:")]
+        text = f"Problem: {messages[-1]['content']}\nWork:"
+        return [tokenizer.bos, *tokenizer.encode(text)]
     return template.render(messages, tokenizer, add_generation_prompt=True)
 
 
-def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ...], args) -> list[int]:
-    """Prints an answer as it is made; a character that is not whole yet waits for its last byte."""
-    answer, shown, start = [], 0, time.time()
+# --------------------------------------------------------------------------------------------------
+# The command
+
+def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ...],
+           args: argparse.Namespace) -> list[int]:
+    """Prints an answer as it is drawn, and returns its tokens.
+
+    A character that is not whole yet waits for its last byte.
+    """
+    answer, n_shown, started = [], 0, time.time()
     draws = uniforms(args.seed, [(0, 0)], args.max_new_tokens)
+    steps = decode(model, [prompt], 1, args.max_new_tokens, args.temperature, args.top_p,
+                   args.top_k, stop, draws)
     with torch.inference_mode():
-        for _, (token,), _ in decode(model, [prompt], 1, args.max_new_tokens, args.temperature, args.top_p, args.top_k,
-                                     stop, draws):
+        for _, (token,), _ in steps:
             answer.append(token)
             text = tokenizer.decode(answer if token not in stop else answer[:-1])
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                print(text[shown:], end="", flush=True)
-                shown = len(text)
-    print(f"\n[{len(answer)} tokens, {len(answer) / (time.time() - start):.0f} tokens/s]", file=sys.stderr)
+                print(text[n_shown:], end="", flush=True)
+                n_shown = len(text)
+    tokens_per_s = len(answer) / (time.time() - started)
+    print(f"\n[{len(answer)} tokens, {tokens_per_s:.0f} tokens/s]", file=sys.stderr)
     return answer
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a phase's folder, a checkpoint in it, or a Hugging Face folder")
-    parser.add_argument("prompt", nargs="?", help="text to continue; without it you are asked, again and again")
-    parser.add_argument("--chat", action="store_true", help="chat form (for checkpoints after SFT)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "checkpoint", help="a phase's folder, a checkpoint in it, or a Hugging Face folder")
+    parser.add_argument(
+        "prompt", nargs="?", help="text to continue; without it you are asked, again and again")
+    parser.add_argument(
+        "--chat", action="store_true", help="chat form (for checkpoints after SFT)")
     parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default 0.6)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.6, help="0 is greedy (default 0.6)")
     parser.add_argument("--top_p", type=float, default=0.95, help="default 0.95")
     parser.add_argument("--top_k", type=int, default=0, help="0 is off (default)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_intermixed_args()  # the prompt may stand after the options
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = hf.load(args.checkpoint, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    model, tokenizer = load_for_sampling(args.checkpoint)
     stop = stop_ids(tokenizer)
     messages = []
     while True:
@@ -220,7 +299,8 @@ def main():
             messages.append({"role": "user", "content": text})
             prompt = template.render(messages, tokenizer, add_generation_prompt=True)
             answer = stream(model, tokenizer, prompt, stop, args)
-            messages.append(template.parse([t for t in answer if t not in stop], tokenizer))
+            answer = [token for token in answer if token not in stop]
+            messages.append(template.parse(answer, tokenizer))
         else:
             stream(model, tokenizer, [tokenizer.bos, *tokenizer.encode(text)], stop, args)
         if args.prompt is not None:

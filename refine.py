@@ -36,7 +36,7 @@ from data.tasks.problem import Problem, between, seeded_rng
 from data.text import sources
 from data.text.tokenizer import Tokenizer
 from data.verify import sandbox
-from generate import local_llm
+from generate import LocalLLM
 
 N_PROBED = 200  # reconstructions of each set that the audit repeats without and with a wrong answer
 
@@ -69,7 +69,7 @@ def load_llm(config: SimpleNamespace, name: str) -> LLM:
         one_process = common.Dist(0, 1, torch.device("cpu"), None)
         path = hf.resolve_checkpoint(one_process, spec.pop("checkpoint"), config.out)
         try:
-            llm = local_llm(str(path), **spec)
+            llm = LocalLLM(str(path), **spec)
         except TypeError as error:
             raise UserError(f"{where}: {error}") from None
         stats = [(file.name, file.stat()) for file in sorted(path.iterdir())]

@@ -1,9 +1,10 @@
 """Sampling: equal to one pass without a cache, to transformers' top-k and top-p, and to the trainer's log-probabilities."""
+
 import pytest
 import torch
 
 import generate
-from generate import choose, sample
+from generate import sample, sample_tokens
 from kernels.cross_entropy import linear_logprobs
 from model import ModelConfig, Transformer, init_weights
 
@@ -12,14 +13,19 @@ V = 50
 
 @pytest.fixture(scope="module")
 def model():
-    m = Transformer(ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=V, init_std=0.2))  # larger ones magnify fp32's rounding
+    m = Transformer(
+        ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=V, init_std=0.2)
+    )  # larger ones magnify fp32's rounding
     init_weights(m, 0)
     return m
 
 
 def prompts(n=7, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return [torch.randint(V, (int(torch.randint(1, 20, (1,), generator=g)),), generator=g).tolist() for _ in range(n)]
+    return [
+        torch.randint(V, (int(torch.randint(1, 20, (1,), generator=g)),), generator=g).tolist()
+        for _ in range(n)
+    ]
 
 
 def logits_of(model, tokens):
@@ -29,17 +35,21 @@ def logits_of(model, tokens):
 
 
 def test_greedy_equals_argmax_without_cache(model):
-    for prompt, (answer,) in zip(prompts(), sample(model, prompts(), max_new_tokens=12, temperature=0)):
+    for prompt, (answer,) in zip(
+        prompts(), sample(model, prompts(), max_new_tokens=12, temperature=0)
+    ):
         tokens = list(prompt)
         for _ in range(12):
             tokens.append(int(logits_of(model, tokens)[-1].argmax()))
-        assert answer.tokens == tokens[len(prompt):] and answer.finish_reason == "length"
+        assert answer.tokens == tokens[len(prompt) :] and answer.finish_reason == "length"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_are_those_of_the_trainer(model, temperature):
     """Sampler (left padding, cache, rows that leave) and trainer (packed row, chunked loss) agree to 1e-5 in fp32."""
-    answers = sample(model, prompts(), n=3, max_new_tokens=16, temperature=temperature, stop=(1, 2, 3), seed=5)
+    answers = sample(
+        model, prompts(), n=3, max_new_tokens=16, temperature=temperature, stop=(1, 2, 3), seed=5
+    )
     row, starts, spans = [], [], []
     for prompt, group in zip(prompts(), answers):
         for answer in group:
@@ -51,7 +61,7 @@ def test_logprobs_are_those_of_the_trainer(model, temperature):
         hidden = model(tokens, doc_start)[0]
     logprobs = linear_logprobs(hidden[:-1], model.lm_head.weight, tokens[0, 1:], temperature)
     for first, answer in spans:
-        expected = logprobs[first:first + len(answer.tokens)]
+        expected = logprobs[first : first + len(answer.tokens)]
         torch.testing.assert_close(torch.tensor(answer.logprobs), expected, atol=1e-5, rtol=0)
     assert len({answer.finish_reason for _, answer in spans}) == 2
 
@@ -59,14 +69,19 @@ def test_logprobs_are_those_of_the_trainer(model, temperature):
 def test_stop_ends_a_row_and_is_kept(model):
     for group in sample(model, prompts(), n=4, max_new_tokens=30, stop=(7, 8), seed=1):
         for answer in group:
-            assert not {7, 8} & set(answer.tokens[:-1]) and len(answer.tokens) == len(answer.logprobs)
+            assert not {7, 8} & set(answer.tokens[:-1]) and len(answer.tokens) == len(
+                answer.logprobs
+            )
             assert (answer.tokens[-1] in (7, 8)) == (answer.finish_reason == "stop")
             assert answer.finish_reason == "stop" or len(answer.tokens) == 30
 
 
 def test_a_row_depends_on_its_seed_alone(model):
     """Not on how many rows are decoded together, nor on the other prompts' stops."""
-    alike = lambda **k: [[a.tokens for a in group] for group in sample(model, prompts(), n=3, max_new_tokens=20, stop=(4,), **k)]
+    alike = lambda **k: [
+        [a.tokens for a in group]
+        for group in sample(model, prompts(), n=3, max_new_tokens=20, stop=(4,), **k)
+    ]
     assert alike(seed=2) == alike(seed=2, max_rows=3) == alike(seed=2, max_rows=7)
     assert alike(seed=2) != alike(seed=3)
     flat = [tokens for group in alike(seed=2) for tokens in group]
@@ -75,21 +90,34 @@ def test_a_row_depends_on_its_seed_alone(model):
 
 def test_a_part_of_the_prompts_keeps_its_numbers(model):
     whole = sample(model, prompts(), 2, max_new_tokens=8, seed=3)
-    part = sample(model, [prompts()[i] for i in (4, 1)], 2, max_new_tokens=8, seed=3, numbers=[4, 1])
-    assert [[a.tokens for a in answers] for answers in part] == [[a.tokens for a in whole[i]] for i in (4, 1)]
+    part = sample(
+        model, [prompts()[i] for i in (4, 1)], 2, max_new_tokens=8, seed=3, numbers=[4, 1]
+    )
+    assert [[a.tokens for a in answers] for answers in part] == [
+        [a.tokens for a in whole[i]] for i in (4, 1)
+    ]
 
 
-@pytest.mark.parametrize("top_k, top_p", [(0, 0.8), (0, 0.3), (5, 1.0), (8, 0.7), (1, 1.0), (0, 1e-6)])
+@pytest.mark.parametrize(
+    "top_k, top_p", [(0, 0.8), (0, 0.3), (5, 1.0), (8, 0.7), (1, 1.0), (0, 1e-6)]
+)
 def test_top_k_and_top_p_are_those_of_transformers(top_k, top_p):
-    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers.generation.logits_process import (
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
     logits = torch.randn(6, V, generator=torch.Generator().manual_seed(0)) * 3
     expected = TemperatureLogitsWarper(0.7)(None, logits)
     expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
     expected = (TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected).log_softmax(-1)
     seen = torch.zeros(6, V, dtype=torch.bool)
     for draw in torch.linspace(0, 1 - 1e-9, 4001, dtype=torch.float64):
-        token, logprob = choose(logits, 0.7, top_p, top_k, draw.expand(6))
-        torch.testing.assert_close(logprob, expected.gather(1, token[:, None])[:, 0], atol=1e-5, rtol=0)
+        token, logprob = sample_tokens(logits, 0.7, top_p, top_k, draw.expand(6))
+        torch.testing.assert_close(
+            logprob, expected.gather(1, token[:, None])[:, 0], atol=1e-5, rtol=0
+        )
         seen[torch.arange(6), token] = True
     likely = expected.exp() > 1e-3
     assert (seen & ~expected.isfinite()).sum() == 0 and (likely & ~seen).sum() == 0
@@ -98,7 +126,7 @@ def test_top_k_and_top_p_are_those_of_transformers(top_k, top_p):
 def test_frequencies_follow_the_distribution():
     logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(1)).expand(20_000, 8)
     draws = generate.uniforms(0, [(i, 0) for i in range(20_000)], 1)[:, 0]
-    token, _ = choose(logits, 1.0, 1.0, 0, draws)
+    token, _ = sample_tokens(logits, 1.0, 1.0, 0, draws)
     probs = logits[0].softmax(-1)
     counts = torch.bincount(token, minlength=8)
     chi2 = ((counts - 20_000 * probs) ** 2 / (20_000 * probs)).sum()
@@ -136,5 +164,5 @@ def test_command_line(mini):
     command = [generate.__file__, "out/gen/pretrain", "--max_new_tokens=20", "Problem: Mia"]
     output = mini.run(*command)
     assert "20 tokens" in output or "tokens/s" in output
-    assert mini.run(*command) .splitlines()[0] == output.splitlines()[0]
+    assert mini.run(*command).splitlines()[0] == output.splitlines()[0]
     assert "error: " in mini.run(generate.__file__, "nowhere", "x", code=2)

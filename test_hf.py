@@ -1,4 +1,5 @@
 """hf.py and model.py against transformers: the same logits from the same files, in both directions."""
+
 import dataclasses
 import json
 import os
@@ -9,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import common
 import hf
@@ -38,17 +45,40 @@ def tokenizer():
 
 def our_model(shape=SHAPES["GQA 4/2"], **changes) -> Transformer:
     H, K, D, C, tied, theta = shape
-    cfg = ModelConfig(n_layers=2, hidden_size=C, ffn_size=3 * C // 2, n_heads=H, n_kv_heads=K, head_dim=D, vocab_size=V,
-                      tie_embeddings=tied, rope_theta=theta, max_context=256)
+    cfg = ModelConfig(
+        n_layers=2,
+        hidden_size=C,
+        ffn_size=3 * C // 2,
+        n_heads=H,
+        n_kv_heads=K,
+        head_dim=D,
+        vocab_size=V,
+        tie_embeddings=tied,
+        rope_theta=theta,
+        max_context=256,
+    )
     return randomize(Transformer(dataclasses.replace(cfg, **changes)))
 
 
 def their_model(shape) -> LlamaForCausalLM:
     H, K, D, C, tied, theta = shape
-    return randomize(LlamaForCausalLM(LlamaConfig(
-        num_hidden_layers=2, hidden_size=C, intermediate_size=3 * C // 2, num_attention_heads=H, num_key_value_heads=K,
-        head_dim=D, vocab_size=V, tie_word_embeddings=tied, rms_norm_eps=3e-5, max_position_embeddings=256,
-        rope_parameters={"rope_theta": theta, "rope_type": "default"})))
+    return randomize(
+        LlamaForCausalLM(
+            LlamaConfig(
+                num_hidden_layers=2,
+                hidden_size=C,
+                intermediate_size=3 * C // 2,
+                num_attention_heads=H,
+                num_key_value_heads=K,
+                head_dim=D,
+                vocab_size=V,
+                tie_word_embeddings=tied,
+                rms_norm_eps=3e-5,
+                max_position_embeddings=256,
+                rope_parameters={"rope_theta": theta, "rope_type": "default"},
+            )
+        )
+    )
 
 
 @torch.no_grad()
@@ -57,7 +87,9 @@ def randomize(model):
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else 1.5 * noise / parameter.shape[1] ** 0.5)
+        parameter.copy_(
+            1 + 0.3 * noise if parameter.ndim == 1 else 1.5 * noise / parameter.shape[1] ** 0.5
+        )
     return model.eval()
 
 
@@ -80,6 +112,7 @@ def assert_equal(ours, theirs):
 # ---------------------------------------------------------------------------------------------------------------------
 # The same function
 
+
 @every_shape
 def test_logits_of_their_folder(shape, tokenizer, tmp_path):
     theirs = their_model(shape)
@@ -94,7 +127,9 @@ def test_logits_of_our_export(shape, tokenizer, tmp_path):
     ours = our_model(shape)
     ours.rope_theta *= 10  # a stage of training has raised it since
     hf.export(ours, tokenizer, tmp_path / "export", torch.float32)
-    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "export", output_loading_info=True)
+    theirs, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "export", output_loading_info=True
+    )
     assert not any(info.values()), info
     assert theirs.dtype == torch.float32
     assert_equal(logits(ours, tokens_like(2, 100)), logits(theirs, tokens_like(2, 100)))
@@ -103,7 +138,9 @@ def test_logits_of_our_export(shape, tokenizer, tmp_path):
 
 
 def test_every_field_of_the_config_comes_back(tokenizer, tmp_path):
-    cfg = dataclasses.replace(our_model().cfg, norm_eps=3e-6, init_std=0.01, max_context=77, tie_embeddings=True)
+    cfg = dataclasses.replace(
+        our_model().cfg, norm_eps=3e-6, init_std=0.01, max_context=77, tie_embeddings=True
+    )
     hf.export(randomize(Transformer(cfg)), tokenizer, tmp_path / "export")
     assert hf.config_from_hf(tmp_path / "export") == cfg
 
@@ -113,7 +150,7 @@ def test_cached_decoding_equals_one_pass(shape):
     model, tokens = our_model(shape), tokens_like(3, 24)
     cache = KVCache(model.cfg, 3, 24, "cpu", torch.float32)
     steps = [logits(model, tokens[:, :9], cache=cache), logits(model, tokens[:, 9:14], cache=cache)]
-    steps += [logits(model, tokens[:, t:t + 1], cache=cache) for t in range(14, 24)]
+    steps += [logits(model, tokens[:, t : t + 1], cache=cache) for t in range(14, 24)]
     assert cache.length == 24
     assert_equal(torch.cat(steps, 1), logits(model, tokens))
 
@@ -121,25 +158,37 @@ def test_cached_decoding_equals_one_pass(shape):
 @every_shape
 def test_left_padded_decoding_equals_each_row_alone(shape):
     model, tokens = our_model(shape), tokens_like(3, 24)
-    pad = torch.tensor([[0], [3], [7]], dtype=torch.int32)  # these many columns of each row are filler
+    pad = torch.tensor(
+        [[0], [3], [7]], dtype=torch.int32
+    )  # these many columns of each row are filler
     column = torch.arange(10, dtype=torch.int32)
     cache = KVCache(model.cfg, 3, 24, "cpu", torch.float32)
-    steps = [logits(model, tokens[:, :10], doc_start=torch.where(column < pad, column, pad), cache=cache)]
-    steps += [logits(model, tokens[:, t:t + 1], doc_start=pad, cache=cache) for t in range(10, 24)]
+    steps = [
+        logits(model, tokens[:, :10], doc_start=torch.where(column < pad, column, pad), cache=cache)
+    ]
+    steps += [
+        logits(model, tokens[:, t : t + 1], doc_start=pad, cache=cache) for t in range(10, 24)
+    ]
     for row, n in enumerate(pad[:, 0].tolist()):
-        assert_equal(torch.cat(steps, 1)[row:row + 1, n:], logits(model, tokens[row:row + 1, n:]))
+        assert_equal(
+            torch.cat(steps, 1)[row : row + 1, n:], logits(model, tokens[row : row + 1, n:])
+        )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_packed_documents_equal_separate_ones_and_transformers(attention, tokenizer, tmp_path):
     model, tokens = our_model(), tokens_like(1, 30)
     starts, ends = [0, 7, 8, 20], [7, 8, 20, 30]
-    doc_start = torch.tensor([[s for s, e in zip(starts, ends) for _ in range(s, e)]], dtype=torch.int32)
+    doc_start = torch.tensor(
+        [[s for s, e in zip(starts, ends) for _ in range(s, e)]], dtype=torch.int32
+    )
     packed = logits(model, tokens, doc_start=doc_start)
     alone = torch.cat([logits(model, tokens[:, s:e]) for s, e in zip(starts, ends)], 1)
     assert_equal(packed, alone)
     hf.export(model, tokenizer, tmp_path / "export", torch.float32)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export", attn_implementation=attention)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "export", attn_implementation=attention
+    )
     # transformers keeps packed documents apart by restarted positions, but only so: no mask, no cache
     positions = torch.arange(30)[None] - doc_start
     assert_equal(packed, logits(theirs, tokens, position_ids=positions, use_cache=False))
@@ -147,6 +196,7 @@ def test_packed_documents_equal_separate_ones_and_transformers(attention, tokeni
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The same files
+
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_sharded_weights(tied, tokenizer, tmp_path, monkeypatch):
@@ -172,7 +222,9 @@ def test_bfloat16_export(tokenizer, tmp_path):
     hf.export(ours, tokenizer, tmp_path / "export")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert theirs.dtype == torch.bfloat16
-    assert all(file.stat().st_mode & 0o444 == 0o444 for file in (tmp_path / "export").iterdir())  # a server may read it
+    assert all(
+        file.stat().st_mode & 0o444 == 0o444 for file in (tmp_path / "export").iterdir()
+    )  # a server may read it
     assert torch.equal(theirs.lm_head.weight, ours.lm_head.weight.bfloat16())
     in_bf16, _ = hf.load(tmp_path / "export", dtype=torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 for p in in_bf16.parameters())
@@ -182,18 +234,29 @@ def test_loading_goes_through_assign(tmp_path):
     ours = our_model()
     hf._save_weights(ours, tmp_path, torch.float32)
     seen = {}
-    hf.load_weights(meta_model(ours.cfg), tmp_path, lambda parameter, full: seen.setdefault(id(parameter), full))
-    assert all(torch.equal(full, p) for full, p in zip(seen.values(), ours.parameters(), strict=True))
+    hf.load_weights(
+        meta_model(ours.cfg), tmp_path, lambda parameter, full: seen.setdefault(id(parameter), full)
+    )
+    assert all(
+        torch.equal(full, p) for full, p in zip(seen.values(), ours.parameters(), strict=True)
+    )
 
 
 def test_tokenizer_and_generation_config(tokenizer, tmp_path):
     hf.export(our_model(), tokenizer, tmp_path / "export")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "export")
     text = "a small text, 123 ünïcode 大 \n\n  of it"
-    assert theirs(text).input_ids == [tokenizer.bos, *tokenizer.encode(text)]  # as pre-training documents begin
+    assert theirs(text).input_ids == [
+        tokenizer.bos,
+        *tokenizer.encode(text),
+    ]  # as pre-training documents begin
     assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
     assert theirs.decode(tokenizer.encode(text)) == text
-    assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == ("<s>", "<|im_end|>", "<|endoftext|>")
+    assert (theirs.bos_token, theirs.eos_token, theirs.pad_token) == (
+        "<s>",
+        "<|im_end|>",
+        "<|endoftext|>",
+    )
     messages = [{"role": "user", "content": "a question?"}]
     ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids == render(messages, tokenizer, add_generation_prompt=True)
@@ -210,7 +273,9 @@ def test_greedy_text_of_an_export(tokenizer, tmp_path):
     their_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
     for prompt in ("a small", "text: ", "123"):
         inputs = their_tokenizer(prompt, return_tensors="pt")
-        answer = theirs.generate(**inputs, do_sample=False, temperature=None, top_p=None, max_new_tokens=40)[0]
+        answer = theirs.generate(
+            **inputs, do_sample=False, temperature=None, top_p=None, max_new_tokens=40
+        )[0]
         tokens = torch.tensor([[tokenizer.bos, *tokenizer.encode(prompt)]])
         for _ in range(40):
             token = logits(ours, tokens)[:, -1:].argmax(-1)
@@ -224,12 +289,15 @@ def test_greedy_text_of_an_export(tokenizer, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Our checkpoints
 
+
 def checkpoint(folder: Path, model: Transformer, tokenizer, step: int, tmp_path: Path) -> Path:
     tokenizer.save(tmp_path / "tokenizer.json")
     optimizer = common.adamw(model, 1e-3, (0.9, 0.95), 0.1)
     meta = {"model": dataclasses.asdict(model.cfg) | {"rope_theta": model.rope_theta}}
     one = common.Dist(0, 1, torch.device("cpu"), None)
-    return common.save_checkpoint(one, folder, step, model, optimizer, meta, tmp_path / "tokenizer.json")
+    return common.save_checkpoint(
+        one, folder, step, model, optimizer, meta, tmp_path / "tokenizer.json"
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -244,7 +312,9 @@ def test_checkpoint_of_ours(tied, tokenizer, tmp_path, capsys):
     tokens = tokens_like(2, 30)
     for path, expected in ((phase, new), (str(newest), new), (step, old)):
         model, loaded = hf.load(path)
-        assert loaded.hash == tokenizer.hash and model.cfg.kernels == "auto"  # that machine's choice is not this one's
+        assert (
+            loaded.hash == tokenizer.hash and model.cfg.kernels == "auto"
+        )  # that machine's choice is not this one's
         assert torch.equal(logits(model, tokens), logits(expected, tokens))
     in_bf16, _ = hf.load(phase, dtype=torch.bfloat16)
     assert torch.equal(in_bf16.norm.weight, new.norm.weight.bfloat16())
@@ -264,12 +334,23 @@ def test_start_from(tokenizer, tmp_path):
     checkpoint(tmp_path / "out/pretrain", source, tokenizer, 5, tmp_path)
     hf.export(source, tokenizer, tmp_path / "export", torch.float32)
     one = common.Dist(0, 1, torch.device("cpu"), None)
-    for name in ("pretrain", str(tmp_path / "out/pretrain/step_00000005"), str(tmp_path / "export")):
+    for name in (
+        "pretrain",
+        str(tmp_path / "out/pretrain/step_00000005"),
+        str(tmp_path / "export"),
+    ):
         model = Transformer(source.cfg)
-        assert hf.load_initial_weights(one, model, tokenizer, hf.resolve_checkpoint(one, name, tmp_path / "out")) == source.rope_theta
+        assert (
+            hf.load_initial_weights(
+                one, model, tokenizer, hf.resolve_checkpoint(one, name, tmp_path / "out")
+            )
+            == source.rope_theta
+        )
         assert torch.equal(logits(model, tokens_like(1, 30)), logits(source, tokens_like(1, 30)))
     folder = hf.resolve_checkpoint(one, "pretrain", tmp_path / "out")
-    other_heads = our_model(n_heads=2, n_kv_heads=1, head_dim=32)  # the same shapes, another function
+    other_heads = our_model(
+        n_heads=2, n_kv_heads=1, head_dim=32
+    )  # the same shapes, another function
     with pytest.raises(UserError, match="n_heads = 4"):
         hf.load_initial_weights(one, other_heads, tokenizer, folder)
     with pytest.raises(UserError, match="n_layers = 2"):
@@ -302,8 +383,15 @@ def test_loading_into_a_sharded_model(tokenizer, tmp_path):
     for folder, model in models.items():
         hf.export(model, tokenizer, folder, torch.float32)
     (tmp_path / "sharded.py").write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-               str(tmp_path / "sharded.py"), *map(str, models)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        str(tmp_path / "sharded.py"),
+        *map(str, models),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     for folder, model in models.items():
@@ -316,29 +404,45 @@ def environment() -> dict:
 
 def test_command_line(tokenizer, tmp_path):
     checkpoint(tmp_path / "pretrain", our_model(), tokenizer, 3, tmp_path)
-    command = [sys.executable, str(Path(hf.__file__)), str(tmp_path / "pretrain"), str(tmp_path / "export")]
-    done = subprocess.run([*command, "--dtype=float32"], capture_output=True, text=True, env=environment())
+    command = [
+        sys.executable,
+        str(Path(hf.__file__)),
+        str(tmp_path / "pretrain"),
+        str(tmp_path / "export"),
+    ]
+    done = subprocess.run(
+        [*command, "--dtype=float32"], capture_output=True, text=True, env=environment()
+    )
     assert done.returncode == 0 and "parameters in float32" in done.stdout, done.stderr
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert_equal(logits(our_model(), tokens_like(1, 30)), logits(theirs, tokens_like(1, 30)))
     again = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert again.returncode == 2 and again.stderr.startswith("error: ") and again.stderr.count("\n") == 1
+    assert (
+        again.returncode == 2
+        and again.stderr.startswith("error: ")
+        and again.stderr.count("\n") == 1
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a user can get wrong
 
-@pytest.mark.parametrize("change, message", [
-    ({"model_type": "qwen2"}, "model_type"),
-    ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
-    ({"hidden_act": "gelu"}, "hidden_act"),
-    ({"attention_bias": True}, "attention_bias"),
-    ({"mlp_bias": True}, "mlp_bias"),
-    ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3"}}, "rope_type"),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "rope_type"),
-    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
-    ({"hidden_size": None}, "hidden_size"),
-], ids=str)
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "qwen2"}, "model_type"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3"}}, "rope_type"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "rope_type"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"hidden_size": None}, "hidden_size"),
+    ],
+    ids=str,
+)
 def test_what_is_no_plain_llama_is_refused(change, message, tokenizer, tmp_path):
     hf.export(our_model(), tokenizer, tmp_path / "export")
     file = tmp_path / "export/config.json"
@@ -350,14 +454,35 @@ def test_what_is_no_plain_llama_is_refused(change, message, tokenizer, tmp_path)
 
 def test_forms_of_the_config(tokenizer, tmp_path):
     """As transformers 4 wrote it, with nothing that has a default."""
-    (tmp_path / "config.json").write_text(json.dumps(dict(
-        model_type="llama", num_hidden_layers=2, hidden_size=48, intermediate_size=64, num_attention_heads=3,
-        vocab_size=V, rope_theta=5000000, rope_scaling=None)))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            dict(
+                model_type="llama",
+                num_hidden_layers=2,
+                hidden_size=48,
+                intermediate_size=64,
+                num_attention_heads=3,
+                vocab_size=V,
+                rope_theta=5000000,
+                rope_scaling=None,
+            )
+        )
+    )
     cfg = hf.config_from_hf(tmp_path)
-    assert (cfg.n_kv_heads, cfg.head_dim, cfg.rope_theta, cfg.norm_eps, cfg.tie_embeddings) == (3, 16, 5e6, 1e-6, False)
+    assert (cfg.n_kv_heads, cfg.head_dim, cfg.rope_theta, cfg.norm_eps, cfg.tie_embeddings) == (
+        3,
+        16,
+        5e6,
+        1e-6,
+        False,
+    )
     theirs = LlamaConfig.from_pretrained(tmp_path)
-    assert (theirs.num_key_value_heads, theirs.head_dim, theirs.rope_parameters["rope_theta"], theirs.rms_norm_eps) == (
-        cfg.n_kv_heads, cfg.head_dim, cfg.rope_theta, cfg.norm_eps)
+    assert (
+        theirs.num_key_value_heads,
+        theirs.head_dim,
+        theirs.rope_parameters["rope_theta"],
+        theirs.rms_norm_eps,
+    ) == (cfg.n_kv_heads, cfg.head_dim, cfg.rope_theta, cfg.norm_eps)
 
 
 def test_wrong_weights_are_named(tokenizer, tmp_path):
@@ -377,7 +502,9 @@ def test_wrong_weights_are_named(tokenizer, tmp_path):
     bias = "model.layers.0.self_attn.q_proj.bias"
     refused(f"has not: {bias}", whole | {bias: torch.ones(1)})
     refused(rf"{name} has the shape \[4, 2\], the config says", whole | {name: torch.ones(4, 2)})
-    save_file(whole | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, file)  # old and harmless
+    save_file(
+        whole | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, file
+    )  # old and harmless
     hf.load(tmp_path / "export")
 
     file.write_bytes(data[:-10])
@@ -429,6 +556,7 @@ def test_a_tokenizer_too_large_for_the_model_is_refused(tokenizer, tmp_path):
 def test_a_failed_export_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError("No space left on device")
+
     monkeypatch.setattr(hf, "save_file", full_disk)
     with pytest.raises(OSError):
         hf.export(our_model(), tokenizer, tmp_path / "export")

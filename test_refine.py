@@ -37,7 +37,7 @@ def ask(text: str) -> list[dict]:
 def test_a_local_writer_is_the_sampler(checkpoint):
     """Greedy: the very tokens of generate.sample; what does not end is no answer."""
     model, tokenizer = hf.load(checkpoint)
-    writer = generate.local_llm(str(checkpoint), max_new_tokens=12, temperature=0)
+    writer = generate.LocalLLM(str(checkpoint), max_new_tokens=12, temperature=0)
     prompts = [generate.chat_prompt(ask(q), tokenizer, "chat") for q in QUESTIONS]
     stop = (tokenizer.eot, tokenizer.im_end)
     samples = [s[0] for s in generate.sample(model, prompts, max_new_tokens=12, temperature=0, stop=stop)]
@@ -47,7 +47,7 @@ def test_a_local_writer_is_the_sampler(checkpoint):
 
 def test_a_local_writer_goes_on_as_if_unbroken(checkpoint):
     """Draws belong to a conversation's number: what is known already (None) changes no other's, and each is told."""
-    writer = generate.local_llm(str(checkpoint), max_new_tokens=40, temperature=1.0, top_p=1.0, max_rows=2)
+    writer = generate.LocalLLM(str(checkpoint), max_new_tokens=40, temperature=1.0, top_p=1.0, max_rows=2)
     conversations, told = [ask(q) for q in QUESTIONS], {}
     whole = writer(conversations)
     assert any(whole) and len(set(whole)) > 1
