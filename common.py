@@ -624,5 +624,5 @@ def current_commit() -> str:
         return subprocess.run([*where, *command], capture_output=True, text=True).stdout.strip()
 
     head = git("rev-parse", "--short=12", "HEAD")
-    texts = (":!README.md", ":!assets", ":!results")  # which no run reads
+    texts = (":!README.md", ":!docs", ":!assets", ":!results")  # which no run reads
     return head and head + "+changes" * bool(git("status", "--porcelain", "-uno", "--", ".", *texts))

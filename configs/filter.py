@@ -1,4 +1,4 @@
-"""Raw web text to pools of high and medium quality: `python -m data.filter.quality configs/filter.py` (see README).
+"""Raw web text to pools of high and medium quality: `python -m data.filter.quality configs/filter.py` (see docs/DATA.md).
 
 A strong model behind an OpenAI-compatible endpoint (vLLM, SGLang, transformers serve, llama.cpp) grades 2,000
 documents; a small one learns from it and grades the rest. The cuts are our choice: look at the table, then move them.

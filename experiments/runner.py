@@ -36,7 +36,6 @@ from tqdm import tqdm
 import common
 from common import UserError
 from experiments import results
-from progress import progress_bar
 
 ROOT = Path(__file__).parent.parent
 SPEEDRUN = Path("out/tiny")  # the run whose phases sft_data, dpd and rl start from
@@ -270,7 +269,7 @@ class Trainer:
     def __init__(self, experiment: Experiment, jobs: int):
         self.experiment = experiment
         self.jobs = jobs
-        self.bar = progress_bar(unit=" runs")
+        self.bar = tqdm(unit=" runs")
 
     def train(self, runs: list[Run]) -> list[dict]:
         """The runs' results, in their order."""
