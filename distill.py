@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import common
 import hf
@@ -56,6 +55,7 @@ from evaluate import EvaluateConfig, evaluate, task_prompt, format_table, withou
 from generate import sample, stop_ids
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_kl, linear_topk_kl, teacher_topk
 from model import ModelConfig
+from progress import progress_bar
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings
@@ -150,7 +150,7 @@ def sampled(who: str, source: Path, problems: list, p: DistillConfig, out: Path,
     if mine:
         model, tokenizer = hf.load(source, d.device, getattr(torch, p.dtype))
         folder.mkdir(parents=True, exist_ok=True)
-        for path, n in tqdm(mine, desc=f"samples of the {who}", unit="chunk", disable=None if d.is_main else True):
+        for path, n in progress_bar(mine, desc=f"samples of the {who}", unit="chunk", disable=not d.is_main):
             drawn = draw(model, tokenizer, problems[n * size:(n + 1) * size], p, seed=p.seed * 1_000_000 + n)
             common.write_atomic(path, json.dumps(drawn))
     d.barrier()

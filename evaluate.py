@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import common
 import generate
@@ -35,6 +34,7 @@ from data.chat import template
 from data.tasks import pages, registry
 from data.tasks.problem import Problem, document_prompt, final_answer, to_chat
 from data.verify import sandbox
+from progress import progress_bar
 
 
 def all_families() -> list[str]:
@@ -93,7 +93,7 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = N
         batches = task_batches(prompts, rows, cfg, dist.world)
         own_batches = batches[dist.rank::dist.world]
         new_rows = {}
-        for batch in tqdm(own_batches, task, delay=10, disable=None if dist.is_main else True):
+        for batch in progress_bar(own_batches, desc=task, delay=10, disable=not dist.is_main):
             answers = sample_batch(model, tokenizer, prompts, batch, cfg)
             scored = score_batch(task, problems, prompts, answers, tokenizer)
             new_rows |= scored

@@ -27,6 +27,7 @@ from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, without_rows
 from generate import sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
+from progress import progress_bar
 from schedule import Stage, check_schedule
 
 # --------------------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ class Log:
             )
             if run.first_step >= n_steps:
                 print("this run is complete; nothing to do")
-        self.bar = tqdm(total=n_steps, initial=run.first_step, unit="step", dynamic_ncols=True,
+        self.bar = progress_bar(total=n_steps, initial=run.first_step, unit="step", dynamic_ncols=True,
                         disable=None if run.dist.is_main else True)
 
     def step(self, step: int, stage: Stage, loss: float, lr: float, grad_norm: float, n_tokens: int,

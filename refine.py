@@ -166,7 +166,7 @@ def chain_may_be_kept(question: str, chain: str, solution: str, check_steps: boo
     """Whether a chain leads to the solution, and, with check_steps, by no false step."""
     if not checklist.leads_to(question, chain, solution):
         return False
-    return not (check_steps and checklist.false_step(question, chain))
+    return not (check_steps and checklist.find_false_step(question, chain))
 
 
 def make_record(case: Case, chain: tuple[str, str] | None, cfg: RefineConfig) -> dict | None:
@@ -262,7 +262,7 @@ def share_leading_to(solutions: list[str], cases: list[Case], chains: list) -> f
 def share_with_false_step(solutions: list[str], cases: list[Case], chains: list) -> float:
     """Of the chains that lead to the solution."""
     leading = chains_leading_to(solutions, cases, chains)
-    n_false = sum(bool(checklist.false_step(question, chain)) for question, chain in leading)
+    n_false = sum(bool(checklist.find_false_step(question, chain)) for question, chain in leading)
     return n_false / max(1, len(leading))
 
 

@@ -39,6 +39,7 @@ from generate import sample, stop_ids
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_entropy
 from model import ModelConfig
 from pairwise import Judge, group_rewards, win_rates
+from progress import progress_bar
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings
@@ -209,8 +210,8 @@ def filtered(run: loop.Run, p: RlConfig, stage: Stage, judge: Judge | None,
     path = run.folder / "filter" / f"{stage.name}-{key}.json".replace(" ", "_")
     if d.sum(float(path.is_file()))[0] < d.world:
         plain, mine, means = run.plain(), problems[d.rank::d.world], {}
-        for first in tqdm(range(0, len(mine), 64), desc=f"filter of {stage.name}", unit="chunk",
-                          disable=None if d.is_main else True):
+        for first in progress_bar(range(0, len(mine), 64), desc=f"filter of {stage.name}", unit="chunk",
+                          disable=not d.is_main):
             part = mine[first:first + 64]
             groups = roll_out(plain, run.tokenizer, part, p.filter_samples or 1, p, p.seed * 1_000_000 + first)
             compared = [group[0].problem for group in split_groups(groups, stage)[1]]

@@ -21,6 +21,7 @@ import httpx2
 from tqdm import tqdm
 
 from common import UserError
+from progress import progress_bar
 
 # writer(conversations[, on_result]): a text for each conversation (a list of {"role", "content"}), in their order. It
 # is None where there was no usable answer, and where None stands in a conversation's place: the others keep their
@@ -91,7 +92,7 @@ async def _write(cfg: LLMConfig, conversations: list, on_result: Callable, read:
                                   limits=httpx2.Limits(max_connections=None)) as client:
         model = cfg.model or asked and await _ask(cfg, client, "/models", lambda answer: answer["data"][0]["id"])
         tasks = asyncio.as_completed([asyncio.create_task(work(i)) for i in asked])
-        for n, task in enumerate(tqdm(tasks, "writer", len(asked), unit=" texts", delay=5, disable=None), 1):
+        for n, task in enumerate(progress_bar(tasks, desc="writer", total=len(asked), unit=" texts", delay=5), 1):
             i, texts[i], error = await task
             if isinstance(error, NoAnswer) and error.kind != "down":
                 failed.append(error)

@@ -36,6 +36,7 @@ from tqdm import tqdm
 import common
 from common import UserError
 from experiments import results
+from progress import progress_bar
 
 ROOT = Path(__file__).parent.parent
 SPEEDRUN = Path("out/tiny")  # the run whose phases sft_data, dpd and rl start from
@@ -269,7 +270,7 @@ class Trainer:
     def __init__(self, experiment: Experiment, jobs: int):
         self.experiment = experiment
         self.jobs = jobs
-        self.bar = tqdm(unit=" runs")
+        self.bar = progress_bar(unit=" runs")
 
     def train(self, runs: list[Run]) -> list[dict]:
         """The runs' results, in their order."""

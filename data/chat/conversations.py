@@ -20,12 +20,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common import UserError, write_atomic
 from data.chat import template
 from data.chat.template import one_row_a_turn, render_weighted
 from data.text.sources import find_files, invalid_reason, kept, ReadPosition, read, shards
+from progress import progress_bar
 
 MAX_CHARACTERS = 1_000_000  # of a message: such a one is no conversation, and would take minutes
 BATCH = 256                 # conversations that wait for the threads
@@ -265,7 +265,7 @@ def _make(folder: Path, name: str, sources: list[dict], tokenizer, stop: bool, m
         place.bad_line(where, what)
 
     with (open(aside / "tokens.bin", "wb") as tokens, open(aside / "weights.bin", "wb") as weights,
-          open(aside / "ends.bin", "wb") as ends, tqdm(desc=f"pool {name}", unit=" conversations") as bar):
+          open(aside / "ends.bin", "wb") as ends, progress_bar(desc=f"pool {name}", unit=" conversations") as bar):
         for rows in _tokenized(conversations(sources, place, bad_line), tokenizer, bad_line):
             bar.update()
             count["conversations"] += 1

@@ -32,7 +32,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 import common
 from common import UserError
@@ -40,6 +39,7 @@ from data.filter import dedup
 from data.filter.classifier import excerpt, Filter, fit
 from data.text.sources import invalid_reason, kept, read, records, shards, text_columns
 from data.llm import cached, first_json, http_llm, LLMConfig
+from progress import progress_bar
 
 DIMENSIONS = {  # content before form: labels about content predict usefulness better (report, section 2)
     "accuracy": "statements, results and code are right",
@@ -315,7 +315,7 @@ def run_shards(work: Callable, cfg: QualityConfig, parts: list, folder: Path, ma
     print(f"{work.__name__}: {len(todo)} of {len(chosen)} shards to do")
     workers, before, started = min(cfg.workers, len(todo)), _read.value, time.time()
     jobs = [(i, parts[i], cfg, folder, made_by) for i in todo]
-    with tqdm(desc=work.__name__, unit=" characters", unit_scale=True) as bar:
+    with progress_bar(desc=work.__name__, unit=" characters", unit_scale=True) as bar:
         for _ in (work(*job) for job in jobs) if workers <= 1 else _in_processes(work, jobs, workers):
             bar.update(_read.value - before - bar.n)
     if todo:

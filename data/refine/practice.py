@@ -1,9 +1,11 @@
-"""Responses with planted faults, and the records on which the small writers of the refinement are trained.
+"""Responses with planted faults, and the records on which the small models of the refinement are
+trained.
 
-data/refine/refinement.py never sees a gold answer; its critic and reviser can be small models because they learned from generated
-problems whose gold is known. Here it is known, so this is for training problems alone. A fault is one that models make:
-a slip that is carried on, another operation or value, a step left out, an answer that does not match the steps, a
-constraint not kept. The report is silent about all of this: our choice.
+data/refine/refinement.py never sees a gold answer; its critic and reviser can be small models
+because they learned from generated problems whose gold is known. Here it is known, so this is for
+training problems alone. A fault is one that models make: a slip that is carried on, another
+operation or value, a step left out, an answer that does not match the steps, a constraint not kept.
+The report is silent about all of this: our choice.
 """
 import json
 import random
@@ -12,12 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data.refine import refinement
-from data.tasks.problem import to_chat
-from data.tasks import registry
-from data.refine.checklist import offered, runnable_items
-from data.tasks.problem import between, pick, Problem
-from data.tasks import code, form, tools
+from data.refine.checklist import parse_offer, runnable_items
+from data.tasks import code, form, registry, tools
 from data.tasks.math import NAMES
+from data.tasks.problem import Problem, between, pick, to_chat
 
 ITEMS = {       # what no program checks: the item of a written checklist, which evaluators judge
     "math": ["Each step follows from the story."],
@@ -27,11 +27,12 @@ ITEMS = {       # what no program checks: the item of a written checklist, which
 }
 
 
-def response(problem: Problem) -> str:
+def to_response(problem: Problem) -> str:
     """The problem's own steps and answer as a reply, thoughts in think tags."""
     reply = to_chat(problem)[-1]
-    thoughts = f"<think>\n{reply['reasoning']}\n</think>\n\n" if reply["reasoning"] else ""
-    return thoughts + reply["content"]
+    if not reply["reasoning"]:
+        return reply["content"]
+    return f"<think>\n{reply['reasoning']}\n</think>\n\n{reply['content']}"
 
 
 def question_messages(problem: Problem) -> list[dict]:
@@ -39,163 +40,225 @@ def question_messages(problem: Problem) -> list[dict]:
     return to_chat(problem)[:1]
 
 
-# ---- planting
+# --------------------------------------------------------------------------------------------------
+# Planting: a problem whose steps or answer have a fault
 
 def plant_fault(problem: Problem, rng: random.Random) -> tuple[str, str]:
     """A wrong response (reward 0) to a problem of one of the ITEMS' families, and its critique."""
     while True:
-        faulty = response(FAULTS[problem.family](problem, rng))
+        faulty = to_response(FAULTS[problem.family](problem, rng))
         if registry.reward(problem, faulty) == 0.0:
-            return faulty, critique(problem, faulty)
+            return faulty, critique_response(problem, faulty)
 
 
-OPERATE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
-OTHER = {"+": "-", "-": "+", "*": "+"}
+OTHER_SIGN = {"+": "-", "-": "+", "*": "+"}
 
 
-def _math(problem: Problem, rng: random.Random) -> Problem:
-    """A slip, another operation, another operand, no such step; or right steps and a slip in the answer."""
-    first, *moves = re.match(r"\d+", problem.steps[0])[0], *(step.split()[1:3] for step in problem.steps)
-    kind, k, slips = between(rng, 0, 4), between(rng, 0, len(moves) - 1), [0] * len(moves)
+def _fault_in_math(problem: Problem, rng: random.Random) -> Problem:
+    """A slip, another operation, another operand, no such step; or right steps and a slip in the
+    answer."""
+    first = re.match(r"\d+", problem.steps[0])[0]
+    moves = [step.split()[1:3] for step in problem.steps]   # ["-", "5"] of "32 - 5 = 27."
+    slips = [0] * len(moves)
+    kind, k = between(rng, 0, 4), between(rng, 0, len(moves) - 1)
+    sign, operand = moves[k]
     if kind == 0:
-        slips[k] = _slip(rng)
+        slips[k] = _draw_slip(rng)
     elif kind == 1:
-        moves[k] = OTHER[moves[k][0]], moves[k][1]
+        moves[k] = OTHER_SIGN[sign], operand
     elif kind == 2:
-        moves[k] = moves[k][0], str(between(rng, 2, 9))
+        moves[k] = sign, str(between(rng, 2, 9))
     elif kind == 3 and k:           # the first result is what the others rest on
         del moves[k]
     total, steps = int(first), []
     for (sign, operand), slip in zip(moves, slips):
-        result = OPERATE[sign](total, int(operand)) + slip
+        result = _calculate(total, sign, int(operand)) + slip
         steps.append(f"{total} {sign} {operand} = {result}.")
         total = result
-    total += _slip(rng) if kind == 4 else 0
+    if kind == 4:
+        total += _draw_slip(rng)
     return replace(problem, steps=tuple(steps), answer=str(total))
 
 
-def _slip(rng: random.Random) -> int:
+def _calculate(a: int, sign: str, b: int) -> int:
+    return {"+": a + b, "-": a - b, "*": a * b}[sign]
+
+
+def _draw_slip(rng: random.Random) -> int:
     return pick(rng, (-10, -1, 1, 10, between(rng, 2, 9)))
 
 
-def _form(problem: Problem, rng: random.Random) -> Problem:
+def _fault_in_form(problem: Problem, rng: random.Random) -> Problem:
     """A fault of the sum, which the reply repeats, or a constraint that the reply does not keep."""
     if rng.random() < 0.5:
-        wrong = _math(problem, rng)
-        return replace(wrong, answer=problem.answer.replace(str(problem.extra["number"]), wrong.answer))
-    kind, value = pick(rng, list(problem.extra["constraints"].items()))
-    return replace(problem, answer=BREAK[kind](problem.answer, value, rng))
+        wrong = _fault_in_math(problem, rng)
+        right_sum = str(problem.extra["number"])
+        return replace(wrong, answer=problem.answer.replace(right_sum, wrong.answer))
+    constraints = list(problem.extra["constraints"].items())
+    kind, value = pick(rng, constraints)
+    return replace(problem, answer=_break_constraint(problem.answer, kind, value, rng))
 
 
-BREAK = {       # kind of constraint: (reply, value) -> one that does not keep it
-    "name": lambda reply, name, rng: reply.replace(name, NAMES[name]),
-    "unit": lambda reply, unit, rng: reply.replace(f" {unit}", ""),
-    "mark": lambda reply, mark, rng: reply[:-1] + pick(rng, ["", *form.MARKS.values()]),
-    "opener": lambda reply, opener, rng: reply.replace(opener, pick(rng, form.OPENERS)),
-    "words": lambda reply, most, rng: reply[:-1] + pick(rng, (" now", " by now", " by now in all")) + reply[-1],
-}
+def _break_constraint(reply: str, kind: str, value: str | int, rng: random.Random) -> str:
+    """The reply changed so that it may not keep the constraint (see data/tasks/form.py)."""
+    if kind == "name":
+        return reply.replace(value, NAMES[value])
+    if kind == "unit":
+        return reply.replace(f" {value}", "")
+    if kind == "mark":
+        return reply[:-1] + pick(rng, ["", *form.MARKS.values()])
+    if kind == "opener":
+        return reply.replace(value, pick(rng, form.OPENERS))
+    more_words = pick(rng, (" now", " by now", " by now in all"))
+    return reply[:-1] + more_words + reply[-1]
 
 
-def _code(problem: Problem, rng: random.Random) -> Problem:
-    """Another operation, another constant, two operations swapped; in steps and answer, or in the answer alone."""
-    codes = [re.sub(r"\b[xab]\b", "{x}", step[4:-1]) for step in problem.steps]
-    kind, k = between(rng, 0, 2), between(rng, 0, len(codes) - 1)
+def _fault_in_code(problem: Problem, rng: random.Random) -> Problem:
+    """Another operation, another constant, two operations swapped; in steps and answer, or in the
+    answer alone."""
+    # "{x}[::-1]" of "b = a[::-1]."
+    operations = [re.sub(r"\b[xab]\b", "{x}", step[4:-1]) for step in problem.steps]
+    kind, k = between(rng, 0, 2), between(rng, 0, len(operations) - 1)
     if kind == 0:
-        _, text, _, constants = pick(rng, code.LIST_OPERATIONS + code.NUMBER_OPERATIONS * (k == len(codes) - 1))
-        codes[k] = text.format(x="{x}", k=between(rng, *constants))
+        choices = code.LIST_OPERATIONS
+        if k == len(operations) - 1:    # only the last may give a number
+            choices = choices + code.NUMBER_OPERATIONS
+        _, text, _, constants = pick(rng, choices)
+        operations[k] = text.format(x="{x}", k=between(rng, *constants))
     elif kind == 1:
-        codes[k] = re.sub(r"\d", str(between(rng, 0, 9)), codes[k], count=1)
+        operations[k] = re.sub(r"\d", str(between(rng, 0, 9)), operations[k], count=1)
     else:
-        codes[k], codes[k - 1] = codes[k - 1], codes[k]
+        operations[k], operations[k - 1] = operations[k - 1], operations[k]
     steps, expression = [], "x"
-    for given, name, text in zip("xab", "abc", codes):
+    for operand, name, text in zip("xab", "abc", operations):
         expression = text.format(x=expression)
-        steps.append(f"{name} = {text.format(x=given)}.")
-    steps = problem.steps if rng.random() < 0.2 else tuple(steps)
-    return replace(problem, steps=steps, answer=f"return {expression}")
+        steps.append(f"{name} = {text.format(x=operand)}.")
+    if rng.random() < 0.2:
+        steps = problem.steps
+    return replace(problem, steps=tuple(steps), answer=f"return {expression}")
 
 
-def _tools(problem: Problem, rng: random.Random) -> Problem:
-    """Another tool (with its own arguments or these), no such argument, a wrong value, also in the answer alone."""
-    call, offer = json.loads(problem.answer), offered(problem.question)[0]
-    name, values, kind = call["name"], dict(call["arguments"]), between(rng, 0, 3)
-    argument = pick(rng, list(values))
+def _fault_in_call(problem: Problem, rng: random.Random) -> Problem:
+    """Another tool (with its own arguments or these), no such argument, a wrong value, also in the
+    answer alone."""
+    call = json.loads(problem.answer)
+    offer, _ = parse_offer(problem.question)
+    name, values = call["name"], dict(call["arguments"])
+    kind, argument = between(rng, 0, 3), pick(rng, list(values))
     if kind == 0:
         name = pick(rng, list(offer))
-        values = dict(zip(offer[name], values.values())) if rng.random() < 0.5 else values
+        if rng.random() < 0.5:
+            values = dict(zip(offer[name], values.values()))
     elif kind == 1:
         del values[argument]
     else:
-        choices = dict(tools.TOOLS[name][0])[argument]
-        seen = [int(number) for number in re.findall(r"\d+", problem.question)]
-        values[argument] = pick(rng, choices or [*seen, between(rng, 2, tools.LARGEST)])
-    steps = (f"The tool is {name}.", *(f"{argument} = {value}." for argument, value in values.items()))
+        arguments, *_ = tools.TOOLS[name]
+        choices = dict(arguments)[argument]
+        if not choices:     # a number
+            numbers = [int(number) for number in re.findall(r"\d+", problem.question)]
+            choices = [*numbers, between(rng, 2, tools.LARGEST)]
+        values[argument] = pick(rng, choices)
+    steps = problem.steps
+    if kind != 3:
+        said_values = [f"{argument} = {value}." for argument, value in values.items()]
+        steps = (f"The tool is {name}.", *said_values)
     answer = json.dumps({"name": name, "arguments": values})
-    return replace(problem, steps=problem.steps if kind == 3 else steps, answer=answer)
+    return replace(problem, steps=steps, answer=answer)
 
 
-FAULTS = {"math": _math, "code": _code, "tools": _tools, "form": _form}
+FAULTS = {
+    "math": _fault_in_math,
+    "code": _fault_in_code,
+    "tools": _fault_in_call,
+    "form": _fault_in_form,
+}
 
 
-# ---- critiques
+# --------------------------------------------------------------------------------------------------
+# Critiques
 
-def critique(problem: Problem, response: str) -> str:
-    """What is wrong with a response in one sentence, as far as possible in data/checklist's words; "" for a right one.
+def critique_response(problem: Problem, response: str) -> str:
+    """What is wrong with a response in one sentence, as far as possible in the words of
+    data/refine/checklist.py; "" for a right one.
 
     What no runnable item finds is found by comparing the steps with the problem's own.
     """
-    failed = _failed(problem, response)
+    failed = _failed_items(problem, response)
     return failed[0]["critique"] if failed else ""
 
 
-def _failed(problem: Problem, response: str) -> list[dict]:
-    """The failed items of a wrong response, as data/refine/refinement.py has them: the runnable ones, or else the judged one."""
+def _failed_items(problem: Problem, response: str) -> list[dict]:
+    """The failed items of a wrong response, as data/refine/refinement.py has them: the runnable
+    ones, or else the judged one."""
     if registry.reward(problem, response) == 1.0:
         return []
-    shown = refinement.visible_text(response, thoughts=True)
-    ran = [(item.text, item.check(shown)) for item in runnable_items(problem.question)]
-    judged = [(ITEMS[problem.family][0], compared(problem, refinement.split_thoughts(response)[0]) or "The answer is wrong.")]
-    found = [(item, said) for item, said in ran if said] or judged
-    return [{"item": item, "critique": said, "by": "program"} for item, said in found]
+    text = refinement.visible_text(response, thoughts=True)
+    failed = []
+    for item in runnable_items(problem.question):
+        critique = item.check(text)
+        if critique:
+            failed.append({"item": item.text, "critique": critique, "by": "program"})
+    if failed:
+        return failed
+    chain, _ = refinement.split_thoughts(response)
+    critique = compare_steps(problem, chain) or "The answer is wrong."
+    return [{"item": ITEMS[problem.family][0], "critique": critique, "by": "program"}]
 
 
-def compared(problem: Problem, chain: str) -> str:
-    """The critique of a chain's first step that does something else than the problem's, "" if none does.
+def compare_steps(problem: Problem, chain: str) -> str:
+    """The critique of a chain's first step that does something else than the problem's, "" if none
+    does.
 
     Whether its results are true is for programs to say.
     """
-    moves, own = (_moves(steps) for steps in (re.findall(r"\S.*?(?:\.(?=\s|$)|$)", chain), problem.steps))
-    left = iter(own)
-    if moves == own:
+    moves = _find_moves(re.findall(r"\S.*?(?:\.(?=\s|$)|$)", chain))
+    right_moves = _find_moves(problem.steps)
+    if moves == right_moves:
         return ""
-    if len(moves) < len(own) and all(move in left for move in moves):
+    if len(moves) < len(right_moves) and _is_subsequence(moves, right_moves):
         return "A step is missing."
-    k = next((k for k, pair in enumerate(zip(moves, own)) if pair[0] != pair[1]), min(len(moves), len(own)))
-    return "The tool is wrong." if problem.family == "tools" and k == 0 else f"Step {k + 1} is wrong."
+    k = 0
+    while k < min(len(moves), len(right_moves)) and moves[k] == right_moves[k]:
+        k += 1
+    if problem.family == "tools" and k == 0:
+        return "The tool is wrong."
+    return f"Step {k + 1} is wrong."
 
 
-def _moves(steps: Sequence[str]) -> list[str]:
-    """What each step does: "32 - 5", then of "27 + 4 = 31." only "+ 4"; of "b = a[::-1]." it is "x[::-1]."."""
+def _find_moves(steps: Sequence[str]) -> list[str]:
+    """What each step does: "32 - 5", then of "27 + 4 = 31." only "+ 4"; of "b = a[::-1]." it is
+    "x[::-1]."."""
     moves = []
     for step in steps:
         calculation = re.fullmatch(r"(-?\d+ )([-+*] \d+) = -?\d+\.", step)
         if calculation:
-            moves.append(calculation[2] if moves else calculation[1] + calculation[2])
+            operand, operation = calculation.groups()
+            moves.append(operation if moves else operand + operation)
         else:
             moves.append(re.sub(r"\b[abc]\b", "x", re.sub(r"^[abc] = ", "", step)))
     return moves
 
 
-# ---- records: conversations whose last message is the writer's reply, for sft.py
+def _is_subsequence(some: list[str], whole: list[str]) -> bool:
+    rest = iter(whole)
+    return all(move in rest for move in some)   # `in` goes on behind the last one
 
-def summary(problem: Problem) -> str:
-    """The reasoning in some ten words: the bare calculation, the operations in order, or the tool's name."""
+
+# --------------------------------------------------------------------------------------------------
+# Records: conversations whose last message is the model's reply, for sft.py.
+# prompts: as in refinement.Settings.
+
+def summarize(problem: Problem) -> str:
+    """The reasoning in some ten words: the bare calculation, the operations in order, or the tool's
+    name."""
     if problem.family == "code":
-        return re.search(r"f\(x\): (.*)\. Example", problem.question)[1].replace(", then ", ", ")
+        operations = re.search(r"f\(x\): (.*)\. Example", problem.question)[1]
+        return operations.replace(", then ", ", ")
     if problem.family == "tools":
         return problem.steps[0].removeprefix("The tool is ").rstrip(".")
-    first = problem.steps[0].split()[0]
-    return f"{first} " + ", ".join(" ".join(step.split()[1:3]) for step in problem.steps)
+    first, *_ = problem.steps[0].split()
+    moves = [" ".join(step.split()[1:3]) for step in problem.steps]
+    return f"{first} " + ", ".join(moves)
 
 
 def draft_record(problem: Problem) -> dict:
@@ -204,29 +267,35 @@ def draft_record(problem: Problem) -> dict:
 
 
 def checklist_record(problem: Problem, prompts: dict) -> dict:
-    return _record(refinement.checklist_prompt(prompts, question_messages(problem)), json.dumps(ITEMS[problem.family]))
+    request = refinement.checklist_prompt(prompts, question_messages(problem))
+    return _record(request, json.dumps(ITEMS[problem.family]))
 
 
 def verdict_record(problem: Problem, response: str, prompts: dict) -> dict:
     """The verdict on the family's judged item alone: what programs check, they check."""
-    said, shown = compared(problem, refinement.split_thoughts(response)[0]), refinement.visible_text(response, thoughts=True)
-    verdict = {"pass": False, "critique": said} if said else {"pass": True}
-    return _record(refinement.verdict_prompt(prompts, question_messages(problem), shown, ITEMS[problem.family]),
-                   json.dumps([verdict]))
+    chain, _ = refinement.split_thoughts(response)
+    critique = compare_steps(problem, chain)
+    verdict = {"pass": False, "critique": critique} if critique else {"pass": True}
+    text = refinement.visible_text(response, thoughts=True)
+    request = refinement.verdict_prompt(
+        prompts, question_messages(problem), text, ITEMS[problem.family])
+    return _record(request, json.dumps([verdict]))
 
 
 def revision_record(problem: Problem, response: str, prompts: dict) -> dict:
     """From a wrong response and all that failed of it to the right one."""
-    said = refinement.format_critique(prompts, _failed(problem, response))
-    request = refinement.revision_prompt(prompts, question_messages(problem), refinement.visible_text(response, thoughts=True), said)
-    return {"messages": [*request, draft_record(problem)["messages"][-1]]}
+    text = refinement.visible_text(response, thoughts=True)
+    critique = refinement.format_critique(prompts, _failed_items(problem, response))
+    request = refinement.revision_prompt(prompts, question_messages(problem), text, critique)
+    right_reply = draft_record(problem)["messages"][-1]
+    return {"messages": [*request, right_reply]}
 
 
 def chain_record(problem: Problem, prompts: dict) -> dict:
     """From instruction and solution to summary and chain."""
     reply = to_chat(problem)[-1]
-    return _record(refinement.chain_prompt(prompts, question_messages(problem), reply["content"]),
-                   f"Summary: {summary(problem)}\nChain: {reply['reasoning']}")
+    request = refinement.chain_prompt(prompts, question_messages(problem), reply["content"])
+    return _record(request, f"Summary: {summarize(problem)}\nChain: {reply['reasoning']}")
 
 
 def _record(request: list[dict], reply: str) -> dict:

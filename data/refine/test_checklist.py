@@ -9,13 +9,13 @@ from data.verify import sandbox
 from data.tasks.problem import to_chat
 from data.tasks import code, registry
 from data.refine.checklist import (
-    composed,
-    equations,
-    false_step,
+    compose_steps,
+    find_equations,
+    find_false_step,
     leads_to,
-    plain,
+    normalize_operators,
     runnable_items,
-    stated_examples,
+    find_examples,
 )
 from data.refine.refinement import visible_text
 from data.tasks.pages import FAMILIES
@@ -82,7 +82,7 @@ def test_critiques(family, response, said):
         "12 + 7 = ?", "2 * (3 + 4) = 14", "9" * 20 + " + 1 = 1")],
 ])
 def test_equations(text, found):
-    assert {equation.left: equation.true for equation in equations(plain(text))} == found
+    assert {equation.left: equation.true for equation in find_equations(normalize_operators(text))} == found
 
 
 def test_a_false_equation_is_named_without_its_right_result():
@@ -93,26 +93,26 @@ def test_a_false_equation_is_named_without_its_right_result():
         right = eval(f"{a} {sign} {b}")                                             # our own text
         instruction, chain = f"There are {a} and {b}.", f"{a} {sign} {b} = {right + slip}."
         said, = critiques(instruction, chain)
-        assert said == false_step(instruction, chain) == f"Step 1 is wrong: {a} {sign} {b} is not {right + slip}."
+        assert said == find_false_step(instruction, chain) == f"Step 1 is wrong: {a} {sign} {b} is not {right + slip}."
         assert not re.search(rf"(?<!\d){abs(right)}(?!\d)", said) and not critiques(instruction, chain.replace(
             f"= {right + slip}", f"= {right}"))
 
 
 def test_numbers_that_the_instruction_writes_in_words_may_be_used():
     chain = "45 * 2 = 90. 90 - 7 = 83."
-    assert false_step("Mia has 45 pens. Tom has more.", chain) == "Step 1 uses 2, which is neither given nor derived."
-    assert false_step("Mia has 45 pens. Tom has twice as many.", chain) == false_step("Mia has pens.", chain) == ""
-    assert false_step("Mia has 45 pens and 2.", chain) == "Step 2 uses 7, which is neither given nor derived."
-    assert false_step("Say 5, 7 and 3.", "5 + 7 = 12 + 3 = 15.") == ""
+    assert find_false_step("Mia has 45 pens. Tom has more.", chain) == "Step 1 uses 2, which is neither given nor derived."
+    assert find_false_step("Mia has 45 pens. Tom has twice as many.", chain) == find_false_step("Mia has pens.", chain) == ""
+    assert find_false_step("Mia has 45 pens and 2.", chain) == "Step 2 uses 7, which is neither given nor derived."
+    assert find_false_step("Say 5, 7 and 3.", "5 + 7 = 12 + 3 = 15.") == ""
 
 
 @pytest.mark.parametrize("family", ["math", "code", "tools", "form", "recall"])
 def test_right_responses_pass(family):
     for problem in FAMILIES[family].problems("train", 30 if family == "code" else 210, 11):
-        response = practice.response(problem)
+        response = practice.to_response(problem)
         chain, _, content = visible_text(response, thoughts=True).rpartition("\n")
         assert runnable_items(problem.question) and critiques(problem.question, f"{chain}\n{content}") == []
-        assert critiques(problem.question, content) == [] and false_step(problem.question, chain) == ""
+        assert critiques(problem.question, content) == [] and find_false_step(problem.question, chain) == ""
         assert family == "recall" or leads_to(problem.question, chain, content) is True
     asked = [item.text for item in runnable_items(problem.question)]      # of level 3
     assert len(asked) == {"math": 3, "code": 1, "tools": 1, "form": 6, "recall": 3}[family]
@@ -127,8 +127,8 @@ def test_chains_of_other_problems_lead_elsewhere():
             wrong = leads_to(one.question, " ".join(one.steps), content)
             assert wrong in ((True,) if registry.reward(one, content) else (False, None)), (one, other)
             if family == "code":
-                assert false_step(one.question, " ".join(other.steps)) or code._same(*[code.run(
-                    code.ast.parse(p.answer[7:], mode="eval").body, stated_examples(one.question)[0].arguments[0])
+                assert find_false_step(one.question, " ".join(other.steps)) or code._same(*[code.run(
+                    code.ast.parse(p.answer[7:], mode="eval").body, find_examples(one.question)[0].arguments[0])
                     for p in (one, other)])
 
 
@@ -150,8 +150,8 @@ def test_leads_to(family, chain, solution, expected):
 
 def test_steps_that_double_each_time_stay_short():
     chain = " ".join(f"{b} = {a} + {a}." for a, b in zip("xabcdefghijklmn", "abcdefghijklmno"))
-    assert composed("a = x[1:]. b = a + a.") == "(x[1:]) + (x[1:])" and len(composed(chain)) < 2000
-    assert leads_to(TEXT["code"], chain, "Answer: x") is None and false_step(TEXT["code"], chain)
+    assert compose_steps("a = x[1:]. b = a + a.") == "(x[1:]) + (x[1:])" and len(compose_steps(chain)) < 2000
+    assert leads_to(TEXT["code"], chain, "Answer: x") is None and find_false_step(TEXT["code"], chain)
 
 
 @pytest.mark.parametrize("family, chain, said", [
@@ -163,7 +163,7 @@ def test_steps_that_double_each_time_stay_short():
     ("math", "45 - 8 = 37. 37 + 9 = 41.", "Step 2 uses 9, which is neither given nor derived."),
 ])
 def test_false_steps(family, chain, said):
-    assert false_step(TEXT[family], chain) == said
+    assert find_false_step(TEXT[family], chain) == said
 
 
 def test_doctests_in_the_sandbox():
@@ -180,7 +180,7 @@ def half(x, y=2):
     >>> print(1)
     """
 ```'''
-    assert [(e.call, e.arguments, e.result) for e in stated_examples(instruction)] == [
+    assert [(e.call, e.arguments, e.result) for e in find_examples(instruction)] == [
         ("half(4)", [4], 2.0), ("half(9, 3)", [9, 3], 3.0)]
     program = "Here:\n```python\ndef half(x, y=2):\n    return x / y\n```\n"
     assert critiques(instruction, program) == []
@@ -206,7 +206,7 @@ def test_responses_that_mean_harm():
         items = [item for item in runnable_items(instruction) if family != "code"]    # test_critiques has the sandbox
         for text in garbage[:300 if family == "form" else None]:
             assert all(isinstance(item.check(text), str) for item in items) and isinstance(
-                false_step(instruction, text), str)
+                find_false_step(instruction, text), str)
             assert leads_to(instruction, text, text) in (True, False, None)
     item, = runnable_items(TEXT["code"])
     assert all(isinstance(item.check(text), str) for text in garbage[:20] + long)

@@ -13,14 +13,14 @@ from data.tasks.pages import FAMILIES
 from data.refine.practice import (
     chain_record,
     checklist_record,
-    compared,
-    critique,
+    compare_steps,
+    critique_response,
     draft_record,
     ITEMS,
     plant_fault,
-    response,
+    to_response,
     revision_record,
-    summary,
+    summarize,
     verdict_record,
 )
 
@@ -67,7 +67,7 @@ FORM = Problem("form", "", "Ben runs 12 miles. He runs 7 more. What is the total
     (FORM, "12 - 7 = 5.", "So the total is 5.", "Step 1 is wrong."),
 ])
 def test_critiques_name_what_is_wrong(problem, steps, answer, said):
-    assert critique(problem, response(replace(problem, steps=tuple(re.split(r"(?<=\.) ", steps)) if steps else (),
+    assert critique_response(problem, to_response(replace(problem, steps=tuple(re.split(r"(?<=\.) ", steps)) if steps else (),
                                               answer=answer))) == said
 
 
@@ -81,8 +81,8 @@ def test_planted_faults(family):
     planted = [plant_fault(problem, seeded_rng("faults", i)) for i, problem in enumerate(problems)]
     caught, kinds = 0, set()
     for i, (problem, (faulty, said)) in enumerate(zip(problems, planted)):
-        assert registry.reward(problem, faulty) == 0.0 and said and said == critique(problem, faulty)
-        assert refinement.split_thoughts(faulty)[0] and faulty != response(problem)
+        assert registry.reward(problem, faulty) == 0.0 and said and said == critique_response(problem, faulty)
+        assert refinement.split_thoughts(faulty)[0] and faulty != to_response(problem)
         assert i > 5 or plant_fault(problem, seeded_rng("faults", i)) == (faulty, said)
         caught += said.startswith("f(") if family == "code" else any(
             item.check(refinement.visible_text(faulty, True)) for item in runnable_items(problem.question))
@@ -98,11 +98,11 @@ def test_planted_faults(family):
 @families
 def test_right_responses_have_no_critique(family):
     for problem in FAMILIES[family].problems("train", 40, 22):
-        assert critique(problem, response(problem)) == "" and 0 < len(summary(problem).split()) <= 12
+        assert critique_response(problem, to_response(problem)) == "" and 0 < len(summarize(problem).split()) <= 12
 
 
 def test_summaries():
-    assert [summary(problem) for problem in (MATH, CODE, TOOLS, FORM)] == [
+    assert [summarize(problem) for problem in (MATH, CODE, TOOLS, FORM)] == [
         "45 - 8, + 3", "sort the list, reverse the list", "taxi", "12 + 7"]
 
 
@@ -118,10 +118,10 @@ def test_records_are_what_the_refinement_asks_and_reads(family):
         *request, reply = checklist_record(problem, prompts)["messages"]
         assert request == refinement.checklist_prompt(prompts, instruction)
         assert [item.text for item in refinement.parse_checklist(reply["content"])] == ITEMS[family]
-        for text, critique_ in ((faulty, said), (response(problem), "")):
+        for text, critique_ in ((faulty, said), (to_response(problem), "")):
             *request, reply = verdict_record(problem, text, prompts)["messages"]
             assert request[0]["content"] == f"{problem.question}\n{refinement.visible_text(text, True)}\n1. {ITEMS[family][0]}"
-            judged = compared(problem, refinement.split_thoughts(text)[0])
+            judged = compare_steps(problem, refinement.split_thoughts(text)[0])
             assert refinement.parse_verdicts(reply["content"], 1) == [judged] and reply["role"] == "assistant"
             assert critique_ or not judged
         *request, reply = revision_record(problem, faulty, prompts)["messages"]
@@ -131,6 +131,6 @@ def test_records_are_what_the_refinement_asks_and_reads(family):
         *request, reply = chain_record(problem, prompts)["messages"]
         assert request == refinement.chain_prompt(prompts, instruction, f"Answer: {problem.answer}")
         head, chain = reply["content"].split("\nChain: ")
-        assert head == f"Summary: {summary(problem)}" and leads_to(problem.question, chain, f"Answer: {problem.answer}")
+        assert head == f"Summary: {summarize(problem)}" and leads_to(problem.question, chain, f"Answer: {problem.answer}")
     assert json.loads(json.dumps(draft_record(recall.problems("train", 1, 0)[0])))["messages"][-1].keys() == {
         "role", "content"}

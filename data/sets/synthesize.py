@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
 
 import common
 from data.verify import jail, sandbox
@@ -34,6 +33,7 @@ from data.tasks import code
 from data.sets.programs import mutants
 from data.sets.synthetic import passes_tests
 from data.llm import cached, http_llm, LLM, LLMConfig
+from progress import progress_bar
 
 
 @dataclass
@@ -269,7 +269,7 @@ def run(cfg: SynthesizeConfig, folder: Path) -> Counter:
         for way, drafts in made.items():
             faults = pool.map(lambda pair: fault(pair[1], cfg.variants, seeded_rng("variants", cfg.seed, pair[0]), box),
                               enumerate(drafts))
-            for draft, reason in zip(drafts, tqdm(faults, way, len(drafts), disable=None)):
+            for draft, reason in zip(drafts, progress_bar(faults, desc=way, total=len(drafts))):
                 reason = reason or ("twice" if draft["question"] in seen else "")
                 seen.add(draft["question"])
                 ends[way, reason or "kept"] += 1

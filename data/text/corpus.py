@@ -28,6 +28,7 @@ from data import tasks
 from common import UserError
 from data.text.sources import find_files, invalid_reason, licence, ReadPosition, texts
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from progress import progress_bar
 
 
 @dataclass
@@ -142,7 +143,7 @@ def verify(folder: Path) -> int:
     manifest = _read_manifest(folder)
     if not manifest:
         raise UserError(f"no data in {folder}: nothing to verify")
-    for entry in tqdm(manifest["shards"], desc=f"verify {folder.name}", unit="shard"):
+    for entry in progress_bar(manifest["shards"], desc=f"verify {folder.name}", unit="shard"):
         path = folder / entry["file"]
         fault = _fault(path, entry)
         if not fault:
@@ -299,7 +300,7 @@ def prepare_pool(folder: Path, sources: list[dict], tokenizer: Tokenizer, cfg: C
         manifest.update(state)
         _write(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
 
-    with tqdm(desc=f"pool {name}", unit="B", unit_scale=True) as bar:
+    with progress_bar(desc=f"pool {name}", unit="B", unit_scale=True) as bar:
         for before, n, batch in _batches(documents(sources, cfg, place), place, skip, bar):
             for (split, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch], cfg.threads)):
                 n += 1
@@ -325,7 +326,7 @@ def prepare_tokenizer(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusC
             print(f"tokenizer {path}: ready, nothing to do")
             return made
         print(f"tokenizer {path}: settings or sources changed; it is made again")
-    tokenizer = given or train_tokenizer(tqdm(_sample(pools, cfg), desc="tokenizer", unit=" documents"), tokenizer_cfg)
+    tokenizer = given or train_tokenizer(progress_bar(_sample(pools, cfg), desc="tokenizer", unit=" documents"), tokenizer_cfg)
     _write(path, tokenizer.json.encode())
     _write(folder / "manifest.json", json.dumps({"settings": settings, "hash": tokenizer.hash}).encode())
     return tokenizer
