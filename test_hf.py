@@ -234,7 +234,7 @@ def test_loading_goes_through_assign(tmp_path):
     ours = our_model()
     hf._save_weights(ours, tmp_path, torch.float32)
     seen = {}
-    hf.load_weights(
+    hf.load_safetensors(
         meta_model(ours.cfg), tmp_path, lambda parameter, full: seen.setdefault(id(parameter), full)
     )
     assert all(
