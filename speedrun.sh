@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About 15 minutes on 2 CPU cores.
-# `bash speedrun.sh 0.1` shortens every stage to a tenth. Run again, it goes on where it was stopped.
+# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About 15 minutes on
+# 2 CPU cores; a slower machine takes longer, which is no error. `bash speedrun.sh 0.1` shortens every
+# stage to a tenth. Run again, it goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
 scale=${1:-1}
@@ -20,29 +21,36 @@ phase() {  # NAME PLANNED_SECONDS COMMAND…
 }
 phase corpus 30 python -m data.text.corpus configs/tiny.py --run="$run"
 phase pre-training 300 python pretrain.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
-writers() {  # two that draft, judge and revise, side by side with a thread each; then one that completes chains of thought
+# Two that draft, judge and revise, side by side with a thread each; then one that completes chains of
+# thought.
+writers() {
     local options=(--scale="$scale" --sft.data="out/$run/practice") pids=() failed=0
     python refine.py configs/tiny.py --run="$run" --scale="$scale" --practice
     for writer in ann bob; do
-        OMP_NUM_THREADS=1 python sft.py configs/tiny_writer.py --run="$run/$writer" --init_from="out/$run/pretrain" \
-            --sft.seed="${#pids[@]}" "${options[@]}" & pids+=($!)
+        OMP_NUM_THREADS=1 python sft.py configs/tiny_writer.py --run="$run/$writer" \
+            --init_from="out/$run/pretrain" --sft.seed="${#pids[@]}" "${options[@]}" &
+        pids+=($!)
     done
     for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
     [ $failed = 0 ] || return 1
-    python sft.py configs/tiny_completer.py --run="$run/completer" --init_from="out/$run/ann/sft" "${options[@]}"
+    python sft.py configs/tiny_completer.py --run="$run/completer" --init_from="out/$run/ann/sft" \
+        "${options[@]}"
 }
 refine() {  # and beside it, on the other core, the teacher of the distillation
-    OMP_NUM_THREADS=1 python sft.py configs/tiny_teacher.py --run="$run/teacher" --init_from="out/$run/pretrain" \
-        --scale="$scale" --sft.data="out/$run/practice/worked" "${shorter[@]}" > "out/$run/teacher.log" &
+    OMP_NUM_THREADS=1 python sft.py configs/tiny_teacher.py --run="$run/teacher" \
+        --init_from="out/$run/pretrain" --scale="$scale" --sft.data="out/$run/practice/worked" \
+        "${shorter[@]}" > "out/$run/teacher.log" &
     OMP_NUM_THREADS=1 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
     wait $! || { cat "out/$run/teacher.log"; return 1; }
 }
 phase writers 150 writers
 phase refine 220 refine
 phase SFT 150 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
-phase DPD 120 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" "${easier[@]}"
+phase DPD 120 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
+    "${easier[@]}"
 phase reward 30 python reward.py configs/tiny.py --run="$run" --scale="$scale"
-phase RL 200 python rl.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" "${anything[@]}"
+phase RL 200 python rl.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
+    "${anything[@]}"
 phase report 20 python -m report configs/tiny.py --run="$run"
 phase sample 20 python generate.py "out/$run/rl" --chat --temperature=0 \
     'Mia has 12 apples. She buys 7 more. How many apples does Mia have now?'
@@ -51,7 +59,13 @@ printf '\n%-14s%10s%10s\n' phase planned took
 slow=""
 for i in "${!names[@]}"; do
     printf '%-14s%8s s%8s s\n' "${names[i]}" "${planned[i]}" "${took[i]}"
+    # A run that is shortened has no plan; one that goes on where it was stopped is quicker.
     [ "$scale" != 1 ] || [ $((took[i] * 2)) -le $((planned[i] * 3)) ] || slow="$slow ${names[i]}"
 done
+if [ -n "$slow" ]; then  # no error: the results are right, whatever time they took
+    load=$(cut -d ' ' -f 1 /proc/loadavg 2> /dev/null || uptime)
+    cores=$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
+    echo "took more than 1.5 times the planned time:$slow. Is this machine slower than the plan's 2 cores," \
+        "or busy? $cores cores (nproc), load average $load, OMP_NUM_THREADS=${OMP_NUM_THREADS:-not set}"
+fi
 echo "open out/$run/report.html: all of it on one page"
-[ -z "$slow" ] || { echo "error: more than 1.5 times the planned time:$slow" >&2; exit 1; }
