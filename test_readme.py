@@ -1,13 +1,15 @@
 """README.md and docs/ agree with results/ and with the code.
 
-The figures of tables. A table belongs to the results that the text before it names last: as results/NAME.jsonl, by
-`experiments.NAME` or by `checks.NAME`; where its section names none before it, to those that it names first after it.
-So a new table is checked without a change here. Its figures are numbers with a decimal point or a thousands comma,
-rounded as it likes, without those that a letter follows (3.2M tokens). All figures of a row must be in one group of
-what the results give: what an arm, a difference or a contestant got. It takes all lines of a file together where
-nothing below groups them.
+The figures of tables. A table belongs to the results that the text before it names last: as
+results/NAME.jsonl, by `experiments.NAME` or by `checks.NAME`; where its section names none before
+it, to those that it names first after it; a row may name its own. So a new table is checked without
+a change here. Its figures are numbers with a decimal point or a thousands comma, rounded as it
+likes, without those that a letter follows (3.2M tokens). All figures of a row must be in one group
+of what the results give: what an arm, a difference or a contestant got. It takes all lines of a
+file together where nothing below groups them.
 
-And whatever the pages name: links, scripts, modules, settings, results, experiments, and code that they quote.
+And whatever the pages name: links, scripts, modules, settings, results, experiments, and the code
+that they quote.
 """
 import dataclasses
 import importlib.util
@@ -47,16 +49,18 @@ for _path in sorted((ROOT / "results").glob("*.jsonl")):
 NAMES = re.compile(r"results/(\w+)\.jsonl|experiments\.(\w+)|checks\.(\w+)")
 FIGURE = re.compile(r"(?<![\w.,])[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+)(?![\w,]|\.\d)")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
-QUOTE = re.compile(r"[Ff]rom\s+\[[^\]]*\]\(([^)]+\.py)\),\s+`(\w+)`:\n\n```python\n(.*?)```", re.DOTALL)
+QUOTE = re.compile(  # From [rl.py](../rl.py), `surrogate`: and a block of code
+    r"[Ff]rom\s+\[[^\]]*\]\(([^)]+\.py)\),\s+`(\w+)`:\n\n```python\n(.*?)```", re.DOTALL)
 
 NO_RESULTS = {  # how a table begins that is of no results -> what it is
     "| results | made by |": "the files of results/",
     "| stage | tokens | learning rate |": "the settings of configs/3b.py",
-    "| | math | form | code | tools |": "what speedrun.sh prints of refine.py, which out/tiny/refine/report.json has",
+    "| | math | form | code | tools |": "what refine.py prints, in out/tiny/refine/report.json",
     "| kernel | what limits it |": "arithmetic and goals; nothing is measured yet",
     "| config | parameters | 1 GPU |": "estimates of checks/sizes.py",
 }
-NOT_RECORDED = {  # how a row begins -> why its figures are in no results, though others of its table are
+# How a row begins -> why its figures are in no results, though others of its table are.
+NOT_RECORDED = {
     "| warmup | 0.15M |": "python -m report --record keeps the last evaluation of a phase",
     "| diversity | 1.15M |": "the same",
     "| high quality | 2.3M |": "the same",
@@ -88,7 +92,7 @@ SECTIONS = {  # of a config -> its settings
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # What results give: groups of values
 
 def numbers(value: object) -> list[float]:
@@ -102,8 +106,9 @@ def numbers(value: object) -> list[float]:
 
 
 def experiment_groups(name: str) -> list[list[float]]:
-    """The tables of an experiment: rows of one arm or difference together, and each column of a table."""
-    label = re.compile(r"\| ?(\(\S+\)(?: - \(\S+\))?|[^|]*)")  # "(a)", "(a) - (b)", or all of the first cell
+    """The tables of an experiment: rows of one arm or difference together, and each column."""
+    # "(a)", "(a) - (b)", or all of the first cell
+    label = re.compile(r"\| ?(\(\S+\)(?: - \(\S+\))?|[^|]*)")
     text = EXPERIMENTS[name].tables(results.read(name))
     rows, columns = {}, []
     for table in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
@@ -154,14 +159,20 @@ def context_groups() -> list[list[float]]:
 
 
 def quality_groups() -> list[list[float]]:
-    """One group per way to score: the mean over seeds of each fault, and each seed's of all. Retrieval has its parts."""
+    """One group per way to score: the mean over seeds of each fault, each seed's of all faults, and
+    the means of both parts of retrieval.
+    """
     tables = [line["auc"] for line in RESULTS["quality"]]
 
     def means(way: str) -> list[float]:
         return [mean(table[way][fault] for table in tables) for fault in tables[0][way]]
 
     parts = means("lexical") + means("vector")
-    return [means(way) + [table[way]["all"] for table in tables] + parts for way in tables[0]]
+    groups = []
+    for way in tables[0]:
+        of_all_faults = [table[way]["all"] for table in tables]
+        groups.append(means(way) + of_all_faults + parts)
+    return groups
 
 
 def verify_groups() -> list[list[float]]:
@@ -173,7 +184,9 @@ def verify_groups() -> list[list[float]]:
 
 
 def bench_groups() -> list[list[float]]:
-    """One group per shape, eager or compiled: tokens per second of all, and ours by the best of the others."""
+    """One group per shape, eager or compiled: tokens per second of all, and ours by the best of the
+    others.
+    """
     speeds = {}
     for line in RESULTS["bench"]:
         by_dtype = speeds.setdefault((line["shape"], line["compile"]), {})
@@ -182,7 +195,7 @@ def bench_groups() -> list[list[float]]:
     for by_dtype in speeds.values():
         group = []
         for contestants in by_dtype.values():
-            others = [speed for name, speed in contestants.items() if name.startswith("transformers")]
+            others = [contestants[name] for name in contestants if name.startswith("transformers")]
             group += [*contestants.values(), contestants.get("ours", 0) / max(others)]
         groups.append(group)
     return groups
@@ -224,7 +237,7 @@ def result_groups(name: str) -> list[list[float]]:
     return [numbers(RESULTS[name])]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # What the pages say
 
 def figures(text: str) -> list[tuple[float, float]]:
@@ -321,7 +334,7 @@ def prose() -> str:
     return re.sub(r"^(## Files.*?)```.*?```", r"\1", TEXT, count=1, flags=re.DOTALL | re.MULTILINE)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Figures
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
@@ -364,7 +377,7 @@ def test_results_are_named(name):
     assert re.search(rf"results/{name}\.jsonl|checks\.{name}\b", TEXT)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Names
 
 @pytest.mark.parametrize("page", PAGES)
@@ -423,7 +436,8 @@ def test_files_of_the_tree_exist():
 
 def test_tree_has_every_script_and_folder():
     entries = tree()
-    scripts = [path.name for path in ROOT.glob("*.py") if not path.name.startswith(("test_", "conftest"))]
+    scripts = [path.name for path in ROOT.glob("*.py")]
+    scripts = [name for name in scripts if not name.startswith(("test_", "conftest"))]
     packages = [f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")]
     groups = [f"data/{path.parent.name}/" for path in ROOT.glob("data/*/__init__.py")]
     missing = set(scripts + packages + groups) - entries.keys()
@@ -438,7 +452,9 @@ for _page, _text in PAGES.items():
 
 @pytest.mark.parametrize("page, path, function, code", QUOTES)
 def test_quoted_code_is_the_code(page, path, function, code):
-    """What a page quotes stands in the file, line by line, apart from indentation; "…" leaves lines out."""
+    """What a page quotes stands in the file, line by line, apart from indentation; "…" leaves some
+    lines out.
+    """
     source = (ROOT / path).resolve().read_text(encoding="utf-8")
     assert f"def {function}(" in source
     lines = "\n".join(line.strip() for line in source.splitlines())
@@ -453,7 +469,7 @@ def test_every_phase_is_quoted():
     assert quoted >= {"pretrain.py", "refine.py", "distill.py", "rl.py"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Form
 
 def test_readme_is_short():
@@ -464,8 +480,8 @@ def test_readme_is_short():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_lines_are_narrow(page):
-    wide = [line for line in PAGES[page].splitlines() if len(line) > 100 and not line.startswith("|")]
-    assert not wide
+    lines = [line for line in PAGES[page].splitlines() if not line.startswith("|")]
+    assert max(len(line) for line in lines) <= 100
 
 
 @pytest.mark.parametrize("page", PAGES)
