@@ -1,4 +1,4 @@
-"""The page of a run: it is whole in itself, says what each phase wrote, and nothing that a model wrote runs in it."""
+"""The page of a run is whole in itself, says what each phase wrote, and runs nothing of a model."""
 
 import json
 import math
@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import common
+import loop
 from conftest import ROOT
+from evaluate import EvaluateConfig
 from experiments import fg_wsd
 from report import __main__ as report
-from report import plots
+from report import samples, tables
 
 HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)> {{ run }} ]]>"
 CONFIG = f'# {HOSTILE}\nevaluate = dict(tasks=["math", "code"], max_new_tokens=8)\n'
@@ -74,13 +76,14 @@ def fabricate(out: Path) -> None:
         out / "pretrain/step_00000010/meta.json",
         dict(
             phase="pretrain",
+            stage=HOSTILE,
             step=10,
             files={"a": [1, 2]},
             commit="c0ffee",
             machine=HOSTILE,
             command="pretrain.py c.py",
             pretrain=dict(seed=77, stages=stages),
-            history=[
+            resume_key=[
                 ["warmup", 8, 8, 0, 5, dict(high=0, low=0)],
                 [HOSTILE, 8, 8, 5, 10, dict(high=9)],
             ],
@@ -166,7 +169,7 @@ def fabricate(out: Path) -> None:
 
 
 class Page(HTMLParser):
-    """What a browser would make of it: its elements in order, its text, and that each is closed where it should be."""
+    """What a browser would make of it: elements in order, text; each is closed where it should."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -187,11 +190,12 @@ class Page(HTMLParser):
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Makes the folder the present one, with a config; whatever checkpoint is asked answers the same."""
+    """Makes the folder the present one, with a config; every checkpoint answers the same."""
     patch.chdir(folder)
     Path("c.py").write_text(CONFIG)
     patch.setattr(sys, "argv", ["report.py", "c.py"])
-    patch.setattr(report, "greedy", lambda path, problems, length: [HOSTILE] * len(problems))
+    answer = lambda path, problems, length: [HOSTILE] * len(problems)
+    patch.setattr(samples, "answer_greedily", answer)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +276,7 @@ def test_it_loads_nothing_and_is_accessible(whole, page):
 
 
 def test_hostile_text_is_only_text(page):
-    """In a sample, a critique, a stage's name, a machine and the config; {{ }} is not evaluated either."""
+    """In a sample, a critique, a stage's name, a machine and the config; {{ }} is text, too."""
     assert page.text.count(HOSTILE) >= 6
     assert {tag for tag, _ in page.elements}.isdisjoint(
         {"script", "iframe", "object", "link", "base", "form"}
@@ -342,10 +346,32 @@ def test_what_is_missing_or_torn_is_left_out(tmp_path, monkeypatch):
     assert "rl: coding" not in text
 
 
+def test_a_run_of_pretraining_alone_has_its_pictures_and_its_plan(base, monkeypatch, capsys):
+    """The plan is of the command that trained the run, though the report has no such option."""
+    monkeypatch.chdir(base.folder)
+    monkeypatch.setattr(sys, "argv", ["report", "mini.py", "--run=base", "--evaluate.tasks=[]"])
+    for name in ("loss", "plan"):
+        Path(f"out/base/pretrain/{name}.png").unlink(missing_ok=True)
+    report.main()
+    printed = capsys.readouterr().out
+    assert "pictures: out/base/pretrain/plan.png out/base/pretrain/loss.png\n" in printed
+    for name in ("loss", "plan"):
+        assert Path(f"out/base/pretrain/{name}.png").stat().st_size > 5000
+    Path("data").rename("elsewhere")
+    try:
+        report.main()
+    finally:
+        Path("elsewhere").rename("data")
+    printed = capsys.readouterr().out
+    assert "no picture of the plan: no data in data" in printed
+    assert "pictures: out/base/pretrain/loss.png\n" in printed
+    assert "page: out/base/report.html\n" in printed
+
+
 def test_samples_are_the_checkpoints_own_and_asked_once(base, monkeypatch):
     monkeypatch.chdir(base.folder)
-    cfg = report.EvaluateConfig(tasks=["math", "gsm8k"], max_new_tokens=8)
-    (item,) = report.samples(Path("out/base"), cfg)  # of generated families alone
+    cfg = EvaluateConfig(tasks=["math", "gsm8k"], max_new_tokens=8)
+    (item,) = samples.collect_samples(Path("out/base"), cfg)  # of generated families alone
     ((name, mark, text),) = item["replies"]
     assert (
         (name, item["task"]) == ("pretrain", "math")
@@ -359,8 +385,8 @@ def test_samples_are_the_checkpoints_own_and_asked_once(base, monkeypatch):
         "--max_new_tokens=8",
     ]
     assert text in base.run(*command, f"Problem: {item['question']}\nWork:")
-    monkeypatch.setattr(report, "greedy", lambda *_: pytest.fail("asked again"))
-    assert report.samples(Path("out/base"), cfg) == [item]
+    monkeypatch.setattr(samples, "answer_greedily", lambda *_: pytest.fail("asked again"))
+    assert samples.collect_samples(Path("out/base"), cfg) == [item]
 
 
 def test_recorded_tables_are_shown_again(tmp_path, monkeypatch, capsys):
@@ -393,7 +419,7 @@ def test_recorded_tables_are_shown_again(tmp_path, monkeypatch, capsys):
     fg_wsd.main()
     printed = capsys.readouterr().out
     assert "all arms take 0.03" in printed
-    found = report.blocks(printed)
+    found = tables.split_blocks(printed)
     assert [kind for kind, _ in found] == [
         "text",
         "heading",
@@ -415,14 +441,16 @@ def test_recorded_tables_are_shown_again(tmp_path, monkeypatch, capsys):
         "better",
         "0.0000",
     ]
-    assert [experiment["name"] for experiment in report.ablations()] == ["fg_wsd"]
+    assert [experiment["name"] for experiment in tables.read_experiments()] == ["fg_wsd"]
 
 
 def test_gain_is_none_without_a_start(tmp_path):
     write(tmp_path / "metrics.jsonl", dict(step=0, scores={"math": score(0.5)}))
-    assert plots.gain(tmp_path) == ""
+    assert loop.gain_table(tmp_path) == ""
     write(tmp_path / "before.json", {"math": score(0.25) | {"prompt_format": "document"}})
-    row = plots.gain(tmp_path).splitlines()[1]
+    row = loop.gain_table(tmp_path).splitlines()[1]
     assert row.split() == ["math", "0.250", "±0.020", "document", "0.500", "±0.020", "+0.250"]
-    assert math.isnan(report.mean([None, math.nan])) and report.mean([1, None, 2]) == 1.5
-    assert [report.short(n) for n in (950, 1290, 3.2e6, 2.3e13)] == ["950", "1.29k", "3.2M", "23T"]
+    assert math.isnan(tables.mean_of_numbers([None, math.nan]))
+    assert tables.mean_of_numbers([1, None, 2]) == 1.5
+    counts = [tables.shorten(n) for n in (950, 1290, 3.2e6, 2.3e13)]
+    assert counts == ["950", "1.29k", "3.2M", "23T"]
