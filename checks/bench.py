@@ -1,13 +1,14 @@
-"""How fast does a config train on this device? Whole optimizer steps, with the Triton kernels and without.
+"""How fast does a config train on this device? Whole optimizer steps, with and without the kernels.
 
-    python -m checks.bench configs/3b.py                 # one GPU: kernels on and off, at the stages' contexts, at most 32K
-    python -m checks.bench configs/tiny.py               # a CPU: PyTorch alone, since Triton's interpreter is no contestant
-    python -m checks.bench configs/small.py --compile --micro_batches=4 --write       # adds lines to results/bench.jsonl
-    python -m checks.peers                       # a CPU: training and sampling beside transformers (checks/peers.py)
+    python -m checks.bench configs/3b.py      # one GPU: kernels on and off, at the stages' contexts
+    python -m checks.bench configs/tiny.py    # a CPU: PyTorch alone
+    python -m checks.bench configs/small.py --compile --micro_batches=4 --write
 
-Model, FSDP, AdamW, clipping and loss are pretrain.py's, with the config's dtype, compile, recompute and micro_tokens;
-only the tokens are random, packed with documents of 512 on the mean. A step is --micro_batches=1 of them. The
-contestants share one model and take turns, so that a device that grows hot and slow does so for both.
+--write adds lines to results/bench.jsonl. On a CPU, Triton's interpreter is no contestant. The
+contexts are 32K at most. Model, FSDP, AdamW, clipping and loss are pretrain.py's, with the config's
+dtype, compile, recompute and micro_tokens; only the tokens are random, packed with documents of 512
+on the mean. A step is --micro_batches=1 of them. The contestants share one model and take turns, so
+that a device that grows hot and slow does so for both. checks.peers compares with transformers.
 
 MFU is by model.flops_per_token, as in training: as if each row were one document.
 """
@@ -18,12 +19,14 @@ import statistics
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
+from typing import Callable
 
 import torch
 
 import common
 import loop
-from common import UserError
+from common import Dist, UserError
 from data.text.mixture import Batch
 from data.text.tokenizer import TokenizerConfig
 from experiments import results
@@ -34,11 +37,95 @@ from pretrain import PretrainConfig, StageConfig, check_settings, train_step
 LONGEST = 32_768  # the 3B model's 64K rows do not fit one GPU of 80 GB
 
 
-def build(cfg, d):
+def main():
+    config, n_micro = read_options()
+    cfg = config.pretrain
+    stages = [common.from_dict(StageConfig, stage, f"pretrain.stages[{i}]")
+              for i, stage in enumerate(cfg.stages)]
+    check_settings(cfg, stages)
+    dist = common.init_distributed(cfg.dtype)
+    if dist.world > 1:
+        raise UserError("checks.bench measures one device; start it without torchrun")
+    contestants = ["triton", "torch"]
+    if config.model.kernels != "auto":
+        contestants = [config.model.kernels]
+    if dist.device.type == "cpu":
+        contestants = ["torch"]
+        print("no GPU: Triton would run in its interpreter, which is for checking, "
+              "so PyTorch is alone")
+
+    print_head(config, dist)
+    origin = describe_origin("checks.bench", cfg.seed, dist.device) | dict(
+        config=common.config_hash(config, "model", "pretrain"),
+        dtype=cfg.dtype, compile=cfg.compile, recompute=cfg.recompute)
+    trainer = Trainer(config, dist)
+    for context in sorted({min(stage.context, LONGEST) for stage in stages}):
+        for line in race_kernels(trainer, context, n_micro, contestants):
+            print_line(line)
+            if config.write:
+                results.append("bench", origin | line)
+
+
+def read_options() -> tuple[SimpleNamespace, int]:
+    """The config, with the vocabulary's size and the option --compile, and --micro_batches."""
+    name = "--micro_batches="
+    own_options = [option for option in sys.argv[1:] if option.startswith(name)]
+    flags = {"compile": "torch.compile each block, whatever the config says",
+             "write": "append the results to results/bench.jsonl"}
+    config = common.load_config(
+        __doc__, [option for option in sys.argv[1:] if option not in own_options], flags,
+        model=ModelConfig, tokenizer=TokenizerConfig, pretrain=PretrainConfig)
+    config.pretrain.compile |= config.compile
+    config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+
+    value = own_options[-1].removeprefix(name) if own_options else "1"
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"--micro_batches must be a number above 0, not {value!r}")
+    return config, int(value)
+
+
+def describe_origin(module: str, seed: int, device: torch.device) -> dict:
+    """What every line of results/bench.jsonl says of its origin; module: the command's."""
+    return dict(
+        commit=common.current_commit(),
+        command=shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        seed=seed,
+        machine=common.describe_machine(device),
+        torch=torch.__version__)
+
+
+def print_head(config: SimpleNamespace, dist: Dist) -> None:
+    cfg = config.pretrain
+    n_parameters = sum(p.numel() for p in meta_model(config.model).parameters())
+    words = [f"{config.run}: {n_parameters:,} parameters", cfg.dtype]
+    if cfg.compile:
+        words.append("compiled")
+    if cfg.recompute:
+        words.append("recompute")
+    words += [common.describe_machine(dist.device), f"torch {torch.__version__}"]
+    print(", ".join(words) + "\n")
+    print(f"{'context':>8} {'kernels':8}{'tokens':>8}{'ms/step':>10}{'tokens/s':>11}"
+          f"{'MFU':>7}{'peak GB':>9}")
+
+
+def print_line(line: dict) -> None:
+    text = f"{line['context']:>8,} {line['kernels']:8}{line['tokens']:>8,}"
+    if "error" in line:
+        text += f"  {line['error']}"
+    else:
+        ms = 1e3 * line["seconds"]
+        mfu = f"{line['mfu']:.1%}" if line["mfu"] else "n/a"
+        text += f"{ms:>10,.1f}{line['tokens_per_s']:>11,.0f}{mfu:>7}{line['memory_gb']:>9.2f}"
+    print(text, flush=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# A step, and its time
+
+def build(config: SimpleNamespace, dist: Dist):
     """(model, optimizer) as pretrain.py makes them."""
-    p = cfg.pretrain
-    model, optimizer = loop.build_model(cfg.model, p, d)
-    init_weights(model, p.seed, common.assign)
+    model, optimizer = loop.build_model(config.model, config.pretrain, dist)
+    init_weights(model, config.pretrain.seed, common.assign)
     return model, optimizer
 
 
@@ -52,19 +139,21 @@ def use_kernels(model, kernels: str) -> None:
 
 def random_batch(rows: int, context: int, vocab_size: int, seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    tokens, targets = (torch.randint(vocab_size, (rows, context), generator=generator).numpy() for _ in range(2))
-    return Batch(tokens, targets, documents(rows, context, seed=seed).numpy())
+    tokens = torch.randint(vocab_size, (rows, context), generator=generator)
+    targets = torch.randint(vocab_size, (rows, context), generator=generator)
+    doc_start = documents(rows, context, seed=seed)
+    return Batch(tokens.numpy(), targets.numpy(), doc_start.numpy())
 
 
-def step(model, optimizer, batch: Batch, p: PretrainConfig, d) -> None:
+def step(model, optimizer, batch: Batch, cfg: PretrainConfig, dist: Dist) -> None:
     """One step of pretrain.py's loop."""
-    train_step(model, batch, p, d)
-    common.clip_grad_norm(model, p.grad_clip)
+    train_step(model, batch, cfg, dist)
+    common.clip_grad_norm(model, cfg.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def timed(run, device) -> float:
+def timed(run: Callable, device: torch.device) -> float:
     """Seconds of a call until the device has done it."""
     started = time.perf_counter()
     run()
@@ -73,95 +162,75 @@ def timed(run, device) -> float:
     return time.perf_counter() - started
 
 
-def race_kernels(cfg, trainer: list, context: int, n_micro: int, contestants: list[str], d) -> list[dict]:
-    """A line a contestant: seconds of a step, tokens/s, MFU, peak memory; or the error.
+class Trainer:
+    """The model and the optimizer that all contestants share.
 
-    trainer: model and optimizer, built here where it is empty."""
-    p = cfg.pretrain
-    rows = max(1, (p.micro_tokens or p.batch_tokens) // context)  # of a micro-batch
-    batch = random_batch(rows * n_micro, context, cfg.model.vocab_size, p.seed)
-    p = dataclasses.replace(p, micro_tokens=rows * context)
-    torch.compiler.reset()  # each context is compiled for itself
-    memory = {}
+    They are built when a step first needs them, and anew after a lack of memory: FSDP cannot go on
+    from within a step.
+    """
 
-    def turn(kernels: str) -> float:
-        """The median step of a turn, after one that does not count: what a change of kernels brings with it is over."""
-        if not trainer:
+    def __init__(self, config: SimpleNamespace, dist: Dist):
+        self.config = config
+        self.dist = dist
+        self.model = None
+        self.optimizer = None
+
+    def time_steps(self, kernels: str, batch: Batch, cfg: PretrainConfig) -> tuple[float, float]:
+        """The median seconds of the steps of a turn, and the peak memory in GB.
+
+        A first step does not count: after it, what a change of kernels brings with it is over.
+        """
+        if self.model is None:
             gc.collect()
             torch.cuda.empty_cache()
-            trainer.extend(build(cfg, d))
+            self.model, self.optimizer = build(self.config, self.dist)
+        device, times = self.dist.device, []
         try:
-            use_kernels(trainer[0], kernels)
-            run, times = partial(step, *trainer, batch, p, d), []
+            use_kernels(self.model, kernels)
+            run = partial(step, self.model, self.optimizer, batch, cfg, self.dist)
             run()
-            if d.device.type == "cuda":
+            if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             while sum(times) < TURN:
-                times.append(timed(run, d.device))
-        except torch.OutOfMemoryError:  # FSDP cannot go on from within a step: the next turn builds anew
-            trainer.clear()
+                times.append(timed(run, device))
+        except torch.OutOfMemoryError:
+            self.model = self.optimizer = None
             raise
-        memory[kernels] = max(memory.get(kernels, 0.0), common.memory_gb(d.device))
-        return statistics.median(times)
+        return statistics.median(times), common.memory_gb(device)
 
-    peak = common.peak_flops(d.device) if p.dtype == "bfloat16" else None
+
+def race_kernels(
+        trainer: Trainer, context: int, n_micro: int, contestants: list[str]) -> list[dict]:
+    """A line per contestant: seconds of a step, tokens/s, MFU, peak memory; or the error."""
+    cfg, model_cfg = trainer.config.pretrain, trainer.config.model
+    rows = max(1, (cfg.micro_tokens or cfg.batch_tokens) // context)  # of a micro-batch
+    batch = random_batch(rows * n_micro, context, model_cfg.vocab_size, cfg.seed)
+    cfg = dataclasses.replace(cfg, micro_tokens=rows * context)
+    torch.compiler.reset()  # each context is compiled for itself
+    memory_gb = dict.fromkeys(contestants, 0.0)
+
+    def turn(kernels: str) -> float:
+        seconds, gb = trainer.time_steps(kernels, batch, cfg)
+        memory_gb[kernels] = max(memory_gb[kernels], gb)
+        return seconds
+
+    peak = common.peak_flops(trainer.dist.device) if cfg.dtype == "bfloat16" else None
+    flops = flops_per_token(model_cfg, context)
     lines = []
-    for kernels, t in race({kind: kind for kind in contestants}, turn, torch.OutOfMemoryError).items():
+    times = race({kernels: kernels for kernels in contestants}, turn, torch.OutOfMemoryError)
+    for kernels, seconds in times.items():
         line = dict(context=context, kernels=kernels, tokens=batch.tokens.size)
-        if isinstance(t, str):
-            lines.append(line | dict(error=t))
+        if isinstance(seconds, str):
+            line["error"] = seconds
         else:
-            speed = batch.tokens.size / t
-            mfu = speed * flops_per_token(cfg.model, context) / peak if peak else None
-            lines.append(line | dict(seconds=t, tokens_per_s=speed, mfu=mfu, memory_gb=memory[kernels]))
+            tokens_per_s = batch.tokens.size / seconds
+            line |= dict(
+                seconds=seconds,
+                tokens_per_s=tokens_per_s,
+                mfu=tokens_per_s * flops / peak if peak else None,
+                memory_gb=memory_gb[kernels])
+        lines.append(line)
     return lines
-
-
-def made_by(seed: int, device) -> dict:
-    """What every line of results/bench.jsonl says of its origin."""
-    return dict(commit=common.current_commit(), command=shlex.join(["python", "checks/bench.py", *sys.argv[1:]]), seed=seed,
-                machine=common.describe_machine(device), torch=torch.__version__)
-
-
-def main():
-    if "--peers" in sys.argv:
-        from checks import peers  # here: it takes its steps from this file
-        return peers.main([argument for argument in sys.argv[1:] if argument != "--peers"])
-    ours = [argument for argument in sys.argv[1:] if argument.startswith("--micro_batches=")]
-    cfg = common.load_config(__doc__, [argument for argument in sys.argv[1:] if argument not in ours],
-                             flags={"compile": "torch.compile each block, whatever the config says",
-                                    "write": "append the results to results/bench.jsonl"},
-                             model=ModelConfig, tokenizer=TokenizerConfig, pretrain=PretrainConfig)
-    p, n_micro = cfg.pretrain, ours[-1].partition("=")[2] if ours else "1"
-    if not n_micro.isdecimal() or int(n_micro) < 1:
-        raise UserError(f"--micro_batches must be a number above 0, not {n_micro!r}")
-    stages = [common.from_dict(StageConfig, s, f"pretrain.stages[{i}]") for i, s in enumerate(p.stages)]
-    check_settings(p, stages)
-    p.compile |= cfg.compile
-    cfg.model.vocab_size = cfg.model.vocab_size or cfg.tokenizer.vocab_size
-    d = common.init_distributed(p.dtype)
-    if d.world > 1:
-        raise UserError("checks/bench.py measures one device; start it without torchrun")
-    contestants = ["triton", "torch"] if cfg.model.kernels == "auto" else [cfg.model.kernels]
-    if d.device.type == "cpu":
-        contestants = ["torch"]
-        print("no GPU: Triton would run in its interpreter, which is for checking, so PyTorch is alone")
-
-    n_parameters = sum(x.numel() for x in meta_model(cfg.model).parameters())
-    print(f"{cfg.run}: {n_parameters:,} parameters, {p.dtype}{', compiled' * p.compile}{', recompute' * p.recompute}, "
-          f"{common.describe_machine(d.device)}, torch {torch.__version__}\n\n"
-          f"{'context':>8} {'kernels':8}{'tokens':>8}{'ms/step':>10}{'tokens/s':>11}{'MFU':>7}{'peak GB':>9}")
-    origin = made_by(p.seed, d.device) | dict(config=common.config_hash(cfg, "model", "pretrain"), dtype=p.dtype,
-                                              compile=p.compile, recompute=p.recompute)
-    trainer = []
-    for context in sorted({min(s.context, LONGEST) for s in stages}):
-        for line in race_kernels(cfg, trainer, context, int(n_micro), contestants, d):
-            head = f"{line['context']:>8,} {line['kernels']:8}{line['tokens']:>8,}"
-            mfu = f"{line['mfu']:.1%}" if line.get("mfu") else "n/a"
-            print(head + (f"  {line['error']}" if "error" in line else f"{1e3 * line['seconds']:>10,.1f}"
-                          f"{line['tokens_per_s']:>11,.0f}{mfu:>7}{line['memory_gb']:>9.2f}"), flush=True)
-            if cfg.write:
-                results.append("bench", origin | line)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def main():
         print(f"{shape.n_layers} x {shape.hidden_size}: " + ", ".join(
             f"{name} {median(s):,.0f} tokens/s" for name, s in speeds.items())
               + f"; ours is {ratio:.2f} x the better", flush=True)
-        results.append("dpd_speed", bench.made_by(0, d.device) | dict(
+        results.append("dpd_speed", bench.describe_origin("checks.dpd_speed", 0, d.device) | dict(
             command="python -m checks.dpd_speed", layers=shape.n_layers, width=shape.hidden_size,
             trl=trl.__version__, transformers=transformers.__version__, tokens_per_s=speeds,
             config=common.hash_json([PAIRS, CONTEXT, ROUNDS, STEPS, PASSES]), ratio=ratio))

@@ -1,12 +1,16 @@
-"""Is it fast? `python -m checks.peers`: our training beside a transformers Llama, our sampling beside its generate().
+"""Is it fast? Our training beside a transformers Llama, our sampling beside its generate().
 
-    OMP_NUM_THREADS=1 python -m checks.peers --write     # a CPU, six minutes; adds lines to results/bench.jsonl
-    OMP_NUM_THREADS=1 python -m checks.peers --profile   # only where the time of our own steps and samples goes
+    OMP_NUM_THREADS=1 python -m checks.peers --write
+    OMP_NUM_THREADS=1 python -m checks.peers --profile
 
-Same sizes, same tokens, same threads; all contestants live in one process and take turns, and the median of the rounds
-counts. transformers has SDPA and AdamW's fused form, and once AdamW as it is by default; bfloat16 as autocast and as
-bfloat16 weights. A step is forward, loss, backward, clipping and AdamW; rows are one document each. "products" are the
-step's matrix products alone, without anything between them: nobody can be faster than one's share of that.
+The first takes six minutes on a CPU and adds lines to results/bench.jsonl; the second says only
+where the time of our own steps and samples goes.
+
+Same sizes, same tokens, same threads; all contestants live in one process and take turns, and the
+median of the rounds counts. transformers has SDPA and AdamW's fused form, and once AdamW as it is
+by default; bfloat16 as autocast and as bfloat16 weights. A step is forward, loss, backward,
+clipping and AdamW; rows are one document each. "products" are the step's matrix products alone,
+without anything between them: nobody can be faster than one's share of that.
 
 Shapes: B rows, T context, C width, V vocabulary.
 """
@@ -22,12 +26,12 @@ import numpy as np
 import torch
 
 import common
-from experiments import results
-from checks.bench import build, made_by, step, timed
+from checks.bench import build, describe_origin, step, timed
 from common import UserError
 from data.text.mixture import Batch
+from experiments import results
 from generate import sample
-from kernels.tools.bench import race, TURN
+from kernels.tools.bench import TURN, race
 from model import ModelConfig, Transformer, init_weights
 from pretrain import PretrainConfig
 
@@ -39,40 +43,52 @@ ROWS, PROMPT, NEW = 64, 32, 128  # of generation
 CPU = torch.device("cpu")
 
 
-def random_tokens(m: ModelConfig, rows: int, length: int) -> np.ndarray:
-    return np.random.default_rng(SEED).integers(0, m.vocab_size, (rows, length))
+def random_tokens(cfg: ModelConfig, rows: int, length: int) -> np.ndarray:
+    return np.random.default_rng(SEED).integers(0, cfg.vocab_size, (rows, length))
 
 
-def llama(m: ModelConfig, dtype: torch.dtype = torch.float32):
-    """transformers' Llama of these sizes. Without special tokens: no text ends before it is long enough."""
+def llama(cfg: ModelConfig, dtype: torch.dtype = torch.float32):
+    """transformers' Llama of these sizes.
+
+    It has no special tokens: no text ends before it is long enough.
+    """
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
         raise UserError("the peer is missing: pip install -r requirements-dev.txt") from error
     torch.manual_seed(SEED)
     return LlamaForCausalLM(LlamaConfig(
-        hidden_size=m.hidden_size, intermediate_size=m.ffn_size, num_hidden_layers=m.n_layers, head_dim=m.head_dim,
-        num_attention_heads=m.n_heads, num_key_value_heads=m.n_kv_heads, vocab_size=m.vocab_size,
-        attn_implementation="sdpa", bos_token_id=None, eos_token_id=None, pad_token_id=None)).to(dtype)
+        hidden_size=cfg.hidden_size,
+        intermediate_size=cfg.ffn_size,
+        num_hidden_layers=cfg.n_layers,
+        head_dim=cfg.head_dim,
+        num_attention_heads=cfg.n_heads,
+        num_key_value_heads=cfg.n_kv_heads,
+        vocab_size=cfg.vocab_size,
+        attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None)).to(dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Contestants: functions that make one step, or one batch of samples
 
-def our_step(m: ModelConfig, B: int, T: int, dtype: str, compile: bool) -> Callable:
-    p = PretrainConfig(stages=[], batch_tokens=B * T, dtype=dtype, compile=compile)
-    d = common.init_distributed(dtype)
-    tokens = random_tokens(m, B, T + 1)
+def our_step(model_cfg: ModelConfig, B: int, T: int, dtype: str, compile: bool) -> Callable:
+    cfg = PretrainConfig(stages=[], batch_tokens=B * T, dtype=dtype, compile=compile)
+    dist = common.init_distributed(dtype)
+    tokens = random_tokens(model_cfg, B, T + 1)
     batch = Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy(), np.zeros((B, T), np.int32))
-    return partial(step, *build(SimpleNamespace(model=m, pretrain=p), d), batch, p, d)
+    model, optimizer = build(SimpleNamespace(model=model_cfg, pretrain=cfg), dist)
+    return partial(step, model, optimizer, batch, cfg, dist)
 
 
-def their_step(m: ModelConfig, B: int, T: int, dtype: torch.dtype, compile: bool, autocast: bool = False,
-               **adamw) -> Callable:
-    model = llama(m, dtype)
+def their_step(cfg: ModelConfig, B: int, T: int, dtype: torch.dtype, compile: bool,
+               autocast: bool = False, **adamw) -> Callable:
+    model = llama(cfg, dtype)
     forward = torch.compile(model) if compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, **adamw)
-    tokens = torch.from_numpy(random_tokens(m, B, T))
+    tokens = torch.from_numpy(random_tokens(cfg, B, T))
 
     def one_step():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -86,17 +102,23 @@ def their_step(m: ModelConfig, B: int, T: int, dtype: torch.dtype, compile: bool
     return one_step
 
 
-def products(m: ModelConfig, B: int, T: int, dtype: torch.dtype) -> Callable:
-    """The matrix products of a step: of each layer's weights and of lm_head three, of attention's squares six."""
+def products(cfg: ModelConfig, B: int, T: int, dtype: torch.dtype) -> Callable:
+    """The matrix products of a step: three of each weight and of lm_head, six of attention."""
     random = partial(torch.randn, dtype=dtype)
-    C, width, kv_width = m.hidden_size, m.n_heads * m.head_dim, m.n_kv_heads * m.head_dim
-    layer = [(C, width), (C, kv_width), (C, kv_width), (width, C), (C, m.ffn_size), (C, m.ffn_size), (m.ffn_size, C)]
+    C, F, D = cfg.hidden_size, cfg.ffn_size, cfg.head_dim
+    width, kv_width = cfg.n_heads * D, cfg.n_kv_heads * D
+    attention = [(C, width), (C, kv_width), (C, kv_width), (width, C)]
+    mlp = [(C, F), (C, F), (F, C)]
     factors = []
-    for n_in, n_out in layer * m.n_layers + [(C, m.vocab_size)]:
+    for n_in, n_out in (attention + mlp) * cfg.n_layers + [(C, cfg.vocab_size)]:
         x, weight, d_out = random(B * T, n_in), random(n_out, n_in), random(B * T, n_out)
         factors += [(x, weight.T), (d_out, weight), (d_out.T, x)]
-    q, k, v, d_out, p = (random(B * m.n_heads, T, n) for n in [m.head_dim] * 4 + [T])
-    factors += [(q, k.mT), (p, v), (p.mT, d_out), (d_out, v.mT), (p, k), (p.mT, q)] * m.n_layers
+
+    q, k, v, d_out = (random(B * cfg.n_heads, T, D) for _ in range(4))
+    p = random(B * cfg.n_heads, T, T)
+    scores = [(q, k.mT), (d_out, v.mT), (p.mT, q), (p, k)]
+    values = [(p, v), (p.mT, d_out)]
+    factors += (scores + values) * cfg.n_layers
 
     def run():
         for a, b in factors:
@@ -105,10 +127,10 @@ def products(m: ModelConfig, B: int, T: int, dtype: torch.dtype) -> Callable:
     return run
 
 
-def our_samples(m: ModelConfig, dtype: torch.dtype) -> Callable:
-    model = Transformer(m)
+def our_samples(cfg: ModelConfig, dtype: torch.dtype) -> Callable:
+    model = Transformer(cfg)
     init_weights(model, SEED)
-    prompts = random_tokens(m, ROWS, PROMPT).tolist()
+    prompts = random_tokens(cfg, ROWS, PROMPT).tolist()
 
     def run():
         samples = sample(model, prompts, max_new_tokens=NEW, seed=SEED)
@@ -118,13 +140,15 @@ def our_samples(m: ModelConfig, dtype: torch.dtype) -> Callable:
     return run
 
 
-def their_samples(m: ModelConfig, dtype: torch.dtype, compile: bool) -> Callable:
+def their_samples(cfg: ModelConfig, dtype: torch.dtype, compile: bool) -> Callable:
     """compile: a cache of fixed size, and forward() compiled."""
-    model, prompts = llama(m, dtype).eval(), torch.from_numpy(random_tokens(m, ROWS, PROMPT))
+    model = llama(cfg, dtype).eval()
+    prompts = torch.from_numpy(random_tokens(cfg, ROWS, PROMPT))
     options = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=NEW,
                    attention_mask=torch.ones_like(prompts))
     if compile:
-        model.forward, options["cache_implementation"] = torch.compile(model.forward), "static"
+        model.forward = torch.compile(model.forward)
+        options["cache_implementation"] = "static"
 
     def run():
         assert model.generate(prompts, **options).shape == (ROWS, PROMPT + NEW)
@@ -133,31 +157,38 @@ def their_samples(m: ModelConfig, dtype: torch.dtype, compile: bool) -> Callable
 
 
 FP32, BF16 = torch.float32, torch.bfloat16
+DTYPES = {"float32": FP32, "bfloat16": BF16}
 
 
-def contestants(shape: str) -> dict[tuple[str, str, bool], Callable]:
-    """{(who, dtype, compiled): function} of training at a shape, or of "generation"."""
-    m, B, T = SHAPES.get(shape, SHAPES["small"])
-    found = {}
-    if shape == "generation":
-        for name, dtype in ("float32", FP32), ("bfloat16", BF16):
-            found["ours", name, False] = our_samples(m, dtype)
-            for compile in (False, True):
-                found["transformers", name, compile] = their_samples(m, dtype, compile)
-        return found
-    for name, dtype in ("float32", FP32), ("bfloat16", BF16):
-        found["products", name, False] = products(m, B, T, dtype)
+def training_contestants(shape: str) -> dict[tuple[str, str, bool], Callable]:
+    """{(who, dtype, compiled): function that makes one step}."""
+    cfg, B, T = SHAPES[shape]
+    runs = {}
+    for name, dtype in DTYPES.items():
+        runs["products", name, False] = products(cfg, B, T, dtype)
     for compile in (False, True):
-        for name in ("float32", "bfloat16"):
-            found["ours", name, compile] = our_step(m, B, T, name, compile)
-        found["transformers", "float32", compile] = their_step(m, B, T, FP32, compile, fused=True)
-        found["transformers", "bfloat16", compile] = their_step(m, B, T, FP32, compile, autocast=True, fused=True)
-        found["transformers, all bf16", "bfloat16", compile] = their_step(m, B, T, BF16, compile, fused=True)
-    found["transformers, AdamW's default", "float32", False] = their_step(m, B, T, FP32, False)
-    return found
+        for name in DTYPES:
+            runs["ours", name, compile] = our_step(cfg, B, T, name, compile)
+        theirs = partial(their_step, cfg, B, T, compile=compile, fused=True)
+        runs["transformers", "float32", compile] = theirs(dtype=FP32)
+        runs["transformers", "bfloat16", compile] = theirs(dtype=FP32, autocast=True)
+        runs["transformers, all bf16", "bfloat16", compile] = theirs(dtype=BF16)
+    runs["transformers, AdamW's default", "float32", False] = their_step(cfg, B, T, FP32, False)
+    return runs
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def generation_contestants() -> dict[tuple[str, str, bool], Callable]:
+    """{(who, dtype, compiled): function that makes one batch of samples}."""
+    cfg, _, _ = SHAPES["small"]
+    runs = {}
+    for name, dtype in DTYPES.items():
+        runs["ours", name, False] = our_samples(cfg, dtype)
+        for compile in (False, True):
+            runs["transformers", name, compile] = their_samples(cfg, dtype, compile)
+    return runs
+
+
+# --------------------------------------------------------------------------------------------------
 # The race, and what it says
 
 def turn(run: Callable) -> float:
@@ -169,9 +200,15 @@ def turn(run: Callable) -> float:
 
 
 def compare(shape: str) -> list[dict]:
-    """A line a contestant: seconds, tokens/s, and in training the share of its time that the products alone take."""
-    runs = contestants(shape)
-    _, B, T = SHAPES.get(shape, (None, ROWS, NEW))
+    """A line per contestant: seconds, tokens/s, and in training also share_of_products.
+
+    share_of_products: the share of its time that the products alone take.
+    """
+    if shape == "generation":
+        runs, n_tokens = generation_contestants(), ROWS * NEW
+    else:
+        _, B, T = SHAPES[shape]
+        runs, n_tokens = training_contestants(shape), B * T
     for run in runs.values():  # compiles, and asks for memory
         run()
         run()
@@ -179,72 +216,108 @@ def compare(shape: str) -> list[dict]:
     lines = []
     for (who, dtype, compiled), seconds in times.items():
         floor = times.get(("products", dtype, False))
-        lines.append(dict(shape=shape, contestant=who, dtype=dtype, compile=compiled, tokens=B * T, seconds=seconds,
-                          tokens_per_s=B * T / seconds, share_of_products=floor and floor / seconds))
+        lines.append(dict(
+            shape=shape, contestant=who, dtype=dtype, compile=compiled, tokens=n_tokens,
+            seconds=seconds, tokens_per_s=n_tokens / seconds,
+            share_of_products=floor and floor / seconds))
     return lines
 
 
 def ratios(lines: list[dict]) -> dict[str, float]:
-    """Our tokens/s over theirs: theirs at its best in each precision and over both; ours at its best over default."""
-    def best(who: str, **same) -> float:
-        return max((line["tokens_per_s"] for line in lines if line["contestant"].startswith(who)
-                    and all(line[key] == value for key, value in same.items())), default=0.0)
+    """Our tokens/s over theirs, {what: ratio}.
 
-    found, training = {}, lines[0]["shape"] != "generation"
-    for compiled in (False, True):
-        for dtype in ("float32", "bfloat16", None):
-            same = dict(compile=compiled) | (dict(dtype=dtype) if dtype else {})
-            ours = same if training else same | dict(compile=False)  # our decoding has no compiled form
-            found[f"{'compiled' if compiled else 'eager'}, {dtype or 'the best of each'}"] = (
-                best("ours", **ours) / best("transformers", **same))
-    if training:
-        found["our best, over transformers as it comes"] = best("ours") / best("transformers, AdamW's default")
+    Theirs at its best in each precision and over both; ours at its best over theirs by default.
+    """
+    def best(who: str, **same) -> float:
+        speeds = [0.0]
+        for line in lines:
+            is_same = all(line[key] == value for key, value in same.items())
+            if line["contestant"].startswith(who) and is_same:
+                speeds.append(line["tokens_per_s"])
+        return max(speeds)
+
+    is_training = lines[0]["shape"] != "generation"
+    found = {}
+    for compiled, name in (False, "eager"), (True, "compiled"):
+        for dtype in (*DTYPES, None):
+            same = dict(compile=compiled)
+            ours = same if is_training else dict(compile=False)  # our decoding has no compiled form
+            only = dict(dtype=dtype) if dtype else {}
+            ratio = best("ours", **ours, **only) / best("transformers", **same, **only)
+            found[f"{name}, {dtype or 'the best of each'}"] = ratio
+    if is_training:
+        by_default = best("transformers, AdamW's default")
+        found["our best, over transformers as it comes"] = best("ours") / by_default
     return found
 
 
 def table(lines: list[dict]) -> str:
     rows = [f"{'':32}{'dtype':10}{'':10}{'ms':>10}{'tokens/s':>11}{'products':>10}"]
     for line in sorted(lines, key=lambda line: (line["dtype"] == "bfloat16", line["compile"])):
+        mode = "compiled" if line["compile"] else "eager"
+        ms = 1e3 * line["seconds"]
         share = f"{line['share_of_products']:.0%}" if line["share_of_products"] else ""
-        rows.append(f"{line['contestant']:32}{line['dtype']:10}{'compiled' if line['compile'] else 'eager':10}"
-                    f"{1e3 * line['seconds']:>10,.1f}{line['tokens_per_s']:>11,.0f}{share:>10}")
-    return "\n".join(rows + [f"  {what}: {ratio:.2f} x transformers" for what, ratio in ratios(lines).items()])
+        rows.append(f"{line['contestant']:32}{line['dtype']:10}{mode:10}"
+                    f"{ms:>10,.1f}{line['tokens_per_s']:>11,.0f}{share:>10}")
+    for what, ratio in ratios(lines).items():
+        rows.append(f"  {what}: {ratio:.2f} x transformers")
+    return "\n".join(rows)
 
 
-GROUPS = {"matrix products": r"aten::(add|b|badd)?mm_?$", "attention": "scaled_dot_product|softmax",
-          "AdamW": "adamw|AdamW", "copies": r"aten::(copy_|cat|fill_|zero_|roll|index.*|embedding.*|gather)$",
-          "between the products": r"aten::(mul|add|sub|div|silu|pow|sum|cumsum|exp|rsqrt|linalg_vector|addcmul|addmv)",
-          "Python, autograd, views": ""}
+GROUPS = {  # of operators, by the name that a profile has for each; the first that fits counts
+    "matrix products": r"aten::(add|b|badd)?mm_?$",
+    "attention": "scaled_dot_product|softmax",
+    "AdamW": "adamw|AdamW",
+    "copies": r"aten::(copy_|cat|fill_|zero_|roll|index.*|embedding.*|gather)$",
+    "between the products":
+        r"aten::(mul|add|sub|div|silu|pow|sum|cumsum|exp|rsqrt|linalg_vector|addcmul|addmv)",
+    "Python, autograd, views": ""}
 
 
 def profile(run: Callable) -> dict[str, float]:
     """Share of the time of a call that each group of operators takes itself."""
     run()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         run()
     times = collections.Counter()
-    for event in found.key_averages():
-        times[next(group for group, names in GROUPS.items() if re.search(names, event.key))] += (
-            event.self_cpu_time_total)
+    for event in profiler.key_averages():
+        group = next(group for group, names in GROUPS.items() if re.search(names, event.key))
+        times[group] += event.self_cpu_time_total
     return {group: times[group] / times.total() for group in GROUPS}
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="checks/bench.py --peers", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="append the results to results/bench.jsonl")
-    parser.add_argument("--profile", action="store_true", help="only our own time, by groups of operators")
-    args = parser.parse_args(argv)
+def print_profile(shape: str) -> None:
+    """Where the time of our own steps, or samples, goes."""
+    for name, dtype in DTYPES.items():
+        if shape == "generation":
+            run = our_samples(SHAPES["small"][0], dtype)
+        else:
+            run = our_step(*SHAPES[shape], name, False)
+        shares = [f"{group} {share:.0%}" for group, share in profile(run).items()]
+        print(f"{shape}, {name}: " + ", ".join(shares))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true",
+                        help="append the results to results/bench.jsonl")
+    parser.add_argument("--profile", action="store_true",
+                        help="only our own time, by groups of operators")
+    args = parser.parse_args()
     print(f"{common.describe_machine(CPU)}, torch {torch.__version__}")
     for shape in (*SHAPES, "generation"):
         if args.profile:
-            for dtype in ("float32", "bfloat16"):
-                run = (our_samples(SHAPES["small"][0], getattr(torch, dtype)) if shape == "generation" else
-                       our_step(*SHAPES[shape], dtype, False))
-                print(f"{shape}, {dtype}: " + ", ".join(f"{group} {x:.0%}" for group, x in profile(run).items()))
+            print_profile(shape)
             continue
         torch.compiler.reset()
         lines = compare(shape)
         print(f"\n{shape}\n{table(lines)}", flush=True)
         if args.write:
-            results.append("bench", *(made_by(SEED, CPU) | line for line in lines))
+            origin = describe_origin("checks.peers", SEED, CPU)
+            results.append("bench", *(origin | line for line in lines))
+
+
+if __name__ == "__main__":
+    common.cli(main)

@@ -149,7 +149,7 @@ def main():
     rates = {"update": flops / rows["ours: update"] / 1e9, "product": product_rate(places)}
     print(f"the update makes {rates['update']:.0f} GFLOP/s, a single product of its shapes {rates['product']:.0f}")
     print(f"{counts['total'] / 1e6:.1f}M parameters: ours is {ratio:.2f} x as fast")
-    results.append("rl_speed", bench.made_by(0, d.device) | dict(
+    results.append("rl_speed", bench.describe_origin("checks.rl_speed", 0, d.device) | dict(
         command="python -m checks.rl_speed", layers=SHAPE.n_layers, width=SHAPE.hidden_size,
         trl=trl.__version__, transformers=transformers.__version__, seconds=seconds, parts=parts, gflops=rates,
         config=common.hash_json([GROUPS, GROUP, PROMPT, NEW, ROUNDS, PASSES]), ratio=ratio))

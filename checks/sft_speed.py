@@ -118,7 +118,7 @@ def main():
         print(f"{shape.n_layers} x {shape.hidden_size}: " + ", ".join(
             f"{name} {median(s):,.0f} tokens/s" for name, s in speeds.items())
               + f"; ours is {median(speeds['ours']) / best:.2f} x the better", flush=True)
-        results.append("sft_speed", bench.made_by(0, d.device) | dict(
+        results.append("sft_speed", bench.describe_origin("checks.sft_speed", 0, d.device) | dict(
             command="python -m checks.sft_speed", layers=shape.n_layers, width=shape.hidden_size,
             trl=trl.__version__, transformers=transformers.__version__, tokens_per_s=speeds,
             config=common.hash_json([CONTEXT, ROWS, ROUNDS, STEPS]), ratio=median(speeds["ours"]) / best))
