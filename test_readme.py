@@ -22,6 +22,7 @@ from statistics import mean, median
 
 import pytest
 
+import common
 import distill
 import evaluate
 import model
@@ -155,7 +156,10 @@ def rl_run_groups() -> list[list[float]]:
 
 
 def context_groups() -> list[list[float]]:
-    return [numbers(line[when]) for line in RESULTS["context"] for when in ("before", "after")]
+    groups = []
+    for line in RESULTS["context"]:
+        groups += [numbers(line["before"]), numbers(line["after"])]
+    return groups
 
 
 def quality_groups() -> list[list[float]]:
@@ -179,7 +183,10 @@ def verify_groups() -> list[list[float]]:
     """Trials of right rewritings, then of wrong answers, in each set."""
     groups = []
     for kinds in (verify.RIGHT, verify.WRONG):
-        groups.append([sum(line["trials"].get(kind, 0) for kind in kinds) for line in RESULTS["verify"]])
+        group = []
+        for line in RESULTS["verify"]:
+            group.append(sum(line["trials"].get(kind, 0) for kind in kinds))
+        groups.append(group)
     return groups
 
 
@@ -424,6 +431,26 @@ def test_settings_exist():
             continue
         names = {field.name for field in dataclasses.fields(SECTIONS[section])}
         assert key in names, f"{section}.{key}"
+
+
+def test_steps_of_the_filter_exist():
+    steps = re.findall(r"--quality\.step=(\w+)", TEXT)
+    assert steps
+    assert set(steps) <= set(quality.STEPS)
+
+
+CONFIGS = re.findall(r"```python\n((?:from configs|\w+ = dict\().*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", CONFIGS)
+def test_configs_can_be_read(code):
+    """A part of a config that a page shows has sections with settings that exist."""
+    namespace = {}
+    exec(code, namespace)
+    names = SECTIONS.keys() & namespace.keys()
+    assert names
+    for name in names:
+        common.from_dict(SECTIONS[name], namespace[name], name)
 
 
 def test_files_of_the_tree_exist():
