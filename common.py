@@ -108,29 +108,42 @@ def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] =
     if not path.is_file():
         raise UserError(f"no config file {path}; the first argument is a config, for example configs/tiny.py")
     raw = _read_config_file(path)
-    options = {"run": path.stem, "init_from": "", "scale": 1.0} | {flag: False for flag in flags}
+    options = {"run": path.stem, "init_from": "", "scale": 1.0}
+    options |= dict.fromkeys(flags, False)
     for argument in argv[1:]:
-        name, _, text = argument.removeprefix("--").partition("=")
-        section, _, key = name.partition(".")
-        if not argument.startswith("--"):
-            raise UserError(f"argument {argument!r} is not understood; settings are written --section.key=value")
-        if key:
+        section, key, text = parse_argument(argument)
+        if section:
             if section not in raw:
-                raise UserError(f"unknown section {section!r} in {argument!r}{_nearest(section, SECTIONS)}")
-            if section in sections:
+                hint = _nearest(section, SECTIONS)
+                raise UserError(f"unknown section {section!r} in {argument!r}{hint}")
+            if section in sections:  # another script's setting may stand in the command
                 raw[section][key] = _parse(text, _hints(sections[section]).get(key))
-        elif (flag := name.replace("-", "_")) in flags:
-            options[flag] = True
-        # torchrun takes --run for a short form of its own
-        elif (name := {"name": "run"}.get(name, name)) in options:
-            options[name] = type(options[name])(_parse(text, type(options[name])))
+        elif key.replace("-", "_") in flags:
+            options[key.replace("-", "_")] = True
+        elif key == "name":  # torchrun takes --run for a short form of an option of its own
+            options["run"] = text
+        elif key in options:
+            kind = type(options[key])
+            options[key] = kind(_parse(text, kind))
         else:
-            raise UserError(f"unknown option {argument!r}{_nearest(name, [*options, *sections])}")
+            hint = _nearest(key, [*options, *sections])
+            raise UserError(f"unknown option {argument!r}{hint}")
     cfg = SimpleNamespace(path=str(path), out=Path("out") / options["run"], **options)
     cfg.command = shlex.join([Path(sys.argv[0]).name, *argv])
     for name, cls in sections.items():
         setattr(cfg, name, from_dict(cls, raw[name], f"{path}: {name}"))
     return cfg
+
+
+def parse_argument(argument: str) -> tuple[str, str, str]:
+    """(section, key, value's text) of --section.key=value; the section of --option=value is ""."""
+    if not argument.startswith("--"):
+        raise UserError(
+            f"argument {argument!r} is not understood; settings are written --section.key=value"
+        )
+    name, _, text = argument.removeprefix("--").partition("=")
+    section, dot, key = name.partition(".")
+    return (section, key, text) if dot else ("", name, text)
 
 
 def _read_config_file(path: Path) -> dict[str, dict]:

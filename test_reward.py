@@ -14,7 +14,6 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 import common
 import hf
-import pairwise
 import reward
 from common import UserError
 from conftest import ROOT
@@ -22,8 +21,18 @@ from data.chat import template
 from data.tasks import taste
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer, init_weights
-from pairwise import BradleyTerry, Judge, group_rewards, win_rates
-from reward import RewardConfig, both_orders, grade, preference_of, preferences, train_step
+from reward import (
+    BradleyTerry,
+    RewardConfig,
+    RewardModel,
+    both_orders,
+    grade,
+    group_rewards,
+    parse_preference,
+    read_preferences,
+    train_step,
+    win_rates,
+)
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 PAIRS = taste.pairs("train", 12, 0)
@@ -47,27 +56,27 @@ def model(tokenizer) -> Transformer:
 def test_a_verdict_is_one_token_in_its_context(tokenizer):
     """The prompt with the verdict is, token by token, the conversation in which the assistant says A or B."""
     question, a, b = "Which?", "one", "two"
-    prompt = pairwise.prompt_of(question, a, b, tokenizer)
+    prompt = reward.comparison_prompt(question, a, b, tokenizer)
     asked = {"role": "user", "content": "Which?\nA: one\nB: two\nBetter:"}
     assert "A: one\nB: two" in tokenizer.decode(prompt)
-    for letter, token in zip("AB", pairwise.verdicts(tokenizer)):
+    for letter, token in zip("AB", reward.verdict_tokens(tokenizer)):
         said = template.render([asked, {"role": "assistant", "content": letter}], tokenizer)
         assert said[:len(prompt) + 1] == [*prompt, token] and tokenizer.decode([token]) == letter
 
 
 def test_swapping_the_texts_flips_the_verdict(tokenizer):
-    first, second = pairwise.verdicts(tokenizer)
+    first, second = reward.verdict_tokens(tokenizer)
     pair = {"question": "Which?", "better": "one", "worse": "two"}
     assert both_orders(pair, tokenizer) == [
-        (pairwise.prompt_of("Which?", "one", "two", tokenizer), [first]),
-        (pairwise.prompt_of("Which?", "two", "one", tokenizer), [second])]
+        (reward.comparison_prompt("Which?", "one", "two", tokenizer), [first]),
+        (reward.comparison_prompt("Which?", "two", "one", tokenizer), [second])]
     assert first != second
 
 
 def test_a_tokenizer_without_the_letters():
     other = SimpleNamespace(name="other.json", encode=lambda text: [1, 2])
     with pytest.raises(UserError, match="other.json has no single token for each of A and B"):
-        pairwise.verdicts(other)
+        reward.verdict_tokens(other)
 
 
 # ---- the judge
@@ -87,39 +96,39 @@ def test_the_judge_is_what_transformers_computes(model, tokenizer, tmp_path):
                                                   return_dict=True)
         with torch.no_grad():
             expected.append(theirs(**ids).logits[0, -1, letters].softmax(-1)[0].item())
-    found = Judge(model, tokenizer, 192, max_rows=4)(ASKED)
+    found = RewardModel(model, tokenizer, 192, max_rows=4)(ASKED)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found.std() > 0.01
 
 
 def test_each_question_is_asked_once(model, tokenizer):
     """In whatever order and company: the answers are the same."""
-    judge, n = Judge(model, tokenizer, 192, max_rows=1), []
+    judge, n = RewardModel(model, tokenizer, 192, max_rows=1), []
     hook = model.register_forward_pre_hook(lambda model, arguments: n.append(1))
     found = judge(ASKED + ASKED[:3])
     assert len(n) > 1 and (found[-3:] == found[:3]).all()
     n.clear()
     assert (judge(ASKED[::-1]) == found[:-3][::-1]).all() and not n
     hook.remove()
-    assert Judge(model, tokenizer, 220, max_rows=32)(ASKED[::-1])[::-1] == pytest.approx(found[:-3], abs=1e-6)
+    assert RewardModel(model, tokenizer, 220, max_rows=32)(ASKED[::-1])[::-1] == pytest.approx(found[:-3], abs=1e-6)
     assert judge([]).shape == (0,)
 
 
 def test_what_is_too_long_is_counted(model, tokenizer):
     """Such a pair gets 0.5, and the others what they get without it."""
     long = ("Which?", "one " * 200, "two")
-    judge = Judge(model, tokenizer, 192)
+    judge = RewardModel(model, tokenizer, 192)
     found = judge([ASKED[0], long, ASKED[1]])
     assert found[1] == 0.5 and judge.too_long == 1
-    assert found[[0, 2]] == pytest.approx(Judge(model, tokenizer, 192)(ASKED[:2]), abs=1e-6)
+    assert found[[0, 2]] == pytest.approx(RewardModel(model, tokenizer, 192)(ASKED[:2]), abs=1e-6)
     judge([long])
     assert judge.too_long == 1
-    assert Judge(model, tokenizer, 192)([long]).tolist() == [0.5]
+    assert RewardModel(model, tokenizer, 192)([long]).tolist() == [0.5]
 
 
 def test_equal_texts_are_a_tie(model, tokenizer):
     """Without being asked for, so that the judge's leaning to a place is no disagreement of its own."""
-    judge = Judge(model, tokenizer, 192)
+    judge = RewardModel(model, tokenizer, 192)
     assert judge([("Which?", "one", "one")]).tolist() == [0.5] != judge([("Which?", "one", "two")]).tolist()
     found, = group_rewards(judge, [("Which?", ["one"] * 3)], 0, 0)
     assert found.rewards.tolist() == [0.5] * 3 and found.disagreement == 0
@@ -128,7 +137,7 @@ def test_equal_texts_are_a_tie(model, tokenizer):
 @pytest.fixture(scope="module")
 def scores_of(model, tokenizer):
     """What transformers would compute is test_the_judge's; here by the full logits of single prompts."""
-    first, second = pairwise.verdicts(tokenizer)
+    first, second = reward.verdict_tokens(tokenizer)
 
     def score(question, reply) -> torch.Tensor:
         message = {"role": "user", "content": f"{question}\nReply: {reply}\nGood:"}
@@ -221,12 +230,12 @@ ULTRA = {"prompt": "2+2?", "chosen": [ASK[2], {"role": "assistant", "content": "
 ])
 def test_preferences_of_known_forms(record, expected):
     """Plain, HelpSteer3's (a negative number prefers the first), UltraFeedback's; ties are none."""
-    assert preference_of(record) == expected
+    assert parse_preference(record) == expected
 
 
 def test_an_unknown_form_is_named():
     with pytest.raises(ValueError, match="no preference: it has text, label"):
-        preference_of({"text": "a", "label": 1})
+        parse_preference({"text": "a", "label": 1})
 
 
 def test_preferences_of_several_sources(tmp_path):
@@ -236,11 +245,11 @@ def test_preferences_of_several_sources(tmp_path):
     for name in ("1", "2"):
         (tmp_path / f"files/{name}.jsonl").write_text("".join(
             json.dumps(r) + "\n" for r in (tie, good, {"text": "a"}, good, good)))
-    found, left_out = preferences([{"taste": 5}, {"path": str(tmp_path / "files")}], "train")
+    found, left_out = read_preferences([{"taste": 5}, {"path": str(tmp_path / "files")}], "train")
     assert len(found) == 11 and left_out == {"ties": 2, "bad lines": 2}
-    found, left_out = preferences([{"taste": 5}, {"path": str(tmp_path / "files"), "documents": 4}], "train")
+    found, left_out = read_preferences([{"taste": 5}, {"path": str(tmp_path / "files"), "documents": 4}], "train")
     assert found[:5] == taste.pairs("train", 5, 0) and len(found) == 9 and left_out == {"ties": 2, "bad lines": 1}
-    found, _ = preferences([{"path": str(tmp_path / "files"), "documents": 2}, {"taste": 5}], "train")
+    found, _ = read_preferences([{"path": str(tmp_path / "files"), "documents": 2}, {"taste": 5}], "train")
     assert len(found) == 7
 
 
@@ -345,7 +354,7 @@ def test_the_kind_is_in_the_checkpoint(base, monkeypatch, capsys):
     attempt(base, monkeypatch, "--run=scores", "--reward.kind=bradley_terry", "--reward.epochs=1")
     assert ", orders agree 1.000, " in capsys.readouterr().out and losses(base, "scores")[0] < 1.5
     folder = base.folder / "out/scores/reward"
-    judge = pairwise.load(common.list_checkpoints(folder)[0], "cpu", torch.float32, 192)
+    judge = reward.load_reward_model(common.list_checkpoints(folder)[0], "cpu", torch.float32, 192)
     assert type(judge) is BradleyTerry
     assert grade(judge, taste.pairs("test", 40, 7)) == json.loads((folder / "held_out.json").read_text())
     pair = PAIRS[0]["question"], PAIRS[0]["better"], PAIRS[0]["worse"]

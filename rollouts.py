@@ -1,0 +1,374 @@
+"""Rollouts of rl.py: responses are sampled, rewarded and written down; problems are filtered by
+them.
+
+The functions take rl.py's settings: `cfg` is its RlConfig, `stage` a StageConfig of its table.
+
+Shapes: G responses of a group, one group per problem.
+"""
+import dataclasses
+import itertools
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+import common
+import loop
+from common import Dist, UserError
+from data.chat.template import after_thoughts
+from data.tasks import registry, taste
+from data.tasks.problem import Problem
+from evaluate import task_prompt
+from generate import sample, stop_ids
+from reward import RewardModel, group_rewards, win_rates
+
+COMPARED = {"taste", "helpsteer3", "ultrafeedback"}  # no rule judges all of a reply to these
+
+
+@dataclass
+class Rollout:
+    """A response and what became of it."""
+    problem: Problem
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[float]        # of the sampler
+    finish_reason: str
+    text: str
+    reward: float | None = None  # None: could not be scored
+    advantage: float = 0.0
+    loss_mask: float = 1.0       # 0 where the response is not trained: cut off, or not scored
+
+
+def sample_rollouts(
+    model, tokenizer, problems: list[Problem], n: int, cfg, seed: int
+) -> list[list[Rollout]]:
+    """n responses to each problem, by their own tokens: nothing is decoded and encoded again.
+
+    model: a plain module. cfg: an RlConfig, of which max_new_tokens, temperature and max_rows hold.
+    """
+    prompts = [task_prompt(problem, tokenizer, "chat") for problem in problems]
+    answers = sample(
+        model,
+        prompts,
+        n,
+        cfg.max_new_tokens,
+        cfg.temperature,
+        stop=stop_ids(tokenizer),
+        seed=seed,
+        max_rows=cfg.max_rows,
+    )
+    groups = []
+    for problem, prompt, samples in zip(problems, prompts, answers):
+        groups.append([])
+        for answer in samples:
+            text = loop.decode_answer(answer.tokens, tokenizer)
+            groups[-1].append(
+                Rollout(problem, prompt, answer.tokens, answer.logprobs, answer.finish_reason, text)
+            )
+    return groups
+
+
+def flatten(groups: list) -> list:
+    """What the groups hold, one after the other."""
+    return list(itertools.chain.from_iterable(groups))
+
+
+# --------------------------------------------------------------------------------------------------
+# Rewards
+
+
+def reply_text(text: str) -> str:
+    """What the reward model sees: thoughts are not compared."""
+    return (after_thoughts(text) or "").strip()
+
+
+def is_acceptable(rollout: Rollout) -> bool:
+    """Whether a response passes the rule behind the comparisons: it has a reply; in `taste`, with
+    the right number."""
+    if rollout.problem.family == "taste":
+        return taste.is_correct(rollout.problem, rollout.text)
+    return bool(reply_text(rollout.text))
+
+
+def split_groups(groups: list[list[Rollout]], stage) -> tuple[list, list]:
+    """The groups that a rule judges, and those whose responses are compared."""
+    by_rule, compared = [], []
+    for group in groups:
+        is_compared = stage.reward == "pairwise" and group[0].problem.family in COMPARED
+        (compared if is_compared else by_rule).append(group)
+    return by_rule, compared
+
+
+def verified_rewards(rollouts: list[Rollout]) -> list[float | None]:
+    """What the rules say of each response; None: could not be scored."""
+    problems = [rollout.problem for rollout in rollouts]
+    return registry.rewards(problems, [rollout.text for rollout in rollouts])
+
+
+def assign_rewards(
+    groups: list[list[Rollout]],
+    stage,
+    reward_model: RewardModel | None,
+    cfg,
+    seed: int,
+) -> list[float]:
+    """Fills in the rewards; returns the disagreement between orders in each group that was
+    compared.
+
+    Pairwise: an acceptable response earns the share of comparisons that it wins, another one
+    nothing. A group that the reward model cannot tell apart better than it agrees with itself gets
+    one reward for all: no signal.
+    """
+    by_rule, compared = split_groups(groups, stage)
+    rollouts = flatten(by_rule)
+    for rollout, reward in zip(rollouts, verified_rewards(rollouts)):
+        rollout.reward = reward
+    if not compared:
+        return []
+    replies = []
+    for group in compared:
+        texts = [reply_text(rollout.text) for rollout in group]
+        replies.append((group[0].problem.question, texts))
+    verdicts = group_rewards(reward_model, replies, cfg.opponents, seed)
+    for group, verdict in zip(compared, verdicts):
+        can_tell = verdict.rewards.std() > verdict.disagreement
+        rewards = verdict.rewards if can_tell else np.full(len(group), 0.5)
+        for rollout, reward in zip(group, rewards):
+            rollout.reward = float(reward) if is_acceptable(rollout) else 0.0
+    return [verdict.disagreement for verdict in verdicts]
+
+
+def reference_win_rates(groups: list[list[Rollout]], reward_model: RewardModel | None,
+                        references: dict[str, str]) -> list[np.ndarray]:
+    """How surely each response beats its problem's reference; 0 for one that is not acceptable."""
+    if not groups:
+        return []
+    rollouts = flatten(groups)
+    comparisons = []
+    for rollout in rollouts:
+        question = rollout.problem.question
+        comparisons.append((question, reply_text(rollout.text), references[question]))
+    rates = win_rates(reward_model, comparisons) * [is_acceptable(rollout) for rollout in rollouts]
+    ends = np.cumsum([len(group) for group in groups])
+    return np.split(rates, ends[:-1])
+
+
+# --------------------------------------------------------------------------------------------------
+# The on-policy filter
+
+
+def filter_problems(
+    run: loop.Run, cfg, stage, reward_model: RewardModel | None
+) -> tuple[list[Problem], dict[str, str]]:
+    """The stage's problems that the policy sometimes solves and sometimes does not, with a table.
+
+    And {question: the policy's greedy reply} of compared problems, which their samples are measured
+    against.
+    """
+    candidates = []
+    for task, n in stage.problems.items():
+        n_problems = max(1, round(run.config.scale * n))
+        candidates += registry.family(task).problems("train", n_problems, cfg.seed)
+    problems = []
+    for problem in candidates:
+        n_tokens = len(task_prompt(problem, run.tokenizer, "chat")) + cfg.max_new_tokens
+        if n_tokens <= cfg.context:
+            problems.append(problem)
+    means, references = measure_problems(run, cfg, stage, problems, reward_model)
+    low, high = cfg.keep_between
+    kept = []
+    for problem in problems:
+        mean = means.get(problem.key)
+        if not cfg.filter_samples or (mean is not None and low < mean < high):
+            kept.append(problem)
+    if run.dist.is_main:
+        values = np.array([mean for mean in means.values() if mean is not None])
+        mean = values.mean() if len(values) else math.nan
+        print(
+            f"{stage.name}: {len(candidates)} problems, {len(candidates) - len(problems)} of them "
+            f"too long, mean reward {mean:.3f}; too hard (at most {low}) {(values <= low).sum()}, "
+            f"too easy (at least {high}) {(values >= high).sum()}, kept {len(kept)}",
+            flush=True,
+        )
+    if not kept:
+        raise UserError(
+            f"stage {stage.name!r}: no problem is left by the filter; take others, or more of them"
+        )
+    return kept, references
+
+
+def measure_problems(
+    run: loop.Run, cfg, stage, problems: list[Problem], reward_model: RewardModel | None
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """({problem's key: mean reward of its samples}, {question: greedy reply} of compared problems).
+
+    Compared problems: the mean win rate against the greedy reply. The answer is kept on disk, so
+    that a resumed run has the same.
+    """
+    dist = run.dist
+    keys = [problem.key for problem in problems]
+    # until the stage's first checkpoint all of these may change
+    settings = [str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples, cfg.temperature]
+    name = f"{stage.name}-{common.hash_json(settings)}.json".replace(" ", "_")
+    path = run.folder / "filter" / name
+    if dist.sum(float(path.is_file()))[0] < dist.world:
+        rank_problems = problems[dist.rank :: dist.world]
+        means, references = sample_and_measure(run, cfg, stage, rank_problems, reward_model)
+        means, references = dist.gather(means), dist.gather(references)
+        if dist.is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            common.write_atomic(path, json.dumps({"means": means, "references": references}))
+        dist.barrier()
+    measured = json.loads(path.read_text())
+    return measured["means"], measured["references"]
+
+
+def sample_and_measure(
+    run: loop.Run, cfg, stage, problems: list[Problem], reward_model: RewardModel | None
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """What measure_problems returns, of this rank's problems, by sampling."""
+    model, tokenizer = run.unsharded_model(), run.tokenizer
+    greedy_cfg = dataclasses.replace(cfg, temperature=0.0)
+    n_samples = cfg.filter_samples or 1
+    means, references = {}, {}
+    chunks = tqdm(
+        range(0, len(problems), 64),
+        desc=f"filter of {stage.name}",
+        unit="chunk",
+        disable=None if run.dist.is_main else True,
+    )
+    for first in chunks:
+        part = problems[first : first + 64]
+        seed = cfg.seed * 1_000_000 + first
+        groups = sample_rollouts(model, tokenizer, part, n_samples, cfg, seed)
+        compared = [group[0].problem for group in split_groups(groups, stage)[1]]
+        for (greedy,) in sample_rollouts(model, tokenizer, compared, 1, greedy_cfg, 0):
+            references[greedy.problem.question] = reply_text(greedy.text)
+        means |= mean_rewards(groups, stage, reward_model, references)
+    return means, references
+
+
+def mean_rewards(
+    groups: list[list[Rollout]],
+    stage,
+    reward_model: RewardModel | None,
+    references: dict[str, str],
+) -> dict[str, float | None]:
+    """{problem's key: mean of its group}, of verified rewards or of wins; None: none was scored."""
+    by_rule, compared = split_groups(groups, stage)
+    rewards = iter(verified_rewards(flatten(by_rule)))
+    values = []
+    for group in by_rule:
+        of_group = [next(rewards) for _ in group]
+        values.append([reward for reward in of_group if reward is not None])
+    values += reference_win_rates(compared, reward_model, references)
+    means = {}
+    for group, numbers in zip(by_rule + compared, values):
+        means[group[0].problem.key] = float(np.mean(numbers)) if len(numbers) else None
+    return means
+
+
+# --------------------------------------------------------------------------------------------------
+# What rollouts were like
+
+
+def summarize_rollouts(groups: list[list[Rollout]], dist: Dist) -> dict[str, float]:
+    """What a step's rollouts were like, over all ranks.
+
+    Watch `reward`: on-policy the loss is about 0. A reward above 0.5 counts as right.
+    """
+    rollouts = flatten(groups)
+    scored = [rollout for rollout in rollouts if rollout.reward is not None]
+    all_right, all_wrong = [], []
+    for group in groups:
+        rewards = [rollout.reward for rollout in group if rollout.reward is not None]
+        all_right.append(min(rewards, default=0) == 1)
+        all_wrong.append(max(rewards, default=1) == 0)
+    values = {
+        "reward": [rollout.reward for rollout in scored],
+        "all_right": all_right,
+        "all_wrong": all_wrong,
+    }
+    values["length_right"] = [len(rollout.tokens) for rollout in scored if rollout.reward > 0.5]
+    values["length_wrong"] = [len(rollout.tokens) for rollout in scored if rollout.reward <= 0.5]
+    values["truncated"] = [rollout.finish_reason != "stop" for rollout in rollouts]
+    values["unscored"] = [rollout.reward is None for rollout in rollouts]
+    return average_over_ranks(values, dist)
+
+
+def average_over_ranks(values: dict[str, list], dist: Dist) -> dict[str, float]:
+    """The mean of each list over all ranks; nan where it is empty on all of them."""
+    sums = [float(np.sum(numbers)) for numbers in values.values()]
+    counts = [float(len(numbers)) for numbers in values.values()]
+    totals = dist.sum(*sums, *counts)
+    means = {}
+    for name, total, count in zip(values, totals, totals[len(values):]):
+        means[name] = total / count if count else math.nan
+    return means
+
+
+def write_rollouts(run: loop.Run, step: int, groups: list[list[Rollout]]) -> None:
+    """rollouts/<step>.jsonl with every rollout of this rank; now and then prints the best and the
+    worst."""
+    folder = run.folder / "rollouts"
+    folder.mkdir(parents=True, exist_ok=True)
+    rollouts = flatten(groups)
+    lines = [
+        json.dumps(
+            {
+                "task": r.problem.family,
+                "question": r.problem.question,
+                "response": r.text,
+                "reward": r.reward,
+                "advantage": r.advantage,
+                "finish_reason": r.finish_reason,
+                "tokens": len(r.tokens),
+            }
+        )
+        for r in rollouts
+    ]
+    suffix = f".{run.dist.rank}" if run.dist.world > 1 else ""
+    common.write_atomic(folder / f"{step:06d}{suffix}.jsonl", "\n".join(lines) + "\n")
+    scored = sorted((r for r in rollouts if r.reward is not None), key=lambda r: r.reward)
+    if run.dist.is_main and step % run.cfg.log_every == 0 and scored:
+        print_rollout("best", scored[-1])
+        print_rollout("worst", scored[0])
+
+
+def print_rollout(name: str, rollout: Rollout) -> None:
+    text = rollout.text.replace("\n", "\n  | ")
+    tqdm.write(f"  {name} ({rollout.reward:.2f}) > {rollout.problem.question}\n  | {text}")
+
+
+def detect_hacking(lines: list[dict], name: str, tasks: list[str]) -> str:
+    """What looks like reward hacking in a stage so far, or "": reward up, held-out score down; or
+    length running.
+
+    lines: of loop.read_evaluations; name: of the stage; tasks: of its problems. The first and the
+    last quarter of its steps are compared, from the eighth step on.
+    """
+    steps = [line for line in lines if "reward" in line and line["stage"] == name]
+    if len(steps) <= 7:
+        return ""
+    quarter = len(steps) // 4
+    first, last = steps[:quarter], steps[-quarter:]
+    if mean_of("length", last) > 1.5 * mean_of("length", first):
+        return "responses have become half as long again"
+    if mean_of("reward", last) <= mean_of("reward", first):
+        return ""
+    for task in tasks:
+        scores = [line["scores"][task] for line in lines if task in (line.get("scores") or {})]
+        if len(scores) < 2:
+            continue
+        *past, new = scores
+        best = max(past, key=lambda score: score["avg"])
+        if new["avg"] < best["avg"] - 2 * math.hypot(best["stderr"], new["stderr"]):
+            fall = f"{best['avg']:.3f} to {new['avg']:.3f}"
+            return f"reward rises while held-out {task} falls from {fall}"
+    return ""
+
+
+def mean_of(key: str, lines: list[dict]) -> float:
+    return float(np.nanmean([line[key] for line in lines]))
