@@ -477,7 +477,8 @@ def report_step(run: loop.Run, step: int, metrics: dict) -> None:
     if run.dist.is_main and step % run.cfg.log_every == 0:
         tqdm.write(
             f"  reward {metrics['reward']:.3f}  entropy {metrics.get('entropy', math.nan):.3f}  "
-            f"length {metrics['length']:.1f}  groups with signal {metrics['groups_with_signal']:.0f}"
+            f"length {metrics['length']:.1f}  "
+            f"groups with signal {metrics['groups_with_signal']:.0f}"
         )
 
 

@@ -21,6 +21,7 @@ import torch
 import common
 import hf
 import rl
+import rollouts
 from checks.mini_rl import CONFIG, toy
 from common import UserError
 from conftest import ROOT
@@ -32,15 +33,15 @@ from model import ModelConfig, Transformer, init_weights
 from rl import (
     LOSSES,
     RlConfig,
-    Rollout,
-    Stage,
-    advantages,
-    logprobs_of,
-    passes,
+    RolloutBatch,
+    StageConfig,
+    assign_advantages,
     policy_loss,
-    roll_out,
+    score_rollouts,
+    select_trained,
     train_step,
 )
+from rollouts import Rollout, sample_rollouts
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 V = 90
@@ -146,11 +147,11 @@ def test_advantages_by_hand():
     """Deviation from the mean of the group, by the population's standard deviation; an unscored response is in neither,
     one that was cut off in both, and neither is trained."""
     group = [rollout(1.0), rollout(0.0), rollout(None), rollout(0.0, finish_reason="length"), rollout(0.0)]
-    assert advantages([group], True) == 1
+    assert assign_advantages([group], True) == 1
     std = math.sqrt((0.75 ** 2 + 3 * 0.25 ** 2) / 4)
     assert [r.advantage for r in group] == pytest.approx([0.75 / std, -0.25 / std, 0, -0.25 / std, -0.25 / std])
-    assert [r.weight for r in group] == [1, 1, 0, 0, 1]
-    assert advantages([group], False) == 1
+    assert [r.loss_mask for r in group] == [1, 1, 0, 0, 1]
+    assert assign_advantages([group], False) == 1
     assert [r.advantage for r in group] == [0.75, -0.25, 0, -0.25, -0.25]
 
 
@@ -161,7 +162,7 @@ def test_advantages_by_hand():
 ], ids=["one", "unscored", "one scored", "equal", "equal but for rounding", "all cut off"])
 def test_groups_without_a_signal(group):
     """No step is taken for their sake: the optimizer would move on by its momentum."""
-    assert advantages([group], True) == 0 and all(not r.weight * r.advantage for r in group)
+    assert assign_advantages([group], True) == 0 and all(not r.loss_mask * r.advantage for r in group)
 
 
 # ---- one step
@@ -183,7 +184,7 @@ def step():
         prompt = mine[-1].prompt if i % 3 else fresh
         response = mine[-1].tokens[:5] + response if i % 3 == 2 else response
         mine.append(Rollout(MATH[i], prompt, response, [-1.0] * len(response), "stop", "", advantage=[2, -1.5][i % 2],
-                            weight=float(i not in (1, 4))))
+                            loss_mask=float(i not in (1, 4))))
     model = new_model().double()
     own = own_logprobs(model, mine, 0.7)
     old, reference = ([x.detach() + 0.4 * torch.randn(len(x), generator=generator).double() for x in own]
@@ -200,19 +201,27 @@ def own_logprobs(model, mine: list[Rollout], temperature: float) -> list[torch.T
             for x, r in zip(logits, mine)]
 
 
+def passes(responses: list[Rollout], p: RlConfig, dist) -> list[list[Rollout]]:
+    """The responses of each forward pass."""
+    trained = select_trained(responses, p, dist)
+    size = p.micro_rows or len(trained)
+    return [trained[first:first + size] for first in range(0, len(trained), size)]
+
+
 def our_step(step, p, old=None, reference=None, order=range(6)) -> tuple[dict, list[torch.Tensor]]:
     """What train_step returns, and the gradients; old and reference: of each response."""
     mine, number = [step.mine[i] for i in order], {id(r): i for i, r in enumerate(step.mine)}
     by_pass = lambda values: values and [torch.cat([values[number[id(r)]] for r in part])
-                                         for part, *_ in passes(mine, p, ONE)]
+                                         for part in passes(mine, p, ONE)]
     step.model.zero_grad()
-    seen = train_step(step.model, mine, by_pass(old), by_pass(reference), p, ONE)
-    return seen, [parameter.grad.clone() for parameter in step.model.parameters()]
+    batch = RolloutBatch(mine, by_pass(old), by_pass(reference))
+    loss, metrics = train_step(step.model, batch, p, ONE)
+    return {"loss": loss} | metrics, [parameter.grad.clone() for parameter in step.model.parameters()]
 
 
 def plain_loss(step, p) -> torch.Tensor:
     loss = 0
-    trained = [i for i in range(6) if step.mine[i].weight]
+    trained = [i for i in range(6) if step.mine[i].loss_mask]
     n_tokens = sum(len(step.mine[i].tokens) for i in trained)
     own = own_logprobs(step.model, step.mine, p.temperature)
     for i in trained:
@@ -249,7 +258,7 @@ def test_the_first_update_needs_no_old_logprobs(step):
     p = settings(temperature=0.7, micro_rows=4)
     seen, without = our_step(step, p)
     assert_same_gradients(without, our_step(step, p, step.own)[1])
-    trained = [r for r in step.mine if r.weight]
+    trained = [r for r in step.mine if r.loss_mask]
     assert seen["clipped"] == 0 and seen["loss"] == pytest.approx(
         -sum(r.advantage * len(r.tokens) for r in trained) / sum(len(r.tokens) for r in trained))
 
@@ -259,10 +268,10 @@ def test_entropy_is_of_the_tokens_that_are_trained(step):
     seen, entropies = our_step(step, settings(temperature=0.7))[0], []
     for r in step.mine:
         logits = step.model(torch.tensor([r.prompt + r.tokens]))[0, len(r.prompt) - 1:-1] @ step.model.lm_head.weight.T
-        entropies += [torch.distributions.Categorical(logits=logits / 0.7).entropy()] if r.weight else []
+        entropies += [torch.distributions.Categorical(logits=logits / 0.7).entropy()] if r.loss_mask else []
     assert seen["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-6)
-    apart = [(x + 1).abs().max().item() for x, r in zip(step.own, step.mine) if r.weight]
-    assert seen["sampler_off"] == pytest.approx(max(apart), rel=1e-6)
+    apart = [(x + 1).abs().max().item() for x, r in zip(step.own, step.mine) if r.loss_mask]
+    assert seen["logprob_mismatch"] == pytest.approx(max(apart), rel=1e-6)
 
 
 def test_no_pass_is_spent_on_responses_without_an_advantage(step):
@@ -273,20 +282,19 @@ def test_no_pass_is_spent_on_responses_without_an_advantage(step):
         p = settings(loss=loss, temperature=0.7)
         assert_same_gradients(our_step(some, p, step.old)[1], torch.autograd.grad(
             plain_loss(SimpleNamespace(**vars(step) | vars(some)), p), list(step.model.parameters())))
-        assert [len(part) for part, *_ in passes(mine, p, ONE)] == [2]
-        assert [len(part) for part, *_ in passes(mine, settings(loss=loss, kl=0.1), ONE)] == [4]
+        assert [len(part) for part in passes(mine, p, ONE)] == [2]
+        assert [len(part) for part in passes(mine, settings(loss=loss, kl=0.1), ONE)] == [4]
 
 
 def test_ranks_make_equally_many_passes(step):
     """Where another rank has more to train, responses without an advantage fill up, or FSDP would wait for ever."""
     mine = [dataclasses.replace(r, advantage=0.0) if i in (0, 3) else r for i, r in enumerate(step.mine)]
     other = SimpleNamespace(rank=0, device="cpu", gather=lambda own: own | {1: 5})
-    found = [(len(part), last) for part, _, last in passes(mine, settings(micro_rows=2), other)]
-    assert found == [(2, False), (2, False), (1, True)]
+    assert [len(part) for part in passes(mine, settings(micro_rows=2), other)] == [2, 2, 1]
 
 
 def test_a_batch_of_cut_off_responses_is_finite(step):
-    cut = [Rollout(r.problem, r.prompt, r.tokens, r.logprobs, "length", "", advantage=1.0, weight=0.0)
+    cut = [Rollout(r.problem, r.prompt, r.tokens, r.logprobs, "length", "", advantage=1.0, loss_mask=0.0)
            for r in step.mine]
     seen, gradients = our_step(SimpleNamespace(model=step.model, mine=cut), settings(kl=0.3), step.old, step.reference)
     assert seen["loss"] == seen["clipped"] == seen["entropy"] == 0 and not any(g.any() for g in gradients)
@@ -304,14 +312,14 @@ def test_the_sampler_and_the_trainer_have_the_same_policy(tokenizer, temperature
     """Log-probabilities of each token to 1e-5 in fp32, with prompts of uneven lengths and in passes of five."""
     model, p = new_model(vocab_size=tokenizer.n_vocab), settings(
         temperature=temperature, context=192, micro_rows=5, max_new_tokens=12)
-    groups = roll_out(model, tokenizer, MATH[:3] + TASTE[:1], 3, p, seed=1)
+    groups = sample_rollouts(model, tokenizer, MATH[:3] + TASTE[:1], 3, p, seed=1)
     mine = [r for group in groups for r in group]
     assert len({len(r.prompt) for r in mine}) == 4 and len({r.text for r in mine}) == 12
     for r in mine:
         r.advantage = 1.0
-    found = torch.cat(logprobs_of(model, mine, p, ONE))
+    found = torch.cat(score_rollouts(model, mine, p, ONE))
     np.testing.assert_allclose(found, [x for r in mine for x in r.logprobs], atol=1e-5)
-    assert train_step(model, mine, None, None, p, ONE)["sampler_off"] < 1e-5
+    assert train_step(model, RolloutBatch(mine), p, ONE)[1]["logprob_mismatch"] < 1e-5
 
 
 @pytest.mark.parametrize("loss", ["dapo", "gspo"])
@@ -320,18 +328,18 @@ def test_a_bandit_is_solved(tokenizer, monkeypatch, loss):
     model, p = new_model(vocab_size=tokenizer.n_vocab), settings(context=192, max_new_tokens=1, group_size=32,
                                                                  temperature=1.0, loss=loss)
     anything = lambda *given, stop, **more: sample(*given, stop=tuple(range(tokenizer.n_vocab)), **more)
-    monkeypatch.setattr(rl, "sample", anything)
-    prompt = rl.task_prompt(MATH[0], tokenizer, "chat")
+    monkeypatch.setattr(rollouts, "sample", anything)
+    prompt = rollouts.task_prompt(MATH[0], tokenizer, "chat")
     chances = lambda: (model(torch.tensor([prompt]))[0, -1] @ model.lm_head.weight.T).softmax(-1)
     best = (chances() - 0.02).abs().argmin()
     assert 0.01 < chances()[best] < 0.03
     optimizer = common.adamw(model, 1e-2, (0.9, 0.95), 0.0)
     for seed in range(60):
-        groups = roll_out(model, tokenizer, MATH[:1], p.group_size, p, seed)
+        groups = sample_rollouts(model, tokenizer, MATH[:1], p.group_size, p, seed)
         for r in groups[0]:
             r.reward = float(r.tokens == [best])
-        if advantages(groups, True):
-            train_step(model, groups[0], None, None, p, ONE)
+        if assign_advantages(groups, True):
+            train_step(model, RolloutBatch(groups[0]), p, ONE)
             optimizer.step()
             optimizer.zero_grad()
     assert chances()[best] > 0.95
@@ -342,7 +350,7 @@ def test_a_bandit_is_solved(tokenizer, monkeypatch, loss):
 def test_verified_rewards_are_the_tasks_own():
     groups = [[rollout(problem=problem, text=text) for text in (f"Answer: {problem.answer}", "Answer: -1")]
               for problem in MATH[:3]]
-    assert rl.score(groups, Stage("s", {}, 1), None, settings(), 0) == []
+    assert rollouts.assign_rewards(groups, StageConfig("s", {}, 1), None, settings(), 0) == []
     assert [[r.reward for r in group] for group in groups] == [[1, 0]] * 3
 
 
@@ -365,13 +373,13 @@ def taste_group(*words: str, thoughts="") -> list[Rollout]:
     return [rollout(problem=problem, text=text) for text in texts]
 
 
-PAIRWISE = Stage("s", {"taste": 1}, 1, reward="pairwise")
+PAIRWISE = StageConfig("s", {"taste": 1}, 1, reward="pairwise")
 
 
 def test_pairwise_rewards_are_wins_of_right_responses():
     """The wrong one would win against all, and gets nothing. Thoughts are not compared."""
     judge, group = Fake(), taste_group("a", "bb", "ccc", thoughts="<think>\nLong thoughts.\n</think>\n\n")
-    assert rl.score([group], PAIRWISE, judge, settings(opponents=0), 0) == [0]
+    assert rollouts.assign_rewards([group], PAIRWISE, judge, settings(opponents=0), 0) == [0]
     assert [r.reward for r in group] == [0, 1 / 3, 2 / 3, 0]
     assert not any("thoughts" in text for _, *texts in judge.asked for text in texts)
 
@@ -380,48 +388,54 @@ def test_a_mixed_stage_judges_each_task_in_its_own_way():
     """Mathematics by its rule, taste by comparisons, in the order that the groups come in; so does the filter."""
     solved = [rollout(problem=MATH[0], text=text) for text in (f"Answer: {MATH[0].answer}", "Answer: -1", "?")]
     groups = [solved, taste_group("a", "bb", "ccc"), solved[:2]]
-    assert rl.score(groups, PAIRWISE, Fake(), settings(opponents=0), 0) == [0]
+    assert rollouts.assign_rewards(groups, PAIRWISE, Fake(), settings(opponents=0), 0) == [0]
     assert [[r.reward for r in group] for group in groups] == [[1, 0, 0], [0, 1 / 3, 2 / 3, 0], [1, 0]]
     number = TASTE[0].extra["number"]
-    means = rl.filter_means(groups[:2], PAIRWISE, Fake(), {TASTE[0].question: f"Answer: {number} xx"})
+    means = rollouts.mean_rewards(groups[:2], PAIRWISE, Fake(), {TASTE[0].question: f"Answer: {number} xx"})
     assert means == {MATH[0].key: pytest.approx(1 / 3), TASTE[0].key: pytest.approx((0 + 0.5 + 1 + 0) / 4)}
-    assert rl.score(groups, Stage("s", {}, 1), None, settings(), 0) == [] and groups[1][0].reward is not None
+    assert rollouts.assign_rewards(groups, StageConfig("s", {}, 1), None, settings(), 0) == [] and groups[1][0].reward is not None
 
 
 def test_requests_without_a_rule_need_a_reply_alone():
     """No rule stands behind the comparisons; thoughts that never end are no reply."""
     ask = Problem("helpsteer3", "k", "Write a poem.", (), "", 0, {})
     replies = ["A poem.", "<think>\nA poem.", "<think>\n?\n</think>\n\nPoem.", "<think>\n\n</think>\n\n "]
-    assert [rl.right(rollout(problem=ask, text=text)) for text in replies] == [True, False, True, False]
+    assert [rollouts.is_acceptable(rollout(problem=ask, text=text)) for text in replies] == [True, False, True, False]
 
 
 def test_the_recipe_of_3b_is_sound():
     recipe = runpy.run_path(str(ROOT / "configs/3b.py"))["rl"]
     p = common.from_dict(RlConfig, recipe, "rl")
-    rl.check(p, [common.from_dict(Stage, stage, "stage") for stage in p.stages], 8)
+    rl.check_settings(p, [common.from_dict(StageConfig, stage, "stage") for stage in p.stages], 8)
 
 
 def test_a_judge_that_contradicts_itself_is_not_followed():
     """It says whatever stands first: right responses get one reward, so among them there is no signal."""
     always_first = lambda asked: np.full(len(asked), 0.9)
     group = taste_group("a", "bb", "ccc")
-    assert rl.score([group], PAIRWISE, always_first, settings(opponents=0), 0) == pytest.approx([0.8])
+    assert rollouts.assign_rewards([group], PAIRWISE, always_first, settings(opponents=0), 0) == pytest.approx([0.8])
     assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
-    assert advantages([group[:3]], False) == 0
+    assert assign_advantages([group[:3]], False) == 0
     leaning = lambda asked: np.array([0.7 + 0.002 * (len(a) - len(b)) for _, a, b in asked])  # more than it tells apart
-    assert rl.score([group], PAIRWISE, leaning, settings(opponents=0), 0) == pytest.approx([0.4])
+    assert rollouts.assign_rewards([group], PAIRWISE, leaning, settings(opponents=0), 0) == pytest.approx([0.4])
     assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
 
 
 def test_wins_against_a_reference():
     group, number = taste_group("a", "bb", "ccc"), TASTE[0].extra["number"]
-    found = rl.wins([group, group[1:]], Fake(), {TASTE[0].question: f"Answer: {number} xx"})
+    found = rollouts.reference_win_rates([group, group[1:]], Fake(), {TASTE[0].question: f"Answer: {number} xx"})
     assert [x.tolist() for x in found] == [[0, 0.5, 1, 0], [0.5, 1, 0]]
+
+
+def fake_run(folder) -> SimpleNamespace:
+    """What the filter needs of a run."""
+    return SimpleNamespace(dist=ONE, config=SimpleNamespace(scale=1.0), folder=folder, tokenizer=None,
+                           tokenizer_file=folder / "start/tokenizer.json", unsharded_model=lambda: "now")
 
 
 def filtered(monkeypatch, folder, rewards: list[list], again=False, stage=None, **changes) -> list[int]:
     """Which of the first problems of `math` are kept where the samples of each get these rewards."""
-    stage = stage or Stage("a stage", {"math": len(rewards)}, 1)
+    stage = stage or StageConfig("a stage", {"math": len(rewards)}, 1)
     problems = [p for task, n in stage.problems.items() for p in registry.family(task).problems("train", n, 0)]
 
     def drawn(model, tokenizer, some, n, p, seed):
@@ -429,12 +443,12 @@ def filtered(monkeypatch, folder, rewards: list[list], again=False, stage=None, 
         return [[rollout(problem=problem, text=json.dumps(reward)) for reward in rewards[problems.index(problem)]]
                 for problem in some]
 
-    monkeypatch.setattr(rl, "roll_out", drawn)
-    monkeypatch.setattr(rl, "task_prompt", lambda problem, *_: [1] * 5)
+    monkeypatch.setattr(rollouts, "sample_rollouts", drawn)
+    monkeypatch.setattr(rollouts, "task_prompt", lambda problem, *_: [1] * 5)
     monkeypatch.setattr(registry, "rewards", lambda problems, responses: [*map(json.loads, responses)])
-    run = SimpleNamespace(p=settings(**changes), d=ONE, cfg=SimpleNamespace(scale=1.0), folder=folder, tokenizer=None,
-                          tokenizer_file=folder / "start/tokenizer.json", plain=lambda: "now")
-    return [problems.index(problem) for problem in rl.filtered(run, run.p, stage, None, {})]
+    run = fake_run(folder)
+    kept, _ = rollouts.filter_problems(run, settings(**changes), stage, None)
+    return [problems.index(problem) for problem in kept]
 
 
 def right(k: int, n: int) -> list[float]:
@@ -474,13 +488,12 @@ def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monke
         return [[rollout(problem=q, text=f"Answer: {q.extra['number']} {word}")
                  for word in (["ccc"] if n == 1 else words[q.key])] for q in some]
 
-    monkeypatch.setattr(rl, "roll_out", drawn)
-    monkeypatch.setattr(rl, "task_prompt", lambda problem, *_: [1] * 5)
-    p, references = settings(filter_samples=4), {}
-    run = SimpleNamespace(p=p, d=ONE, cfg=SimpleNamespace(scale=1.0), folder=tmp_path, tokenizer=None,
-                          tokenizer_file=tmp_path / "start/tokenizer.json", plain=lambda: "now")
-    stage = Stage("s", {"taste": 3}, 1, reward="pairwise")
-    assert rl.filtered(run, p, stage, Fake(), references) == [problems[1]]
+    monkeypatch.setattr(rollouts, "sample_rollouts", drawn)
+    monkeypatch.setattr(rollouts, "task_prompt", lambda problem, *_: [1] * 5)
+    stage = StageConfig("s", {"taste": 3}, 1, reward="pairwise")
+    kept, references = rollouts.filter_problems(
+        fake_run(tmp_path), settings(filter_samples=4), stage, Fake())
+    assert kept == [problems[1]]
     assert references == {q.question: f"Answer: {q.extra['number']} ccc" for q in problems}
 
 
@@ -550,7 +563,7 @@ def test_length_and_repetition_earn_nothing_more(task):
 def test_what_was_not_scored_is_neither_right_nor_wrong():
     groups = [[rollout(reward=r) for r in rewards] for rewards in
               ([1.0, 1.0], [0.0, 0.0], [1.0, None], [None, None], [0.0, 1.0])]
-    seen = rl.summary(groups, ONE)
+    seen = rollouts.summarize_rollouts(groups, ONE)
     assert (seen["all_right"], seen["all_wrong"], seen["unscored"]) == pytest.approx((0.4, 0.2, 0.3))
     assert seen["reward"] == pytest.approx(4 / 7)
 
@@ -580,7 +593,7 @@ UP, DOWN, FLAT = [0.1 * i for i in range(9)], [0.9 - 0.1 * i for i in range(9)],
     (UP[:7], FLAT[:7], [0.6, 0.5], ""),  # too early to say
 ])
 def test_alarm(rewards, lengths, scores, said):
-    assert rl.alarm(lines(rewards, lengths, scores), Stage("s", {"math": 5}, 9)) == said
+    assert rollouts.detect_hacking(lines(rewards, lengths, scores), "s", ["math"]) == said
 
 
 # ---- whole runs
@@ -626,7 +639,7 @@ def test_what_a_user_sees(base, whole):
     for line in steps:
         assert line.keys() >= always and line["finite"]
         assert ({"win_rate", "rubric", "disagreement"} <= line.keys()) == (line["stage"] == "preference")
-        assert not line["groups_with_signal"] or line["sampler_off"] < 1e-5 and line["entropy"] > 1
+        assert not line["groups_with_signal"] or line["logprob_mismatch"] < 1e-5 and line["entropy"] > 1
     assert sum(line["groups_with_signal"] > 0 for line in steps) >= 5 and 0 < steps[0]["reward"] < 1
     assert any(line.get("clipped", 0) > 0 for line in steps)  # of the second update
 
@@ -705,7 +718,7 @@ def test_each_stage_begins_with_a_fresh_optimizer(base, whole):
 def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsys):
     """The optimizer has momentum by then."""
     cut(base, "equal", 2)
-    monkeypatch.setattr(rl, "score", lambda groups, *_: [setattr(r, "reward", 1.0) for g in groups for r in g] and 0.0)
+    monkeypatch.setattr(rl, "assign_rewards", lambda groups, *_: [setattr(r, "reward", 1.0) for g in groups for r in g] and 0.0)
     attempt(base, monkeypatch, "--run=equal",
             "--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps': 4}]")
     before, after = weights(base, "equal", 2), weights(base, "equal", 4)
@@ -721,7 +734,7 @@ def test_two_ranks_take_the_same_steps(base, whole):
                       "--rl.prompts=[]", "--evaluate.tasks=[]", ranks=2)
     assert "2 process(es)" in output
     for key in ("loss", "reward", "length", "truncated", "unscored", "groups_with_signal", "grad_norm", "entropy",
-                "clipped", "win_rate", "disagreement", "sampler_off"):
+                "clipped", "win_rate", "disagreement", "logprob_mismatch"):
         ours, theirs = ([line[key] for line in metrics(base, run) if key in line] for run in ("two", "rl"))
         assert ours == pytest.approx(theirs, abs=1e-4), key
     for name in ("000000.0.jsonl", "000000.1.jsonl"):
@@ -732,8 +745,8 @@ def test_two_ranks_take_the_same_steps(base, whole):
     (["--rl.loss=ppo"], "rl.loss must be one of dapo, grpo, dr_grpo, gspo, not 'ppo'"),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'reward': 'best'}]"],
      "stage 's': reward must be 'verified' or 'pairwise', not 'best'"),
-    (["--rl.judge="], "stage 'preference' needs rl.judge, a checkpoint of reward.py"),
-    (["--rl.judge=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
+    (["--rl.reward_model="], "stage 'preference' needs rl.reward_model, a checkpoint of reward.py"),
+    (["--rl.reward_model=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
     (["--init_from=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
     (["--rl.stages=[{'name': 's', 'problems': {'maths': 5}, 'steps': 2}]"], "no task 'maths'; there are math, "),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'step': 2}]"],

@@ -8,9 +8,10 @@ import zlib
 
 import common
 import rl
+import rollouts
 from data.tasks import registry, taste
 from generate import sample
-from rl import roll_out
+from rollouts import sample_rollouts
 
 CONFIG = """
 from mini import *
@@ -20,7 +21,7 @@ rl = dict(
         dict(name="preference", problems=dict(taste=6), steps=3, reward="pairwise", temperature=0.8,
              lr=[1, 0.1]),
     ],
-    judge="out/base/pretrain", group_size=4, batch_groups=2, micro_rows=3, updates=2, kl=0.1,
+    reward_model="out/base/pretrain", group_size=4, batch_groups=2, micro_rows=3, updates=2, kl=0.1,
     max_new_tokens=12, context=192, filter_samples=4, opponents=0, save_every=1, keep=99,
     log_every=2, lr=2e-3, prompts=["1 + 1?"])
 """
@@ -32,8 +33,9 @@ def toy(change) -> None:
 
     change: as setattr, or a test's monkeypatch.setattr
     """
-    change(rl, "sample", sample_with_many_ends)
-    change(rl, "roll_out", roll_out_by_problem)
+    change(rollouts, "sample", sample_with_many_ends)
+    change(rollouts, "sample_rollouts", sample_by_problem)
+    change(rl, "sample_rollouts", sample_by_problem)
     change(registry, "rewards", length_rewards)
     change(taste, "is_correct", is_correct_by_length)
 
@@ -42,12 +44,12 @@ def sample_with_many_ends(*arguments, stop, **options):
     return sample(*arguments, stop=(*stop, *END_TOKENS), **options)
 
 
-def roll_out_by_problem(model, tokenizer, problems, n, p, seed):
+def sample_by_problem(model, tokenizer, problems, n, cfg, seed):
     """A rollout's random numbers are its problem's, so that any number of ranks draws the same."""
     groups = []
     for problem in problems:
         problem_seed = seed % 1_000_000 + zlib.crc32(problem.key.encode())
-        groups += roll_out(model, tokenizer, [problem], n, p, problem_seed)
+        groups += sample_rollouts(model, tokenizer, [problem], n, cfg, problem_seed)
     return groups
 
 

@@ -33,6 +33,7 @@ import hf
 import loop
 from experiments import results
 import rl
+import rollouts
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, count_parameters, init_weights
 
@@ -51,20 +52,20 @@ def ours(tokenizer, prompts: list[list[int]], d):
     p = rl.RlConfig(stages=[], group_size=GROUP, batch_groups=GROUPS, max_new_tokens=NEW, context=PROMPT + NEW)
     model, optimizer = loop.build_model(SHAPE, p, d)
     init_weights(model, 0, common.assign)
-    rl.prompt_of = lambda prompt, *_: prompt  # problems are prompts here
+    rollouts.task_prompt = lambda prompt, *_: prompt  # problems are prompts here
     endless = SimpleNamespace(eot=NEVER, special={}, decode=tokenizer.decode)
     steps = iter(range(0, len(prompts), GROUPS))
 
     def take() -> dict[str, float]:
         first, clock = next(steps), [time.perf_counter()]
-        groups = rl.roll_out(model, endless, prompts[first:first + GROUPS], GROUP, p, seed=first)
+        groups = rollouts.sample_rollouts(model, endless, prompts[first:first + GROUPS], GROUP, p, seed=first)
         clock.append(time.perf_counter())
         mine = [r for group in groups for r in group]
         for r in mine:
             r.reward, r.finish_reason = reward(r.tokens), "stop"
-        rl.advantages(groups, p.divide_by_std)
+        rl.assign_advantages(groups, p.divide_by_std)
         clock.append(time.perf_counter())
-        rl.train_step(model, mine, None, None, p, d)
+        rl.train_step(model, rl.RolloutBatch(mine), p, d)
         common.clip_grad_norm(model, p.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -145,7 +145,7 @@ rl = dict(
         dict(name="coding", problems=dict(kodcode=17_000), steps=400),
         dict(name="preference", problems=dict(helpsteer3=8_000, ultrafeedback=8_000), steps=200, reward="pairwise"),
     ],
-    judge="reward", group_size=16, batch_groups=64, micro_rows=1, max_new_tokens=32_000, context=34_816,
+    reward_model="reward", group_size=16, batch_groups=64, micro_rows=1, max_new_tokens=32_000, context=34_816,
     max_rows=32, filter_samples=16, lr=1e-6, weight_decay=0.0, keep_between=[0.1, 0.9],
     dtype="bfloat16", compile=True, recompute=True, log_every=1, eval_every=50, save_every=25,
     prompts=["How many prime numbers are there below 50?"],

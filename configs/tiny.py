@@ -92,7 +92,7 @@ rl = dict(
         dict(name="coding", problems=dict(code=800), steps=40),
         dict(name="preference", problems=dict(taste=600), steps=60, reward="pairwise", temperature=0.9, lr=[2, 0.5]),
     ],
-    judge="reward", group_size=8, batch_groups=32, temperature=0.6, max_new_tokens=80, context=256, lr=1e-4,
+    reward_model="reward", group_size=8, batch_groups=32, temperature=0.6, max_new_tokens=80, context=256, lr=1e-4,
     weight_decay=0.0, filter_samples=4, log_every=10, eval_problems=256,
 )
 

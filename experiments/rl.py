@@ -39,7 +39,7 @@ class RlRun(Run):
         _, source, multiple, arm_settings = ARMS[self.arm]
         stages = [json.loads(stage) for stage in self.stages]
         stages[0]["steps"] = max(1, multiple * stages[0]["steps"])
-        settings = {"init_from": str(SPEEDRUN / source), "rl.judge": str(SPEEDRUN / "reward"),
+        settings = {"init_from": str(SPEEDRUN / source), "rl.reward_model": str(SPEEDRUN / "reward"),
                     "rl.lr": self.lr, "rl.seed": self.seed, "rl.stages": stages, "rl.prompts": []}
         for key, value in arm_settings.items():
             settings[f"rl.{key}"] = value
