@@ -29,6 +29,7 @@ import sys
 import typing
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace, UnionType
@@ -67,8 +68,11 @@ def cli(main) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"error: no space left on the device for {error.filename or 'a file'}; make room and run the same "
-              "command again", file=sys.stderr)
+        print(
+            f"error: no space left on the device for {error.filename or 'a file'}; make room and "
+            "run the same command again",
+            file=sys.stderr,
+        )
         code = 2
     except SystemExit as leave:
         code = leave.code
@@ -84,15 +88,20 @@ def cli(main) -> None:
 # --------------------------------------------------------------------------------------------------
 # Config: a Python file with one dict a section, checked against the dataclass of that section
 
-SECTIONS = "model tokenizer quality corpus synthesize pretrain refine sft distill reward rl evaluate".split()
+SECTIONS = (
+    "model", "tokenizer", "quality", "corpus", "synthesize", "pretrain", "refine", "sft", "distill",
+    "reward", "rl", "evaluate",
+)
 OPTIONS = {
-    "run": "name of the folder under out/ (default: the config's name); torchrun wants it written --name",
-    "init_from": "checkpoint to start from: a phase of this run, a checkpoint folder, or a Hugging Face folder",
+    "run": "name of the folder under out/ (default: the config's name); under torchrun: --name",
+    "init_from": "checkpoint to start from: a phase of this run, or any checkpoint's folder",
     "scale": "shortens (or lengthens) every stage alike: --scale=0.1",
 }
 
 
-def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] = {}, **sections) -> SimpleNamespace:
+def load_config(
+    doc: str, argv: list[str] | None = None, flags: dict[str, str] = {}, **sections
+) -> SimpleNamespace:
     """Reads `CONFIG --section.key=value …` and returns a namespace with one dataclass a section.
 
     sections: name -> dataclass, the sections that this script uses. flags: name -> help of the
@@ -106,7 +115,9 @@ def load_config(doc: str, argv: list[str] | None = None, flags: dict[str, str] =
         sys.exit(0 if argv else 2)
     path = Path(argv[0])
     if not path.is_file():
-        raise UserError(f"no config file {path}; the first argument is a config, for example configs/tiny.py")
+        raise UserError(
+            f"no config file {path}; the first argument is a config, for example configs/tiny.py"
+        )
     raw = _read_config_file(path)
     options = {"run": path.stem, "init_from": "", "scale": 1.0}
     options |= dict.fromkeys(flags, False)
@@ -176,7 +187,9 @@ def from_dict(cls, values: dict, where: str):
             values = values | {key: int(value)}  # 10e9 tokens is an int
         if not _accepts(hints[key], type(values[key])):
             expected = getattr(hints[key], "__name__", str(hints[key]))
-            raise UserError(f"{where}: {key} must be {expected}, not {type(value).__name__} ({value!r})")
+            raise UserError(
+                f"{where}: {key} must be {expected}, not {type(value).__name__} ({value!r})"
+            )
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in values
                and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     if missing:
@@ -217,16 +230,25 @@ def _nearest(name: str, names) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
+# A setting in the source of its dataclass: name, type, default, and its meaning, which may go on in
+# further lines of comment.
+SETTING = re.compile(
+    r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?  +# (.*(?:\n {9,}# .*)*)$", re.MULTILINE)
+EMPTY_DEFAULTS = {"field(default_factory=dict)": "{}", "field(default_factory=list)": "[]"}
+
+
 def _help(doc: str, flags: dict, sections: dict) -> str:
     """Help text made from each dataclass's own source: `name: type = default  # meaning`."""
     lines = [doc.strip(), "", "Usage: SCRIPT CONFIG [--section.key=value …]", ""]
     lines += [f"  --{name:32} {text}" for name, text in (OPTIONS | flags).items()]
     for section, cls in sections.items():
         lines += ["", f"{section}:"]
-        source = "".join(inspect.getsource(base) for base in cls.__mro__ if dataclasses.is_dataclass(base))
-        for name, kind, default, meaning in re.findall(
-                r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?  +# (.*)$", source, re.M):
-            default = {"field(default_factory=dict)": "{}", "field(default_factory=list)": "[]"}.get(default, default)
+        source = "".join(
+            inspect.getsource(base) for base in cls.__mro__ if dataclasses.is_dataclass(base)
+        )
+        for name, kind, default, meaning in SETTING.findall(source):
+            default = EMPTY_DEFAULTS.get(default, default)
+            meaning = re.sub(r"\n +# ", " ", meaning)
             lines.append(f"  --{section + '.' + name:32} {meaning} [{default or kind}]")
     return "\n".join(lines)
 
@@ -288,7 +310,9 @@ def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    )
     if cuda:
         torch.cuda.set_device(device)
     if world == 1 and dtype == "float32" and not cuda:
@@ -298,14 +322,18 @@ def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
         if "MASTER_ADDR" in os.environ:
             torch.distributed.init_process_group(backend)
         else:
-            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+            torch.distributed.init_process_group(
+                backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+            )
     shard = shard_size or world
     if world % shard:
         raise UserError(f"shard_size={shard} does not divide the {world} processes")
     if shard == world:
         mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     else:
-        mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
+        mesh = init_device_mesh(
+            device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard")
+        )
     return Dist(rank, world, device, mesh)
 
 
@@ -339,7 +367,9 @@ def assign(parameter: torch.Tensor, full: torch.Tensor) -> None:
     tensor."""
     if isinstance(parameter, DTensor):
         full = full.to(device=parameter.device, dtype=parameter.dtype)
-        full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        full = distribute_tensor(
+            full, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
     parameter.copy_(full)
 
 
@@ -388,50 +418,37 @@ def clip_grad_norm(model, max_norm: float) -> float:
 # --------------------------------------------------------------------------------------------------
 # Checkpoints: <phase folder>/step_<n>/, written aside, then renamed; whole or absent
 
-def save_checkpoint(dist: Dist, folder: Path, step: int, model, optimizer, meta: dict, tokenizer: Path,
-                    keep: int = 2) -> Path | None:
-    """Writes folder/step_<n>/ and deletes older ones but the last `keep` and those whose meta says
-    `"keep": true`.
+def save_checkpoint(
+    dist: Dist,
+    folder: Path,
+    step: int,
+    model,
+    optimizer,
+    meta: dict,
+    tokenizer: Path,
+    keep: int = 2,
+) -> Path | None:
+    """Writes folder/step_<n>/; deletes older ones but the last `keep` and those to be kept for
+    good.
 
     meta: JSON values, saved beside the tensors in meta.json, which also holds size and checksum of
-    every file and is written last. The tokenizer's file is copied in, so that the folder stands
-    alone. Returns None, with the reason printed and nothing lost, where it could not be written
-    (disk full).
+    every file and is written last; with `"keep": true` the checkpoint is kept for good. The
+    tokenizer's file is copied in, so that the folder stands alone. Returns None, with the reason
+    printed and nothing lost, where it could not be written (disk full).
     """
     final, aside = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
     model_state, optimizer_state = get_state_dict(model, optimizer)
-
-    def begin():
-        if dist.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            shutil.copyfile(tokenizer, aside / "tokenizer.json")
-
-    def write():
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=aside, no_dist=dist.mesh is None)
-
-    def finish():
-        names = [f.name for f in aside.glob(f"__{dist.rank}_*")] + [".metadata", "tokenizer.json"] * dist.is_main
-        files = dist.gather({name: _fingerprint(aside / name) for name in names})
-        if dist.is_main:
-            write_atomic(aside / "meta.json", json.dumps(meta | {"step": step, "files": files}, indent=1))
-
-    for part in (begin, write, finish):  # after each, the ranks agree whether all of them could do
-                                         # it
-        error = ""
-        try:
-            part()
-        except dcp.api.CheckpointException as failed:  # derives from BaseException; holds each
-                                                       # rank's own error
-            error = "; ".join(str(e) for e, _ in failed.failures.values())
-        except (OSError, RuntimeError) as e:
-            error = str(e)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    parts = (
+        lambda: _begin_checkpoint(dist, aside, tokenizer),
+        lambda: dcp.save(state, checkpoint_id=aside, no_dist=dist.mesh is None),
+        lambda: _finish_checkpoint(dist, aside, meta | {"step": step}),
+    )
+    for part in parts:  # after each, the ranks agree whether all of them could do it
+        error = _try(part)
         if dist.sum(float(bool(error)))[0]:
-            free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
             if error:
-                reason = f"no space left: {free:,} bytes free" if free < 1e6 else error
-                print(f"warning: checkpoint {final} could not be written ({reason}); older ones are untouched",
-                      flush=True)
+                _warn_of_failed_checkpoint(final, error)
             dist.barrier()
             if dist.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -445,6 +462,45 @@ def save_checkpoint(dist: Dist, folder: Path, step: int, model, optimizer, meta:
                 shutil.rmtree(path, ignore_errors=True)
     dist.barrier()
     return final
+
+
+def _begin_checkpoint(dist: Dist, aside: Path, tokenizer: Path) -> None:
+    """Makes the folder, with the tokenizer in it."""
+    if dist.is_main:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        shutil.copyfile(tokenizer, aside / "tokenizer.json")
+
+
+def _finish_checkpoint(dist: Dist, aside: Path, meta: dict) -> None:
+    """Writes meta.json, with size and checksum of what each rank has written."""
+    names = [file.name for file in aside.glob(f"__{dist.rank}_*")]
+    if dist.is_main:
+        names += [".metadata", "tokenizer.json"]
+    files = dist.gather({name: _fingerprint(aside / name) for name in names})
+    if dist.is_main:
+        write_atomic(aside / "meta.json", json.dumps(meta | {"files": files}, indent=1))
+
+
+def _try(part: Callable[[], object]) -> str:
+    """Runs a part of saving; returns what went wrong, or ""."""
+    try:
+        part()
+    except dcp.api.CheckpointException as failed:  # a BaseException; holds each rank's own error
+        return "; ".join(str(error) for error, _ in failed.failures.values())
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
+def _warn_of_failed_checkpoint(final: Path, error: str) -> None:
+    folder = final.parent
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    reason = f"no space left: {free:,} bytes free" if free < 1e6 else error
+    print(
+        f"warning: checkpoint {final} could not be written ({reason}); older ones are untouched",
+        flush=True,
+    )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -475,7 +531,9 @@ def find_damage(dist: Dist, path: Path) -> str:
         if not (path / name).is_file():
             problems[name] = f"{path / name} is missing"
         elif _fingerprint(path / name) != fingerprint:
-            problems[name] = f"{path / name} does not have the size and checksum that it was written with"
+            problems[name] = (
+                f"{path / name} does not have the size and checksum that it was written with"
+            )
     return next(iter(dist.gather(problems).values()), "")
 
 
@@ -504,7 +562,9 @@ def load_checkpoint(dist: Dist, path: Path, model, optimizer=None, checked: bool
         model_state, optimizer_state = get_state_dict(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
         dcp.load(state, checkpoint_id=path, no_dist=no_dist)
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(
+            model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
     return read_meta(path)
 
 
@@ -558,7 +618,9 @@ class StopSignal:
     def leave(self, dist: Dist, step: int) -> None:
         """Ends this process, after the checkpoint of `step` steps has been written."""
         if dist.is_main:
-            print(f"stopped by signal at step {step}; the same command goes on from here", flush=True)
+            print(
+                f"stopped by signal at step {step}; the same command goes on from here", flush=True
+            )
         sys.exit(128 + (self.number or signal.SIGTERM))
 
 
@@ -588,7 +650,11 @@ class Metrics:
             self.pending = ""
         except OSError as error:
             os.truncate(self.path, size)  # no torn line
-            print(f"warning: {self.path} could not be written ({error.strerror}); its lines wait in memory", flush=True)
+            print(
+                f"warning: {self.path} could not be written ({error.strerror}); its lines wait in "
+                "memory",
+                flush=True,
+            )
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -605,8 +671,17 @@ def read_metrics(folder: Path) -> list[dict]:
 
 # Dense bf16 peak in FLOP/s, from the makers' data sheets. Unknown devices have no MFU: 'n/a' beats
 # a wrong number.
-PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12,
-              "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -638,4 +713,6 @@ def current_commit() -> str:
 
     head = git("rev-parse", "--short=12", "HEAD")
     texts = (":!README.md", ":!docs", ":!assets", ":!results")  # which no run reads
-    return head and head + "+changes" * bool(git("status", "--porcelain", "-uno", "--", ".", *texts))
+    if head and git("status", "--porcelain", "-uno", "--", ".", *texts):
+        head += "+changes"
+    return head

@@ -181,10 +181,9 @@ class Run:
             )
 
 
-def start(phase: str, config: SimpleNamespace, default_source: str) -> Run:
-    """Joins the other processes, finds the checkpoint to start from, and takes its tokenizer."""
+def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str) -> Run:
+    """Finds the checkpoint that a phase starts from, and takes its tokenizer."""
     cfg = getattr(config, phase)
-    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
     source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
     tokenizer_file = source / "tokenizer.json"
     tokenizer = Tokenizer.load(tokenizer_file)
@@ -320,8 +319,13 @@ class Log:
             )
             if run.first_step >= n_steps:
                 print("this run is complete; nothing to do")
-        self.bar = progress_bar(total=n_steps, initial=run.first_step, unit="step", dynamic_ncols=True,
-                        disable=None if run.dist.is_main else True)
+        self.bar = progress_bar(
+            total=n_steps,
+            initial=run.first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if run.dist.is_main else True,
+        )
 
     def step(self, step: int, stage: Stage, loss: float, lr: float, grad_norm: float, n_tokens: int,
              shape: tuple[int, int], seconds: float, **more) -> None:

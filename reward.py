@@ -438,9 +438,9 @@ def read_batch(pairs: list, cfg: RewardConfig, step: int, rank: int, world: int)
 def main():
     config = common.load_config(__doc__, model=ModelConfig, reward=RewardConfig)
     cfg = config.reward
-    run = loop.start("reward", config, default_source="distill")
-    dist = run.dist
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
     check_settings(cfg, dist.world)
+    run = loop.start("reward", config, dist, default_source="distill")
     preferences, left_out = read_preferences(cfg.preferences, "train")
     pairs = prepare_pairs(run, preferences, left_out)
     n_steps = max(1, round(config.scale * cfg.epochs * len(pairs) / cfg.batch_pairs))

@@ -426,14 +426,17 @@ class Clock:
     """Seconds of a step's parts."""
 
     def __init__(self):
-        self.started = self.last = time.time()
+        self.started = time.time()
         self.laps = {}
+        self.start_lap()
+
+    def start_lap(self) -> None:
+        self.lap_started = time.time()
 
     def lap(self, name: str) -> None:
-        """Ends a part of the step."""
-        now = time.time()
-        self.laps[name] = now - self.last
-        self.last = now
+        """Ends a part of the step, and begins the next one."""
+        self.laps[name] = time.time() - self.lap_started
+        self.start_lap()
 
     def total(self) -> float:
         return time.time() - self.started
@@ -500,9 +503,9 @@ def main():
         sandbox.allow_unlocked()
     cfg = config.rl
     stages = read_stages(cfg)
-    run = loop.start("rl", config, default_source="distill")
-    dist = run.dist
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
     check_settings(cfg, stages, dist.world)
+    run = loop.start("rl", config, dist, default_source="distill")
     plan = make_plan(stages, config.scale)
     n_steps = plan[-1].end_step
     reward_model = open_reward_model(run, stages)
@@ -523,7 +526,7 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        clock.lap("filter_s")
+        clock.start_lap()
         groups = collect_rollouts(run, state, step)
         clock.lap("rollout_s")
         metrics = reward_rollouts(run, state, step, groups)

@@ -22,6 +22,7 @@ from data.tasks import registry, taste
 from data.tasks.problem import Problem
 from evaluate import task_prompt
 from generate import sample, stop_ids
+from progress import progress_bar
 from reward import RewardModel, group_rewards, win_rates
 
 COMPARED = {"taste", "helpsteer3", "ultrafeedback"}  # no rule judges all of a reply to these
@@ -233,11 +234,11 @@ def sample_and_measure(
     greedy_cfg = dataclasses.replace(cfg, temperature=0.0)
     n_samples = cfg.filter_samples or 1
     means, references = {}, {}
-    chunks = tqdm(
+    chunks = progress_bar(
         range(0, len(problems), 64),
         desc=f"filter of {stage.name}",
         unit="chunk",
-        disable=None if run.dist.is_main else True,
+        disable=not run.dist.is_main,
     )
     for first in chunks:
         part = problems[first : first + 64]

@@ -195,8 +195,8 @@ def main():
         for i, entry in enumerate(cfg.stages)
     ]
     loop.check_settings("sft", cfg, {stage.name: stage for stage in stages})
-    run = loop.start("sft", config, default_source="pretrain")
-    dist = run.dist
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
+    run = loop.start("sft", config, dist, default_source="pretrain")
     pools = open_pools(config, stages, run.tokenizer, dist)
     plan = plan_stages(stages, pools, cfg.batch_tokens, cfg.seed, config.scale, cfg.over_long)
     n_steps = plan[-1].end_step
