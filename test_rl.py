@@ -625,7 +625,7 @@ def whole(base) -> str:
 
 
 def test_what_a_user_sees(base, whole):
-    folder, steps = base.folder / "out/rl/rl", metrics(base, "rl")
+    steps = metrics(base, "rl")
     assert "before, in chat form" in whole and re.search(r"step +4/7 +57%  STEM +loss ", whole)
     assert re.search(r"\nSTEM: 10 problems, .*mean reward 0\.\d+; too hard \(at most 0.1\) \d+, too easy .* kept \d\n",
                      whole)
