@@ -176,7 +176,7 @@ def read_batch(
     plan: list[PackedStage], pools: dict[str, Pool], step: int, rank: int, world: int
 ) -> Batch:
     """A rank's rows of a step's global batch."""
-    return packing.batch(stage_at(plan, step), pools, step, rank, world)
+    return packing.build_batch(stage_at(plan, step), pools, step, rank, world)
 
 
 def main():

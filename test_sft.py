@@ -19,7 +19,7 @@ from data.tasks.problem import to_chat
 from data.tasks import registry
 from data.chat.conversations import MAX_CHARACTERS, prepare
 from data.text.mixture import IGNORE
-from data.chat.packing import Batch, batch, plan_stages
+from data.chat.packing import Batch, build_batch, plan_stages
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, Transformer, init_weights
@@ -61,7 +61,7 @@ def packed(talks, tokenizer, folder, context=256) -> Batch:
     pools = {"p": prepare(folder / "pools", "p", [{"path": str(folder / "talks.jsonl")}], tokenizer)}
     plan, = plan_stages([StageConfig("s", [1, 1], context, epochs={"p": 1})], pools, 32 * context, 0)
     assert plan.n_steps == 1 and not plan.dropped
-    return batch(plan, pools, 0)
+    return build_batch(plan, pools, 0)
 
 
 def our_step(model, rows: Batch, micro_tokens=0) -> tuple[float, int, list[torch.Tensor]]:

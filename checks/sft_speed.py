@@ -26,7 +26,7 @@ import loop
 from experiments import results
 import sft
 from data.chat.conversations import Pool
-from data.chat.packing import batch, plan_stages
+from data.chat.packing import build_batch, plan_stages
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, init_weights
 
@@ -54,7 +54,7 @@ def ours(shape: ModelConfig, tokens: list, masks: list, d):
 
     def take() -> int:
         step = next(steps)
-        sft.train_step(model, batch(plan, pools, step), p, d)
+        sft.train_step(model, build_batch(plan, pools, step), p, d)
         common.clip_grad_norm(model, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,14 @@ from trl import pack_dataset
 from common import UserError
 from data.chat.conversations import Pool
 from data.text.mixture import IGNORE
-from data.chat.packing import _interleaved, _stream, batch, first_fit_decreasing, plan_stages
+from data.chat.packing import (
+    Stream,
+    _interleave,
+    _read_stream,
+    build_batch,
+    first_fit_decreasing,
+    plan_stages,
+)
 from model import ModelConfig, init_weights, meta_model
 
 
@@ -61,7 +68,7 @@ def found(plan, pools, rank: int = 0, world: int = 1) -> list[tuple]:
     """(tokens, targets, weights) of each conversation in the batches of a plan, told by doc_start alone."""
     conversations = []
     for step in range(plan.first_step, plan.end_step):
-        b = batch(plan, pools, step, rank, world)
+        b = build_batch(plan, pools, step, rank, world)
         assert b.tokens.shape == (-(-plan.rows // world), plan.context)
         for columns in zip(b.tokens, b.targets, b.weights, b.doc_start):
             borders = np.flatnonzero(columns[3] == np.arange(plan.context))
@@ -177,7 +184,7 @@ def test_loss_and_gradient_are_those_of_single_conversations(pools):
             loss = loss + (losses * weights.flatten()).sum()
         return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
-    b = batch(plan, pools, 0)
+    b = build_batch(plan, pools, 0)
     assert plan.n_steps == 1 and (b.tokens == 0).any()
     packed = loss_and_gradient(
         [tuple(map(torch.from_numpy, (b.tokens, b.targets, b.weights, b.doc_start)))]
@@ -198,7 +205,7 @@ def test_ranks_share_the_global_batch(pools):
     for world in (2, 3, 7):
         parts = [found(plan, pools, rank, world) for rank in range(world)]
         assert Counter(sum(parts, [])) == Counter(found(plan, pools))
-    empty = batch(plan, pools, 0, rank=6, world=7)
+    empty = build_batch(plan, pools, 0, rank=6, world=7)
     assert not empty.tokens.any() and (empty.targets == IGNORE).all() and not empty.weights.any()
     assert (empty.doc_start == np.arange(64)).all()
 
@@ -214,8 +221,8 @@ def test_a_batch_is_a_pure_function(pools):
     last = plans[1].end_step - 1
     for column in ("tokens", "targets", "weights", "doc_start"):  # resumed, at the last step first
         np.testing.assert_array_equal(
-            getattr(batch(again[1], pools, last), column),
-            getattr(batch(plans[1], pools, last), column),
+            getattr(build_batch(again[1], pools, last), column),
+            getattr(build_batch(plans[1], pools, last), column),
         )
     assert found(plans[0], pools) == found(again[0], pools) != found(other[0], pools)
     assert Counter(found(plans[0], pools)) != Counter(
@@ -224,18 +231,18 @@ def test_a_batch_is_a_pure_function(pools):
 
 
 def test_each_epoch_has_an_order_of_its_own():
-    first, second = np.split(_stream("a", 50, 0, 100, seed=0), 2)
-    for other in (second, _stream("a", 50, 0, 50, seed=1), _stream("b", 50, 0, 50, seed=0)):
+    first, second = np.split(_read_stream(Stream("a", 50, 0), 100, seed=0), 2)
+    for other in (second, _read_stream(Stream("a", 50, 0), 50, seed=1), _read_stream(Stream("b", 50, 0), 50, seed=0)):
         assert sorted(first) == sorted(other) == list(range(50)) and (first != other).any()
-    np.testing.assert_array_equal(_stream("a", 50, 30, 40, seed=0), [*first[30:], *second[:20]])
+    np.testing.assert_array_equal(_read_stream(Stream("a", 50, 30), 40, seed=0), [*first[30:], *second[:20]])
 
 
 def test_interleaving_is_the_sort_by_time():
     """Against sorting by exact rational times; numbers are their own pool's stream, whatever lies between."""
     for shares in ([3, 5], [1, 1, 1], [1, 0, 40], [0.25, 0.5]):
-        streams = [(f"pool {i}", 7 + i, 5 * i) for i in range(len(shares))]
+        streams = [Stream(f"pool {i}", 7 + i, 5 * i) for i in range(len(shares))]
         for n in (0, 1, 2, 9, 50):
-            pool, conversation = _interleaved(streams, shares, n, seed=0)
+            pool, conversation = _interleave(streams, shares, n, seed=0)
             times = sorted(
                 (Fraction(2 * k + 1, 2) / Fraction(s), i)
                 for i, s in enumerate(shares)
@@ -244,7 +251,7 @@ def test_interleaving_is_the_sort_by_time():
             )
             assert pool.tolist() == [i for _, i in times[:n]]
             for i in range(len(shares)):
-                alone = _interleaved(streams[i : i + 1], [1], int((pool == i).sum()), seed=0)[1]
+                alone = _interleave(streams[i : i + 1], [1], int((pool == i).sum()), seed=0)[1]
                 np.testing.assert_array_equal(conversation[pool == i], alone)
 
 
