@@ -1,19 +1,26 @@
 #!/usr/bin/env bash
-# Makes every table of README.md again, in its order and by its commands: `bash experiments/reproduce.sh`, on 2 CPU cores about five
-# hours. From a fresh clone, since what stands in out/ is not made twice. `bash experiments/reproduce.sh fuzz refine` runs these
-# parts alone; `--list` names all, with their minutes; those of SFT, DPD and RL go on from the first, pipeline.
+# Makes every table of README.md and docs/ again, by their commands, on 2 CPU cores in about five
+# hours:
 #
-# Public files come by environment variables, and what lacks its file is left out with a line: TEXT (your own text; the
-# README's is tinyshakespeare), GSM8K (a folder with train.jsonl and test.jsonl), MATH500, AIME24, HUMANEVAL, MBPP
-# (sanitized), BFCL (files, with commas between), and LM_EVAL, the command of the lm-evaluation-harness.
+#     bash experiments/reproduce.sh                # from a fresh clone: what is in out/ is not made twice
+#     bash experiments/reproduce.sh fuzz refine    # these parts alone
+#     bash experiments/reproduce.sh --list         # all parts, with their minutes
+#
+# The parts of SFT, DPD and RL go on from the first, pipeline.
+#
+# Public files come by environment variables, and what lacks its file is left out with a line: TEXT
+# (your own text; ours is tinyshakespeare), GSM8K (a folder with train.jsonl and test.jsonl),
+# MATH500, AIME24, HUMANEVAL, MBPP (sanitized), BFCL (files, with commas between), and LM_EVAL, the
+# command of the lm-evaluation-harness.
 #
 #     GSM8K=sets/gsm8k MATH500=sets/math500.jsonl bash experiments/reproduce.sh verify
 #
 # What a part finds in results/NAME.jsonl is first moved to results/NAME.jsonl.before.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-parts=(pipeline:45 context:8 quality:3 fg_wsd:33 sft_data:24 refine:2 sft_speed:3 dpd:50 dpd_speed:4 rl:37 hacking:14
-       rl_speed:1 verify:1 fuzz:9 programs:3 sets:1 evaluate:5 kernels:20 bench:6 kills:20)
+parts=(pipeline:45 context:8 quality:3 fg_wsd:33 sft_data:24 refine:2 sft_speed:3 dpd:50
+       dpd_speed:4 rl:37 hacking:14 rl_speed:1 verify:1 fuzz:9 programs:3 sets:1 evaluate:5
+       kernels:20 bench:6 kills:20)
 
 pipeline() {  # seed 0 in full; of seeds 1 and 2 pre-training and SFT; a model of your own text
     aside pretrain sft distill
@@ -83,14 +90,22 @@ evaluate() {
         python -m checks.evaluate "out/tiny/$phase" --task=math --n=256 --lm_eval="$LM_EVAL" --write
     done
 }
-kernels() { for module in attention rmsnorm cross_entropy aot; do python -m "kernels.$module"; done; }
+kernels() {
+    for module in attention rmsnorm cross_entropy tools.aot; do python -m "kernels.$module"; done
+}
 bench() { aside bench; OMP_NUM_THREADS=1 python -m checks.peers --write; }
 kills() { python -m checks.kill --kills=20; python -m checks.kill --phase=rl --kills=10; }
 
 given() {  # VARIABLE…: whether all are set
-    for variable; do [ -n "${!variable:-}" ] || { echo "left out: $variable=… is not given"; return 1; }; done
+    for variable; do
+        [ -n "${!variable:-}" ] || { echo "left out: $variable=… is not given"; return 1; }
+    done
 }
-aside() { for name; do [ ! -e "results/$name.jsonl" ] || mv --backup=numbered "results/$name.jsonl"{,.before}; done; }
+aside() {  # NAME…: moves these results out of the way
+    for name; do
+        [ ! -e "results/$name.jsonl" ] || mv --backup=numbered "results/$name.jsonl"{,.before}
+    done
+}
 
 if [ "${1:-}" = --list ]; then printf '%s minutes\n' "${parts[@]/:/ }"; exit; fi
 for name; do
