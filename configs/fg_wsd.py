@@ -1,12 +1,13 @@
-"""Does FG-WSD help? The model, data and rates of `python -m experiments.fg_wsd`, which sets the stages of each arm.
+"""Does FG-WSD help? The model, data and rates of `python -m experiments.fg_wsd`.
 
-Half the pages are clean, half are corrupted twins of such pages, so that quality and subject are not confused: the
-report's high and medium pool in small. The filtered pools hold the same pages, told apart by data/filter/quality.py. One task
-family, short programs, since only that is learned in 1.2M tokens. Sizes are our choice: what five seeds of five arms
-twice can afford in 45 minutes on 2 cores.
+The experiment sets the stages of each arm. Half the pages are clean, half are corrupted twins of
+such pages, so that quality and subject are not confused: the report's high and medium pool in
+small. The filtered pools hold the same pages, told apart by data/filter/quality.py. One task
+family, short programs, since only that is learned in 1.2M tokens. Sizes are our choice: what five
+seeds of five arms twice can afford in 45 minutes on 2 cores.
 """
-_clean, _corrupted = dict(pages=4200, families=dict(code=1), seed=1), dict(pages=4750, families=dict(code=1), seed=2,
-                                                                           corrupt=1.0)
+_clean = dict(pages=4200, families=dict(code=1), seed=1)
+_corrupted = dict(pages=4750, families=dict(code=1), seed=2, corrupt=1.0)
 
 model = dict(
     n_layers=4, hidden_size=96, ffn_size=264, n_heads=3, n_kv_heads=1, head_dim=32,

@@ -1,4 +1,6 @@
 """What `python -m experiments.rl` trains: the tiny model from DPD or SFT on."""
 from configs.tiny import evaluate, model, rl
 
-evaluate = evaluate | dict(tasks=["math", "code", "tools", "form", "taste"], n_problems=256, k=4, max_new_tokens=80)
+evaluate = evaluate | dict(
+    tasks=["math", "code", "tools", "form", "taste"], n_problems=256, k=4, max_new_tokens=80,
+)

@@ -2,7 +2,7 @@
 # Makes every table of README.md and docs/ again, by their commands, on 2 CPU cores in about five
 # hours:
 #
-#     bash experiments/reproduce.sh                # from a fresh clone: what is in out/ is not made twice
+#     bash experiments/reproduce.sh                # from a fresh clone; nothing is made twice
 #     bash experiments/reproduce.sh fuzz refine    # these parts alone
 #     bash experiments/reproduce.sh --list         # all parts, with their minutes
 #
@@ -35,11 +35,12 @@ pipeline() {  # seed 0 in full; of seeds 1 and 2 pre-training and SFT; a model o
 }
 another_seed() {  # speedrun.sh's phases up to SFT, on the same text
     local run=tiny-seed$1
-    python pretrain.py configs/tiny.py --run="$run" --pretrain.seed="$1" --corpus.folder=out/tiny/data
+    python pretrain.py configs/tiny.py --run="$run" --pretrain.seed="$1" \
+        --corpus.folder=out/tiny/data
     python refine.py configs/tiny.py --run="$run" --practice
     for writer in ann:0 bob:1; do
-        python sft.py configs/tiny_writer.py --run="$run/${writer%:*}" --init_from="out/$run/pretrain" \
-            --sft.seed="${writer#*:}" --sft.data="out/$run/practice"
+        python sft.py configs/tiny_writer.py --run="$run/${writer%:*}" \
+            --init_from="out/$run/pretrain" --sft.seed="${writer#*:}" --sft.data="out/$run/practice"
     done
     python sft.py configs/tiny_completer.py --run="$run/completer" --init_from="out/$run/ann/sft" \
         --sft.data="out/$run/practice"
@@ -109,7 +110,8 @@ aside() {  # NAME…: moves these results out of the way
 
 if [ "${1:-}" = --list ]; then printf '%s minutes\n' "${parts[@]/:/ }"; exit; fi
 for name; do
-    [[ " ${parts[*]%:*} " == *" $name "* ]] || { echo "error: there is no part $name, see --list" >&2; exit 2; }
+    [[ " ${parts[*]%:*} " == *" $name "* ]] ||
+        { echo "error: there is no part $name, see --list" >&2; exit 2; }
 done
 source setup.sh requirements-dev.txt
 [ $# != 0 ] || set -- "${parts[@]%:*}"
