@@ -23,7 +23,7 @@ import numpy as np
 
 from common import UserError, write_atomic
 from data.chat import template
-from data.chat.template import one_row_a_turn, render_weighted
+from data.chat.template import one_row_per_turn, render_weighted
 from data.text.sources import find_files, invalid_reason, kept, ReadPosition, read, shards
 from progress import progress_bar
 
@@ -220,7 +220,7 @@ def prepare(folder: Path, name: str, sources: list[dict], tokenizer, *, on_bad_l
     """The pool folder/name, made if it is not there, or if sources, files, tokenizer or this code have changed.
 
     on_bad_line: "skip" (counted, the first ones shown) or "stop". A row is a conversation or a prefix of it (see
-    chat.one_row_a_turn); what has no trained token is left out. Only one process at a time may call it.
+    chat.one_row_per_turn); what has no trained token is left out. Only one process at a time may call it.
     """
     if on_bad_line not in ("skip", "stop"):
         raise UserError(f"on_bad_line is {on_bad_line!r}; it must be 'skip' or 'stop'")
@@ -293,7 +293,7 @@ def _tokenized(stream: Iterator[tuple[str, dict]], tokenizer, bad_line: Callable
     """The trained rows [(tokens, weights)] of each conversation, in order; several are tokenized at a time."""
     def rows(conversation: dict) -> list[tuple]:
         rendered = [render_weighted(messages, tokenizer, conversation["tools"])
-                    for messages in one_row_a_turn(conversation["messages"])]
+                    for messages in one_row_per_turn(conversation["messages"])]
         rows = [(np.array(ids, "<u4"), np.array(weights, "<f2")) for ids, weights in rendered]
         return [(tokens, weights) for tokens, weights in rows if weights.any()]
 

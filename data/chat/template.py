@@ -1,15 +1,20 @@
-"""Conversations as tokens: the ChatML form of Nanbeige4 (released chat template; tools as in Qwen3), written twice.
+"""Conversations as tokens: the ChatML form of Nanbeige4, written twice.
 
-`render` is what training and sampling use: control tokens are put in by id, so that one written in a message stays
-text. `CHAT_TEMPLATE` is the same as Jinja, for exports: other programs render it to text first and cannot tell the two
-apart. A message is one of
-    {"role": "system", "content": str}  only the first; where there is none, the released template puts in one in
-                                        Chinese, ours does not (our choice)
+(The released chat template; tools as in Qwen3.) `render` is what training and sampling use: control
+tokens are put in by id, so that one written in a message stays text. `CHAT_TEMPLATE` is the same as
+Jinja, for exports: other programs render it to text first and cannot tell the two apart.
+
+A message is one of
+    {"role": "system", "content": str}      only the first; where there is none, the released
+                                            template puts in one in Chinese, ours does not (our
+                                            choice)
     {"role": "user", "content": str}
-    {"role": "assistant", "content": str, "reasoning": str, "tool_calls": list, "weight": float}    any left out or None
-    {"role": "tool", "content": str}    a call's result; those in a row make one user turn, but no query
-A call is {"name": str, "arguments": dict}, or that under "function", as OpenAI has it. Arguments may also be an object
-as JSON text, which is put in as it stands (Jinja could not read it).
+    {"role": "assistant", "content": str, "reasoning": str, "tool_calls": list, "weight": float}
+                                            any left out or None
+    {"role": "tool", "content": str}        a call's result; those in a row make one user turn, but
+                                            no query
+A call is {"name": str, "arguments": dict}, or that under "function", as OpenAI has it. Arguments
+may also be an object as JSON text, which is put in as it stands (Jinja could not read it).
 """
 import json
 import re
@@ -18,6 +23,8 @@ from contextlib import suppress
 from itertools import groupby
 
 from common import UserError
+
+ROLES = ["system", "user", "assistant", "tool"]
 
 TOOLS_BEFORE = """# Tools
 
@@ -28,7 +35,8 @@ You are provided with function signatures within <tools></tools> XML tags:
 TOOLS_AFTER = """
 </tools>
 
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+For each function call, return a json object with function name and arguments \
+within <tool_call></tool_call> XML tags:
 <tool_call>
 {"name": <function-name>, "arguments": <args-json-object>}
 </tool_call>"""
@@ -46,7 +54,7 @@ CHAT_TEMPLATE = r"""
     {{- TOOLS_AFTER + '<|im_end|>\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {%- if message.role not in ['system', 'user', 'assistant', 'tool'] or message.role == 'system' and not loop.first %}
+    {%- if message.role not in ROLES or message.role == 'system' and not loop.first %}
         {{- raise_exception('unknown role, or out of place: ' + message.role) }}
     {%- elif message.role == 'tool' %}
         {{- '<|im_start|>user\n' if loop.first or loop.previtem.role != 'tool' else '\n' }}
@@ -76,36 +84,54 @@ CHAT_TEMPLATE = r"""
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}
-""".strip().replace("TOOLS_BEFORE", repr(TOOLS_BEFORE)).replace("TOOLS_AFTER", repr(TOOLS_AFTER))
+""".strip()
+CHAT_TEMPLATE = CHAT_TEMPLATE.replace("TOOLS_BEFORE", repr(TOOLS_BEFORE))
+CHAT_TEMPLATE = CHAT_TEMPLATE.replace("TOOLS_AFTER", repr(TOOLS_AFTER))
+CHAT_TEMPLATE = CHAT_TEMPLATE.replace("ROLES", repr(ROLES))
 
 
 def render(messages: list[dict], tokenizer, add_generation_prompt: bool = False,
            tools: Sequence[dict] = ()) -> list[int]:
-    """Token ids of a conversation; with add_generation_prompt the assistant's next turn is opened at the end.
+    """Token ids of a conversation.
 
-    tools: JSON signatures. Reasoning is kept in the turns after the last user message and dropped before it (as
-    released). Without reasoning there is no <think> block (our choice). Raises UserError for a message that is not of
-    the form above, and for a tokenizer without these controls.
+    add_generation_prompt: the assistant's next turn is opened at the end. tools: JSON signatures.
+    Reasoning is kept in the turns after the last user message and dropped before it (as released).
+    Without reasoning there is no <think> block (our choice). Raises UserError for a message that is
+    not of the form above, and for a tokenizer without these controls.
     """
     ids, _ = render_weighted(messages, tokenizer, tools)
-    return ids + _encode(["<|im_start|>", "assistant\n"], tokenizer) if add_generation_prompt else ids
+    if add_generation_prompt:
+        ids += _encode(["<|im_start|>", "assistant\n"], tokenizer)
+    return ids
 
 
-def render_weighted(messages: list[dict], tokenizer, tools: Sequence[dict] = ()) -> tuple[list[int], list[float]]:
-    r"""The ids of `render`, and each one's weight in the loss: on what an assistant says its message's "weight".
+def render_weighted(messages: list[dict], tokenizer,
+                    tools: Sequence[dict] = ()) -> tuple[list[int], list[float]]:
+    r"""The ids of `render`, and each one's weight in the loss.
 
-    That is all after "<|im_start|>assistant\n", up to and with "<|im_end|>"; the rest has weight 0. The default is 1;
-    others make the per-turn loss mask of Nanbeige4.2 (arXiv 2607.22083). Where a content begins with a line break, one
-    token may hold it and the "\n" before; it has the weight.
+    What an assistant says has its message's "weight": all after "<|im_start|>assistant\n", up to
+    and with "<|im_end|>"; the rest has weight 0. The default is 1; others make the per-turn loss
+    mask of Nanbeige4.2 (arXiv 2607.22083). Where a content begins with a line break, one token may
+    hold it and the "\n" before; it has the weight.
     """
-    ids, weights, newline = [], [], tokenizer.encode("\n")
+    ids, weights = [], []
+    n_newline = len(tokenizer.encode("\n"))
     for role, body, weight in _turns(messages, tools):
         opening = _encode(["<|im_start|>", role + "\n"], tokenizer)
-        turn = _encode(["<|im_start|>", role + "\n" + body[0], *body[1:], "<|im_end|>", "\n"], tokenizer)
-        given = next((i for i, (a, b) in enumerate(zip(opening, turn)) if a != b), len(opening))
+        parts = ["<|im_start|>", role + "\n" + body[0], *body[1:], "<|im_end|>", "\n"]
+        turn = _encode(parts, tokenizer)
+        n_opening = _common_prefix_length(opening, turn)
+        n_said = len(turn) - n_opening - n_newline
         ids += turn
-        weights += [0.0] * given + [weight] * (len(turn) - given - len(newline)) + [0.0] * len(newline)
+        weights += [0.0] * n_opening + [weight] * n_said + [0.0] * n_newline
     return ids, weights
+
+
+def _common_prefix_length(opening: list[int], turn: list[int]) -> int:
+    for i, (a, b) in enumerate(zip(opening, turn)):
+        if a != b:
+            return i
+    return len(opening)
 
 
 def _encode(parts: list[str], tokenizer) -> list[int]:
@@ -119,37 +145,62 @@ def _encode(parts: list[str], tokenizer) -> list[int]:
 
 
 def _turns(messages: list[dict], tools: Sequence[dict]) -> Iterator[tuple[str, list[str], float]]:
-    """(role, body, weight) of each turn. A body is text, control token, text, …: joined, what CHAT_TEMPLATE writes."""
+    """(role, body, weight) of each turn.
+
+    A body is text, control token, text, …: joined, what CHAT_TEMPLATE writes.
+    """
     _check(messages)
     if tools:
-        system = "".join(message["content"] + "\n\n" for message in messages[:1] if message["role"] == "system")
-        signatures = "".join("\n" + _json(tool) for tool in tools)
-        after, *block = re.split("(</?tool_call>)", TOOLS_AFTER)
-        yield "system", [system + TOOLS_BEFORE + signatures + after, *block], 0.0
-    last_query = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        yield "system", _tools_body(messages, tools), 0.0
+    queries = _places(messages, "user")
+    last_query = max(queries, default=-1)
     for role, group in groupby(enumerate(messages), lambda numbered: numbered[1]["role"]):
         if role == "tool":
-            results = [f"<tool_response>\n{message['content']}\n</tool_response>" for _, message in group]
+            results = [f"<tool_response>\n{message['content']}\n</tool_response>"
+                       for _, message in group]
             yield "user", ["\n".join(results)], 0.0
         elif role == "assistant":
-            yield from ((role, _said(message, i > last_query), _weight(message)) for i, message in group)
+            for i, message in group:
+                yield role, _assistant_body(message, i > last_query), _weight(message)
         elif role == "user" or not tools:  # a system message is already in the tools' turn
-            yield from ((role, [message["content"]], 0.0) for _, message in group)
+            for _, message in group:
+                yield role, [message["content"]], 0.0
 
 
-def _said(message: dict, keep_reasoning: bool) -> list[str]:
+def _tools_body(messages: list[dict], tools: Sequence[dict]) -> list[str]:
+    """The body of the system's turn where there are tools."""
+    system = ""
+    if messages and messages[0]["role"] == "system":
+        system = messages[0]["content"] + "\n\n"
+    signatures = "".join("\n" + _json(tool) for tool in tools)
+    after, *call_block = re.split("(</?tool_call>)", TOOLS_AFTER)
+    return [system + TOOLS_BEFORE + signatures + after, *call_block]
+
+
+def _assistant_body(message: dict, keep_reasoning: bool) -> list[str]:
     """The body of an assistant's turn."""
-    body = [message.get("content") or ""]
+    content = message.get("content") or ""
+    body = [content]
     if message.get("reasoning") and keep_reasoning:
-        body = ["", "<think>", "\n" + message["reasoning"] + "\n", "</think>", "\n\n" + body[0]]
+        thoughts = "\n" + message["reasoning"] + "\n"
+        body = ["", "<think>", thoughts, "</think>", "\n\n" + content]
     for n, call in enumerate(_calls(message)):
-        body[-1] += "\n" if n or message.get("content") else ""
+        if n or content:
+            body[-1] += "\n"
         body += ["<tool_call>", f"\n{_write_call(call)}\n", "</tool_call>", ""]
     return body
 
 
+def _places(messages: list[dict], role: str) -> list[int]:
+    """The numbers of the messages of a role."""
+    return [i for i, message in enumerate(messages) if message["role"] == role]
+
+
 def _calls(message: dict) -> list[dict]:
-    return message["role"] == "assistant" and message.get("tool_calls") or []
+    """An assistant's tool calls; none of another role."""
+    if message["role"] != "assistant":
+        return []
+    return message.get("tool_calls") or []
 
 
 def _write_call(call: dict) -> str | None:
@@ -168,82 +219,120 @@ def _json(value) -> str:
 
 
 def _weight(message: dict) -> float:
-    return 1.0 if message.get("weight") is None else float(message["weight"])
+    weight = message.get("weight")
+    return 1.0 if weight is None else float(weight)
+
+
+# --------------------------------------------------------------------------------------------------
+# What may be rendered
+
+FIELDS = {  # key of a message -> what its value must be, and in words
+    "content": (str, "text"),
+    "reasoning": (str, "text"),
+    "tool_calls": (list, "a list"),
+    "weight": ((int, float), "a number"),
+}
 
 
 def _check(messages: list[dict]) -> None:
+    """Raises UserError for a conversation that cannot be rendered."""
+    before = None
     for i, message in enumerate(messages):
-        if fault := _fault(message, messages[i - 1] if i else None):
-            raise UserError(f"message {i} {fault}")
+        reason = _invalid_reason(message, before)
+        if reason:
+            raise UserError(f"message {i} {reason}")
+        before = message
 
 
-def _fault(message: dict, before: dict | None) -> str | None:
+def _invalid_reason(message: dict, before: dict | None) -> str | None:
     """What is wrong with a message that follows another (None: with the first)."""
     role = message.get("role")
-    if role not in ("system", "user", "assistant", "tool"):
+    if role not in ROLES:
         return f"has the unknown role {role!r}"
     if role == "system" and before:
         return "is a system message: only the first may be one"
-    if role == "tool" and not (before and (before["role"] == "tool" or _calls(before))):
+    if role == "tool" and not _may_precede_result(before):
         return "is a tool's: it must follow an assistant's tool calls or another tool's"
-    for key, kind, name in (("content", str, "text"), ("reasoning", str, "text"), ("tool_calls", list, "a list"),
-                            ("weight", (int, float), "a number")):
-        value, optional = message.get(key), role == "assistant" or key != "content"
-        if not (isinstance(value, kind) or value is None and optional):
-            return f"has {value!r:.100} as {key}, which must be {name}"
+    for key, (kind, kind_name) in FIELDS.items():
+        value = message.get(key)
+        is_absent = value is None and (role == "assistant" or key != "content")
+        if not is_absent and not isinstance(value, kind):
+            return f"has {value!r:.100} as {key}, which must be {kind_name}"
     for call in _calls(message):
         if _write_call(call) is None:
             return f"has a tool call without a name or a JSON object as arguments: {call!r:.200}"
     return None
 
 
-def one_row_a_turn(messages: list[dict]) -> list[list[dict]]:
-    """The conversations to train on in place of one, so that no turn is trained whose reasoning `render` drops.
+def _may_precede_result(message: dict | None) -> bool:
+    """Whether a tool's result may follow a message."""
+    return bool(message) and (message["role"] == "tool" or bool(_calls(message)))
 
-    Without reasoning before the last user message, that is the one itself. Else there is one for each user message: it
-    ends before the next, and only assistant turns after that message are trained; where there are none, it is left out.
-    Raises UserError as `render` does.
+
+def one_row_per_turn(messages: list[dict]) -> list[list[dict]]:
+    """The conversations to train on in place of one.
+
+    They train no turn whose reasoning `render` drops. Without reasoning before the last user
+    message, that is the one itself. Else there is one for each user message: it ends before the
+    next, and only assistant turns after that message are trained; where there are none, it is left
+    out. Raises UserError as `render` does.
     """
     _check(messages)
-    queries = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not any(messages[i].get("reasoning") for i in said if i < max(queries, default=0)):
+    queries = _places(messages, "user")
+    answers = _places(messages, "assistant")
+    last_query = max(queries, default=0)
+    if not any(messages[i].get("reasoning") for i in answers if i < last_query):
         return [messages]
     rows = []
     for query, end in zip(queries, [*queries[1:], len(messages)]):
-        if any(_weight(messages[i]) for i in said if query < i < end):
-            rows.append([message | {"weight": 0.0} if message["role"] == "assistant" and i < query else message
-                         for i, message in enumerate(messages[:end])])
+        if not any(_weight(messages[i]) for i in answers if query < i < end):
+            continue
+        row = list(messages[:end])
+        for i in answers:
+            if i < query:
+                row[i] = messages[i] | {"weight": 0.0}
+        rows.append(row)
     return rows
 
 
-def parse(answer: list[int], tokenizer) -> dict:
-    """The assistant message that sampled tokens say (without their stop token): what `render` is the inverse of.
+# --------------------------------------------------------------------------------------------------
+# Back: what a model says
 
-    It has "reasoning" and "tool_calls" where the answer has them; a block that is no call stays text of the content.
+def parse(answer: list[int], tokenizer) -> dict:
+    """The assistant message of sampled tokens, without their stop token; `render` is its inverse.
+
+    It has "reasoning" and "tool_calls" where the answer has them; a block that is no call stays
+    text of the content.
     """
-    message, end = {"role": "assistant"}, tokenizer.special.get("</think>")
-    if end in answer:
-        cut = answer.index(end)
-        reasoning = [token for token in answer[:cut] if token != tokenizer.special["<think>"]]
-        message["reasoning"] = tokenizer.decode(reasoning).removeprefix("\n").removesuffix("\n")
+    message = {"role": "assistant"}
+    thoughts_end = tokenizer.special.get("</think>")
+    if thoughts_end in answer:
+        cut = answer.index(thoughts_end)
+        thoughts_begin = tokenizer.special["<think>"]
+        reasoning = tokenizer.decode([token for token in answer[:cut] if token != thoughts_begin])
+        message["reasoning"] = reasoning.removeprefix("\n").removesuffix("\n")
         answer = answer[cut + 1:]
     texts, calls = _split_calls(answer, tokenizer)
     if "reasoning" in message:
         texts[0] = texts[0].removeprefix("\n\n")
-    message["content"] = "".join(text.removesuffix("\n") for text in texts[:-1]) + texts[-1]
-    return message | ({"tool_calls": calls} if calls else {})
+    before_calls = [text.removesuffix("\n") for text in texts[:-1]]
+    message["content"] = "".join(before_calls) + texts[-1]
+    if calls:
+        message["tool_calls"] = calls
+    return message
 
 
 def _split_calls(answer: list[int], tokenizer) -> tuple[list[str], list[dict]]:
     """The texts before, between and after an answer's calls, and the calls."""
-    texts, calls, text, start = [], [], [], 0  # text: ids since the last call; start: where in it a block begins
+    texts, calls = [], []
+    text, start = [], 0  # text: ids since the last call; start: where in it a block begins, 0: none
     for token in answer:
         text.append(token)
         if token == tokenizer.special.get("<tool_call>"):
             start = len(text)
         elif token == tokenizer.special.get("</tool_call>"):
-            if start and (call := _read_call(tokenizer.decode(text[start:-1]))):
+            call = _read_call(tokenizer.decode(text[start:-1])) if start else None
+            if call:
                 texts.append(tokenizer.decode(text[:start - 1]))
                 calls.append(call)
                 text = []
@@ -252,14 +341,18 @@ def _split_calls(answer: list[int], tokenizer) -> tuple[list[str], list[dict]]:
 
 
 def _read_call(text: str) -> dict | None:
+    """A call that is written as JSON; None for what is no call."""
     with suppress(ValueError, RecursionError):
         call = json.loads(text)
-        if isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict):
-            return {"name": call["name"], "arguments": call["arguments"]}
+        if not isinstance(call, dict):
+            return None
+        name, arguments = call.get("name"), call.get("arguments")
+        if isinstance(name, str) and isinstance(arguments, dict):
+            return {"name": name, "arguments": arguments}
     return None
 
 
 def after_thoughts(response: str) -> str | None:
-    """What is judged: the text after the last </think>; None for thoughts that never end."""
+    """The text that is scored: after the last </think>; None for thoughts that never end."""
     text = response.rpartition("</think>")[2]
     return None if "<think>" in text else text

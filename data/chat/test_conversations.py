@@ -11,7 +11,7 @@ import pytest
 
 from common import UserError
 from conftest import ROOT
-from data.chat.template import one_row_a_turn, render_weighted
+from data.chat.template import one_row_per_turn, render_weighted
 from data.chat.conversations import conversations, MAX_CHARACTERS, normalize, prepare, read_pool
 from data.text.sources import ReadPosition
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
@@ -264,7 +264,7 @@ def expected(tokenizer) -> list[tuple[list, list]]:
     return [
         tuple(render_weighted(row, tokenizer, [TOOL] if "tools" in record else ()))
         for record, messages in DIALECTS.values()
-        for row in one_row_a_turn(messages)
+        for row in one_row_per_turn(messages)
     ]
 
 

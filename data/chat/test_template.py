@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from common import UserError
-from data.chat.template import CHAT_TEMPLATE, one_row_a_turn, parse, render, render_weighted
+from data.chat.template import CHAT_TEMPLATE, one_row_per_turn, parse, render, render_weighted
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief.\nAlways."}
@@ -310,20 +310,20 @@ def test_weights(tokenizer):
 
 def test_a_row_a_turn_where_reasoning_would_be_dropped():
     one, two = CALLED, SECOND
-    assert one_row_a_turn([SYSTEM, *one]) == [[SYSTEM, *one]]  # one query
+    assert one_row_per_turn([SYSTEM, *one]) == [[SYSTEM, *one]]  # one query
     plain = [{k: v for k, v in message.items() if k != "reasoning"} for message in one]
-    assert one_row_a_turn([*plain, *two]) == [[*plain, *two]]  # nothing is dropped
+    assert one_row_per_turn([*plain, *two]) == [[*plain, *two]]  # nothing is dropped
     messages = [SYSTEM, *one, *with_weights(two, 0.5)]
     before = copy.deepcopy(messages)
-    assert one_row_a_turn(messages) == [
+    assert one_row_per_turn(messages) == [
         [SYSTEM, *one],
         [SYSTEM, *with_weights(one, 0.0, 0.0), *with_weights(two, 0.5)],
     ]
     assert messages == before
     untrained = with_weights(one, 0.0, 0)
-    assert one_row_a_turn([*untrained, *two]) == [[*with_weights(one, 0.0, 0.0), *two]]
-    assert one_row_a_turn([*one, two[0]]) == [one]  # a question without an answer
-    assert one_row_a_turn([]) == [[]]
+    assert one_row_per_turn([*untrained, *two]) == [[*with_weights(one, 0.0, 0.0), *two]]
+    assert one_row_per_turn([*one, two[0]]) == [one]  # a question without an answer
+    assert one_row_per_turn([]) == [[]]
 
 
 def test_rows_train_every_turn_once_and_with_its_reasoning(tokenizer):
@@ -331,7 +331,7 @@ def test_rows_train_every_turn_once_and_with_its_reasoning(tokenizer):
     for seed in range(200):
         messages, tools = generated(seed)
         trained = ""
-        for row in one_row_a_turn(messages):
+        for row in one_row_per_turn(messages):
             ids, weights = render_weighted(row, tokenizer, tools)
             trained += tokenizer.decode([i for i, weight in zip(ids, weights) if weight])
         alone = [
@@ -465,7 +465,7 @@ def test_wrong_messages_are_refused(error, tokenizer):
     with pytest.raises(UserError, match=error):
         render(WRONG[error], tokenizer)
     with pytest.raises(UserError, match=error):
-        one_row_a_turn(WRONG[error])
+        one_row_per_turn(WRONG[error])
 
 
 @pytest.mark.parametrize("tools", [[], TOOLS], ids=["plain", "tools"])
