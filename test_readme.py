@@ -421,6 +421,14 @@ def test_modules_exist():
     assert named == EXPERIMENTS.keys() | {"hacking"}
 
 
+def test_tests_exist():
+    selections = re.findall(r"bash test\.sh (\S+\.py) -k (\w+)", TEXT)
+    assert selections
+    for file, word in selections:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"def test_\w*{word}", source), f"{file} -k {word}"
+
+
 def test_settings_exist():
     options = re.findall(r"--(\w+)\.(\w+)=", TEXT)
     alone = re.findall(rf"`({'|'.join(SECTIONS)})\.(?!py`)(\w+)(?: = \S+)?`", TEXT)
