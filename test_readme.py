@@ -431,7 +431,7 @@ def test_tests_exist():
 
 def test_settings_exist():
     options = re.findall(r"--(\w+)\.(\w+)=", TEXT)
-    alone = re.findall(rf"`({'|'.join(SECTIONS)})\.(?!py`)(\w+)(?: = \S+)?`", TEXT)
+    alone = re.findall(rf"`({'|'.join(SECTIONS)})\.(?!py`|json`)(\w+)(?: = \S+)?`", TEXT)
     assert len(options) > 20
     assert len(alone) > 3
     for section, key in options + alone:
