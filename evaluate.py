@@ -29,16 +29,14 @@ import torch
 import common
 import generate
 import hf
-from data import llm
 from data.chat import template
-from data.tasks import pages, registry
+from data.tasks import registry
 from data.tasks.problem import Problem, document_prompt, final_answer, to_chat
-from data.verify import sandbox
 from progress import progress_bar
 
 
 def all_families() -> list[str]:
-    return list(pages.FAMILIES)
+    return list(registry.FAMILIES)
 
 
 @dataclass
@@ -177,7 +175,7 @@ def sample_batch(model, tokenizer, prompts: list, batch: list[int], cfg: Evaluat
     return answers
 
 
-def ask_server(server: llm.LLM, prompts: list, pairs: list[tuple[int, int]], k: int) -> dict:
+def ask_server(server: Callable, prompts: list, pairs: list[tuple[int, int]], k: int) -> dict:
     """What `sample_batch` returns, from a server."""
     conversations = [None] * (k * len(prompts))  # a sample's place here decides its seed
     for i, j in pairs:
@@ -240,11 +238,13 @@ def read_kept_samples(folder: Path, name: str) -> dict[tuple[int, int], dict]:
     return rows
 
 
-def server_llm(cfg: EvaluateConfig) -> llm.LLM:
+def server_llm(cfg: EvaluateConfig) -> Callable:
     """An LLM that gives (text, finish_reason, tokens) for each of what `task_prompt` makes.
 
     None where the server gave no answer. Its key is in the environment variable OPENAI_API_KEY.
     """
+    from data import llm  # only who asks a server waits for its client
+
     def read(answer: dict) -> tuple[str, str, int]:
         choice = answer["choices"][0]
         text = choice["text"] if "text" in choice else llm.chat_form(choice["message"])
@@ -431,13 +431,15 @@ def check_tasks(cfg: EvaluateConfig) -> None:
         registry.family(task).problems(cfg.split, cfg.n_problems, cfg.seed)
     if not cfg.tasks:
         raise common.UserError(f"no tasks: set evaluate.tasks to some of "
-                               f"{', '.join(pages.FAMILIES)}, or to data sets")
+                               f"{', '.join(registry.FAMILIES)}, or to data sets")
     if cfg.endpoint and cfg.checkpoint:
         raise common.UserError("evaluate.endpoint and evaluate.checkpoint are both set: "
                                "which of the two is meant?")
 
 
 def main():
+    from data.verify import sandbox  # the phases evaluate without this command's switch
+
     config = common.load_config(__doc__, flags=sandbox.FLAG, evaluate=EvaluateConfig)
     if config.unsafe_exec:
         sandbox.allow_unlocked()

@@ -22,7 +22,6 @@ import common
 import hf
 from common import Dist, UserError
 from data.chat import template
-from data.chat.packing import SharedPrefix
 from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, without_rows
 from generate import sample, stop_ids
@@ -274,22 +273,13 @@ def micro_batches(model, n_rows: int, rows_per_pass: int) -> Iterator[slice]:
         yield slice(first, first + rows_per_pass)
 
 
-def as_tensors(rows, device) -> dict[str, torch.Tensor]:
-    """The arrays of data.chat.packing.Rows on a device."""
-    arrays = {key: value for key, value in dataclasses.asdict(rows).items() if value is not None}
-    return {
-        key: torch.from_numpy(value).to(device, non_blocking=True) for key, value in arrays.items()
-    }
+def response_hidden_states(model, rows: dict) -> torch.Tensor:
+    """Hidden states (N, C) that predict the response tokens of packed rows.
 
-
-def response_hidden_states(model, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Hidden states (N, C) that predict the response tokens of packed rows
-    (data.chat.packing.pack)."""
-    shared = None
-    if "index" in rows:  # equal beginnings run through the model once:
-                         # data.chat.packing.share_prefixes
-        shared = SharedPrefix(rows["index"], rows["unique"])
-    hidden = model(rows["tokens"], rows["doc_start"], shared=shared)
+    rows: data.chat.packing.Rows on the device; with "shared", what sequences have in common at
+    their beginning runs through the model once.
+    """
+    hidden = model(rows["tokens"], rows["doc_start"], shared=rows.get("shared"))
     return hidden.flatten(0, 1)[rows["positions"]]
 
 

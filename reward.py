@@ -247,7 +247,7 @@ class RewardModel:
         for first in range(0, len(short), per_pass):
             part = short[first:first + per_pass]
             rows = pack([(prompts[key], [self.letters[0]]) for key in part], self.context)
-            rows = loop.as_tensors(rows, weight.device)
+            rows = rows.to(weight.device)
             logits = (loop.response_hidden_states(self.model, rows) @ weight.T).double()
             self.known |= zip(part, (logits[:, 0] - logits[:, 1]).tolist())
         return np.array([self.known[key] for key in keys])
@@ -349,7 +349,7 @@ def train_step(model, sequences: list, cfg: RewardConfig, dist: Dist) -> float:
     is better) (arXiv 2203.02155, eq. 1). sequences: of both_orders, a pair's two side by side.
     """
     (n_verdicts,) = dist.sum(len(sequences))
-    rows = loop.as_tensors(pack(sequences, cfg.context), dist.device)
+    rows = pack(sequences, cfg.context).to(dist.device)
     common.set_gradient_sync(model, last_micro_batch=True)
     hidden = loop.response_hidden_states(model, rows)  # (N, C)
     head = model.lm_head.weight

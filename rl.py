@@ -259,11 +259,11 @@ def select_trained(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> list[R
     return sorted(rollouts, key=has_gradient, reverse=True)[:n]
 
 
-def pack_rollouts(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> dict[str, torch.Tensor]:
+def pack_rollouts(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> dict:
     """Packed rows on the device; what responses have in common at their beginning runs through the
     model once."""
     sequences = [(rollout.prompt, rollout.tokens) for rollout in rollouts]
-    return loop.as_tensors(share_prefixes(pack(sequences, cfg.context)), dist.device)
+    return share_prefixes(pack(sequences, cfg.context)).to(dist.device)
 
 
 @dataclass

@@ -416,7 +416,7 @@ def test_bad_input_is_one_line(folder, monkeypatch, capsys, options, message):
         shutil.copytree(folder.folder / "exported", folder.folder / "bare")
         (folder.folder / "bare/tokenizer.json").unlink()
     (folder.folder / "wrong.jsonl").write_text('{"question": "Why?", "gold": "1"}\n')
-    monkeypatch.setattr(evaluate.llm, "BACKOFF", 0.01)
+    monkeypatch.setattr(llm, "BACKOFF", 0.01)
     with pytest.raises(SystemExit) as left:
         folder.call(monkeypatch, evaluate.main, "evaluate.py", *COMMAND, "--run=bad", *options)
     said = capsys.readouterr().err

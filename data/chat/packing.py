@@ -351,6 +351,16 @@ class Rows:
     index: np.ndarray | None = None   # (B, T) int64
     unique: np.ndarray | None = None  # (U,) int64
 
+    def to(self, device) -> dict:
+        """The arrays as tensors on a device, by name; index and unique as a SharedPrefix, "shared"."""
+        tensors = {}
+        for name, array in vars(self).items():
+            if array is not None:
+                tensors[name] = torch.from_numpy(array).to(device, non_blocking=True)
+        if "index" in tensors:
+            tensors["shared"] = SharedPrefix(tensors.pop("index"), tensors.pop("unique"))
+        return tensors
+
 
 class SharedPrefix(NamedTuple):
     """How rows (B, T) of sequences that begin alike run through the model only once.

@@ -276,7 +276,7 @@ def test_packed_rows_give_what_single_sequences_do(shared):
     pairs += [dataclasses.replace(pairs[0], rejected=pairs[0].chosen), dataclasses.replace(pairs[1], chosen=[7])]
     rows = pack(sequences_of(pairs), 48)
     assert len(rows.tokens) < 2 * len(pairs)
-    packed = loop.hidden_of(model, loop.as_tensors(share_prefixes(rows) if shared else rows, "cpu"))
+    packed = loop.response_hidden_states(model, (share_prefixes(rows) if shared else rows).to("cpu"))
     factors, products = torch.randn(packed.shape, generator=torch.Generator().manual_seed(0)).double(), 0
     for i, (prompt, response) in enumerate(sequences_of(pairs)):
         hidden, mine = model(torch.tensor([prompt + response]))[0, len(prompt) - 1:-1], rows.sequence == i

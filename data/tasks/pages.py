@@ -23,9 +23,9 @@ from data.tasks.problem import (
     shuffled,
     to_document,
 )
+from data.tasks.registry import PAGES
 
 FAMILIES = {"math": math, "code": code, "tools": tools, "form": form, "recall": recall}
-PAGES = (*FAMILIES, "drills")  # what documents() can make
 
 # ---- corrupted twins: the same page with one planted fault, for a pool of known lower quality
 

@@ -1,24 +1,25 @@
 """What judges responses to a task, found by its name: a generated family, or a public set."""
+import importlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from data.sets import public
-from data.tasks import taste
-from data.tasks.pages import FAMILIES
 from data.tasks.problem import Problem
+
+FAMILIES = ("math", "code", "tools", "form", "recall")  # of generated problems: data.tasks.<name>
+PAGES = (*FAMILIES, "drills")  # what data.tasks.pages makes pages of
 
 
 def family(spec: str):
-    """What has `problems(split, n, seed)` and `reward(problem, response)`.
+    """What has `problems(split, n, seed)` and `reward(problem, response)`, loaded when asked for.
 
     spec: one of FAMILIES, "taste", or a public set (data/sets/public.py): "gsm8k" from the hub, or
     "gsm8k=FILE". Where its answers can be compared, as for a vote, it has `same` as well.
     """
-    if spec == "taste":
-        return taste
-    if spec in FAMILIES:
-        return FAMILIES[spec]
+    if spec in FAMILIES or spec == "taste":
+        return importlib.import_module(f"data.tasks.{spec}")
+    from data.sets import public  # verifier and sandbox, which generated problems do without
+
     return public.family(spec)
 
 

@@ -38,8 +38,8 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from data.tasks import pages
 from common import UserError
+from data.tasks.registry import PAGES
 
 HF_OPTIONS = ("config", "split", "data_dir", "data_files", "revision")  # as `datasets` has them
 KINDS = {"path": ("column", "keep"), "hf": (*HF_OPTIONS, "column", "keep"), "stdlib": (),
@@ -86,8 +86,8 @@ def invalid_reason(source: dict) -> str:
     if not all(isinstance(bounds, (list, tuple)) and len(bounds) == 2 for bounds in source.get("keep", {}).values()):
         return f"keep of {source} must be {{column: [lowest, highest]}}; either may be None"
     names = {family.partition(":")[0] for family in source.get("families", ())}
-    if "pages" in source and (not names or names - set(pages.PAGES)):
-        return f"the families of {source} must be some of {', '.join(pages.PAGES)}"
+    if "pages" in source and (not names or names - set(PAGES)):
+        return f"the families of {source} must be some of {', '.join(PAGES)}"
     return ""
 
 
@@ -356,6 +356,8 @@ def _docstrings(path: Path) -> list[str]:
 
 def _pages(source: dict) -> Iterator[str]:
     """Textbook pages; the faulty ones, each the twin of the page that it replaces, are spread evenly over them."""
+    from data.tasks import pages  # the families, which only those load who make pages of them
+
     n, share = source["pages"], source.get("corrupt", 0.0)
     good, bad = (pages.documents(source["families"], n, source.get("seed", 0), corrupt=c) for c in (False, True))
     if share in (0, 1):
