@@ -84,10 +84,12 @@ pretrain = dict(
     prompts=["The meaning of life is", "def fibonacci(n):", "The capital of Norway is"],
 )
 
-# Data for SFT by the report's two mechanisms: instructions of yours (.jsonl with "prompt" or "messages"), two servers
+# Data for SFT by the report's two mechanisms: your instructions (.jsonl with "prompt" or "messages"),
+# answered by two servers
 refine = dict(
     models=dict(
-        teacher=dict(url="http://localhost:8000/v1", max_tokens=32_768),     # any OpenAI-compatible server
+        # any OpenAI-compatible servers
+        teacher=dict(url="http://localhost:8000/v1", max_tokens=32_768),
         second=dict(url="http://localhost:8001/v1", max_tokens=32_768),
     ),
     drafters=["teacher", "second"], n_drafts=2, checklist="teacher", evaluators=["teacher", "second"],

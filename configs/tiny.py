@@ -35,7 +35,8 @@ pretrain = dict(
     prompts=["Problem: Mia has 12 apples.", "def ", "The"],
 )
 
-# Small writers of the refinement: prompts of few tokens, for a model that learned them by practice (tiny_writer.py).
+# Small models refine each other's answers: the prompts have few tokens, for models that learned them
+# by practice (tiny_writer.py).
 refine = dict(
     models=dict(
         base=dict(checkpoint="pretrain", prompt_format="document", max_new_tokens=64),
@@ -43,10 +44,15 @@ refine = dict(
         bob=dict(checkpoint="bob/sft", max_new_tokens=80),
         completer=dict(checkpoint="completer/sft", max_new_tokens=96),
     ),
-    drafters=["base", "ann", "bob"], checklist="ann", evaluators=["ann", "bob"], revisers=["bob", "ann"],
+    drafters=["base", "ann", "bob"], checklist="ann",
+    evaluators=["ann", "bob"], revisers=["bob", "ann"],
     completer="completer", check_steps=True,
-    instructions={name: dict(problems=n, family=name, seed=4) for name, n in dict(
-        math=1200, form=600, code=900, tools=500).items()},
+    instructions=dict(
+        math=dict(problems=1200, family="math", seed=4),
+        form=dict(problems=600, family="form", seed=4),
+        code=dict(problems=900, family="code", seed=4),
+        tools=dict(problems=500, family="tools", seed=4),
+    ),
     practice=dict(model="base", seed=5, problems=dict(math=1200, form=800, code=700, tools=500),
                   worked=dict(math=6000, code=6000, form=3000, tools=2000)),
     prompts=dict(

@@ -1,6 +1,6 @@
 r"""The chain completer of the tiny refinement: question and answer to summary and chain of thought.
 
-It begins as one of the other writers, who can solve problems already.
+It begins as one of the other models of the refinement, which can solve problems already.
 
     python sft.py configs/tiny_completer.py --run=tiny/completer --init_from=out/tiny/ann/sft \
         --sft.data=out/tiny/practice

@@ -1,4 +1,4 @@
-r"""The teacher of the tiny distillation: the base model, trained for longer, on worked problems of the generator.
+r"""The teacher of the tiny distillation: the base model, trained for longer on worked problems.
 
     python sft.py configs/tiny_teacher.py --run=tiny/teacher --init_from=out/tiny/pretrain \
         --sft.data=out/tiny/practice/worked

@@ -1,6 +1,7 @@
-"""A small writer of the tiny refinement: it drafts, writes checklists, judges and revises.
+r"""A small model of the tiny refinement: it drafts, writes checklists, judges and revises.
 
-    python sft.py configs/tiny_writer.py --run=tiny/ann --init_from=out/tiny/pretrain --sft.data=out/tiny/practice
+    python sft.py configs/tiny_writer.py --run=tiny/ann --init_from=out/tiny/pretrain \
+        --sft.data=out/tiny/practice
 """
 from configs.tiny import evaluate, model, sft
 
