@@ -1,11 +1,14 @@
-"""The decoder that every phase shares: a plain Llama, as in Nanbeige4-3B (arXiv 2512.06266, released config).
+"""The decoder that every phase shares: a plain Llama, as in Nanbeige4-3B.
 
-Pre-norm, SwiGLU, grouped queries, rotary positions, no biases. Parameters are named as in Hugging Face's Llama, so
-hf.py has nothing to rename. `python -m checks.sizes CONFIG` prints the size of each part and what memory training needs.
+arXiv 2512.06266 and its released config: pre-norm, SwiGLU, grouped queries, rotary positions, no biases. Parameters are named as in Hugging
+Face's Llama, so hf.py has nothing to rename. `python -m checks.sizes CONFIG` prints the size of
+each part and what memory training needs.
 
-Shapes: B batch, T time, C width, H heads, K key/value heads, D head width, V vocabulary, L layers, S cache length.
+Shapes: B batch, T time, C width, H heads, K key/value heads, D head width, V vocabulary, L layers,
+S cache length.
 """
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -24,10 +27,12 @@ class ModelConfig:
     n_heads: int                 # H, query heads
     n_kv_heads: int              # K, key/value heads; H must be a multiple
     head_dim: int                # D, width of a head
-    vocab_size: int | None = None  # V, rows of the embedding; None: the tokenizer's, rounded up to a multiple of 64
+    vocab_size: int | None = None  # V, rows of the embedding; None: the tokenizer's, rounded up to
+                                   # a multiple of 64
     tie_embeddings: bool = False  # whether lm_head is the embedding
-    rope_theta: float = 10000.0  # base of the rotary frequencies; a stage of pre-training may raise it (ABF)
-    max_context: int = 4096      # positions that the model is said to handle, in exports
+    rope_theta: float = 10000.0  # base of the rotary frequencies; a stage of pre-training may raise
+                                 # it (ABF)
+    max_context: int = 4096      # max_position_embeddings that exports say
     norm_eps: float = 1e-5       # RMSNorm epsilon
     init_std: float = 0.02       # standard deviation of the initial weights
     kernels: str = "auto"        # "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch"
@@ -37,19 +42,25 @@ class ModelConfig:
             raise ValueError(f"kernels must be one of {', '.join(KINDS)}, not {self.kernels!r}")
 
 
-NOT_OF_THE_WEIGHTS = ("rope_theta", "max_context", "init_std", "kernels")  # may differ between a checkpoint and a run
+# What may differ between a checkpoint and a run.
+NOT_OF_THE_WEIGHTS = ("rope_theta", "max_context", "init_std", "kernels")
 
 
 class KVCache:
-    """Keys and values of the tokens so far: two tensors (L, B, S, K, D), and how many positions are filled."""
+    """Keys and values of the tokens so far, (L, B, S, K, D) each, and how many positions are filled."""
 
     def __init__(self, cfg: ModelConfig, batch: int, size: int, device, dtype):
-        self.k = torch.empty(cfg.n_layers, batch, size, cfg.n_kv_heads, cfg.head_dim, device=device, dtype=dtype)
+        self.k = torch.empty(
+            cfg.n_layers, batch, size, cfg.n_kv_heads, cfg.head_dim, device=device, dtype=dtype
+        )
         self.v = torch.empty_like(self.k)
         self.length = 0
 
-    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores (B, T, K, D) behind the filled positions; returns all keys and values up to there."""
+    def append(
+        self, layer: int, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores (B, T, K, D) behind the filled positions; returns all keys and values up to
+        there."""
         end = self.length + k.shape[1]
         self.k[layer, :, self.length:end] = k
         self.v[layer, :, self.length:end] = v
@@ -60,10 +71,21 @@ class KVCache:
         self.k, self.v = self.k[:, rows], self.v[:, rows]
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864), half-split layout: x (B, T, heads, D); cos, sin (…, T, 1, D).
+class Layout(NamedTuple):
+    """Where the tokens stand: what attention needs beside them, the same in all layers."""
+    cos: torch.Tensor               # (..., T, 1, D): rotary positions, as rotate() wants them
+    sin: torch.Tensor
+    doc_start: torch.Tensor | None  # (B, T) int32: where each token's document begins
+    cache: KVCache | None
+    shared: object | None           # a data.chat.packing.SharedPrefix: rows that begin alike
 
-    (a cos - b sin, b cos + a sin) of x = (a, b), as x cos + (b, a) (-sin, sin): sin comes with the signs in it."""
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions (arXiv 2104.09864), half-split layout: x (B, T, heads, D); cos, sin (…, T,
+    1, D).
+
+    (a cos - b sin, b cos + a sin) of x = (a, b), as x cos + (b, a) (-sin, sin): sin comes with the
+    signs in it."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
@@ -76,16 +98,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(cfg.hidden_size, cfg.n_kv_heads * cfg.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, doc_start, cache, shared, layer):
+    def forward(self, x, layout: Layout, layer: int):
         B, T, _ = x.shape
+        cos, sin, cache, shared = layout.cos, layout.sin, layout.cache, layout.shared
         q = rotate(self.q_proj(x).view(B, T, -1, self.head_dim), cos, sin)  # (B, T, H, D)
         k = rotate(self.k_proj(x).view(B, T, -1, self.head_dim), cos, sin)  # (B, T, K, D)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)                    # (B, T, K, D)
         if cache is not None:
             k, v = cache.append(layer, k, v)
         if shared is not None:
-            q, k, v = map(shared.spread, (q, k, v))
-        o = attention(q, k, v, doc_start, self.kernels)
+            q, k, v = shared.spread(q), shared.spread(k), shared.spread(v)
+        o = attention(q, k, v, layout.doc_start, self.kernels)
         if shared is not None:
             o = shared.collect(o)
         return self.o_proj(o.reshape(B, T, -1))
@@ -121,25 +144,27 @@ class Block(nn.Module):
     def __init__(self, cfg: ModelConfig, layer: int):
         super().__init__()
         self.layer = layer
-        self.recompute = False  # activation checkpointing: keep only the block's input for the backward pass
+        self.recompute = False  # activation checkpointing: keep only the block's input for the
+                                # backward pass
         self.input_layernorm = RMSNorm(cfg)
         self.self_attn = Attention(cfg)
         self.post_attention_layernorm = RMSNorm(cfg)
         self.mlp = MLP(cfg)
 
-    def forward(self, x, cos, sin, doc_start=None, cache=None, shared=None):
+    def forward(self, x, layout: Layout):
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, cos, sin, doc_start, cache, shared, use_reentrant=False)
-        return self._forward(x, cos, sin, doc_start, cache, shared)
+            return checkpoint(self._forward, x, layout, use_reentrant=False)
+        return self._forward(x, layout)
 
-    def _forward(self, x, cos, sin, doc_start, cache, shared):
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, doc_start, cache, shared, self.layer)
+    def _forward(self, x, layout: Layout):
+        attended = self.self_attn(self.input_layernorm(x), layout, self.layer)
         normed, x = self.post_attention_layernorm(attended, residual=x)
         return x + self.mlp(normed)
 
 
 class Transformer(nn.Module):
-    """Tokens to hidden states. Losses come from these and lm_head.weight, in chunks: see kernels/cross_entropy.py."""
+    """Tokens to hidden states. Losses come from these and lm_head.weight, in chunks: see
+    kernels/cross_entropy.py."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -155,17 +180,24 @@ class Transformer(nn.Module):
     def to_empty(self, *, device, recurse: bool = True):
         super().to_empty(device=device, recurse=recurse)
         if self.cfg.tie_embeddings and self.lm_head.weight is not self.embed_tokens.weight:
-            self.lm_head.weight = self.embed_tokens.weight  # a plain module's to_empty() makes two of the tied one
+            self.lm_head.weight = self.embed_tokens.weight  # a plain module's to_empty() makes two
+                                                            # of the tied one
         return self
 
-    def forward(self, tokens: torch.Tensor, doc_start: torch.Tensor | None = None, cache: KVCache | None = None,
-                shared=None):
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        doc_start: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        shared=None,
+    ):
         """tokens (B, T) int64 -> hidden states (B, T, C) after the last norm.
 
-        doc_start (B, T) int32: the position in the row (0..T-1; with a cache 0..S-1) where each token's document
-        begins; attention stays inside the document and rotary positions restart there. None: one document a row. With
-        a cache the tokens continue what it holds, and are added to it. With shared (data.chat.packing.SharedPrefix) tokens
-        and result are (1, U), and doc_start describes the rows.
+        doc_start (B, T) int32: the position in the row (0..T-1; with a cache 0..S-1) where each
+        token's document begins; attention stays inside the document and rotary positions restart
+        there. None: one document a row. With a cache the tokens continue what it holds, and are
+        added to it. With shared (data.chat.packing.SharedPrefix) tokens and result are (1, U), and
+        doc_start describes the rows.
         """
         past = cache.length if cache is not None else 0
         T = tokens.shape[1] if shared is None else shared.index.shape[1]
@@ -174,34 +206,44 @@ class Transformer(nn.Module):
             positions = positions - doc_start
         cos, sin = self.rotary(positions if shared is None else shared.collect(positions))
         x = self.embed_tokens(tokens)
-        cos, sin = torch.cat((cos, cos), -1).type_as(x), torch.cat((-sin, sin), -1).type_as(x)  # as rotate() wants them
+        cos = torch.cat((cos, cos), -1).type_as(x)  # as rotate() wants them
+        sin = torch.cat((-sin, sin), -1).type_as(x)
+        layout = Layout(cos, sin, doc_start, cache, shared)
         for block in self.layers:
-            x = block(x, cos, sin, doc_start, cache, shared)
+            x = block(x, layout)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
 
     def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of positions (..., T), in fp32, each (..., T, 1, D/2): frequencies rope_theta^(-2i/D)."""
-        exponent = torch.arange(0, self.cfg.head_dim, 2, device=positions.device, dtype=torch.float32)
+        """cos and sin of positions (..., T), in fp32, each (..., T, 1, D/2): frequencies
+        rope_theta^(-2i/D)."""
+        exponent = torch.arange(
+            0, self.cfg.head_dim, 2, device=positions.device, dtype=torch.float32
+        )
         inv_freq = 1.0 / self.rope_theta ** (exponent / self.cfg.head_dim)
         angles = (positions[..., None].float() * inv_freq)[..., None, :]
         return angles.cos(), angles.sin()
 
 
 @torch.no_grad()
-def init_weights(model: Transformer, seed: int, assign=lambda parameter, full: parameter.copy_(full)) -> None:
+def init_weights(
+    model: Transformer, seed: int, assign=lambda parameter, full: parameter.copy_(full)
+) -> None:
     """Normal(0, init_std) matrices (report, released config) and norms of 1.
 
-    Each parameter has a generator of its own, seeded by (seed, its place), so that the weights do not depend on how
-    many processes share them; `assign(parameter, full_tensor)` puts them into place (common.assign: sharded ones).
+    Each parameter has a generator of its own, seeded by (seed, its place), so that the weights do
+    not depend on how many processes share them; `assign(parameter, full_tensor)` puts them into
+    place (common.assign: sharded ones).
     """
     for place, parameter in enumerate(model.parameters()):
         if parameter.ndim == 1:
             full = torch.ones(parameter.shape)
         else:
             generator = torch.Generator().manual_seed((seed << 20) + place)
-            full = torch.empty(parameter.shape).normal_(0.0, model.cfg.init_std, generator=generator)
+            full = torch.empty(parameter.shape).normal_(
+                0.0, model.cfg.init_std, generator=generator
+            )
         assign(parameter, full)
 
 
@@ -211,28 +253,33 @@ def meta_model(cfg: ModelConfig) -> Transformer:
         return Transformer(cfg)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sizes
 
 def count_parameters(model: Transformer) -> dict[str, int]:
     """Parameters of each part; a tied embedding counts once."""
     layer = model.layers[0]
-    parts = {"embedding": model.embed_tokens, "attention": layer.self_attn, "mlp": layer.mlp, "lm_head": model.lm_head}
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    counts["attention"] *= len(model.layers)
-    counts["mlp"] *= len(model.layers)
+    counts = {
+        "embedding": _count(model.embed_tokens),
+        "attention": _count(layer.self_attn) * len(model.layers),
+        "mlp": _count(layer.mlp) * len(model.layers),
+        "lm_head": 0 if model.cfg.tie_embeddings else _count(model.lm_head),
+    }
     counts["norms"] = sum(p.numel() for p in model.parameters() if p.ndim == 1)
-    if model.cfg.tie_embeddings:
-        counts["lm_head"] = 0
-    counts["total"] = sum(p.numel() for p in model.parameters())
+    counts["total"] = _count(model)
     return counts
 
 
-def flops_per_token(cfg: ModelConfig, context: int) -> float:
-    """Training FLOPs of a token: 6 for each weight of a matrix product, and the causal half of attention's products.
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
-    6 (N + L H D context), where N leaves out the embedding's look-up but counts lm_head (as PaLM, arXiv 2204.02311,
-    appendix B; theirs does not halve the attention).
+
+def flops_per_token(cfg: ModelConfig, context: int) -> float:
+    """Training FLOPs of a token: 6 for each weight of a matrix product, and the causal half of
+    attention's products.
+
+    6 (N + L H D context), where N leaves out the embedding's look-up but counts lm_head (as PaLM,
+    arXiv 2204.02311, appendix B; theirs does not halve the attention).
     """
     counts = count_parameters(meta_model(cfg))
     matrices = counts["attention"] + counts["mlp"] + cfg.vocab_size * cfg.hidden_size
