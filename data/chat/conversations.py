@@ -1,11 +1,13 @@
-"""Any SFT data set as tokenized conversations: normalized, rendered with their loss mask, kept as a pool on disk.
+"""Any SFT data set as tokenized conversations: normalized, rendered, kept with their loss weights.
 
-A source is a path or hf source of data/text/sources.py, whose "column" may be [prompt, response]. A record may be in the
-form of OpenAI, ShareGPT or Alpaca, or a pair: `normalize` makes that of data/chat/template.py of all of them.
+A source is a path or hf source of data/text/sources.py, whose "column" may be [prompt, response]. A
+record may be in the form of OpenAI, ShareGPT or Alpaca, or a pair: `normalize` makes that of
+data/chat/template.py of all of them.
 
-A pool is a folder: tokens.bin (uint32), weights.bin (float16: each token's weight in the loss, 0 to 1), ends.bin
-(int64: one past the last token of each row) and manifest.json. It is made aside and renamed: whole or absent.
-The report (arXiv 2512.06266, SFT) names neither its data sets nor their form: our choice.
+A pool is a folder: tokens.bin (uint32), weights.bin (float16: each token's weight in the loss, 0 to
+1), ends.bin (int64: one past the last token of each row) and manifest.json. It is made aside and
+renamed: whole or absent. The report (arXiv 2512.06266, SFT) names neither its data sets nor their
+form: our choice.
 """
 import functools
 import json
@@ -24,39 +26,60 @@ import numpy as np
 from common import UserError, write_atomic
 from data.chat import template
 from data.chat.template import one_row_per_turn, render_weighted
-from data.text.sources import find_files, invalid_reason, kept, ReadPosition, read, shards
+from data.text.sources import ReadPosition, find_files, invalid_reason, kept, read, shards
 from progress import progress_bar
 
-MAX_CHARACTERS = 1_000_000  # of a message: such a one is no conversation, and would take minutes
+MAX_CHARACTERS = 1_000_000  # of a message: a longer one is no conversation, and would take minutes
 BATCH = 256                 # conversations that wait for the threads
 
-# What a message's "role" (OpenAI) or "from" (ShareGPT) may be.
-ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
-         "gpt": "assistant", "model": "assistant", "function_call": "assistant", "tool": "tool", "function": "tool",
-         "observation": "tool", "function_response": "tool"}
-PAIRS = [("prompt", "response"), ("prompt", "completion"), ("question", "answer"), ("problem", "solution"),
-         ("problem", "generated_solution"), ("input", "output")]
+ROLES = {  # what a message's "role" (OpenAI) or "from" (ShareGPT) may be -> ours
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+PAIRS = [  # columns that are a prompt and its response
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("problem", "solution"),
+    ("problem", "generated_solution"),
+    ("input", "output"),
+]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Records
+# --------------------------------------------------------------------------------------------------
+# Records. ValueErrors say what is wrong with one.
 
 def normalize(record: dict, columns: list[str] | None = None) -> dict:
-    """{"messages", "tools"} of a record in any of the forms; columns: [prompt, response], if its keys do not tell.
+    """{"messages", "tools"} of a record in any of the forms.
 
-    A system prompt may stand beside the messages, as "system". Raises ValueError that says what is wrong, with the
-    number of the message, from 0. The order of tool calls and results is left to data/chat/template.py.
+    columns: [prompt, response], if its keys do not tell. A system prompt may stand beside the
+    messages, as "system". Raises ValueError that says what is wrong, with the number of the
+    message, from 0. The order of tool calls and results is left to data/chat/template.py.
     """
-    raw, messages = _raw_messages(record, columns), []
-    if record.get("system") and isinstance(raw[0], dict) and _first(raw[0], "role", "from") != "system":
-        raw = [{"role": "system", "content": record["system"]}, *raw]
-    for i, message in enumerate(raw):
+    raw_messages = _raw_messages(record, columns)
+    first = raw_messages[0]
+    if record.get("system") and isinstance(first, dict):
+        if _first(first, "role", "from") != "system":
+            raw_messages = [{"role": "system", "content": record["system"]}, *raw_messages]
+    messages = []
+    for i, raw in enumerate(raw_messages):
         try:
-            messages.append(_message(message))
-            if i and messages[-1]["role"] == "system":
+            message = _message(raw)
+            if i and message["role"] == "system":
                 raise ValueError("is a system message, which must be the first")
         except ValueError as error:
             raise ValueError(f"message {i} {error}") from None
+        messages.append(message)
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("there is no assistant turn")
     if messages[-1]["role"] == "user":
@@ -66,37 +89,48 @@ def normalize(record: dict, columns: list[str] | None = None) -> dict:
 
 def _raw_messages(record: dict, columns: list[str] | None) -> list:
     """The messages as the record has them, at least one."""
-    has = {key for key, value in record.items() if value is not None}  # Arrow gives absent fields as None
+    if columns:
+        return _raw_pair(record, [tuple(columns)], " and ".join(columns))
     for key in ("messages", "conversations"):
-        if key in has and not columns:
+        if record.get(key) is not None:
             raw = _json(record[key], key)
             if not isinstance(raw, list) or not raw:
                 raise ValueError(f"{key} is no list of messages")
             return raw
-    if {"instruction", "output"} <= has and not columns:
-        prompt, answer = record["instruction"], record["output"]
-        if record.get("input"):
-            prompt = f"{prompt}\n\n{record['input']}"
-    else:
-        pair = next((pair for pair in ([columns] if columns else PAIRS) if has.issuperset(pair)), None)
-        if not pair:
-            wanted = " and ".join(columns or ["known form of a conversation"])
-            raise ValueError(f"no {wanted} in the columns {', '.join(sorted(has))}"[:300])
-        prompt, answer = record[pair[0]], record[pair[1]]
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    if record.get("instruction") is None or record.get("output") is None:
+        return _raw_pair(record, PAIRS, "known form of a conversation")
+    prompt = record["instruction"]
+    if record.get("input"):
+        prompt = f"{prompt}\n\n{record['input']}"
+    return _two_turns(prompt, record["output"])
+
+
+def _raw_pair(record: dict, pairs: list[tuple[str, str]], wanted: str) -> list[dict]:
+    """The messages of a record that has one of the pairs of columns; wanted: their name."""
+    columns = {key for key, value in record.items() if value is not None}  # Arrow: None is absent
+    for prompt, response in pairs:
+        if prompt in columns and response in columns:
+            return _two_turns(record[prompt], record[response])
+    raise ValueError(f"no {wanted} in the columns {', '.join(sorted(columns))}"[:300])
+
+
+def _two_turns(prompt: object, response: object) -> list[dict]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 def _message(raw: dict) -> dict:
     """A message in our form; the errors read on after its number."""
     if not isinstance(raw, dict):
         raise ValueError("is no JSON object")
-    role, content = (_first(raw, *keys) for keys in (("role", "from"), ("content", "value")))
+    role = _first(raw, "role", "from")
+    content = _first(raw, "content", "value")
     if str(role) not in ROLES:
         raise ValueError(f"has the unknown role {role!r:.40}")
     message = {"role": ROLES[role]}
-    if message["role"] == "assistant":
-        calls = content if role == "function_call" else raw.get("tool_calls")
-        message |= _assistant(raw, "" if role == "function_call" else content, _calls(calls))
+    if role == "function_call":
+        message |= _assistant(raw, "", _calls(content))
+    elif message["role"] == "assistant":
+        message |= _assistant(raw, content, _calls(raw.get("tool_calls")))
     elif isinstance(content, str):
         message["content"] = content
     else:
@@ -108,38 +142,61 @@ def _message(raw: dict) -> dict:
 
 
 def _assistant(raw: dict, content: str | None, calls: list[dict]) -> dict:
-    """What an assistant's message has beside its role. Thoughts may be in its content, as <think>…</think>."""
-    content = "" if content is None and calls else content
-    reasoning, weight = _first(raw, "reasoning", "reasoning_content") or "", _first(raw, "weight")
+    """What an assistant's message has beside its role.
+
+    Thoughts may be in its content, as <think>…</think>.
+    """
+    if content is None and calls:
+        content = ""
+    reasoning = _first(raw, "reasoning", "reasoning_content") or ""
     if not isinstance(content, str) or not isinstance(reasoning, str):
         raise ValueError("has content or reasoning that is no text")
     if content.lstrip().startswith("<think>"):
-        thoughts, end, content = content.lstrip().removeprefix("<think>").partition("</think>")
-        if not end:  # an answer that was cut off: it would teach never to stop
-            raise ValueError("has thoughts that never end")
-        reasoning, content = reasoning or thoughts, content.lstrip("\n")
-        if answer := re.fullmatch(r"\s*<answer>(.*)</answer>\s*", content, re.DOTALL):  # AM-DeepSeek-R1
-            content = answer[1].strip("\n")
+        thoughts, content = _split_thoughts(content)
+        reasoning = reasoning or thoughts
     if not content.strip() and not calls:
         raise ValueError("is an assistant's, and empty")
-    fields = {"content": content, "reasoning": reasoning.strip("\n"), "tool_calls": calls}
-    fields = {key: value for key, value in fields.items() if value or key == "content"}
-    if weight is None:
-        return fields
-    if not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
-        raise ValueError(f"has the weight {weight!r:.40}, which is no number from 0 to 1")
-    return fields | {"weight": float(weight)}
+    fields = {"content": content}
+    reasoning = reasoning.strip("\n")
+    if reasoning:
+        fields["reasoning"] = reasoning
+    if calls:
+        fields["tool_calls"] = calls
+    weight = _first(raw, "weight")
+    if weight is not None:
+        if not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+            raise ValueError(f"has the weight {weight!r:.40}, which is no number from 0 to 1")
+        fields["weight"] = float(weight)
+    return fields
+
+
+def _split_thoughts(content: str) -> tuple[str, str]:
+    """(thoughts, answer) of a content that begins with <think>."""
+    content = content.lstrip().removeprefix("<think>")
+    thoughts, end, answer = content.partition("</think>")
+    if not end:  # an answer that was cut off: it would teach never to stop
+        raise ValueError("has thoughts that never end")
+    answer = answer.lstrip("\n")
+    tagged = re.fullmatch(r"\s*<answer>(.*)</answer>\s*", answer, re.DOTALL)  # AM-DeepSeek-R1
+    if tagged:
+        answer = tagged[1].strip("\n")
+    return thoughts, answer
 
 
 def _calls(value: object) -> list[dict]:
-    """[{"name", "arguments": dict}] of one call or a list of them, plain or in OpenAI's form, maybe as JSON text."""
+    """[{"name", "arguments": dict}] of one call or a list of them.
+
+    Plain or in OpenAI's form, maybe as JSON text.
+    """
     calls = []
     for call in _objects(value or [], "tool calls", "has "):
-        call = call.get("function") or call
-        name, arguments = (call.get(key) if isinstance(call, dict) else None for key in ("name", "arguments"))
-        arguments = _json(arguments, "a tool call's arguments", "has ")
+        function = call.get("function") or call
+        fields = function if isinstance(function, dict) else {}
+        name = fields.get("name")
+        arguments = _json(fields.get("arguments"), "a tool call's arguments", "has ")
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-            raise ValueError("has a tool call without a name, or whose arguments are no JSON object")
+            raise ValueError("has a tool call without a name, "
+                             "or whose arguments are no JSON object")
         calls.append({"name": name, "arguments": arguments})
     return calls
 
@@ -147,16 +204,19 @@ def _calls(value: object) -> list[dict]:
 def _objects(value: object, what: str, has: str = "") -> list[dict]:
     """A list of JSON objects (or one of them), given as such or as JSON text."""
     value = _json(value, what, has)
-    value = [value] if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        value = [value]
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ValueError(f"{has}{what} that are no list of JSON objects")
     return value
 
 
 def _json(value: object, what: str, has: str = "") -> object:
-    """The value, or if it is text what that says as JSON."""
+    """The value; of a text, what it says as JSON."""
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return json.loads(value)
     except (ValueError, RecursionError):
         raise ValueError(f"{has}{what} that are no JSON: {value!r:.60}") from None
 
@@ -166,28 +226,35 @@ def _first(raw: dict, *keys: str) -> object:
     return next((raw[key] for key in keys if raw.get(key) is not None), None)
 
 
-def conversations(sources: list[dict], place: ReadPosition, bad_line: Callable) -> Iterator[tuple[str, dict]]:
-    """("file:line", normalized conversation) of each record; bad_line(where, what) is called for each bad one.
+def read_conversations(sources: list[dict], position: ReadPosition,
+                       bad_line: Callable) -> Iterator[tuple[str, dict]]:
+    """("file:line", normalized conversation) of each record.
 
-    A source's "documents" counts good ones. place counts what "keep" leaves out.
+    bad_line(where, what) is called for each bad one. A source's "documents" counts good ones;
+    position counts what "keep" leaves out.
     """
-    def of_source(source: dict) -> Iterator[tuple[str, dict]]:
-        for shard in shards(source):
-            file = f"{source['hf']}, shard {shard}" if "hf" in source else shard
-            for number, record in read(source, shard, bad_line=bad_line):
-                if not kept(record, source):
-                    place.left_out += 1
-                    continue
-                try:
-                    yield f"{file}:{number}", normalize(record, source.get("column"))
-                except ValueError as error:
-                    bad_line(f"{file}:{number}", str(error))
-
     for source in sources:
-        yield from islice(of_source(source), source.get("documents"))
+        conversations = _read_source(source, position, bad_line)
+        yield from islice(conversations, source.get("documents"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def _read_source(source: dict, position: ReadPosition,
+                 bad_line: Callable) -> Iterator[tuple[str, dict]]:
+    for shard in shards(source):
+        file = f"{source['hf']}, shard {shard}" if "hf" in source else shard
+        for number, record in read(source, shard, bad_line=bad_line):
+            if not kept(record, source):
+                position.left_out += 1
+                continue
+            try:
+                conversation = normalize(record, source.get("column"))
+            except ValueError as error:
+                bad_line(f"{file}:{number}", str(error))
+                continue
+            yield f"{file}:{number}", conversation
+
+
+# --------------------------------------------------------------------------------------------------
 # Pools
 
 @dataclass
@@ -204,8 +271,12 @@ class Pool:
 
     @functools.cached_property
     def trained(self) -> np.ndarray:
-        """(conversations,) int64: tokens of each whose weight is above 0. Reads all the weights once."""
-        return np.array([np.count_nonzero(self.conversation(i)[1]) for i in range(len(self.ends))], np.int64)
+        """(conversations,) int64: trained tokens of each, of weight above 0. Reads all weights."""
+        counts = []
+        for i in range(len(self.ends)):
+            _, weights = self.conversation(i)
+            counts.append(np.count_nonzero(weights))
+        return np.array(counts, np.int64)
 
     def conversation(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and weights of the i-th."""
@@ -213,93 +284,133 @@ class Pool:
         return self.tokens[part], self.weights[part]
 
 
-FILES = {"tokens": ("<u4", "tokens"), "weights": ("<f2", "tokens"), "ends": ("<i8", "rows")}  # type, size in manifest
+FILES = {  # name of a file -> its numbers' type, and what of the manifest says how many
+    "tokens": ("<u4", "tokens"),
+    "weights": ("<f2", "tokens"),
+    "ends": ("<i8", "rows"),
+}
 
 
-def prepare(folder: Path, name: str, sources: list[dict], tokenizer, *, on_bad_line: str = "skip") -> Pool:
-    """The pool folder/name, made if it is not there, or if sources, files, tokenizer or this code have changed.
+def prepare(folder: Path, name: str, sources: list[dict], tokenizer, *,
+            on_bad_line: str = "skip") -> Pool:
+    """The pool folder/name, made if it is not there or made of something else.
 
-    on_bad_line: "skip" (counted, the first ones shown) or "stop". A row is a conversation or a prefix of it (see
-    chat.one_row_per_turn); what has no trained token is left out. Only one process at a time may call it.
+    That is: of other sources, files, tokenizer or code. on_bad_line: "skip" (counted, the first
+    ones shown) or "stop". A row is a conversation or a prefix of it (see
+    template.one_row_per_turn); what has no trained token is left out. Only one process at a time
+    may call it.
     """
     if on_bad_line not in ("skip", "stop"):
         raise UserError(f"on_bad_line is {on_bad_line!r}; it must be 'skip' or 'stop'")
     for source in sources:
-        if wrong := invalid_reason(source) or _fault(source):
-            raise UserError(f"pool {name!r}: {wrong}")
-    files = [path for source in sources if "path" in source for path in find_files(source["path"])]
-    made_of = json.loads(json.dumps({
-        "sources": sources, "tokenizer": tokenizer.hash, "on_bad_line": on_bad_line,
-        "files": [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files],
-        "code": [sha256(Path(file).read_bytes()).hexdigest() for file in (__file__, template.__file__)]}))
-    manifest = _manifest(folder / name)
-    ready = manifest.get("made_of") == made_of
-    if not ready:
+        reason = invalid_reason(source) or _no_conversations_reason(source)
+        if reason:
+            raise UserError(f"pool {name!r}: {reason}")
+    made_of = _ingredients(sources, tokenizer, on_bad_line)
+    manifest = _read_manifest(folder / name)
+    ready = "ready, "
+    if manifest.get("made_of") != made_of:
+        ready = ""
         manifest = _make(folder, name, sources, tokenizer, on_bad_line == "stop", made_of)
-    print(f"pool {name}: {'ready, ' * ready}{manifest['rows']:,} rows of {manifest['conversations']:,} conversations, "
-          f"{manifest['tokens']:,} tokens, {manifest['trained']:,} of them trained; {_lost(manifest)}")
+    print(f"pool {name}: {ready}{manifest['rows']:,} rows of {manifest['conversations']:,} "
+          f"conversations, {manifest['tokens']:,} tokens, {manifest['trained']:,} of them trained; "
+          f"{_describe_losses(manifest)}")
     return read_pool(folder / name, tokenizer.hash)
 
 
-def _fault(source: dict) -> str:
+def _no_conversations_reason(source: dict) -> str:
     """Why a source of data/text/sources.py is none of conversations; "" if it is."""
-    column = source.get("column", ["prompt", "response"])
     if not {"path", "hf"} & source.keys() or "megabytes" in source:
         return f"{source} must be a path or an hf source, whose beginning is given as documents"
-    if not isinstance(column, (list, tuple)) or [type(name) for name in column] != [str, str]:
+    column = source.get("column", ["prompt", "response"])
+    is_list = isinstance(column, (list, tuple))
+    if not is_list or [type(name) for name in column] != [str, str]:
         return f"column of {source} must be [prompt, response]"
     return ""
 
 
-def _make(folder: Path, name: str, sources: list[dict], tokenizer, stop: bool, made_of: dict) -> dict:
+def _ingredients(sources: list[dict], tokenizer, on_bad_line: str) -> dict:
+    """All that decides a pool's content, as JSON gives it back."""
+    files = []
+    for source in sources:
+        if "path" in source:
+            for path in find_files(source["path"]):
+                stat = path.stat()
+                files.append((str(path), stat.st_size, stat.st_mtime_ns))
+    code = [Path(file).read_bytes() for file in (__file__, template.__file__)]
+    made_of = {
+        "sources": sources,
+        "tokenizer": tokenizer.hash,
+        "on_bad_line": on_bad_line,
+        "files": files,
+        "code": [sha256(text).hexdigest() for text in code],
+    }
+    return json.loads(json.dumps(made_of))
+
+
+def _make(folder: Path, name: str, sources: list[dict], tokenizer, stop: bool,
+          made_of: dict) -> dict:
     """Writes a pool and returns its manifest. The old one stays until the new one is whole."""
-    tokenizer.im_start, tokenizer.im_end  # a tokenizer that is not made for chats says so here, not on each line
-    aside, place = folder / f"{name}.tmp", ReadPosition()
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    count = dict.fromkeys(("conversations", "rows", "tokens", "trained", "untrained"), 0)
+    tokenizer.im_start, tokenizer.im_end  # where these are missing it fails here, not on each line
+    position = ReadPosition()
 
     def bad_line(where: str, what: str) -> None:
         if stop:
-            raise UserError(f"pool {name!r}: {where}: {what} (on_bad_line=skip leaves such lines out)")
-        place.bad_line(where, what)
+            raise UserError(f"pool {name!r}: {where}: {what} "
+                            "(on_bad_line=skip leaves such lines out)")
+        position.bad_line(where, what)
 
-    with (open(aside / "tokens.bin", "wb") as tokens, open(aside / "weights.bin", "wb") as weights,
-          open(aside / "ends.bin", "wb") as ends, progress_bar(desc=f"pool {name}", unit=" conversations") as bar):
-        for rows in _tokenized(conversations(sources, place, bad_line), tokenizer, bad_line):
-            bar.update()
-            count["conversations"] += 1
-            count["untrained"] += not rows
-            for row_tokens, row_weights in rows:
-                count["rows"] += 1
-                count["tokens"] += len(row_tokens)
-                count["trained"] += int(np.count_nonzero(row_weights))
-                tokens.write(row_tokens)
-                weights.write(row_weights)
-                ends.write(np.array(count["tokens"], "<i8"))
-        for file in (tokens, weights, ends):
-            file.flush()
-            os.fsync(file.fileno())
-    manifest = count | {"bad": place.bad, "first_bad": place.first, "left_out": place.left_out, "made_of": made_of}
-    if not count["rows"]:
-        raise UserError(f"pool {name!r} has no conversation to train on: {_lost(manifest)}; of {sources}")
+    aside = folder / f"{name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    conversations = read_conversations(sources, position, bad_line)
+    manifest = _write_rows(aside, _tokenize(conversations, tokenizer, bad_line), f"pool {name}")
+    manifest |= {
+        "bad": position.bad,
+        "first_bad": position.first,
+        "left_out": position.left_out,
+        "made_of": made_of,
+    }
+    if not manifest["rows"]:
+        raise UserError(f"pool {name!r} has no conversation to train on: "
+                        f"{_describe_losses(manifest)}; of {sources}")
     write_atomic(aside / "manifest.json", json.dumps(manifest, indent=1))
     shutil.rmtree(folder / name, ignore_errors=True)
     os.replace(aside, folder / name)
     return manifest
 
 
-def _tokenized(stream: Iterator[tuple[str, dict]], tokenizer, bad_line: Callable) -> Iterator[list[tuple]]:
-    """The trained rows [(tokens, weights)] of each conversation, in order; several are tokenized at a time."""
-    def rows(conversation: dict) -> list[tuple]:
-        rendered = [render_weighted(messages, tokenizer, conversation["tools"])
-                    for messages in one_row_per_turn(conversation["messages"])]
-        rows = [(np.array(ids, "<u4"), np.array(weights, "<f2")) for ids, weights in rendered]
-        return [(tokens, weights) for tokens, weights in rows if weights.any()]
+def _write_rows(folder: Path, conversations: Iterator[list[tuple]], title: str) -> dict[str, int]:
+    """Writes a pool's arrays, and counts. conversations: the rows of each; title: of the bar."""
+    count = dict.fromkeys(("conversations", "rows", "tokens", "trained", "untrained"), 0)
+    with (open(folder / "tokens.bin", "wb") as tokens_file,
+          open(folder / "weights.bin", "wb") as weights_file,
+          open(folder / "ends.bin", "wb") as ends_file,
+          progress_bar(desc=title, unit=" conversations") as bar):
+        for rows in conversations:
+            bar.update()
+            count["conversations"] += 1
+            count["untrained"] += not rows
+            for tokens, weights in rows:
+                count["rows"] += 1
+                count["tokens"] += len(tokens)
+                count["trained"] += int(np.count_nonzero(weights))
+                tokens_file.write(tokens)
+                weights_file.write(weights)
+                ends_file.write(np.array(count["tokens"], "<i8"))
+        for file in (tokens_file, weights_file, ends_file):
+            file.flush()
+            os.fsync(file.fileno())
+    return count
 
+
+def _tokenize(conversations: Iterator[tuple[str, dict]], tokenizer,
+              bad_line: Callable) -> Iterator[list[tuple]]:
+    """The trained rows [(tokens, weights)] of each conversation, in order; several at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        while batch := list(islice(stream, BATCH)):
-            jobs = [threads.submit(rows, conversation) for _, conversation in batch]
+        while batch := list(islice(conversations, BATCH)):
+            jobs = [threads.submit(_trained_rows, conversation, tokenizer)
+                    for _, conversation in batch]
             for (where, _), job in zip(batch, jobs):
                 try:
                     yield job.result()
@@ -307,29 +418,56 @@ def _tokenized(stream: Iterator[tuple[str, dict]], tokenizer, bad_line: Callable
                     bad_line(where, str(error))
 
 
-def _lost(manifest: dict) -> str:
-    return (f"bad lines: {manifest['bad']:,}" + f" (the first: {manifest['first_bad']})" * bool(manifest["bad"])
-            + f", conversations without a trained token: {manifest['untrained']:,}" * bool(manifest["untrained"])
-            + f", outside of \"keep\": {manifest['left_out']:,}" * bool(manifest["left_out"]))
+def _trained_rows(conversation: dict, tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(tokens, weights) of each row of a conversation in which a token is trained."""
+    rows = []
+    for messages in one_row_per_turn(conversation["messages"]):
+        ids, weights = render_weighted(messages, tokenizer, conversation["tools"])
+        weights = np.array(weights, "<f2")
+        if weights.any():
+            rows.append((np.array(ids, "<u4"), weights))
+    return rows
 
 
-def _manifest(folder: Path) -> dict:
+def _describe_losses(manifest: dict) -> str:
+    """What a pool's sources have lost, in words."""
+    text = f"bad lines: {manifest['bad']:,}"
+    if manifest["bad"]:
+        text += f" (the first: {manifest['first_bad']})"
+    if manifest["untrained"]:
+        text += f", conversations without a trained token: {manifest['untrained']:,}"
+    if manifest["left_out"]:
+        text += f", outside of \"keep\": {manifest['left_out']:,}"
+    return text
+
+
+def _read_manifest(folder: Path) -> dict:
     """A pool's manifest; {} where there is none or a file is not whole."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        whole = all((folder / f"{file}.bin").stat().st_size == np.dtype(kind).itemsize * manifest[size]
-                    for file, (kind, size) in FILES.items())
+        for file, (kind, size) in FILES.items():
+            n_bytes = np.dtype(kind).itemsize * manifest[size]
+            if (folder / f"{file}.bin").stat().st_size != n_bytes:
+                return {}
     except (OSError, ValueError):
         return {}
-    return manifest if whole else {}
+    return manifest
 
 
 def read_pool(folder: Path, tokenizer_hash: str) -> Pool:
-    """Opens a pool that `prepare` made. UserError if there is no whole one, or if it is another tokenizer's."""
-    manifest = _manifest(folder)
+    """Opens a pool that `prepare` made.
+
+    UserError if there is no whole one, or if it is another tokenizer's.
+    """
+    manifest = _read_manifest(folder)
     if not manifest:
         raise UserError(f"no whole pool of conversations in {folder}: prepare it again")
-    if (made_by := manifest["made_of"]["tokenizer"]) != tokenizer_hash:
-        raise UserError(f"{folder} was made with tokenizer {made_by}, not {tokenizer_hash}: prepare it again")
-    return Pool(**{file: np.asarray(np.memmap(folder / f"{file}.bin", kind, "r"))  # plain arrays are sliced faster
-                   for file, (kind, _) in FILES.items()})
+    made_by = manifest["made_of"]["tokenizer"]
+    if made_by != tokenizer_hash:
+        raise UserError(f"{folder} was made with tokenizer {made_by}, not {tokenizer_hash}: "
+                        "prepare it again")
+    arrays = {}
+    for file, (kind, _) in FILES.items():
+        memory_map = np.memmap(folder / f"{file}.bin", kind, "r")
+        arrays[file] = np.asarray(memory_map)  # plain arrays are sliced faster
+    return Pool(**arrays)

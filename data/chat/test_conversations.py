@@ -11,8 +11,14 @@ import pytest
 
 from common import UserError
 from conftest import ROOT
+from data.chat.conversations import (
+    MAX_CHARACTERS,
+    normalize,
+    prepare,
+    read_conversations,
+    read_pool,
+)
 from data.chat.template import one_row_per_turn, render_weighted
-from data.chat.conversations import conversations, MAX_CHARACTERS, normalize, prepare, read_pool
 from data.text.sources import ReadPosition
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -339,7 +345,7 @@ def test_sources_may_select(tmp_path):
             place = ReadPosition(stop=True)
             source = {kind: str(tmp_path / "set")} | settings
             return [
-                found for _, found in conversations([source], place, place.bad_line)
+                found for _, found in read_conversations([source], place, place.bad_line)
             ], place.left_out
 
         found, left_out = read(column=["q", "a"], keep={"score": [5, None]}, documents=3)

@@ -13,7 +13,6 @@ from trl import pack_dataset
 
 from common import UserError
 from data.chat.conversations import Pool
-from data.text.mixture import IGNORE
 from data.chat.packing import (
     Stream,
     _interleave,
@@ -22,6 +21,7 @@ from data.chat.packing import (
     first_fit_decreasing,
     plan_stages,
 )
+from data.text.mixture import IGNORE
 from model import ModelConfig, init_weights, meta_model
 
 
@@ -232,9 +232,15 @@ def test_a_batch_is_a_pure_function(pools):
 
 def test_each_epoch_has_an_order_of_its_own():
     first, second = np.split(_read_stream(Stream("a", 50, 0), 100, seed=0), 2)
-    for other in (second, _read_stream(Stream("a", 50, 0), 50, seed=1), _read_stream(Stream("b", 50, 0), 50, seed=0)):
+    for other in (
+        second,
+        _read_stream(Stream("a", 50, 0), 50, seed=1),
+        _read_stream(Stream("b", 50, 0), 50, seed=0),
+    ):
         assert sorted(first) == sorted(other) == list(range(50)) and (first != other).any()
-    np.testing.assert_array_equal(_read_stream(Stream("a", 50, 30), 40, seed=0), [*first[30:], *second[:20]])
+    np.testing.assert_array_equal(
+        _read_stream(Stream("a", 50, 30), 40, seed=0), [*first[30:], *second[:20]]
+    )
 
 
 def test_interleaving_is_the_sort_by_time():
