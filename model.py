@@ -1,8 +1,8 @@
 """The decoder that every phase shares: a plain Llama, as in Nanbeige4-3B.
 
-arXiv 2512.06266 and its released config: pre-norm, SwiGLU, grouped queries, rotary positions, no biases. Parameters are named as in Hugging
-Face's Llama, so hf.py has nothing to rename. `python -m checks.sizes CONFIG` prints the size of
-each part and what memory training needs.
+arXiv 2512.06266 and its released config: pre-norm, SwiGLU, grouped queries, rotary positions, no
+biases. Parameters are named as in Hugging Face's Llama, so hf.py has nothing to rename. `python -m
+checks.sizes CONFIG` prints the size of each part and what memory training needs.
 
 Shapes: B batch, T time, C width, H heads, K key/value heads, D head width, V vocabulary, L layers,
 S cache length.
@@ -47,7 +47,7 @@ NOT_OF_THE_WEIGHTS = ("rope_theta", "max_context", "init_std", "kernels")
 
 
 class KVCache:
-    """Keys and values of the tokens so far, (L, B, S, K, D) each, and how many positions are filled."""
+    """Keys and values of the tokens so far, (L, B, S, K, D) each, and how many these are."""
 
     def __init__(self, cfg: ModelConfig, batch: int, size: int, device, dtype):
         self.k = torch.empty(

@@ -1,4 +1,5 @@
-"""Config errors that name the nearest key; checkpoints that are whole or absent; signals and metrics."""
+"""Config errors that name the nearest key; checkpoints that are whole or absent; signals and
+metrics."""
 import json
 from dataclasses import dataclass, field
 
@@ -30,8 +31,16 @@ def load(*argv):
 
 
 def test_values_and_types(config):
-    cfg = load(config, "--pretrain.theta=4e4", "--pretrain.stages=[1, 2]", "--run=r", "--plan", "--scale=0.1",
-               "--pretrain.name=12", "--model.n_layers=3")
+    cfg = load(
+        config,
+        "--pretrain.theta=4e4",
+        "--pretrain.stages=[1, 2]",
+        "--run=r",
+        "--plan",
+        "--scale=0.1",
+        "--pretrain.name=12",
+        "--model.n_layers=3",
+    )
     p = cfg.pretrain
     assert (p.lr, p.steps, p.theta, p.stages, p.name) == (1.0, 5000, 4e4, [1, 2], "12")
     assert isinstance(p.lr, float) and isinstance(p.steps, int)
@@ -56,8 +65,10 @@ def test_what_is_wrong_is_named(config, argument, message):
 def test_config_file_errors(tmp_path):
     with pytest.raises(UserError, match="no config file"):
         load(str(tmp_path / "none.py"))
-    for text, message in (("pretain = dict()", "unknown section 'pretain'; did you mean 'pretrain'"),
-                          ("x = 1 +", "not a valid config: SyntaxError")):
+    for text, message in (
+        ("pretain = dict()", "unknown section 'pretain'; did you mean 'pretrain'"),
+        ("x = 1 +", "not a valid config: SyntaxError"),
+    ):
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(UserError, match=message):
             load(str(tmp_path / "bad.py"))
@@ -79,7 +90,9 @@ def small(seed=0):
 
 def train(model, optimizer, steps, start=0):
     for step in range(start, start + steps):
-        model(torch.randn(5, 4, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        model(
+            torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+        ).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -93,14 +106,26 @@ def saved(tmp_path):
     model, optimizer = small()
     for step in (1, 2, 3):
         train(model, optimizer, 1, step)
-        common.save_checkpoint(D, tmp_path, step, model, optimizer, {"keep": step == 1}, tmp_path / "tokenizer.json", keep=1)
+        common.save_checkpoint(
+            D,
+            tmp_path,
+            step,
+            model,
+            optimizer,
+            {"keep": step == 1},
+            tmp_path / "tokenizer.json",
+            keep=1,
+        )
     return tmp_path, model, optimizer
 
 
 def test_resume_equals_going_on(saved):
     folder, model, optimizer = saved
     other, other_optimizer = small(seed=9)
-    assert common.load_checkpoint(D, common.find_checkpoint(D, folder), other, other_optimizer)["step"] == 3
+    assert (
+        common.load_checkpoint(D, common.find_checkpoint(D, folder), other, other_optimizer)["step"]
+        == 3
+    )
     train(model, optimizer, 3)
     train(other, other_optimizer, 3)
     assert torch.equal(model.weight, other.weight) and torch.equal(model.bias, other.bias)
@@ -141,10 +166,19 @@ def test_a_save_that_was_killed_is_no_checkpoint(saved):
 
 def test_a_save_that_fails_loses_nothing(saved, monkeypatch, capsys):
     folder, model, optimizer = saved
-    monkeypatch.setattr(common.dcp, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert common.save_checkpoint(D, folder, 9, model, optimizer, {}, folder / "tokenizer.json") is None
+    monkeypatch.setattr(
+        common.dcp,
+        "save",
+        lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
+    assert (
+        common.save_checkpoint(D, folder, 9, model, optimizer, {}, folder / "tokenizer.json")
+        is None
+    )
     assert "No space left" in capsys.readouterr().out
-    assert common.find_checkpoint(D, folder).name == "step_00000003" and not list(folder.glob(".step*"))
+    assert common.find_checkpoint(D, folder).name == "step_00000003" and not list(
+        folder.glob(".step*")
+    )
 
 
 def test_metrics_drop_what_will_be_repeated_and_a_torn_line(tmp_path):
@@ -152,7 +186,13 @@ def test_metrics_drop_what_will_be_repeated_and_a_torn_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')
     metrics = common.Metrics(D, tmp_path, first_step=4)
     metrics.write(step=4, loss=2.0)
-    assert [(m["step"], m["loss"]) for m in common.read_metrics(tmp_path)] == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2)]
+    assert [(m["step"], m["loss"]) for m in common.read_metrics(tmp_path)] == [
+        (0, 1),
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 2),
+    ]
 
 
 def test_metrics_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch):
@@ -185,4 +225,8 @@ def test_adamw_groups_cover_every_parameter_once():
     optimizer = common.adamw(model, 1e-3, (0.9, 0.95), 0.1)
     decay, plain = (set(map(id, group["params"])) for group in optimizer.param_groups)
     assert len(decay) + len(plain) == len(list(model.parameters())) and not decay & plain
-    assert id(model.embed_tokens.weight) in plain and id(model.norm.weight) in plain and id(model.lm_head.weight) in decay
+    assert (
+        id(model.embed_tokens.weight) in plain
+        and id(model.norm.weight) in plain
+        and id(model.lm_head.weight) in decay
+    )

@@ -7,11 +7,28 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.cross_entropy import linear_cross_entropy
-from model import KVCache, ModelConfig, Transformer, count_parameters, flops_per_token, init_weights, meta_model
+from model import (
+    KVCache,
+    ModelConfig,
+    Transformer,
+    count_parameters,
+    flops_per_token,
+    init_weights,
+    meta_model,
+)
 
-NANBEIGE = ModelConfig(n_layers=32, hidden_size=2560, ffn_size=10496, n_heads=20, n_kv_heads=4, head_dim=128,
-                       vocab_size=166144)  # configs/3b.py, by hand
-TINY = ModelConfig(n_layers=3, hidden_size=32, ffn_size=48, n_heads=4, n_kv_heads=2, head_dim=8, vocab_size=64)
+NANBEIGE = ModelConfig(
+    n_layers=32,
+    hidden_size=2560,
+    ffn_size=10496,
+    n_heads=20,
+    n_kv_heads=4,
+    head_dim=128,
+    vocab_size=166144,
+)  # configs/3b.py, by hand
+TINY = ModelConfig(
+    n_layers=3, hidden_size=32, ffn_size=48, n_heads=4, n_kv_heads=2, head_dim=8, vocab_size=64
+)
 
 
 def test_parameter_counts_of_the_released_model():
@@ -38,7 +55,8 @@ def test_flops_a_token():
         logits = model(torch.zeros(1, context, dtype=torch.int64)) @ model.lm_head.weight.T
         logits.sum().backward()
     ours = context * flops_per_token(TINY, context)
-    # the plain attention makes six products of whole T x T squares, forward and backward; we count their causal halves
+    # the plain attention makes six products of whole T x T squares, forward and backward; we count
+    # their causal halves
     square = 2 * context**2 * TINY.n_layers * TINY.n_heads * TINY.head_dim
     assert counted.get_total_flops() == ours + 6 * square / 2
 
@@ -56,7 +74,9 @@ def test_init_is_normal_and_does_not_depend_on_assign():
     other = Transformer(TINY)
     init_weights(other, seed=4)
     assert not torch.equal(other.embed_tokens.weight, model.embed_tokens.weight)
-    matrices = [p for p in model.parameters() if p.shape == model.layers[0].mlp.up_proj.weight.shape]
+    matrices = [
+        p for p in model.parameters() if p.shape == model.layers[0].mlp.up_proj.weight.shape
+    ]
     assert len({p.flatten()[0].item() for p in matrices}) == len(matrices)  # no two are alike
 
 
@@ -70,7 +90,10 @@ def test_tied_embeddings_stay_tied_when_memory_comes(tied):
 
 
 def test_recomputation_gives_the_same_gradients():
-    model, tokens = Transformer(TINY), torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))
+    model, tokens = (
+        Transformer(TINY),
+        torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0)),
+    )
     init_weights(model, 0)
     doc_start = torch.where(torch.arange(19) < 8, 0, 8).int().expand(2, 19)
     gradients, forwards = [], []
@@ -80,7 +103,9 @@ def test_recomputation_gives_the_same_gradients():
             block.recompute = recompute
         model.zero_grad()
         hidden = model(tokens[:, :-1], doc_start)
-        linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, tokens[:, 1:].flatten()).backward()
+        linear_cross_entropy(
+            hidden.flatten(0, 1), model.lm_head.weight, tokens[:, 1:].flatten()
+        ).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     assert len(forwards) == 1 + 2  # it was recomputed
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
@@ -90,7 +115,10 @@ def test_recomputation_gives_the_same_gradients():
 
 
 def test_rows_leave_the_cache():
-    model, tokens = Transformer(TINY), torch.randint(64, (3, 10), generator=torch.Generator().manual_seed(0))
+    model, tokens = (
+        Transformer(TINY),
+        torch.randint(64, (3, 10), generator=torch.Generator().manual_seed(0)),
+    )
     init_weights(model, 0)
     cache = KVCache(TINY, 3, 10, "cpu", torch.float32)
     with torch.no_grad():
@@ -104,20 +132,33 @@ def test_positions_restart_in_each_document(monkeypatch):
     """RoPE is relative, so only rounding would show it: it is asked directly."""
     model, asked = Transformer(TINY), []
     rotary = model.rotary
-    monkeypatch.setattr(model, "rotary", lambda positions: asked.append(positions) or rotary(positions))
-    model(torch.zeros(1, 6, dtype=torch.int64), torch.tensor([[0, 0, 2, 3, 3, 3]], dtype=torch.int32))
+    monkeypatch.setattr(
+        model, "rotary", lambda positions: asked.append(positions) or rotary(positions)
+    )
+    model(
+        torch.zeros(1, 6, dtype=torch.int64), torch.tensor([[0, 0, 2, 3, 3, 3]], dtype=torch.int32)
+    )
     cache = KVCache(TINY, 2, 5, "cpu", torch.float32)
     with torch.no_grad():
         model(torch.zeros(2, 3, dtype=torch.int64), cache=cache)
-        model(torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[0], [2]], dtype=torch.int32), cache)
-    assert [positions.tolist() for positions in asked] == [[[0, 1, 0, 0, 1, 2]], [0, 1, 2], [[3, 4], [1, 2]]]
+        model(
+            torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[0], [2]], dtype=torch.int32), cache
+        )
+    assert [positions.tolist() for positions in asked] == [
+        [[0, 1, 0, 0, 1, 2]],
+        [0, 1, 2],
+        [[3, 4], [1, 2]],
+    ]
 
 
 def test_positions_far_away_are_exact():
-    """Angles are made in fp32 whatever the weights' type: at 100,000 bf16 could not tell positions apart."""
+    """Angles are made in fp32 whatever the weights' type: at 100,000 bf16 could not tell positions
+    apart."""
     model = meta_model(dataclasses.replace(TINY, rope_theta=5e6)).bfloat16()
     positions = torch.tensor([0, 1, 65_535, 100_001])
     cos, sin = model.rotary(positions)
     angles = positions[:, None].double() * 5e6 ** -(torch.arange(0, 8, 2).double() / 8)
     assert cos.shape == (4, 1, 4) and cos.dtype == torch.float32
-    assert (cos[:, 0] - angles.cos()).abs().max() < 0.01 and (sin[:, 0] - angles.sin()).abs().max() < 0.01
+    assert (cos[:, 0] - angles.cos()).abs().max() < 0.01 and (
+        sin[:, 0] - angles.sin()
+    ).abs().max() < 0.01

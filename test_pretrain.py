@@ -1,4 +1,5 @@
-"""Pre-training by its real commands: schedule, resume, world sizes, signals, bad steps, bad input."""
+"""Pre-training by its real commands: schedule, resume, world sizes, signals, bad steps, bad
+input."""
 import json
 import math
 import re
@@ -13,8 +14,8 @@ import common
 import pretrain
 from conftest import ROOT, Mini
 from data.text.mixture import plan_stages
-from schedule import learning_rate
 from pretrain import PretrainConfig, StageConfig
+from schedule import learning_rate
 
 
 def metrics(mini, run):
@@ -48,24 +49,36 @@ def whole(mini):
 ])
 def test_decay_curves_by_hand(curve, expected):
     """Four steps from 4 to 2."""
-    stages = [StageConfig("a", [0, 1], 16, tokens=64, mixture={"p": 1}), StageConfig("b", [1, 0.5], 16, 64, {"p": 1}, curve=curve)]
+    stages = [
+        StageConfig("a", [0, 1], 16, tokens=64, mixture={"p": 1}),
+        StageConfig("b", [1, 0.5], 16, 64, {"p": 1}, curve=curve),
+    ]
     plans = plan_stages(stages, {"p": 1000}, 16)
     assert [learning_rate(4.0, plans[1], step) for step in range(4, 8)] == pytest.approx(expected)
     assert [learning_rate(4.0, plans[0], step) for step in range(4)] == pytest.approx([1, 2, 3, 4])
 
 
 def test_report_schedule_of_3b():
-    """arXiv 2512.06266: 0.1T, 12.4T, 6.5T, 4T; 4.5e-4 to 1.5e-6; one epoch of each pool, then a second of high."""
+    """arXiv 2512.06266: 0.1T, 12.4T, 6.5T, 4T; 4.5e-4 to 1.5e-6; one epoch of each pool, then a
+    second of high."""
     cfg = common.load_config("", [str(ROOT / "configs/3b.py")], pretrain=PretrainConfig)
     p = cfg.pretrain
     stages = [common.from_dict(StageConfig, s, "") for s in p.stages]
     plans = plan_stages(stages, p.pool_tokens, p.batch_tokens)
     assert [sum(plan.tokens.values()) / 1e12 for plan in plans] == [0.1, 12.4, 6.5, 4.0]
     warmup, diversity, high, decay = plans
-    assert {k: warmup.tokens[k] + diversity.tokens[k] for k in ("high", "medium")} == {"high": 6.5e12, "medium": 6e12}
+    assert {k: warmup.tokens[k] + diversity.tokens[k] for k in ("high", "medium")} == {
+        "high": 6.5e12,
+        "medium": 6e12,
+    }
     assert set(high.tokens) == {"high"} and decay.context == 65536
     rate = lambda i, step: learning_rate(p.lr, plans[i], step)
-    assert rate(0, warmup.end_step - 1) == rate(1, diversity.first_step) == rate(2, high.end_step - 1) == 4.5e-4
+    assert (
+        rate(0, warmup.end_step - 1)
+        == rate(1, diversity.first_step)
+        == rate(2, high.end_step - 1)
+        == 4.5e-4
+    )
     assert rate(3, decay.end_step - 1) == pytest.approx(1.5e-6)
 
 
@@ -73,22 +86,30 @@ def test_report_schedule_of_3b():
 
 def test_accumulation_does_not_change_the_gradient():
     """1 x 8 rows = 8 x 1 accumulated, with documents of uneven lengths: one denominator for all."""
-    from data.text.mixture import Batch, IGNORE
+    from data.text.mixture import IGNORE, Batch
     from model import ModelConfig, Transformer, init_weights
     rng = torch.Generator().manual_seed(0)
     model = Transformer(ModelConfig(2, 32, 48, 2, 1, 16, vocab_size=64)).double()
     init_weights(model, 0)
     tokens = torch.randint(64, (8, 16), generator=rng)
-    targets = torch.where(torch.rand(8, 16, generator=rng) < torch.linspace(0, 0.9, 8)[:, None], IGNORE, tokens.roll(-1, 1))
+    targets = torch.where(
+        torch.rand(8, 16, generator=rng) < torch.linspace(0, 0.9, 8)[:, None],
+        IGNORE,
+        tokens.roll(-1, 1),
+    )
     batch = Batch(tokens.numpy(), targets.numpy(), torch.zeros(8, 16, dtype=torch.int32).numpy())
     d = common.Dist(0, 1, torch.device("cpu"), None)
     gradients = []
     for micro in (0, 16):
         model.zero_grad()
-        loss, n = pretrain.train_step(model, batch, PretrainConfig(stages=[], batch_tokens=128, micro_tokens=micro), d)
+        loss, n = pretrain.train_step(
+            model, batch, PretrainConfig(stages=[], batch_tokens=128, micro_tokens=micro), d
+        )
         gradients.append([p.grad.clone() for p in model.parameters()])
         logits = model(tokens) @ model.lm_head.weight.T
-        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        expected = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE
+        )
         assert loss == pytest.approx(expected.item(), abs=1e-6) and n == (targets != IGNORE).sum()
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
@@ -112,7 +133,8 @@ def test_two_ranks_take_the_same_steps(mini, whole):
 
 
 def leave_early(mini, run, ranks=0, last=12):
-    """A run whose checkpoints after step `last` are gone: what a machine that died then leaves behind."""
+    """A run whose checkpoints after step `last` are gone: what a machine that died then leaves
+    behind."""
     mini.pretrain(f"--run={run}", "--pretrain.save_every=4", "--pretrain.keep=99", ranks=ranks)
     for path in common.list_checkpoints(mini.folder / "out" / run / "pretrain"):
         if int(path.name[5:]) > last:
@@ -120,8 +142,14 @@ def leave_early(mini, run, ranks=0, last=12):
 
 
 def test_micro_batches_and_bfloat16_and_recompute(mini, whole):
-    """FSDP's mixed precision, activation checkpointing and accumulation give about the same losses on one process."""
-    mini.pretrain("--run=bf16", "--pretrain.dtype=bfloat16", "--pretrain.recompute=true", "--pretrain.micro_tokens=128")
+    """FSDP's mixed precision, activation checkpointing and accumulation give about the same losses
+    on one process."""
+    mini.pretrain(
+        "--run=bf16",
+        "--pretrain.dtype=bfloat16",
+        "--pretrain.recompute=true",
+        "--pretrain.micro_tokens=128",
+    )
     assert losses(mini, "bf16") == pytest.approx(losses(mini, "whole"), abs=0.05)
     assert losses(mini, "bf16") != losses(mini, "whole")
 
@@ -130,7 +158,8 @@ def test_micro_batches_and_bfloat16_and_recompute(mini, whole):
 
 @pytest.mark.parametrize("last", [12, 28])
 def test_resume_is_exact_to_the_bit(mini, whole, last):
-    """In the stable stage, and in the decay, which inherits the RoPE base that the stable stage set."""
+    """In the stable stage, and in the decay, which inherits the RoPE base that the stable stage
+    set."""
     shutil.rmtree(mini.folder / "out/resumed", ignore_errors=True)
     leave_early(mini, "resumed", last=last)
     mini.pretrain("--run=resumed")
@@ -140,18 +169,27 @@ def test_resume_is_exact_to_the_bit(mini, whole, last):
     assert "nothing to do" in mini.pretrain("--run=resumed")
 
 
-@pytest.mark.parametrize("number, ranks", [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize("number, "
+                         "ranks", [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 2)])
 def test_a_signal_saves_and_leaves(mini, whole, number, ranks):
     run = f"signal{int(number)}-{ranks}"
-    process = mini.popen(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", f"--name={run}",
-                         "--pretrain.log_every=1", "--pretrain.save_every=1000", ranks=ranks)
+    process = mini.popen(
+        str(ROOT / "pretrain.py"),
+        "mini.py",
+        "--corpus.folder=data",
+        f"--name={run}",
+        "--pretrain.log_every=1",
+        "--pretrain.save_every=1000",
+        ranks=ranks,
+    )
     for line in process.stdout:
         if line.startswith("step      9"):
             process.send_signal(number)
             break
     output = process.communicate(timeout=60)[0]
     at = int(re.search(r"stopped by signal at step (\d+)", output)[1])
-    assert process.returncode == (1 if ranks else 128 + number)  # torchrun says 1, whatever its workers say
+    assert process.returncode == (1 if ranks else 128 + number)  # torchrun says 1, whatever its
+                                                                 # workers say
     assert f"(step {at})" in mini.pretrain(f"--run={run}", ranks=ranks)
     assert losses(mini, run) == pytest.approx(losses(mini, "whole"), abs=1e-4 if ranks else 0)
 
@@ -169,7 +207,8 @@ def test_damaged_checkpoint_is_passed_over(mini, whole):
 
 
 def test_branch_shares_the_trunk(mini, whole):
-    """A decay from the stable checkpoint at step 14: the trunk's steps are not repeated, the rate falls from there."""
+    """A decay from the stable checkpoint at step 14: the trunk's steps are not repeated, the rate
+    falls from there."""
     mini.pretrain("--run=trunk", "--pretrain.keep=99")
     trunk = "out/trunk/pretrain/step_00000014"
     output = mini.pretrain("--run=branch", f"--pretrain.branch_from={trunk}")
@@ -184,14 +223,19 @@ def test_other_stages_do_not_go_on_from_a_checkpoint(mini, whole):
     assert "trained with other stages" in output
     output = mini.pretrain("--run=whole", "--model.n_layers=1", "--model.ffn_size=32", code=2)
     assert "trained with other model.n_layers, model.ffn_size" in output
-    assert "settings that have changed since: grad_clip" in mini.pretrain("--run=whole", "--pretrain.grad_clip=2.0")
+    assert "settings that have changed since: grad_clip" in mini.pretrain(
+        "--run=whole", "--pretrain.grad_clip=2.0"
+    )
 
 
 def test_no_space_left_while_saving(mini, whole, tmp_path):
-    """A disk with room for two checkpoints: later saves fail and say so, the run goes on from what is whole."""
+    """A disk with room for two checkpoints: later saves fail and say so, the run goes on from what
+    is whole."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small disk needs root")
     try:
         small = Mini(disk)
@@ -200,7 +244,11 @@ def test_no_space_left_while_saving(mini, whole, tmp_path):
         assert "could not be written (no space left: " in output and "Traceback" not in output
         assert output.count("error: ") == 1 and "make room and run the same command again" in output
         kept = common.list_checkpoints(disk / "out/full/pretrain")
-        assert kept and common.find_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), kept[0].parent) == kept[0]
+        assert (
+            kept
+            and common.find_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), kept[0].parent)
+            == kept[0]
+        )
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         assert f"(step {int(kept[0].name[5:])})" in small.pretrain(*command)
         assert losses(small, "full") == losses(mini, "whole")
@@ -212,37 +260,62 @@ def test_no_space_left_while_saving(mini, whole, tmp_path):
 
 def poisoned(mini, run, *options, code=0):
     """A run in which the loss of step 5 is NaN."""
-    script = ("import pretrain, common, torch; step = [0]; real = pretrain.linear_cross_entropy\n"
-              "def loss(*a, **k):\n    step[0] += torch.is_grad_enabled()\n    return real(*a, **k) * (float('nan') if step[0] == 6 else 1)\n"
-              "pretrain.linear_cross_entropy = loss; common.cli(pretrain.main)")
-    return mini.run("-c", script, "mini.py", "--corpus.folder=data", f"--run={run}", *options, code=code)
+    script = (
+        "import pretrain, common, torch; step = [0]; real = pretrain.linear_cross_entropy\n"
+        "def loss(*a, **k):\n    step[0] += torch.is_grad_enabled()\n    return real(*a, **k) * "
+        "(float('nan') if step[0] == 6 else 1)\n"
+        "pretrain.linear_cross_entropy = loss; common.cli(pretrain.main)"
+    )
+    return mini.run(
+        "-c", script, "mini.py", "--corpus.folder=data", f"--run={run}", *options, code=code
+    )
 
 
 def test_nan_never_enters_the_weights(mini, whole):
     output = poisoned(mini, "skip")
     assert re.search(r"step 5: loss nan.*data/\w+/train_0000\d.bin", output)
     line = [line for line in metrics(mini, "skip") if "loss" in line][5]
-    assert not line["finite"] and all(math.isfinite(x) for i, x in enumerate(losses(mini, "skip")) if i != 5)
+    assert not line["finite"] and all(
+        math.isfinite(x) for i, x in enumerate(losses(mini, "skip")) if i != 5
+    )
     assert losses(mini, "skip")[:5] == losses(mini, "whole")[:5]
-    assert "error: step 5: loss nan" in poisoned(mini, "stop", "--pretrain.on_nonfinite=stop", code=2)
+    assert "error: step 5: loss nan" in poisoned(
+        mini, "stop", "--pretrain.on_nonfinite=stop", code=2
+    )
 
 
 # ---- what a user sees
 
 def test_output_and_files(mini, whole):
-    for expected in ("learning rate", "held-out high: loss", "bits per byte", "end of stage decay", "tokens/s", "MFU n/a",
-                     "loader alone", "avg@k"):
+    for expected in (
+        "learning rate",
+        "held-out high: loss",
+        "bits per byte",
+        "end of stage decay",
+        "tokens/s",
+        "MFU n/a",
+        "loader alone",
+        "avg@k",
+    ):
         assert expected in whole
     folder = mini.folder / "out/whole/pretrain"
     assert losses(mini, "whole")[-1] < losses(mini, "whole")[0] - 1
-    stage_ends = [json.loads((p / "meta.json").read_text())["stage"] for p in reversed(common.list_checkpoints(folder))]
+    stage_ends = [
+        json.loads((p / "meta.json").read_text())["stage"]
+        for p in reversed(common.list_checkpoints(folder))
+    ]
     assert list(dict.fromkeys(stage_ends)) == ["warmup", "stable", "decay"]
     last = [line for line in metrics(mini, "whole") if "validation" in line][-1]
     assert set(last["validation"]) == {"high", "medium"} and set(last["scores"]) == {"math"}
 
 
 def test_plan_needs_no_data(mini):
-    output = mini.run(str(ROOT / "pretrain.py"), str(ROOT / "configs/3b.py"), "--plan", "--pretrain.total_tokens=10e9")
+    output = mini.run(
+        str(ROOT / "pretrain.py"),
+        str(ROOT / "configs/3b.py"),
+        "--plan",
+        "--pretrain.total_tokens=10e9",
+    )
     assert "e+10 tokens" in output or "1e+10 tokens" in output
     assert "high 100% (to 2.00)" not in output and "6.55e+04" not in output and "65,536" in output
 
@@ -251,10 +324,12 @@ def test_plan_needs_no_data(mini):
     (["--pretrain.lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
     (["--pretrain.batch_tokens=big"], "batch_tokens must be int"),
     (["--model.vocab_size=5000"], "tokenizer has 400 ids but model.vocab_size is 5000"),
-    (["--corpus.folder=nowhere"], "no data in nowhere: prepare it with `python -m data.text.corpus mini.py"),
+    (["--corpus.folder=nowhere"], "no data in nowhere: prepare it with `python -m "
+                                  "data.text.corpus mini.py"),
     (["--pretrain.batch_tokens=80"], "no multiple of its context"),
     (["--pretrain.dtype=float16"], "pretrain.dtype must be one of"),
-    (["--model.kernels=cuda"], "mini.py: model: kernels must be one of auto, triton, torch, not 'cuda'"),
+    (["--model.kernels=cuda"], "mini.py: model: kernels must be one of auto, triton, torch, not "
+                               "'cuda'"),
     (["--init_from=nowhere"], "nowhere"),
     (["--pretrain.branch_from=out/whole/pretrain"], "branch_from must be one checkpoint"),
 ])
@@ -264,7 +339,8 @@ def test_bad_input_is_one_line(mini, options, message):
     assert sum(line.startswith("error: ") for line in output.splitlines()) == 1
 
 
-@pytest.mark.parametrize("damage, message", [("missing", "is missing"), ("truncated", "is truncated")])
+@pytest.mark.parametrize("damage, "
+                         "message", [("missing", "is missing"), ("truncated", "is truncated")])
 def test_damaged_shards_are_named(mini, tmp_path, damage, message):
     shutil.copytree(mini.folder / "data", tmp_path / "data")
     shard = tmp_path / "data/medium/train_00000.bin"

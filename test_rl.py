@@ -1,7 +1,9 @@
-"""rl.py by its real command, its losses beside TRL's and plain PyTorch on full logits, its rewards beside cheats.
+"""rl.py by its real command, its losses beside TRL's and plain PyTorch on full logits, its rewards
+beside cheats.
 
-A model that was pre-trained for seconds answers nothing right and ends no response: checks/mini_rl.py has rewards that
-any text may earn, and many tokens that end one. All else is the real thing.
+A model that was pre-trained for seconds answers nothing right and ends no response:
+checks/mini_rl.py has rewards that any text may earn, and many tokens that end one. All else is the
+real thing.
 """
 import contextlib
 import dataclasses
@@ -53,60 +55,114 @@ def settings(**changes) -> RlConfig:
 
 
 def rollout(reward=None, n=3, problem=MATH[0], text="", **more) -> Rollout:
-    return Rollout(problem, [1, 2], [3] * n, [-1.0] * n, **dict(finish_reason="stop", text=text, reward=reward) | more)
+    return Rollout(
+        problem,
+        [1, 2],
+        [3] * n,
+        [-1.0] * n,
+        **dict(finish_reason="stop", text=text, reward=reward) | more,
+    )
 
 
 # ---- the loss of tokens
 
 @pytest.fixture(scope="module")
 def tokens():
-    """Responses of uneven lengths, the second and the fourth cut off, far from the policy that sampled them."""
+    """Responses of uneven lengths, the second and the fourth cut off, far from the policy that
+    sampled them."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([7, 3, 1, 5, 6, 2])
     now = -2 * torch.rand(6, 7, generator=generator).double()
     old = now + 0.5 * torch.randn(6, 7, generator=generator).double()
-    old[2] = now[2] - 0.4  # better than the mean, and much likelier by now: the whole response is clipped
+    old[2] = now[2] - 0.4  # better than the mean, and much likelier by now: the whole response is
+                           # clipped
     return SimpleNamespace(
-        n=6, mask=torch.arange(7) < lengths[:, None], weight=torch.tensor([1, 0, 1, 0, 1, 1]).double(),
-        now=now.clone().requires_grad_(), old=old,
-        advantage=torch.tensor([1.5, -2, 0.5, 1, -1, -0.25]).double(), n_rows=4.0, n_tokens=16.0)
+        n=6,
+        mask=torch.arange(7) < lengths[:, None],
+        weight=torch.tensor([1, 0, 1, 0, 1, 1]).double(),
+        now=now.clone().requires_grad_(),
+        old=old,
+        advantage=torch.tensor([1.5, -2, 0.5, 1, -1, -0.25]).double(),
+        n_rows=4.0,
+        n_tokens=16.0,
+    )
 
 
 def ours(t, p: RlConfig, reference=None) -> tuple:
     rows = {"sequence": torch.arange(t.n)[:, None].expand_as(t.mask)[t.mask]}
-    return policy_loss(t.now[t.mask], t.old[t.mask], rows, t.advantage, t.weight, reference, t.n_tokens, t.n_rows, p)
+    return policy_loss(
+        t.now[t.mask],
+        t.old[t.mask],
+        rows,
+        t.advantage,
+        t.weight,
+        reference,
+        t.n_tokens,
+        t.n_rows,
+        p,
+    )
 
 
 def assert_same(t, our_loss, their_loss) -> None:
     assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-12) and abs(our_loss) > 0.01
-    a, b = (torch.autograd.grad(loss, t.now, retain_graph=True)[0] for loss in (our_loss, their_loss))
+    a, b = (
+        torch.autograd.grad(loss, t.now, retain_graph=True)[0] for loss in (our_loss, their_loss)
+    )
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
     assert (a != 0).sum() > 5
 
 
 @pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo"])
 def test_loss_is_what_trl_computes(tokens, loss):
-    """Values and gradients in float64, clipped and not. TRL counts what was cut off, without its tokens, as a response
-    of the mean with "grpo" and "dr_grpo": there its loss is smaller, by 4 of 6 here."""
+    """Values and gradients in float64, clipped and not. TRL counts what was cut off, without its
+    tokens, as a response of the mean with "grpo" and "dr_grpo": there its loss is smaller, by 4 of
+    6 here."""
     from trl.trainer.grpo_trainer import (
         GRPOTrainer,  # here: the script of two ranks below does without it
     )
     t, p = tokens, settings(loss=loss)
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (t.now, torch.zeros_like(t.now), None),
-        model=SimpleNamespace(training=True), args=SimpleNamespace(delta=None, steps_per_generation=1), loss_type=loss,
-        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=0.0, use_vllm=False,
-        importance_sampling_level="token", epsilon_low=0.2, epsilon_high=0.28, _entropy_bonus_enabled=False,
-        current_gradient_accumulation_steps=1, max_completion_length=9, _metrics={"train": defaultdict(list)},
-        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x))
+        model=SimpleNamespace(training=True),
+        args=SimpleNamespace(delta=None, steps_per_generation=1),
+        loss_type=loss,
+        aux_loss_enabled=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        beta=0.0,
+        use_vllm=False,
+        importance_sampling_level="token",
+        epsilon_low=0.2,
+        epsilon_high=0.28,
+        _entropy_bonus_enabled=False,
+        current_gradient_accumulation_steps=1,
+        max_completion_length=9,
+        _metrics={"train": defaultdict(list)},
+        accelerator=SimpleNamespace(
+            num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x
+        ),
+    )
     mask = t.mask * t.weight[:, None].long()  # as _generate_and_score_completions masks them
     ids = torch.zeros(6, 7, dtype=torch.int64)
-    theirs = GRPOTrainer._compute_loss(trainer, trainer.model, dict(
-        prompt_ids=ids, prompt_mask=ids, completion_ids=ids, completion_mask=mask, advantages=t.advantage,
-        old_per_token_logps=t.old, num_items_in_batch=mask.sum()))
+    theirs = GRPOTrainer._compute_loss(
+        trainer,
+        trainer.model,
+        dict(
+            prompt_ids=ids,
+            prompt_mask=ids,
+            completion_ids=ids,
+            completion_mask=mask,
+            advantages=t.advantage,
+            old_per_token_logps=t.old,
+            num_items_in_batch=mask.sum(),
+        ),
+    )
     loss, clipped = ours(t, p)
     assert_same(t, loss, theirs if p.loss == "dapo" else theirs * 6 / 4)
-    assert clipped.item() == pytest.approx(*trainer._metrics["train"]["clip_ratio/region_mean"]) and clipped > 0.2
+    assert (
+        clipped.item() == pytest.approx(*trainer._metrics["train"]["clip_ratio/region_mean"])
+        and clipped > 0.2
+    )
 
 
 def test_gspo_is_its_formula(tokens):
@@ -124,16 +180,31 @@ def test_gspo_is_its_formula(tokens):
 
 
 def test_gradient_of_the_divergence_is_that_of_the_reverse_kl():
-    """In expectation, over all five tokens of a distribution; k3, a good estimate of the same value, has the forward
-    KL's gradient."""
+    """In expectation, over all five tokens of a distribution; k3, a good estimate of the same
+    value, has the forward KL's gradient."""
     generator = torch.Generator().manual_seed(1)
-    logits, reference = (torch.randn(5, generator=generator).double().log_softmax(0) for _ in range(2))
+    logits, reference = (
+        torch.randn(5, generator=generator).double().log_softmax(0) for _ in range(2)
+    )
     now = logits.requires_grad_().log_softmax(0)
-    chance, zeros = now.detach().exp(), torch.zeros(5).double()  # weights of the responses make it an expectation
-    k2, _ = policy_loss(now, now.detach(), {"sequence": torch.arange(5)}, zeros, chance, reference, 1.0, 1.0,
-                        settings(kl=1.0))
+    chance, zeros = now.detach().exp(), torch.zeros(5).double()  # weights of the responses make it
+                                                                 # an expectation
+    k2, _ = policy_loss(
+        now,
+        now.detach(),
+        {"sequence": torch.arange(5)},
+        zeros,
+        chance,
+        reference,
+        1.0,
+        1.0,
+        settings(kl=1.0),
+    )
     k3 = (chance * ((reference - now).exp() - (reference - now) - 1)).sum()
-    reverse, forward = (now.exp() * (now - reference)).sum(), (reference.exp() * (reference - now)).sum()
+    reverse, forward = (
+        (now.exp() * (now - reference)).sum(),
+        (reference.exp() * (reference - now)).sum(),
+    )
     k2, k3, reverse, forward = (torch.autograd.grad(x, logits, retain_graph=True)[0]
                                 for x in (k2, k3, reverse, forward))
     torch.testing.assert_close(k2, reverse, rtol=1e-12, atol=1e-12)
@@ -144,25 +215,36 @@ def test_gradient_of_the_divergence_is_that_of_the_reverse_kl():
 # ---- advantages
 
 def test_advantages_by_hand():
-    """Deviation from the mean of the group, by the population's standard deviation; an unscored response is in neither,
-    one that was cut off in both, and neither is trained."""
-    group = [rollout(1.0), rollout(0.0), rollout(None), rollout(0.0, finish_reason="length"), rollout(0.0)]
+    """Deviation from the mean of the group, by the population's standard deviation; an unscored
+    response is in neither, one that was cut off in both, and neither is trained."""
+    group = [
+        rollout(1.0),
+        rollout(0.0),
+        rollout(None),
+        rollout(0.0, finish_reason="length"),
+        rollout(0.0),
+    ]
     assert assign_advantages([group], True) == 1
     std = math.sqrt((0.75 ** 2 + 3 * 0.25 ** 2) / 4)
-    assert [r.advantage for r in group] == pytest.approx([0.75 / std, -0.25 / std, 0, -0.25 / std, -0.25 / std])
+    assert [r.advantage for r in group] == pytest.approx(
+        [0.75 / std, -0.25 / std, 0, -0.25 / std, -0.25 / std]
+    )
     assert [r.loss_mask for r in group] == [1, 1, 0, 0, 1]
     assert assign_advantages([group], False) == 1
     assert [r.advantage for r in group] == [0.75, -0.25, 0, -0.25, -0.25]
 
 
 @pytest.mark.parametrize("group", [
-    [rollout(1.0)], [rollout(None)] * 2, [rollout(None), rollout(1.0)], [rollout(1.0) for _ in range(3)],
+    [rollout(1.0)], [rollout(None)] * 2, [rollout(None), rollout(1.0)],
+    [rollout(1.0) for _ in range(3)],
     [rollout(0.1) for _ in range(3)],  # their mean is not quite 0.1
     [rollout(reward, finish_reason="length") for reward in (0.0, 1.0)],
 ], ids=["one", "unscored", "one scored", "equal", "equal but for rounding", "all cut off"])
 def test_groups_without_a_signal(group):
     """No step is taken for their sake: the optimizer would move on by its momentum."""
-    assert assign_advantages([group], True) == 0 and all(not r.loss_mask * r.advantage for r in group)
+    assert assign_advantages([group], True) == 0 and all(
+        not r.loss_mask * r.advantage for r in group
+    )
 
 
 # ---- one step
@@ -175,28 +257,47 @@ def new_model(width=32, vocab_size=V, seed=0) -> Transformer:
 
 @pytest.fixture(scope="module")
 def step():
-    """A model, uneven rollouts of two prompts, of which some begin alike, one was cut off and one not scored, and
-    log-probabilities of two other models."""
+    """A model, uneven rollouts of two prompts, of which some begin alike, one was cut off and one
+    not scored, and log-probabilities of two other models."""
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     mine = []
     for i in range(6):
         fresh, response = (rng.integers(0, V, n).tolist() for n in rng.integers(1, 14, 2))
         prompt = mine[-1].prompt if i % 3 else fresh
         response = mine[-1].tokens[:5] + response if i % 3 == 2 else response
-        mine.append(Rollout(MATH[i], prompt, response, [-1.0] * len(response), "stop", "", advantage=[2, -1.5][i % 2],
-                            loss_mask=float(i not in (1, 4))))
+        mine.append(
+            Rollout(
+                MATH[i],
+                prompt,
+                response,
+                [-1.0] * len(response),
+                "stop",
+                "",
+                advantage=[2, -1.5][i % 2],
+                loss_mask=float(i not in (1, 4)),
+            )
+        )
     model = new_model().double()
     own = own_logprobs(model, mine, 0.7)
-    old, reference = ([x.detach() + 0.4 * torch.randn(len(x), generator=generator).double() for x in own]
-                      for _ in range(2))
+    old, reference = (
+        [x.detach() + 0.4 * torch.randn(len(x), generator=generator).double() for x in own]
+        for _ in range(2)
+    )
     old[0] = own[0].detach() - 0.4  # clipped as a whole
-    return SimpleNamespace(model=model, mine=mine, own=[x.detach() for x in own], old=old, reference=reference)
+    return SimpleNamespace(
+        model=model, mine=mine, own=[x.detach() for x in own], old=old, reference=reference
+    )
 
 
 def own_logprobs(model, mine: list[Rollout], temperature: float) -> list[torch.Tensor]:
     """By full logits, a sequence at a time."""
-    logits = [(model(torch.tensor([r.prompt + r.tokens]))[0, len(r.prompt) - 1:-1] @ model.lm_head.weight.T)
-              for r in mine]
+    logits = [
+        (
+            model(torch.tensor([r.prompt + r.tokens]))[0, len(r.prompt) - 1 : -1]
+            @ model.lm_head.weight.T
+        )
+        for r in mine
+    ]
     return [(x / temperature).log_softmax(-1).gather(1, torch.tensor(r.tokens)[:, None])[:, 0]
             for x, r in zip(logits, mine)]
 
@@ -216,7 +317,9 @@ def our_step(step, p, old=None, reference=None, order=range(6)) -> tuple[dict, l
     step.model.zero_grad()
     batch = RolloutBatch(mine, by_pass(old), by_pass(reference))
     loss, metrics = train_step(step.model, batch, p, ONE)
-    return {"loss": loss} | metrics, [parameter.grad.clone() for parameter in step.model.parameters()]
+    return {"loss": loss} | metrics, [
+        parameter.grad.clone() for parameter in step.model.parameters()
+    ]
 
 
 def plain_loss(step, p) -> torch.Tensor:
@@ -228,8 +331,12 @@ def plain_loss(step, p) -> torch.Tensor:
         A, log_ratio = step.mine[i].advantage, own[i] - step.old[i]
         ratio = (log_ratio.mean() if p.loss == "gspo" else log_ratio).exp()
         term = -torch.minimum(ratio * A, ratio.clamp(0.8, 1.28) * A)
-        loss += {"dapo": term.sum() / n_tokens, "grpo": term.mean() / 4, "dr_grpo": term.sum() / (4 * 9),
-                 "gspo": term / 4}[p.loss]
+        loss += {
+            "dapo": term.sum() / n_tokens,
+            "grpo": term.mean() / 4,
+            "dr_grpo": term.sum() / (4 * 9),
+            "gspo": term / 4,
+        }[p.loss]
         loss += p.kl * ((own[i] - step.reference[i]) ** 2 / 2).sum() / n_tokens
     return loss
 
@@ -241,14 +348,19 @@ def assert_same_gradients(ours, theirs) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_step_is_autograd_on_full_logits(step, loss):
-    """Loss and gradients, with a temperature, several updates behind, near a reference; in passes of one response, of
-    three, and of all, and in another order."""
+    """Loss and gradients, with a temperature, several updates behind, near a reference; in passes
+    of one response, of three, and of all, and in another order."""
     p = settings(loss=loss, temperature=0.7, kl=0.3)
     expected = plain_loss(step, p)
     gradients = torch.autograd.grad(expected, list(step.model.parameters()))
     for micro_rows, order in ((0, range(6)), (1, range(6)), (3, range(6)), (3, [5, 0, 3, 1, 4, 2])):
-        seen, found = our_step(step, settings(loss=loss, temperature=0.7, kl=0.3, micro_rows=micro_rows), step.old,
-                               step.reference, order)
+        seen, found = our_step(
+            step,
+            settings(loss=loss, temperature=0.7, kl=0.3, micro_rows=micro_rows),
+            step.old,
+            step.reference,
+            order,
+        )
         assert seen["loss"] == pytest.approx(expected.item(), rel=1e-9) and 0 < seen["clipped"] <= 1
         assert_same_gradients(found, gradients)
 
@@ -264,40 +376,65 @@ def test_the_first_update_needs_no_old_logprobs(step):
 
 
 def test_entropy_is_of_the_tokens_that_are_trained(step):
-    """At the temperature of the rollouts; and how far the sampler was off is the largest difference."""
+    """At the temperature of the rollouts; and how far the sampler was off is the largest
+    difference."""
     seen, entropies = our_step(step, settings(temperature=0.7))[0], []
     for r in step.mine:
-        logits = step.model(torch.tensor([r.prompt + r.tokens]))[0, len(r.prompt) - 1:-1] @ step.model.lm_head.weight.T
-        entropies += [torch.distributions.Categorical(logits=logits / 0.7).entropy()] if r.loss_mask else []
+        logits = (
+            step.model(torch.tensor([r.prompt + r.tokens]))[0, len(r.prompt) - 1 : -1]
+            @ step.model.lm_head.weight.T
+        )
+        entropies += (
+            [torch.distributions.Categorical(logits=logits / 0.7).entropy()] if r.loss_mask else []
+        )
     assert seen["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-6)
     apart = [(x + 1).abs().max().item() for x, r in zip(step.own, step.mine) if r.loss_mask]
     assert seen["logprob_mismatch"] == pytest.approx(max(apart), rel=1e-6)
 
 
 def test_no_pass_is_spent_on_responses_without_an_advantage(step):
-    """They change no gradient, but count in the loss's denominators; a KL term does have a gradient there."""
-    mine = [dataclasses.replace(r, advantage=0.0) if i in (0, 3) else r for i, r in enumerate(step.mine)]
+    """They change no gradient, but count in the loss's denominators; a KL term does have a gradient
+    there."""
+    mine = [
+        dataclasses.replace(r, advantage=0.0) if i in (0, 3) else r for i, r in enumerate(step.mine)
+    ]
     some = SimpleNamespace(model=step.model, mine=mine)
     for loss in LOSSES:
         p = settings(loss=loss, temperature=0.7)
-        assert_same_gradients(our_step(some, p, step.old)[1], torch.autograd.grad(
-            plain_loss(SimpleNamespace(**vars(step) | vars(some)), p), list(step.model.parameters())))
+        assert_same_gradients(
+            our_step(some, p, step.old)[1],
+            torch.autograd.grad(
+                plain_loss(SimpleNamespace(**vars(step) | vars(some)), p),
+                list(step.model.parameters()),
+            ),
+        )
         assert [len(part) for part in passes(mine, p, ONE)] == [2]
         assert [len(part) for part in passes(mine, settings(loss=loss, kl=0.1), ONE)] == [4]
 
 
 def test_ranks_make_equally_many_passes(step):
-    """Where another rank has more to train, responses without an advantage fill up, or FSDP would wait for ever."""
-    mine = [dataclasses.replace(r, advantage=0.0) if i in (0, 3) else r for i, r in enumerate(step.mine)]
+    """Where another rank has more to train, responses without an advantage fill up, or FSDP would
+    wait for ever."""
+    mine = [
+        dataclasses.replace(r, advantage=0.0) if i in (0, 3) else r for i, r in enumerate(step.mine)
+    ]
     other = SimpleNamespace(rank=0, device="cpu", gather=lambda own: own | {1: 5})
     assert [len(part) for part in passes(mine, settings(micro_rows=2), other)] == [2, 2, 1]
 
 
 def test_a_batch_of_cut_off_responses_is_finite(step):
-    cut = [Rollout(r.problem, r.prompt, r.tokens, r.logprobs, "length", "", advantage=1.0, loss_mask=0.0)
-           for r in step.mine]
-    seen, gradients = our_step(SimpleNamespace(model=step.model, mine=cut), settings(kl=0.3), step.old, step.reference)
-    assert seen["loss"] == seen["clipped"] == seen["entropy"] == 0 and not any(g.any() for g in gradients)
+    cut = [
+        Rollout(
+            r.problem, r.prompt, r.tokens, r.logprobs, "length", "", advantage=1.0, loss_mask=0.0
+        )
+        for r in step.mine
+    ]
+    seen, gradients = our_step(
+        SimpleNamespace(model=step.model, mine=cut), settings(kl=0.3), step.old, step.reference
+    )
+    assert seen["loss"] == seen["clipped"] == seen["entropy"] == 0 and not any(
+        g.any() for g in gradients
+    )
 
 
 # ---- rollouts
@@ -309,7 +446,8 @@ def tokenizer():
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_the_sampler_and_the_trainer_have_the_same_policy(tokenizer, temperature):
-    """Log-probabilities of each token to 1e-5 in fp32, with prompts of uneven lengths and in passes of five."""
+    """Log-probabilities of each token to 1e-5 in fp32, with prompts of uneven lengths and in passes
+    of five."""
     model, p = new_model(vocab_size=tokenizer.n_vocab), settings(
         temperature=temperature, context=192, micro_rows=5, max_new_tokens=12)
     groups = sample_rollouts(model, tokenizer, MATH[:3] + TASTE[:1], 3, p, seed=1)
@@ -324,10 +462,15 @@ def test_the_sampler_and_the_trainer_have_the_same_policy(tokenizer, temperature
 
 @pytest.mark.parametrize("loss", ["dapo", "gspo"])
 def test_a_bandit_is_solved(tokenizer, monkeypatch, loss):
-    """One prompt, responses of one token, a reward for one token of 2 %: soon nothing else is said."""
-    model, p = new_model(vocab_size=tokenizer.n_vocab), settings(context=192, max_new_tokens=1, group_size=32,
-                                                                 temperature=1.0, loss=loss)
-    anything = lambda *given, stop, **more: sample(*given, stop=tuple(range(tokenizer.n_vocab)), **more)
+    """One prompt, responses of one token, a reward for one token of 2 %: soon nothing else is
+    said."""
+    model, p = (
+        new_model(vocab_size=tokenizer.n_vocab),
+        settings(context=192, max_new_tokens=1, group_size=32, temperature=1.0, loss=loss),
+    )
+    anything = lambda *given, stop, **more: sample(
+        *given, stop=tuple(range(tokenizer.n_vocab)), **more
+    )
     monkeypatch.setattr(rollouts, "sample", anything)
     prompt = rollouts.task_prompt(MATH[0], tokenizer, "chat")
     chances = lambda: (model(torch.tensor([prompt]))[0, -1] @ model.lm_head.weight.T).softmax(-1)
@@ -348,8 +491,13 @@ def test_a_bandit_is_solved(tokenizer, monkeypatch, loss):
 # ---- scores and the filter
 
 def test_verified_rewards_are_the_tasks_own():
-    groups = [[rollout(problem=problem, text=text) for text in (f"Answer: {problem.answer}", "Answer: -1")]
-              for problem in MATH[:3]]
+    groups = [
+        [
+            rollout(problem=problem, text=text)
+            for text in (f"Answer: {problem.answer}", "Answer: -1")
+        ]
+        for problem in MATH[:3]
+    ]
     assert rollouts.assign_rewards(groups, StageConfig("s", {}, 1), None, settings(), 0) == []
     assert [[r.reward for r in group] for group in groups] == [[1, 0]] * 3
 
@@ -362,14 +510,21 @@ class Fake:
 
     def __call__(self, asked):
         self.asked += asked
-        return np.array([min(1.0, max(0.0, (len(a) > len(b)) + 0.5 * (len(a) == len(b)) + self.bias))
-                         for _, a, b in asked])
+        return np.array(
+            [
+                min(1.0, max(0.0, (len(a) > len(b)) + 0.5 * (len(a) == len(b)) + self.bias))
+                for _, a, b in asked
+            ]
+        )
 
 
 def taste_group(*words: str, thoughts="") -> list[Rollout]:
-    """Right replies with some words after the number, and a wrong one that is the longest of all."""
+    """Right replies with some words after the number, and a wrong one that is the longest of
+    all."""
     problem = TASTE[0]
-    texts = [f"{thoughts}Answer: {problem.extra['number']} {word}" for word in words] + ["Answer: 1" + " and more" * 5]
+    texts = [f"{thoughts}Answer: {problem.extra['number']} {word}" for word in words] + [
+        "Answer: 1" + " and more" * 5
+    ]
     return [rollout(problem=problem, text=text) for text in texts]
 
 
@@ -378,29 +533,58 @@ PAIRWISE = StageConfig("s", {"taste": 1}, 1, reward="pairwise")
 
 def test_pairwise_rewards_are_wins_of_right_responses():
     """The wrong one would win against all, and gets nothing. Thoughts are not compared."""
-    judge, group = Fake(), taste_group("a", "bb", "ccc", thoughts="<think>\nLong thoughts.\n</think>\n\n")
+    judge, group = (
+        Fake(),
+        taste_group("a", "bb", "ccc", thoughts="<think>\nLong thoughts.\n</think>\n\n"),
+    )
     assert rollouts.assign_rewards([group], PAIRWISE, judge, settings(opponents=0), 0) == [0]
     assert [r.reward for r in group] == [0, 1 / 3, 2 / 3, 0]
     assert not any("thoughts" in text for _, *texts in judge.asked for text in texts)
 
 
 def test_a_mixed_stage_judges_each_task_in_its_own_way():
-    """Mathematics by its rule, taste by comparisons, in the order that the groups come in; so does the filter."""
-    solved = [rollout(problem=MATH[0], text=text) for text in (f"Answer: {MATH[0].answer}", "Answer: -1", "?")]
+    """Mathematics by its rule, taste by comparisons, in the order that the groups come in; so does
+    the filter."""
+    solved = [
+        rollout(problem=MATH[0], text=text)
+        for text in (f"Answer: {MATH[0].answer}", "Answer: -1", "?")
+    ]
     groups = [solved, taste_group("a", "bb", "ccc"), solved[:2]]
     assert rollouts.assign_rewards(groups, PAIRWISE, Fake(), settings(opponents=0), 0) == [0]
-    assert [[r.reward for r in group] for group in groups] == [[1, 0, 0], [0, 1 / 3, 2 / 3, 0], [1, 0]]
+    assert [[r.reward for r in group] for group in groups] == [
+        [1, 0, 0],
+        [0, 1 / 3, 2 / 3, 0],
+        [1, 0],
+    ]
     number = TASTE[0].extra["number"]
-    means = rollouts.mean_rewards(groups[:2], PAIRWISE, Fake(), {TASTE[0].question: f"Answer: {number} xx"})
-    assert means == {MATH[0].key: pytest.approx(1 / 3), TASTE[0].key: pytest.approx((0 + 0.5 + 1 + 0) / 4)}
-    assert rollouts.assign_rewards(groups, StageConfig("s", {}, 1), None, settings(), 0) == [] and groups[1][0].reward is not None
+    means = rollouts.mean_rewards(
+        groups[:2], PAIRWISE, Fake(), {TASTE[0].question: f"Answer: {number} xx"}
+    )
+    assert means == {
+        MATH[0].key: pytest.approx(1 / 3),
+        TASTE[0].key: pytest.approx((0 + 0.5 + 1 + 0) / 4),
+    }
+    assert (
+        rollouts.assign_rewards(groups, StageConfig("s", {}, 1), None, settings(), 0) == []
+        and groups[1][0].reward is not None
+    )
 
 
 def test_requests_without_a_rule_need_a_reply_alone():
     """No rule stands behind the comparisons; thoughts that never end are no reply."""
     ask = Problem("helpsteer3", "k", "Write a poem.", (), "", 0, {})
-    replies = ["A poem.", "<think>\nA poem.", "<think>\n?\n</think>\n\nPoem.", "<think>\n\n</think>\n\n "]
-    assert [rollouts.is_acceptable(rollout(problem=ask, text=text)) for text in replies] == [True, False, True, False]
+    replies = [
+        "A poem.",
+        "<think>\nA poem.",
+        "<think>\n?\n</think>\n\nPoem.",
+        "<think>\n\n</think>\n\n ",
+    ]
+    assert [rollouts.is_acceptable(rollout(problem=ask, text=text)) for text in replies] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_the_recipe_of_3b_is_sound():
@@ -410,42 +594,70 @@ def test_the_recipe_of_3b_is_sound():
 
 
 def test_a_judge_that_contradicts_itself_is_not_followed():
-    """It says whatever stands first: right responses get one reward, so among them there is no signal."""
+    """It says whatever stands first: right responses get one reward, so among them there is no
+    signal."""
     always_first = lambda asked: np.full(len(asked), 0.9)
     group = taste_group("a", "bb", "ccc")
-    assert rollouts.assign_rewards([group], PAIRWISE, always_first, settings(opponents=0), 0) == pytest.approx([0.8])
+    assert rollouts.assign_rewards(
+        [group], PAIRWISE, always_first, settings(opponents=0), 0
+    ) == pytest.approx([0.8])
     assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
     assert assign_advantages([group[:3]], False) == 0
-    leaning = lambda asked: np.array([0.7 + 0.002 * (len(a) - len(b)) for _, a, b in asked])  # more than it tells apart
-    assert rollouts.assign_rewards([group], PAIRWISE, leaning, settings(opponents=0), 0) == pytest.approx([0.4])
+    # more than it tells apart
+    leaning = lambda asked: np.array([0.7 + 0.002 * (len(a) - len(b)) for _, a, b in asked])
+    assert rollouts.assign_rewards(
+        [group], PAIRWISE, leaning, settings(opponents=0), 0
+    ) == pytest.approx([0.4])
     assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
 
 
 def test_wins_against_a_reference():
     group, number = taste_group("a", "bb", "ccc"), TASTE[0].extra["number"]
-    found = rollouts.reference_win_rates([group, group[1:]], Fake(), {TASTE[0].question: f"Answer: {number} xx"})
+    found = rollouts.reference_win_rates(
+        [group, group[1:]], Fake(), {TASTE[0].question: f"Answer: {number} xx"}
+    )
     assert [x.tolist() for x in found] == [[0, 0.5, 1, 0], [0.5, 1, 0]]
 
 
 def fake_run(folder) -> SimpleNamespace:
     """What the filter needs of a run."""
-    return SimpleNamespace(dist=ONE, config=SimpleNamespace(scale=1.0), folder=folder, tokenizer=None,
-                           tokenizer_file=folder / "start/tokenizer.json", unsharded_model=lambda: "now")
+    return SimpleNamespace(
+        dist=ONE,
+        config=SimpleNamespace(scale=1.0),
+        folder=folder,
+        tokenizer=None,
+        tokenizer_file=folder / "start/tokenizer.json",
+        unsharded_model=lambda: "now",
+    )
 
 
-def filtered(monkeypatch, folder, rewards: list[list], again=False, stage=None, **changes) -> list[int]:
-    """Which of the first problems of `math` are kept where the samples of each get these rewards."""
+def filtered(
+    monkeypatch, folder, rewards: list[list], again=False, stage=None, **changes
+) -> list[int]:
+    """Which of the first problems of `math` are kept where the samples of each get these
+    rewards."""
     stage = stage or StageConfig("a stage", {"math": len(rewards)}, 1)
-    problems = [p for task, n in stage.problems.items() for p in registry.family(task).problems("train", n, 0)]
+    problems = [
+        p
+        for task, n in stage.problems.items()
+        for p in registry.family(task).problems("train", n, 0)
+    ]
 
     def drawn(model, tokenizer, some, n, p, seed):
         assert model == "now" and not again
-        return [[rollout(problem=problem, text=json.dumps(reward)) for reward in rewards[problems.index(problem)]]
-                for problem in some]
+        return [
+            [
+                rollout(problem=problem, text=json.dumps(reward))
+                for reward in rewards[problems.index(problem)]
+            ]
+            for problem in some
+        ]
 
     monkeypatch.setattr(rollouts, "sample_rollouts", drawn)
     monkeypatch.setattr(rollouts, "task_prompt", lambda problem, *_: [1] * 5)
-    monkeypatch.setattr(registry, "rewards", lambda problems, responses: [*map(json.loads, responses)])
+    monkeypatch.setattr(
+        registry, "rewards", lambda problems, responses: [*map(json.loads, responses)]
+    )
     run = fake_run(folder)
     kept, _ = rollouts.filter_problems(run, settings(**changes), stage, None)
     return [problems.index(problem) for problem in kept]
@@ -459,27 +671,40 @@ def test_the_filter_keeps_what_is_neither_hopeless_nor_known(monkeypatch, tmp_pa
     """2 to 14 of 16; what it found is taken again by a run that goes on."""
     rewards = [right(k, 16) for k in range(17)]
     assert filtered(monkeypatch, tmp_path, rewards) == [*range(2, 15)]
-    assert re.search(r"^a stage: 17 problems, .*mean reward 0.500; too hard \(at most 0.1\) 2, too easy \(at least "
-                     r"0.9\) 2, kept 13$", capsys.readouterr().out)
+    assert re.search(
+        r"^a stage: 17 problems, .*mean reward 0.500; too hard \(at most 0.1\) 2, too easy \(at "
+        r"least "
+        r"0.9\) 2, kept 13$",
+        capsys.readouterr().out,
+    )
     assert filtered(monkeypatch, tmp_path, rewards, again=True) == [*range(2, 15)]
 
 
 def test_the_bounds_of_the_filter_are_out(monkeypatch, tmp_path):
-    """Problems of which no sample could be scored too; the others' means are of those that could."""
+    """Problems of which no sample could be scored too; the others' means are of those that
+    could."""
     rewards = [right(1, 10), right(9, 10), right(2, 10), [None] * 10, [None] * 8 + [0.0, 1.0]]
     assert filtered(monkeypatch, tmp_path, rewards) == [2, 4]
 
 
 def test_the_filter_asks_again_for_other_problems(monkeypatch, tmp_path):
-    """A run that died before its first checkpoint may go on with other settings: nothing else looks at them then."""
+    """A run that died before its first checkpoint may go on with other settings: nothing else looks
+    at them then."""
     assert filtered(monkeypatch, tmp_path, [right(1, 2)] * 3) == [0, 1, 2]
     assert filtered(monkeypatch, tmp_path, [right(1, 2)] * 5) == [0, 1, 2, 3, 4]
-    assert filtered(monkeypatch, tmp_path, [right(1, 2), right(2, 2)] * 2, temperature=0.5) == [0, 2]
-    assert filtered(monkeypatch, tmp_path, [right(2, 2), right(1, 2)] * 2, temperature=0.7) == [1, 3]
+    assert filtered(monkeypatch, tmp_path, [right(1, 2), right(2, 2)] * 2, temperature=0.5) == [
+        0,
+        2,
+    ]
+    assert filtered(monkeypatch, tmp_path, [right(2, 2), right(1, 2)] * 2, temperature=0.7) == [
+        1,
+        3,
+    ]
 
 
 def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monkeypatch, tmp_path):
-    """Kept is what wins against it now and then. Of the three problems one loses each time, and one wins each time."""
+    """Kept is what wins against it now and then. Of the three problems one loses each time, and one
+    wins each time."""
     problems, words = registry.family("taste").problems("train", 3, 0), {}
     words = dict(zip((p.key for p in problems), (["a", "b"], ["a", "bbbbb"], ["bbbb", "bbbbb"])))
 
@@ -505,7 +730,9 @@ def test_the_filter_leaves_out_what_is_too_long(monkeypatch, tmp_path):
 
 
 def test_nothing_is_left_by_the_filter(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="stage 'a stage': no problem is left by the filter; take others, or more"):
+    with pytest.raises(
+        UserError, match="stage 'a stage': no problem is left by the filter; take others, or more"
+    ):
         filtered(monkeypatch, tmp_path, [right(0, 2)] * 2 + [right(2, 2)])
 
 
@@ -522,10 +749,16 @@ CHEATS = {  # an answer, the right one and a wrong one -> a response
     "boxes": lambda answer, wrong, question: rf"Answer: \boxed{{{wrong}}} \boxed{{{answer}}}",
     "a later line": lambda answer, wrong, question: f"Answer: {answer}\nAnswer: {wrong}",
     "exit": lambda answer, wrong, question: "Answer: import sys; sys.exit(0)",
-    "exit in an expression": lambda answer, wrong, question: 'Answer: return __import__("sys").exit(0)',
-    "always equal": lambda answer, wrong, question: "Answer: return type('', (), {'__eq__': lambda a, b: True})()",
+    "exit in an expression": lambda answer, wrong, question: (
+        'Answer: return __import__("sys").exit(0)'
+    ),
+    "always equal": lambda answer, wrong, question: (
+        "Answer: return type('', (), {'__eq__': lambda a, b: True})()"
+    ),
     "the question": lambda answer, wrong, question: f"Answer: {question}",
-    "the example": lambda answer, wrong, question: f"Answer: return {question.rpartition(' = ')[2].rstrip('.')}",
+    "the example": lambda answer, wrong, question: (
+        f"Answer: return {question.rpartition(' = ')[2].rstrip('.')}"
+    ),
     "no thoughts, wrong": lambda answer, wrong, question: f"<think>\n\n</think>\n\nAnswer: {wrong}",
     "thoughts without end": lambda answer, wrong, question: f"<think>\nAnswer: {answer}",
     "in thoughts alone": lambda answer, wrong, question: f"<think>\nAnswer: {answer}\n</think>\n\n",
@@ -539,12 +772,16 @@ CHEATS = {  # an answer, the right one and a wrong one -> a response
 @pytest.mark.parametrize("task", ["math", "code", "tools", "form", "taste"])
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_cheats_earn_nothing(task, cheat):
-    """Of 60 problems each, in which the honest reply earns all. But the example of a few programs is what they give for
-    every test too: then it is right."""
+    """Of 60 problems each, in which the honest reply earns all. But the example of a few programs
+    is what they give for every test too: then it is right."""
     problems, earned = registry.family(task).problems("train", 60, 5), 0
     for problem in problems:
         assert registry.reward(problem, f"<think>\nSo.\n</think>\n\nAnswer: {problem.answer}") == 1
-        wrong = next(other.answer for other in problems if registry.reward(problem, f"Answer: {other.answer}") == 0)
+        wrong = next(
+            other.answer
+            for other in problems
+            if registry.reward(problem, f"Answer: {other.answer}") == 0
+        )
         earned += registry.reward(problem, CHEATS[cheat](problem.answer, wrong, problem.question))
     assert earned <= (2 if (task, cheat) == ("code", "the example") else 0)
 
@@ -553,8 +790,12 @@ def test_cheats_earn_nothing(task, cheat):
 def test_length_and_repetition_earn_nothing_more(task):
     for problem in registry.family(task).problems("train", 20, 6):
         honest = f"Answer: {problem.answer}"
-        for response in (f"{LONG}\n{honest}", f"<think>\n{LONG}\n</think>\n\n{honest}", f"{honest}\n" * 50,
-                         f"<think>\n\n</think>\n\n{honest}"):
+        for response in (
+            f"{LONG}\n{honest}",
+            f"<think>\n{LONG}\n</think>\n\n{honest}",
+            f"{honest}\n" * 50,
+            f"<think>\n\n</think>\n\n{honest}",
+        ):
             assert registry.reward(problem, response) <= registry.reward(problem, honest) == 1
 
 
@@ -564,7 +805,9 @@ def test_what_was_not_scored_is_neither_right_nor_wrong():
     groups = [[rollout(reward=r) for r in rewards] for rewards in
               ([1.0, 1.0], [0.0, 0.0], [1.0, None], [None, None], [0.0, 1.0])]
     seen = rollouts.summarize_rollouts(groups, ONE)
-    assert (seen["all_right"], seen["all_wrong"], seen["unscored"]) == pytest.approx((0.4, 0.2, 0.3))
+    assert (seen["all_right"], seen["all_wrong"], seen["unscored"]) == pytest.approx(
+        (0.4, 0.2, 0.3)
+    )
     assert seen["reward"] == pytest.approx(4 / 7)
 
 
@@ -572,9 +815,15 @@ def test_what_was_not_scored_is_neither_right_nor_wrong():
 
 def lines(rewards: list, lengths: list, scores: list) -> list[dict]:
     """Metrics of a stage, with evaluations of `math` at its end, and of the stage before."""
-    steps = [{"stage": "s", "reward": r, "length": n} for r, n in zip(rewards, lengths, strict=True)]
+    steps = [
+        {"stage": "s", "reward": r, "length": n} for r, n in zip(rewards, lengths, strict=True)
+    ]
     before = [{"stage": "r", "reward": 0.0, "length": 900.0}] * 9
-    return before + steps + [{"stage": "s", "scores": {"math": {"avg": x, "stderr": 0.02}}} for x in scores]
+    return (
+        before
+        + steps
+        + [{"stage": "s", "scores": {"math": {"avg": x, "stderr": 0.02}}} for x in scores]
+    )
 
 
 UP, DOWN, FLAT = [0.1 * i for i in range(9)], [0.9 - 0.1 * i for i in range(9)], [20.0] * 9
@@ -586,7 +835,8 @@ UP, DOWN, FLAT = [0.1 * i for i in range(9)], [0.9 - 0.1 * i for i in range(9)],
     (UP, FLAT, [0.5, 0.6], ""),
     (UP, FLAT, [0.6, 0.56], ""),  # within two standard errors
     (UP, FLAT, [0.6], ""),
-    (UP, FLAT, [0.6, 0.57, 0.53], "reward rises while held-out math falls from 0.600 to 0.530"),  # little by little
+    # little by little
+    (UP, FLAT, [0.6, 0.57, 0.53], "reward rises while held-out math falls from 0.600 to 0.530"),
     (UP, FLAT, [], ""),
     (UP, [10.0 + 2 * i for i in range(9)], [0.5, 0.6], "responses have become half as long again"),
     (UP, [20.0 + i for i in range(9)], [0.5, 0.6], ""),
@@ -606,20 +856,28 @@ def base(base):
 
 def attempt(base, monkeypatch, *options: str) -> None:
     toy(monkeypatch.setattr)
-    base.call(monkeypatch, rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain", *options)
+    base.call(
+        monkeypatch, rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain", *options
+    )
 
 
 def metrics(base, run: str) -> list[dict]:
     """Of each step, without what a clock or the machine decides."""
     clocks = ("seconds", "tokens_per_s", "memory_gb", "rollout_s", "scoring_s", "update_s")
-    return [{key: None if value != value else value for key, value in line.items() if key not in clocks}
-            for line in common.read_metrics(base.folder / "out" / run / "rl") if "loss" in line]
+    return [
+        {key: None if value != value else value for key, value in line.items() if key not in clocks}
+        for line in common.read_metrics(base.folder / "out" / run / "rl")
+        if "loss" in line
+    ]
 
 
 @pytest.fixture(scope="module")
 def whole(base) -> str:
     """What a run prints."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
         attempt(base, patch, "--run=rl")
     return printed.getvalue()
 
@@ -627,18 +885,47 @@ def whole(base) -> str:
 def test_what_a_user_sees(base, whole):
     steps = metrics(base, "rl")
     assert "before, in chat form" in whole and re.search(r"step +4/7 +57%  STEM +loss ", whole)
-    assert re.search(r"\nSTEM: 10 problems, .*mean reward 0\.\d+; too hard \(at most 0.1\) \d+, too easy .* kept \d\n",
-                     whole)
-    assert re.search(r"\npreference: 6 problems, ", whole) and re.search(r"  best \(\d\.\d\d\) > .+\n  \| ", whole)
-    assert re.search(r"  reward \d\.\d+  entropy \d\.\d+  length +\d+\.\d  groups with signal \d", whole)
-    assert re.search(r"task +before +asked in +after +gain\nmath .* chat ", whole) and "  > 1 + 1?\n  | " in whole
-    always = {"loss", "lr", "grad_norm", "tokens", "reward", "all_right", "all_wrong", "length", "length_right",
-              "length_wrong", "truncated", "unscored", "groups_with_signal"}
+    assert re.search(
+        r"\nSTEM: 10 problems, .*mean reward 0\.\d+; too hard \(at most 0.1\) \d+, too easy .* "
+        r"kept \d\n",
+        whole,
+    )
+    assert re.search(r"\npreference: 6 problems, ", whole) and re.search(
+        r"  best \(\d\.\d\d\) > .+\n  \| ", whole
+    )
+    assert re.search(
+        r"  reward \d\.\d+  entropy \d\.\d+  length +\d+\.\d  groups with signal \d", whole
+    )
+    assert (
+        re.search(r"task +before +asked in +after +gain\nmath .* chat ", whole)
+        and "  > 1 + 1?\n  | " in whole
+    )
+    always = {
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "reward",
+        "all_right",
+        "all_wrong",
+        "length",
+        "length_right",
+        "length_wrong",
+        "truncated",
+        "unscored",
+        "groups_with_signal",
+    }
     assert [line["stage"] for line in steps] == ["STEM"] * 4 + ["preference"] * 3
     for line in steps:
         assert line.keys() >= always and line["finite"]
-        assert ({"win_rate", "rubric", "disagreement"} <= line.keys()) == (line["stage"] == "preference")
-        assert not line["groups_with_signal"] or line["logprob_mismatch"] < 1e-5 and line["entropy"] > 1
+        assert ({"win_rate", "rubric", "disagreement"} <= line.keys()) == (
+            line["stage"] == "preference"
+        )
+        assert (
+            not line["groups_with_signal"]
+            or line["logprob_mismatch"] < 1e-5
+            and line["entropy"] > 1
+        )
     assert sum(line["groups_with_signal"] > 0 for line in steps) >= 5 and 0 < steps[0]["reward"] < 1
     assert any(line.get("clipped", 0) > 0 for line in steps)  # of the second update
 
@@ -654,30 +941,50 @@ def test_every_rollout_is_on_disk(base, whole):
             assert line[key] == pytest.approx(np.mean([r[value] for r in rollouts]))
         assert line["truncated"] == np.mean([r["finish_reason"] == "length" for r in rollouts])
         assert all(r["reward"] == len(r["response"]) % 2 for r in rollouts if r["task"] == "math")
-        for question in {r["question"] for r in rollouts}:  # divided by the deviation where a rule judges alone
+        for question in {r["question"] for r in rollouts}:  # divided by the deviation where a rule
+                                                            # judges alone
             group = [r for r in rollouts if r["question"] == question]
             rewards = np.array([r["reward"] for r in group])
             spread = (rewards.std() or 1) if group[0]["task"] == "math" else 1
-            assert [r["advantage"] for r in group] == pytest.approx((rewards - rewards.mean()) / spread)
+            assert [r["advantage"] for r in group] == pytest.approx(
+                (rewards - rewards.mean()) / spread
+            )
 
 
 def test_a_stage_has_its_own_temperature(base, whole, monkeypatch):
-    """All but 0 here: the responses of a group are one. And Dr. GRPO does not divide by the deviation."""
+    """All but 0 here: the responses of a group are one. And Dr. GRPO does not divide by the
+    deviation."""
     stage = "{'name': 's', 'problems': {'math': 10}, 'steps': 1, 'temperature': %s}"
     for name, temperature in (("cold", 1e-4), ("warm", 1.0)):
-        attempt(base, monkeypatch, f"--run={name}", f"--rl.stages=[{stage % temperature}]", "--rl.filter_samples=0",
-                "--rl.loss=dr_grpo", "--evaluate.tasks=[]", "--rl.prompts=[]")
+        attempt(
+            base,
+            monkeypatch,
+            f"--run={name}",
+            f"--rl.stages=[{stage % temperature}]",
+            "--rl.filter_samples=0",
+            "--rl.loss=dr_grpo",
+            "--evaluate.tasks=[]",
+            "--rl.prompts=[]",
+        )
         text = (base.folder / f"out/{name}/rl/rollouts/000000.jsonl").read_text()
         rollouts = [json.loads(line) for line in text.splitlines()]
         assert (len({(r["question"], r["response"]) for r in rollouts}) == 2) == (name == "cold")
-    assert {abs(r["advantage"]) for r in rollouts} <= {0.25, 0.5, 0.75, 0.0} and any(r["advantage"] for r in rollouts)
+    assert {abs(r["advantage"]) for r in rollouts} <= {0.25, 0.5, 0.75, 0.0} and any(
+        r["advantage"] for r in rollouts
+    )
 
 
 def test_stages_that_have_begun_cannot_change(base, whole, monkeypatch, capsys):
     cut(base, "rl-changed", 6)
     with pytest.raises(SystemExit, match="2"):
-        attempt(base, monkeypatch, "--run=rl-changed", "--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps'"
-                ": 4}, {'name': 'preference', 'problems': {'taste': 6}, 'steps': 3, 'reward': 'verified'}]")
+        attempt(
+            base,
+            monkeypatch,
+            "--run=rl-changed",
+            "--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps'"
+            ": 4}, {'name': 'preference', 'problems': {'taste': 6}, 'steps': 3, 'reward': "
+            "'verified'}]",
+        )
     assert "was trained with other stages" in capsys.readouterr().err
 
 
@@ -695,13 +1002,17 @@ def weights(base, run: str, step: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("last", [2, 4, 6])
 def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys, last):
-    """From the middle of either stage, and from between them: with the filter's problems, and near the policy that the stage began with."""
+    """From the middle of either stage, and from between them: with the filter's problems, and near
+    the policy that the stage began with."""
     cut(base, f"rl-{last}", last)
     attempt(base, monkeypatch, f"--run=rl-{last}")
     output = capsys.readouterr().out
     assert f"(step {last})" in output and "before, in chat form" not in output
     assert metrics(base, f"rl-{last}") == metrics(base, "rl")
-    assert all(torch.equal(a, b) for a, b in zip(weights(base, f"rl-{last}", 7), weights(base, "rl", 7), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(base, f"rl-{last}", 7), weights(base, "rl", 7), strict=True)
+    )
 
 
 def test_each_stage_begins_with_a_fresh_optimizer(base, whole):
@@ -710,31 +1021,65 @@ def test_each_stage_begins_with_a_fresh_optimizer(base, whole):
     model, _ = hf.load(folder)
     optimizer = common.adamw(model.requires_grad_(True), 1e-3, (0.9, 0.95), 0.0)
     common.load_checkpoint(ONE, folder, model, optimizer)
-    n = sum(line["groups_with_signal"] > 0 for line in metrics(base, "rl") if line["stage"] == "preference")
+    n = sum(
+        line["groups_with_signal"] > 0
+        for line in metrics(base, "rl")
+        if line["stage"] == "preference"
+    )
     assert n and {int(state["step"]) for state in optimizer.state.values()} == {2 * n}
 
 
 def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsys):
     """The optimizer has momentum by then."""
     cut(base, "equal", 2)
-    monkeypatch.setattr(rl, "assign_rewards", lambda groups, *_: [setattr(r, "reward", 1.0) for g in groups for r in g] and 0.0)
+    monkeypatch.setattr(
+        rl,
+        "assign_rewards",
+        lambda groups, *_: [setattr(r, "reward", 1.0) for g in groups for r in g] and 0.0,
+    )
     attempt(base, monkeypatch, "--run=equal",
             "--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps': 4}]")
     before, after = weights(base, "equal", 2), weights(base, "equal", 4)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(before, weights(base, "rl", 4), strict=True))
     for line in metrics(base, "equal")[2:]:
-        assert line["groups_with_signal"] == line["loss"] == line["grad_norm"] == 0 and line["all_right"] == 1
+        assert (
+            line["groups_with_signal"] == line["loss"] == line["grad_norm"] == 0
+            and line["all_right"] == 1
+        )
 
 
 def test_two_ranks_take_the_same_steps(base, whole):
-    """Each with a group of its own, of very uneven lengths, in passes of three responses and one."""
-    output = base.run("-m", "checks.mini_rl", "mini_rl.py", "--name=two", "--init_from=out/base/pretrain",
-                      "--rl.prompts=[]", "--evaluate.tasks=[]", ranks=2)
+    """Each with a group of its own, of very uneven lengths, in passes of three responses and
+    one."""
+    output = base.run(
+        "-m",
+        "checks.mini_rl",
+        "mini_rl.py",
+        "--name=two",
+        "--init_from=out/base/pretrain",
+        "--rl.prompts=[]",
+        "--evaluate.tasks=[]",
+        ranks=2,
+    )
     assert "2 process(es)" in output
-    for key in ("loss", "reward", "length", "truncated", "unscored", "groups_with_signal", "grad_norm", "entropy",
-                "clipped", "win_rate", "disagreement", "logprob_mismatch"):
-        ours, theirs = ([line[key] for line in metrics(base, run) if key in line] for run in ("two", "rl"))
+    for key in (
+        "loss",
+        "reward",
+        "length",
+        "truncated",
+        "unscored",
+        "groups_with_signal",
+        "grad_norm",
+        "entropy",
+        "clipped",
+        "win_rate",
+        "disagreement",
+        "logprob_mismatch",
+    ):
+        ours, theirs = (
+            [line[key] for line in metrics(base, run) if key in line] for run in ("two", "rl")
+        )
         assert ours == pytest.approx(theirs, abs=1e-4), key
     for name in ("000000.0.jsonl", "000000.1.jsonl"):
         assert len((base.folder / "out/two/rl/rollouts" / name).read_text().splitlines()) == 4
@@ -747,7 +1092,8 @@ def test_two_ranks_take_the_same_steps(base, whole):
     (["--rl.reward_model="], "stage 'preference' needs rl.reward_model, a checkpoint of reward.py"),
     (["--rl.reward_model=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
     (["--init_from=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
-    (["--rl.stages=[{'name': 's', 'problems': {'maths': 5}, 'steps': 2}]"], "no task 'maths'; there are math, "),
+    (["--rl.stages=[{'name': 's', 'problems': {'maths': 5}, 'steps': "
+      "2}]"], "no task 'maths'; there are math, "),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'step': 2}]"],
      "rl.stages[0]: unknown key 'step'; did you mean 'steps'?"),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'lr': [1]}]"],
@@ -755,7 +1101,8 @@ def test_two_ranks_take_the_same_steps(base, whole):
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'reward': 'pairwise'}]"],
      "stage 's': replies to helpsteer3, taste, ultrafeedback can be compared, not to math"),
     (["--rl.stages=[]"], "rl.stages needs one stage at least, each with a name of its own"),
-    (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2}, {'name': 's', 'problems': {}, 'steps': 2}]"],
+    (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2}, {'name': 's', 'problems': "
+      "{}, 'steps': 2}]"],
      "rl.stages needs one stage at least, each with a name of its own"),
     (["--rl.group_size=1"], "rl.group_size must be at least 2, not 1"),
     (["--rl.updates=0"], "rl.updates must be at least 1, not 0"),
@@ -773,7 +1120,9 @@ def test_bad_settings_are_one_line(base, monkeypatch, capsys, options, message):
 
 def test_groups_are_shared_out_evenly(base, monkeypatch, capsys):
     """The check of the number of processes comes before any of them waits for another."""
-    monkeypatch.setattr(common, "init_distributed", lambda *_: common.Dist(0, 3, torch.device("cpu"), None))
+    monkeypatch.setattr(
+        common, "init_distributed", lambda *_: common.Dist(0, 3, torch.device("cpu"), None)
+    )
     with pytest.raises(SystemExit, match="2"):
         attempt(base, monkeypatch, "--run=bad")
     assert "rl.batch_groups=2 is no multiple of the 3 processes" in capsys.readouterr().err

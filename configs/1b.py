@@ -1,6 +1,8 @@
-"""The scale of the report's FG-WSD ablation: about 1B parameters on 1T tokens (arXiv 2512.06266, section 2).
+"""The scale of the report's FG-WSD ablation: about 1B parameters on 1T tokens (arXiv 2512.06266,
+section 2).
 
-The report gives no shape for this model; here it is the 3B's with fewer and narrower layers and a smaller vocabulary.
+The report gives no shape for this model; here it is the 3B's with fewer and narrower layers and a
+smaller vocabulary.
 """
 from configs.small import corpus, evaluate  # the same folders; only held-out share and size differ
 
@@ -18,10 +20,13 @@ pretrain = dict(
     batch_tokens=2**21,
     micro_tokens=2**13,
     stages=[  # the 3B's shares of 1T tokens
-        dict(name="warmup", tokens=4e9, lr=[0, 1], context=4096, mixture=dict(high=6.5, medium=6.0)),
-        dict(name="diversity", tokens=539e9, lr=[1, 1], context=4096, mixture=dict(high=6.5, medium=6.0)),
+        dict(name="warmup", tokens=4e9, lr=[0, 1], context=4096,
+             mixture=dict(high=6.5, medium=6.0)),
+        dict(name="diversity", tokens=539e9, lr=[1, 1], context=4096,
+             mixture=dict(high=6.5, medium=6.0)),
         dict(name="high quality", tokens=283e9, lr=[1, 1], context=4096, mixture=dict(high=1)),
-        dict(name="decay", tokens=174e9, lr=[1, 1 / 300], curve="1-sqrt", context=32_768, rope_theta=5e6,
+        dict(name="decay", tokens=174e9, lr=[1, 1 / 300], curve="1-sqrt", context=32_768,
+             rope_theta=5e6,
              mixture=dict(high=1, reasoning=1)),
     ],
     pool_tokens=dict(high=283e9, medium=261e9, reasoning=87e9),

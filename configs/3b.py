@@ -1,65 +1,76 @@
-"""Nanbeige4-3B: 3,933,637,120 parameters, 23T tokens (arXiv 2512.06266, sections 1 and 2, and the released config).
+"""Nanbeige4-3B: 3,933,637,120 parameters, 23T tokens (arXiv 2512.06266, sections 1 and 2, and the
+released config).
 
-The report gives the stages, their tokens, rates and data, and 64K context by ABF in the decay. It is silent on batch,
-stable context, decay curve, the rotary base before the raise, AdamW's settings and the decay's shares: our choice.
-Nobody has 23T tokens: `--pretrain.total_tokens=10e9` shortens all stages alike, and for it
+The report gives the stages, their tokens, rates and data, and 64K context by ABF in the decay. It
+is silent on batch, stable context, decay curve, the rotary base before the raise, AdamW's settings
+and the decay's shares: our choice. Nobody has 23T tokens: `--pretrain.total_tokens=10e9` shortens
+all stages alike, and for it
 
     python -m data.text.corpus configs/3b.py --corpus.megabytes=2500
 
 takes only the first 2.5 GB of text from each source; `megabytes` at a source does it one by one.
 
-The report's data is not public. These data sets are, without a gate and for commercial use; beside each its licence as
-we know it (`data.text.corpus` prints what the card says). The web sets overlap: each is deduplicated only within itself.
-tokenizer: the tokenizer.json of Nanbeige4-3B-Base on Hugging Face.
+The report's data is not public. These data sets are, without a gate and for commercial use; beside
+each its licence as we know it (`data.text.corpus` prints what the card says). The web sets overlap:
+each is deduplicated only within itself. tokenizer: the tokenizer.json of Nanbeige4-3B-Base on
+Hugging Face.
 """
 model = dict(
-    n_layers=32, hidden_size=2560, ffn_size=10_496, n_heads=20, n_kv_heads=4, head_dim=128, vocab_size=166_144,
+    n_layers=32, hidden_size=2560, ffn_size=10_496, n_heads=20, n_kv_heads=4, head_dim=128,
+    vocab_size=166_144,
     rope_theta=100_000.0, max_context=65_536, norm_eps=1e-5, init_std=0.02,
 )
 
 tokenizer = dict(path="corpora/tokenizer.json")
 
 _dclm = "mlfoundations/dclm-baseline-1.0-parquet"
-_prob = "fasttext_openhermes_reddit_eli5_vs_rw_v2_bigram_200k_train_prob"  # DCLM's score; the cut at 0.1 is our choice
+# DCLM's score; the cut at 0.1 is our choice
+_prob = "fasttext_openhermes_reddit_eli5_vs_rw_v2_bigram_200k_train_prob"
 
 corpus = dict(
     pools=dict(
         high=[
-            dict(hf="HuggingFaceFW/fineweb-edu", keep={"int_score": [3, None]}),         # ODC-BY, 1.3T tokens
-            dict(hf=_dclm, keep={_prob: [0.1, None]}),                                   # CC-BY-4.0, of 4T
+            dict(hf="HuggingFaceFW/fineweb-edu", keep={"int_score": [3, None]}),
+            # ODC-BY, 1.3T tokens
+            dict(hf=_dclm, keep={_prob: [0.1, None]}),  # CC-BY-4.0, of 4T
             dict(hf="epfml/FineWeb-HQ"),                                                 # ODC-BY
-            dict(hf="epfml/FineWeb2-HQ", config="cmn_Hani"),                             # ODC-BY, Chinese
-            dict(hf="HuggingFaceFW/finepdfs-edu", config="eng_Latn"),                    # ODC-BY, books and papers
-            dict(hf="HuggingFaceTB/smollm-corpus", config="cosmopedia-v2"),              # ODC-BY, synthetic, 28B
-            dict(hf="common-pile/stackv2_edu_filtered"),                                 # code; open, by file
+            dict(hf="epfml/FineWeb2-HQ", config="cmn_Hani"),  # ODC-BY, Chinese
+            dict(hf="HuggingFaceFW/finepdfs-edu", config="eng_Latn"),  # ODC-BY, books and papers
+            dict(hf="HuggingFaceTB/smollm-corpus", config="cosmopedia-v2"),
+            # ODC-BY, synthetic, 28B
+            dict(hf="common-pile/stackv2_edu_filtered"),  # code; open, by file
         ],
         medium=[
-            dict(hf="HuggingFaceFW/fineweb-edu-score-2", keep={"int_score": [2, 2]}),    # ODC-BY, 4.1T
+            dict(hf="HuggingFaceFW/fineweb-edu-score-2", keep={"int_score": [2, 2]}),
+            # ODC-BY, 4.1T
             dict(hf=_dclm, keep={_prob: [None, 0.0999999]}),                             # CC-BY-4.0
-            dict(hf="HuggingFaceFW/fineweb-2", config="cmn_Hani"),                       # ODC-BY, Chinese
+            dict(hf="HuggingFaceFW/fineweb-2", config="cmn_Hani"),  # ODC-BY, Chinese
         ],
         math=[
-            dict(hf="HuggingFaceTB/finemath", config="finemath-3plus"),                  # ODC-BY, 34B
+            dict(hf="HuggingFaceTB/finemath", config="finemath-3plus"),  # ODC-BY, 34B
             dict(hf="HuggingFaceTB/finemath", config="infiwebmath-3plus"),               # ODC-BY
             dict(hf="LLM360/MegaMath", data_dir="megamath-web-pro"),                     # ODC-BY
-            dict(hf="LLM360/MegaMath", data_dir="megamath-web"),                         # ODC-BY, of 371B in all
+            dict(hf="LLM360/MegaMath", data_dir="megamath-web"),  # ODC-BY, of 371B in all
         ],
-        code=[  # beside that in high; stack-edu and megamath-code say where text is, not the text; The Stack is gated
-            dict(hf="OpenCoder-LLM/opc-fineweb-code-corpus"),                            # MIT, web pages with code, 55B
-            dict(hf="LLM360/MegaMath", data_dir="megamath-text-code-block"),             # ODC-BY, synthetic
-            dict(hf="LLM360/MegaMath", data_dir="megamath-translated-code"),             # ODC-BY, synthetic
+        code=[
+            # beside that in high; stack-edu and megamath-code say where text is, not the text; The
+            # Stack is gated
+            dict(hf="OpenCoder-LLM/opc-fineweb-code-corpus"),  # MIT, web pages with code, 55B
+            dict(hf="LLM360/MegaMath", data_dir="megamath-text-code-block"),  # ODC-BY, synthetic
+            dict(hf="LLM360/MegaMath", data_dir="megamath-translated-code"),  # ODC-BY, synthetic
         ],
         qa=[
-            dict(hf="LLM360/MegaMath", data_dir="megamath-qa"),                          # ODC-BY, synthetic
+            dict(hf="LLM360/MegaMath", data_dir="megamath-qa"),  # ODC-BY, synthetic
             dict(hf="allenai/dolmino-mix-1124", config="flan"),                          # ODC-BY
             dict(hf="allenai/dolmino-mix-1124", config="stackexchange"),                 # ODC-BY
         ],
         thoughts=[  # long chains of thought, after their problems
-            dict(hf="nvidia/OpenMathReasoning", split="cot", column=["problem", "generated_solution"]),  # CC-BY-4.0
+            dict(hf="nvidia/OpenMathReasoning", split="cot",
+                 column=["problem", "generated_solution"]),  # CC-BY-4.0
             dict(hf="nvidia/OpenCodeReasoning", config="split_0", split="split_0",       # CC-BY-4.0
                  column=["input", "output"]),
         ],
-        long=[dict(hf="HuggingFaceFW/finepdfs", config="eng_Latn")],                     # ODC-BY, long documents
+        long=[dict(hf="HuggingFaceFW/finepdfs", config="eng_Latn")],  # ODC-BY, long documents
     ),
     val_fraction=0.00001, shard_tokens=200_000_000,
 )
@@ -68,50 +79,64 @@ pretrain = dict(
     lr=4.5e-4,
     batch_tokens=2**22,
     micro_tokens=2**13,
-    stages=[  # the report's sizes of high and medium: with them, one epoch of each, then high's second
-        dict(name="warmup", tokens=0.1e12, lr=[0, 1], context=4096, mixture=dict(high=6.5, medium=6.0)),
-        dict(name="diversity", tokens=12.4e12, lr=[1, 1], context=4096, mixture=dict(high=6.5, medium=6.0)),
+    stages=[
+        # the report's sizes of high and medium: with them, one epoch of each, then high's second
+        dict(name="warmup", tokens=0.1e12, lr=[0, 1], context=4096,
+             mixture=dict(high=6.5, medium=6.0)),
+        dict(name="diversity", tokens=12.4e12, lr=[1, 1], context=4096,
+             mixture=dict(high=6.5, medium=6.0)),
         dict(name="high quality", tokens=6.5e12, lr=[1, 1], context=4096, mixture=dict(high=1)),
-        dict(name="decay", tokens=4e12, lr=[1, 1.5e-6 / 4.5e-4], curve="1-sqrt", context=65_536, rope_theta=5e6,
-             # 64K needs a base of 2.9e6 (arXiv 2405.14591); 5e6 as released. Shares: near SmolLM3's decay (0.62 web,
-             # 0.14 math and thoughts, 0.23 code), with less code, for less is to be had, and `long` for the 64K
+        dict(name="decay", tokens=4e12, lr=[1, 1.5e-6 / 4.5e-4], curve="1-sqrt", context=65_536,
+             rope_theta=5e6,
+             # 64K needs a base of 2.9e6 (arXiv 2405.14591); 5e6 as released. Shares: near SmolLM3's
+             # decay (0.62 web, 0.14 math and thoughts, 0.23 code), with less code, for less is to
+             # be had, and `long` for the 64K
              mixture=dict(high=0.58, long=0.15, math=0.13, code=0.10, qa=0.02, thoughts=0.02)),
     ],
-    pool_tokens=dict(  # estimates, for --plan alone: published where they are, else guessed from rows and bytes
-        high=5.4e12, medium=6.5e12, math=0.33e12, code=0.11e12, qa=0.026e12, thoughts=0.025e12, long=1.1e12),
+    pool_tokens=dict(
+        # estimates, for --plan alone: published where they are, else guessed from rows and bytes
+        high=5.4e12, medium=6.5e12, math=0.33e12, code=0.11e12, qa=0.026e12, thoughts=0.025e12,
+        long=1.1e12),
     dtype="bfloat16", compile=True, recompute=True,
     log_every=10, eval_every=5000, eval_tokens=20_000_000, save_every=1000,
     prompts=["The meaning of life is", "def fibonacci(n):", "The capital of Norway is"],
 )
 
-# Data for SFT by the report's two mechanisms: your instructions (.jsonl with "prompt" or "messages"),
-# answered by two servers
+# Data for SFT by the report's two mechanisms: your instructions (.jsonl with "prompt" or
+# "messages"), answered by two servers
 refine = dict(
     models=dict(
         # any OpenAI-compatible servers
         teacher=dict(url="http://localhost:8000/v1", max_tokens=32_768),
         second=dict(url="http://localhost:8001/v1", max_tokens=32_768),
     ),
-    drafters=["teacher", "second"], n_drafts=2, checklist="teacher", evaluators=["teacher", "second"],
+    drafters=["teacher", "second"], n_drafts=2, checklist="teacher",
+    evaluators=["teacher", "second"],
     revisers=["teacher"], completer="second", thoughts=False,
     instructions=dict(prompts=dict(path="corpora/instructions")),
 )
 
-_thoughts3 = dict(hf="open-thoughts/OpenThoughts3-1.2M")  # Apache-2.0; 850k math, 250k code, 100k science
+_thoughts3 = dict(hf="open-thoughts/OpenThoughts3-1.2M")  # Apache-2.0; 850k math, 250k code, 100k
+                                                          # science
 
 sft = dict(
     lr=4e-5, batch_tokens=2**21, micro_tokens=2**16,
     pools=dict(
         math=[_thoughts3 | dict(keep={"domain": ["math", "math"]}),
-              dict(hf="nvidia/OpenMathReasoning", split="cot", column=["problem", "generated_solution"])],  # CC-BY-4.0
+              dict(hf="nvidia/OpenMathReasoning", split="cot",
+                   column=["problem", "generated_solution"])],  # CC-BY-4.0
         science=[_thoughts3 | dict(keep={"domain": ["science", "science"]})],
         code=[_thoughts3 | dict(keep={"domain": ["code", "code"]}),
-              dict(hf="nvidia/OpenCodeReasoning", config="split_0", split="split_0", column=["input", "output"])],
-        reasoning=[dict(hf="open-r1/OpenR1-Math-220k")],                                                 # Apache-2.0
-        general=[dict(hf="allenai/tulu-3-sft-mixture")],                                      # ODC-BY, parts of it NC
-        tools=[dict(path="corpora/tools")],      # yours: "messages" with tool calls and "tools", as OpenAI has them
+              dict(hf="nvidia/OpenCodeReasoning", config="split_0", split="split_0",
+                   column=["input", "output"])],
+        reasoning=[dict(hf="open-r1/OpenR1-Math-220k")],  # Apache-2.0
+        general=[dict(hf="allenai/tulu-3-sft-mixture")],  # ODC-BY, parts of it NC
+        tools=[dict(path="corpora/tools")],
+        # yours: "messages" with tool calls and "tools", as OpenAI has them
     ),
-    stages=[  # the report: shares, contexts, 30M conversations at first; sizes after that, rates and batch are ours
+    stages=[
+        # the report: shares, contexts, 30M conversations at first; sizes after that, rates and
+        # batch are ours
         dict(name="cold start", conversations=30_000_000, lr=[1, 1], context=32_768,
              mixture=dict(math=5, science=3, code=2)),
         dict(name="overall", conversations=5_000_000, lr=[1, 0.1], curve="cosine", context=65_536,
@@ -121,12 +146,15 @@ sft = dict(
     prompts=["How many prime numbers are there below 50?"],
 )
 
-# The teacher: any Llama-architecture folder with the same tokenizer, here the same group's later model
+# The teacher: any Llama-architecture folder with the same tokenizer, here the same group's later
+# model
 distill = dict(
     teacher="Nanbeige4.1-3B",
     problems=dict(dapo=12_000, bigmath=12_000, kodcode=12_000),
-    n_samples=8, max_new_tokens=16_384, max_rows=48, context=32_768, batch_pairs=64, micro_pairs=1, epochs=1,
-    lr=1e-6, beta=2.0,  # of mean log-probabilities a token, which are small: the range of SimPO (arXiv 2405.14734)
+    n_samples=8, max_new_tokens=16_384, max_rows=48, context=32_768, batch_pairs=64, micro_pairs=1,
+    epochs=1,
+    lr=1e-6, beta=2.0,
+    # of mean log-probabilities a token, which are small: the range of SimPO (arXiv 2405.14734)
     dtype="bfloat16", compile=True, recompute=True, log_every=5, save_every=100,
     prompts=["How many prime numbers are there below 50?"],
 )
@@ -145,9 +173,11 @@ rl = dict(
     stages=[
         dict(name="STEM", problems=dict(dapo=17_000, bigmath=17_000), steps=400),
         dict(name="coding", problems=dict(kodcode=17_000), steps=400),
-        dict(name="preference", problems=dict(helpsteer3=8_000, ultrafeedback=8_000), steps=200, reward="pairwise"),
+        dict(name="preference", problems=dict(helpsteer3=8_000, ultrafeedback=8_000), steps=200,
+             reward="pairwise"),
     ],
-    reward_model="reward", group_size=16, batch_groups=64, micro_rows=1, max_new_tokens=32_000, context=34_816,
+    reward_model="reward", group_size=16, batch_groups=64, micro_rows=1, max_new_tokens=32_000,
+    context=34_816,
     max_rows=32, filter_samples=16, lr=1e-6, weight_decay=0.0, keep_between=[0.1, 0.9],
     dtype="bfloat16", compile=True, recompute=True, log_every=1, eval_every=50, save_every=25,
     prompts=["How many prime numbers are there below 50?"],

@@ -1,7 +1,7 @@
 """About 1M parameters, 2 CPU cores, five minutes: the whole method small enough to watch.
 
-The high pool is verified textbook pages; the medium pool is text of this Python installation, with corrupted copies of
-such pages in it. Sizes, rates and shares are our choice.
+The high pool is verified textbook pages; the medium pool is text of this Python installation, with
+corrupted copies of such pages in it. Sizes, rates and shares are our choice.
 """
 _pages = dict(math=4, drills=1, code=2, tools=0.8, form=1.5, recall=0.7)
 
@@ -26,17 +26,19 @@ pretrain = dict(
     batch_tokens=4096,
     stages=[
         dict(name="warmup", tokens=150_000, lr=[0, 1], context=128, mixture=dict(high=1, medium=1)),
-        dict(name="diversity", tokens=1_000_000, lr=[1, 1], context=128, mixture=dict(high=1, medium=1)),
+        dict(name="diversity", tokens=1_000_000, lr=[1, 1], context=128,
+             mixture=dict(high=1, medium=1)),
         dict(name="high quality", tokens=1_150_000, lr=[1, 1], context=128, mixture=dict(high=1)),
-        dict(name="decay", tokens=900_000, lr=[1, 1 / 300], curve="1-sqrt", context=256, rope_theta=40_000.0,
+        dict(name="decay", tokens=900_000, lr=[1, 1 / 300], curve="1-sqrt", context=256,
+             rope_theta=40_000.0,
              mixture=dict(high=1, reasoning=1)),
     ],
     log_every=20, save_every=200, eval_problems=64,
     prompts=["Problem: Mia has 12 apples.", "def ", "The"],
 )
 
-# Small models refine each other's answers: the prompts have few tokens, for models that learned them
-# by practice (tiny_writer.py).
+# Small models refine each other's answers: the prompts have few tokens, for models that learned
+# them by practice (tiny_writer.py).
 refine = dict(
     models=dict(
         base=dict(checkpoint="pretrain", prompt_format="document", max_new_tokens=64),
@@ -66,9 +68,11 @@ refine = dict(
 
 sft = dict(
     lr=2e-3, batch_tokens=4096,
-    stages=[  # the report: 50 % math, 30 % science, 20 % code; then 40 % harder reasoning, 30 % general, 20 % tools,
-              # 10 % code: of so little, code is forgotten at this size
-        dict(name="cold start", trained_tokens=90_000, lr=[1, 1], context=256, mixture=dict(math=5, form=3, code=2)),
+    stages=[
+        # the report: 50 % math, 30 % science, 20 % code; then 40 % harder reasoning, 30 % general,
+        # 20 % tools, 10 % code: of so little, code is forgotten at this size
+        dict(name="cold start", trained_tokens=90_000, lr=[1, 1], context=256,
+             mixture=dict(math=5, form=3, code=2)),
         dict(name="overall", trained_tokens=170_000, lr=[1, 0.01], curve="1-sqrt", context=256,
              mixture=dict(math=3, code=3, form=2, tools=2)),
     ],
@@ -80,26 +84,32 @@ sft = dict(
 distill = dict(
     teacher="teacher/sft", problems=dict(math=1000, code=800, form=500, tools=400),
     n_samples=2, temperature=1.0, max_new_tokens=80, context=256, batch_pairs=32, epochs=2, lr=1e-3,
-    dpo=0.1,  # of a sum over some 40 tokens, beside two means over tokens: with 1 it alone decides, and harms
+    dpo=0.1,
+    # of a sum over some 40 tokens, beside two means over tokens: with 1 it alone decides, and harms
     log_every=10, prompts=sft["prompts"],
 )
 
-# With noise=0.15 labels favour the longer reply, as people's do: what that leads to is in experiments/hacking.py
+# With noise=0.15 labels favour the longer reply, as people's do: what that leads to is in
+# experiments/hacking.py
 reward = dict(
     preferences=[dict(taste=3000, seed=6)], held_out=[dict(taste=500, seed=7)],
     context=256, batch_pairs=32, epochs=1, lr=1e-3, log_every=20,
 )
 
-# Rollouts at the temperature at which answers are asked for: at 1, half the gain is lost. Many problems with 4 samples
-# of each in the filter, in place of the report's 16: a problem that comes back five times is learned by heart.
+# Rollouts at the temperature at which answers are asked for: at 1, half the gain is lost. Many
+# problems with 4 samples of each in the filter, in place of the report's 16: a problem that comes
+# back five times is learned by heart.
 rl = dict(
     stages=[
         dict(name="STEM", problems=dict(math=1600), steps=40),
         dict(name="coding", problems=dict(code=800), steps=40),
-        dict(name="preference", problems=dict(taste=600), steps=60, reward="pairwise", temperature=0.9, lr=[2, 0.5]),
+        dict(name="preference", problems=dict(taste=600), steps=60, reward="pairwise",
+             temperature=0.9, lr=[2, 0.5]),
     ],
-    reward_model="reward", group_size=8, batch_groups=32, temperature=0.6, max_new_tokens=80, context=256, lr=1e-4,
+    reward_model="reward", group_size=8, batch_groups=32, temperature=0.6, max_new_tokens=80,
+    context=256, lr=1e-4,
     weight_decay=0.0, filter_samples=4, log_every=10, eval_problems=256,
 )
 
-evaluate = dict(tasks=["math", "code", "tools", "form", "recall", "taste"], n_problems=256, k=4, max_new_tokens=64)
+evaluate = dict(tasks=["math", "code", "tools", "form", "recall", "taste"], n_problems=256, k=4,
+                max_new_tokens=64)
