@@ -1,4 +1,6 @@
-"""The mixture: exact epochs, even interleaving, targets inside documents, the same global batches at any world size."""
+"""The mixture: exact epochs, even interleaving, targets inside documents, the same global batches
+at any world size."""
+
 import json
 import random
 from collections import Counter
@@ -10,26 +12,33 @@ import pytest
 
 from common import UserError
 from data.text.corpus import CorpusConfig, prepare_pool, read_pool
-from data.text.mixture import branch, IGNORE, Mixture, plan_stages, PoolStream, rows_before
+from data.text.mixture import IGNORE, Mixture, PoolStream, branch, plan_stages, rows_before
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 
 
 def stage(name="s", context=16, tokens=0, mixture={}, epochs={}):
-    return SimpleNamespace(name=name, context=context, tokens=tokens, mixture=mixture, epochs=epochs)
+    return SimpleNamespace(
+        name=name, context=context, tokens=tokens, mixture=mixture, epochs=epochs
+    )
 
 
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory):
-    """Two pools of several shards; every document is made of one word of its own, so that it can be told in a batch."""
+    """Two pools of several shards; every document is made of one word of its own, so that it can be
+    told in a batch."""
     folder = tmp_path_factory.mktemp("pools")
     tokenizer = train_tokenizer(["abc"], TokenizerConfig(kind="char"))
     result = {}
     for name, n, seed in (("high", 60, 1), ("medium", 90, 2)):
         rng = random.Random(seed)
         texts = [chr(97 + i % 26) * rng.choice([1, 3, 10, 40, 90]) + str(i) for i in range(n)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": t}) + "\n" for t in texts)
+        )
         cfg = CorpusConfig(val_fraction=0.0, shard_tokens=700)
-        prepare_pool(folder / name, [{"path": str(folder / f"{name}.jsonl")}], tokenizer, cfg, "make")
+        prepare_pool(
+            folder / name, [{"path": str(folder / f"{name}.jsonl")}], tokenizer, cfg, "make"
+        )
         result[name] = read_pool(folder / name, "train", tokenizer.hash)
         assert len(result[name]) > 2
     return result
@@ -38,7 +47,9 @@ def pools(tmp_path_factory):
 def test_rows_before_is_the_sort_by_time():
     """Against sorting all rows by exact rational times."""
     for counts in ([3, 5], [1, 1, 1], [7, 0, 2], [4, 4, 13], [1, 100]):
-        times = sorted((Fraction(2 * k + 1, 2 * r), i) for i, r in enumerate(counts) for k in range(r))
+        times = sorted(
+            (Fraction(2 * k + 1, 2 * r), i) for i, r in enumerate(counts) for k in range(r)
+        )
         for n in range(sum(counts) + 3):
             before = Counter(i for _, i in times[:n])
             assert rows_before(n, counts) == [before[i] for i in range(len(counts))], (n, counts)
@@ -52,11 +63,13 @@ def test_rows_before_at_the_size_of_the_report():
 
 
 def test_one_epoch_each_then_a_second_of_high(pools):
-    """'One epoch high + one epoch medium, then high only': every training position exactly once, then high's once more."""
+    """'One epoch high + one epoch medium, then high only': every training position exactly once,
+    then high's once more."""
     sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
     stages = [stage("diversity", epochs=dict(high=1, medium=1)), stage("high", epochs=dict(high=1))]
     plans = plan_stages(stages, sizes, batch_tokens=64)
     mixture = Mixture(pools, plans, seed=3)
+
     def pairs(name):  # every (token, next token in its document)
         counter = Counter()
         for shard in pools[name]:
@@ -66,6 +79,7 @@ def test_one_epoch_each_then_a_second_of_high(pools):
                 counter.update(zip(doc[:-1], doc[1:]))
                 first = end
         return counter
+
     def trained(plan):
         counter = Counter()
         for step in range(plan.first_step, plan.end_step):
@@ -73,6 +87,7 @@ def test_one_epoch_each_then_a_second_of_high(pools):
             kept = b.targets != IGNORE
             counter.update(zip(b.tokens[kept].tolist(), b.targets[kept].tolist()))
         return counter
+
     assert trained(plans[0]) == pairs("high") + pairs("medium")
     assert trained(plans[1]) == pairs("high")
 
@@ -86,7 +101,8 @@ def test_epochs_are_shuffled_anew(pools):
 
 
 def test_targets_and_document_starts(pools):
-    """Each target is the next token of the same document; a document starts with <s> unless its start is in an earlier row."""
+    """Each target is the next token of the same document; a document starts with <s> unless its
+    start is in an earlier row."""
     shards = pools["medium"]
     bos, eot = int(shards[0].tokens[0]), int(shards[0].tokens[int(shards[0].ends[0]) - 1])
     stream = PoolStream("medium", shards, seed=0, piece=1 << 20)
@@ -95,14 +111,19 @@ def test_targets_and_document_starts(pools):
     np.testing.assert_array_equal(tokens == bos, starts == position)
     np.testing.assert_array_equal(targets == IGNORE, tokens == eot)
     np.testing.assert_array_equal(targets[:-1][tokens[:-1] != eot], tokens[1:][tokens[:-1] != eot])
-    np.testing.assert_array_equal(starts, np.maximum.accumulate(np.where(tokens == bos, position, 0)))
+    np.testing.assert_array_equal(
+        starts, np.maximum.accumulate(np.where(tokens == bos, position, 0))
+    )
 
 
 def test_pieces_of_long_documents(pools):
-    """Cut into pieces, a document's tokens and targets stay the same; only the order and the starts change."""
+    """Cut into pieces, a document's tokens and targets stay the same; only the order and the starts
+    change."""
     whole = PoolStream("high", pools["high"], seed=0, piece=1 << 20)
     cut = PoolStream("high", pools["high"], seed=0, piece=16)
-    pairs = [Counter(zip(*(column.tolist() for column in s.read(0, s.size)[:2]))) for s in (whole, cut)]
+    pairs = [
+        Counter(zip(*(column.tolist() for column in s.read(0, s.size)[:2]))) for s in (whole, cut)
+    ]
     assert pairs[0] == pairs[1]
     starts = cut.read(0, cut.size)[2]
     assert (np.arange(len(starts)) - starts).max() == 15
@@ -110,7 +131,9 @@ def test_pieces_of_long_documents(pools):
 
 def test_any_world_size_sees_the_same_global_batch(pools):
     sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
-    plans = plan_stages([stage(tokens=1000, mixture=dict(high=1, medium=2))], sizes, batch_tokens=80)
+    plans = plan_stages(
+        [stage(tokens=1000, mixture=dict(high=1, medium=2))], sizes, batch_tokens=80
+    )
     mixture = Mixture(pools, plans, seed=5)
     for step in (0, 3, plans[-1].end_step - 1):
         alone = mixture.batch(step)
@@ -128,23 +151,34 @@ def test_any_world_size_sees_the_same_global_batch(pools):
 
 def test_weights_count_tokens_and_contexts_change_without_loss(pools):
     sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
-    stages = [stage("a", tokens=999, mixture=dict(high=0.3, medium=0.7)), stage("b", 64, tokens=500, mixture=dict(high=1))]
+    stages = [
+        stage("a", tokens=999, mixture=dict(high=0.3, medium=0.7)),
+        stage("b", 64, tokens=500, mixture=dict(high=1)),
+    ]
     plans = plan_stages(stages, sizes, batch_tokens=64)
     assert plans[0].tokens == dict(high=300, medium=699)
     assert plans[1].start == dict(high=300)  # goes on at the very next token
     stream = PoolStream("high", pools["high"], seed=0, piece=64)
     expected = stream.read(300, 64)[0]
-    np.testing.assert_array_equal(Mixture(pools, plans, seed=0).batch(plans[1].first_step).tokens[0], expected)
+    np.testing.assert_array_equal(
+        Mixture(pools, plans, seed=0).batch(plans[1].first_step).tokens[0], expected
+    )
     assert sum(plan_stages(stages, sizes, 64, scale=0.5)[0].tokens.values()) == 500
 
 
 def test_branch_goes_on_where_the_pools_stood(pools):
     sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
-    stages = [stage("stable", tokens=1600, mixture=dict(high=1, medium=1)), stage("more", tokens=640, mixture=dict(high=1)),
-              stage("decay", tokens=320, mixture=dict(high=1))]
+    stages = [
+        stage("stable", tokens=1600, mixture=dict(high=1, medium=1)),
+        stage("more", tokens=640, mixture=dict(high=1)),
+        stage("decay", tokens=320, mixture=dict(high=1)),
+    ]
     plans = plan_stages(stages, sizes, batch_tokens=64)
     branched = branch(plans, 10, "decay")
-    assert [(p.name, p.first_step, p.end_step) for p in branched] == [("stable", 0, 10), ("decay", 10, 15)]
+    assert [(p.name, p.first_step, p.end_step) for p in branched] == [
+        ("stable", 0, 10),
+        ("decay", 10, 15),
+    ]
     assert branched[1].start["high"] == plans[0].positions(10)["high"] == 320
     a, b = Mixture(pools, plans, 0), Mixture(pools, branched, 0)
     for step in range(10):
@@ -155,7 +189,9 @@ def test_branch_goes_on_where_the_pools_stood(pools):
 
 def test_sources_name_the_shards(pools):
     sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
-    mixture = Mixture(pools, plan_stages([stage(tokens=640, mixture=dict(high=1))], sizes, 64), seed=0)
+    mixture = Mixture(
+        pools, plan_stages([stage(tokens=640, mixture=dict(high=1))], sizes, 64), seed=0
+    )
     named = mixture.sources(2)
     assert named and set(named) <= {str(s.path) for s in pools["high"]}
 
