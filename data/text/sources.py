@@ -1,18 +1,23 @@
-"""Where documents come from, always in the same order: files, Hugging Face data sets, and what this Python brings.
+"""Where documents come from, always in the same order: files, Hugging Face data sets, this Python.
 
 A source is one of
     {"path": file, folder or glob}      .txt (one document), .jsonl, .parquet, or one of them + .gz
-    {"hf": name, "config", "split", "data_dir", "data_files", "revision"}   a data set of the hub, streamed (or a folder
-                                        laid out like one); split is "train" if not given, a revision pins the data
+    {"hf": name, "config", "split", "data_dir", "data_files", "revision"}
+                                        a data set of the hub, streamed (or a folder laid out like
+                                        one); split is "train" if not given, a revision pins the
+                                        data
     {"stdlib": megabytes}               text of the running Python: manual, docstrings, sources
-    {"pages": n, "families": {name: weight}, "corrupt": share of faulty ones, "seed": s}    pages of data/tasks
+    {"pages": n, "families": {name: weight}, "corrupt": share of faulty ones, "seed": s}
+                                        pages of data/tasks
 A path or hf source may have
-    "column": "text"                    where the text is; of several, [a, b], a blank line comes between
-    "keep": {column: [lowest, highest]} only records that lie in it (None: no bound): a score that a data set brings
-                                        cuts it into pools of graded quality
+    "column": "text"                    where the text is; of several, [a, b], a blank line comes
+                                        between
+    "keep": {column: [lowest, highest]} only records that lie in it (None: no bound): a score that
+                                        a data set brings cuts it into pools of graded quality
 and any source "documents": n or "megabytes": n, which takes its beginning only.
 
-A source is read shard by shard (its files), a shard record by record, so two numbers say where one stands.
+A source is read shard by shard (its files), a shard record by record, so two numbers say where one
+stands.
 """
 import ast
 import functools
@@ -42,22 +47,33 @@ from common import UserError
 from data.tasks.registry import PAGES
 
 HF_OPTIONS = ("config", "split", "data_dir", "data_files", "revision")  # as `datasets` has them
-KINDS = {"path": ("column", "keep"), "hf": (*HF_OPTIONS, "column", "keep"), "stdlib": (),
-         "pages": ("families", "corrupt", "seed")}
-RETRIES = 5  # of a broken stream, after 2, 4, 8 … seconds without a record; `datasets` itself has tried each 20 times
+KINDS = {  # kind of source -> its own settings
+    "path": ("column", "keep"),
+    "hf": (*HF_OPTIONS, "column", "keep"),
+    "stdlib": (),
+    "pages": ("families", "corrupt", "seed"),
+}
+# Of a broken stream, after 2, 4, 8 … seconds without a record. `datasets` itself has tried each 20
+# times.
+RETRIES = 5
 HINTS = {  # word of an error of `datasets` -> what to do
     "gated": ". Accept its terms at https://huggingface.co/datasets/{0}, then `hf auth login`",
-    "scripts": ", as {0} is one: convert it elsewhere to .parquet or .jsonl, then give {{\"path\": folder}}",
-    "reach": ". Offline? Fetch it elsewhere with `hf download --repo-type=dataset {0} --local-dir=FOLDER`, then give "
+    "scripts": ", as {0} is one: convert it elsewhere to .parquet or .jsonl, then give "
+               "{{\"path\": folder}}",
+    "reach": ". Offline? Fetch it elsewhere with "
+             "`hf download --repo-type=dataset {0} --local-dir=FOLDER`, then give "
              "{{\"path\": FOLDER}}",
 }
 
 
 @dataclass
 class ReadPosition:
-    """How far a pool's sources have been read, and what was left out. Its asdict() is JSON, at which one goes on."""
+    """How far a pool's sources have been read, and what was left out.
+
+    Its asdict() is JSON, from which reading goes on.
+    """
     stop: bool = False   # at the first bad line
-    quiet: bool = False
+    quiet: bool = False  # shows no bad line
     source: int = 0      # number of the source,
     shard: int = 0       # of its shard,
     record: int = 0      # and of the last line or row of that which was read, from 1
@@ -69,6 +85,7 @@ class ReadPosition:
     first: str = ""      # the first bad line
 
     def bad_line(self, where: str, what: str) -> None:
+        """Counts a bad line and shows the first three; UserError where one must stop."""
         if self.stop:
             raise UserError(f"{where}: {what} (corpus.on_bad_line=skip leaves such lines out)")
         self.bad += 1
@@ -80,62 +97,106 @@ class ReadPosition:
 def invalid_reason(source: dict) -> str:
     """Why a source is not one of those above; "" if it is."""
     kinds = KINDS.keys() & source
-    if len(kinds) != 1 or source.keys() - kinds - {*KINDS[min(kinds)], "documents", "megabytes"}:
-        return (f"{source} must have one of " + ", ".join(f"\"{kind}\" (may have {', '.join(more) or 'no more'})"
-                for kind, more in KINDS.items()) + "; and may have documents or megabytes")
-    if not all(isinstance(bounds, (list, tuple)) and len(bounds) == 2 for bounds in source.get("keep", {}).values()):
-        return f"keep of {source} must be {{column: [lowest, highest]}}; either may be None"
-    names = {family.partition(":")[0] for family in source.get("families", ())}
-    if "pages" in source and (not names or names - set(PAGES)):
-        return f"the families of {source} must be some of {', '.join(PAGES)}"
+    known = {"documents", "megabytes"}.union(*(KINDS[kind] for kind in kinds))
+    if len(kinds) != 1 or source.keys() - kinds - known:
+        described = [f"\"{kind}\" (may have {', '.join(settings) or 'no more'})"
+                     for kind, settings in KINDS.items()]
+        return (f"{source} must have one of {', '.join(described)}; "
+                "and may have documents or megabytes")
+    for bounds in source.get("keep", {}).values():
+        if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
+            return f"keep of {source} must be {{column: [lowest, highest]}}; either may be None"
+    if "pages" in source:
+        names = {family.partition(":")[0] for family in source.get("families", ())}
+        if not names or names - set(PAGES):
+            return f"the families of {source} must be some of {', '.join(PAGES)}"
     return ""
 
 
-def texts(sources: list[dict], place: ReadPosition, column: str, megabytes: float = inf) -> Iterator[tuple[str, bool]]:
-    """(text, whether it is a whole .txt file) of each document after `place`, which moves along.
+# --------------------------------------------------------------------------------------------------
+# Documents of a pool
+
+def texts(sources: list[dict], position: ReadPosition, column: str,
+          megabytes: float = inf) -> Iterator[tuple[str, bool]]:
+    """(text, whether it is a whole .txt file) of each document after `position`, which moves along.
 
     column: where a source names none. megabytes: limit of each source, beside its own.
     """
-    while place.source < len(sources):
-        yield from _texts({"column": column} | sources[place.source], place, megabytes)
-        place.source += 1
-        place.shard = place.record = place.documents = place.bytes = 0
+    while position.source < len(sources):
+        source = {"column": column} | sources[position.source]
+        yield from _texts_of_source(source, position, megabytes)
+        position.source += 1
+        position.shard = position.record = position.documents = position.bytes = 0
 
 
-def _texts(source: dict, place: ReadPosition, megabytes: float) -> Iterator[tuple[str, bool]]:
-    most = 1e6 * min(megabytes, source.get("megabytes", inf), source.get("stdlib", inf))
-    names, parts = text_columns(source), shards(source)
-    needed = [*names, *source.get("keep", ())]
-    while place.shard < len(parts):
-        part = parts[place.shard]
-        where = f"{source['hf']}, shard {part}" if "hf" in source else part
-        whole_file, known = "path" in source and _kind(part) == ".txt", place.record > 0
-        for place.record, record in read(source, part, place.record, needed, place.bad_line):
-            if place.documents >= source.get("documents", inf):
+def _texts_of_source(source: dict, position: ReadPosition,
+                     megabytes: float) -> Iterator[tuple[str, bool]]:
+    """The texts() of one source, up to its limits."""
+    max_documents = source.get("documents", inf)
+    max_bytes = 1e6 * min(megabytes, source.get("megabytes", inf), source.get("stdlib", inf))
+    parts = shards(source)
+    columns = text_columns(source)
+    needed = [*columns, *source.get("keep", ())]
+    while position.shard < len(parts):
+        shard = parts[position.shard]
+        is_whole_file = "path" in source and _file_kind(shard) == ".txt"
+        columns_known = position.record > 0
+        for number, record in read(source, shard, position.record, needed, position.bad_line):
+            position.record = number
+            if position.documents >= max_documents:
                 return
-            missing = [name for name in needed if name not in record]
-            if missing and not known:  # a wrong setting, not a bad line
-                raise UserError(f"{where}:{place.record}: no column {missing[0]!r}; set corpus.column (or the source's "
-                                f"\"column\" or \"keep\") to one of {', '.join(record)}")
-            known, text = True, [record.get(name) for name in names]
-            if missing or not all(isinstance(value, str) for value in text):
-                place.bad_line(f"{where}:{place.record}", f"{' or '.join(missing or names)} is missing or not text")
-            elif not kept(record, source):
-                place.left_out += 1
-            elif not any(text):
-                place.empty += 1
-            else:
-                text = "\n\n".join(text)
-                place.documents += 1
-                place.bytes += len(text.encode("utf-8", "replace"))
-                if place.bytes > most:
-                    return
-                yield text, whole_file
-        place.shard += 1
-        place.record = 0
+            if not columns_known:
+                _check_columns(record, needed, _describe_record(source, shard, number))
+                columns_known = True
+            text = _text_of_record(source, shard, record, position)
+            if text is None:
+                continue
+            position.documents += 1
+            position.bytes += len(text.encode("utf-8", "replace"))
+            if position.bytes > max_bytes:
+                return
+            yield text, is_whole_file
+        position.shard += 1
+        position.record = 0
+
+
+def _text_of_record(source: dict, shard: Path | int, record: dict,
+                    position: ReadPosition) -> str | None:
+    """A record's text; None, counted in `position`, if it has none or "keep" leaves it out."""
+    columns = text_columns(source)
+    missing = [name for name in [*columns, *source.get("keep", ())] if name not in record]
+    values = [record.get(name) for name in columns]
+    if missing or not all(isinstance(value, str) for value in values):
+        wrong = " or ".join(missing or columns)
+        where = _describe_record(source, shard, position.record)
+        position.bad_line(where, f"{wrong} is missing or not text")
+        return None
+    if not kept(record, source):
+        position.left_out += 1
+        return None
+    if not any(values):
+        position.empty += 1
+        return None
+    return "\n\n".join(values)
+
+
+def _check_columns(record: dict, needed: list[str], where: str) -> None:
+    """UserError where a file's first record lacks a column: a wrong setting, not a bad line."""
+    missing = [name for name in needed if name not in record]
+    if missing:
+        raise UserError(f"{where}: no column {missing[0]!r}; set corpus.column (or the source's "
+                        f"\"column\" or \"keep\") to one of {', '.join(record)}")
+
+
+def _describe_record(source: dict, shard: Path | int, number: int) -> str:
+    """ "FILE:LINE", or the same of a data set."""
+    if "hf" in source:
+        return f"{source['hf']}, shard {shard}:{number}"
+    return f"{shard}:{number}"
 
 
 def text_columns(source: dict) -> list[str]:
+    """Names of the columns that hold the text."""
     column = source.get("column", "text")
     return [column] if isinstance(column, str) else list(column)
 
@@ -143,36 +204,56 @@ def text_columns(source: dict) -> list[str]:
 def kept(record: dict, source: dict) -> bool:
     """Whether a record lies within the source's "keep"; one without a value does not."""
     try:
-        return all((value := record.get(column)) is not None and (low is None or low <= value)
-                   and (high is None or value <= high) for column, (low, high) in source.get("keep", {}).items())
+        for column, (low, high) in source.get("keep", {}).items():
+            value = record.get(column)
+            if value is None:
+                return False
+            if low is not None and not low <= value:  # nan lies nowhere
+                return False
+            if high is not None and not value <= high:
+                return False
     except TypeError as error:
-        raise UserError(f"keep of {source} is of another type than its column: {error}") from None
+        raise UserError(f"keep of {source} is of another type than its column: "
+                        f"{error}") from None
+    return True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Shards and records, of any source
 
 def shards(source: dict) -> list:
-    """The parts of a source that are read one after the other: files of a path, numbers of a data set's files."""
+    """The parts of a source that are read one after the other.
+
+    Files of a path, numbers of a data set's files, [0] for what this Python brings.
+    """
     if "path" in source:
         return find_files(source["path"])
-    return list(range(_stream(source).num_shards if "hf" in source else 1))
+    n_shards = _stream(source).num_shards if "hf" in source else 1
+    return list(range(n_shards))
 
 
 def records(source: dict, shard: Path | int | None = None) -> Iterator[dict]:
-    """Whole records, all columns, of one of shards(source) or of all, but bad lines and those outside of "keep".
+    """Whole records, all columns, of one of shards(source) or of all.
 
-    A source without columns gives {column: text}. Limits are not looked at.
+    Without bad lines and those outside of "keep". A source without columns gives {column: text}.
+    Limits are not looked at.
     """
     for part in shards(source) if shard is None else [shard]:
-        yield from (record for _, record in read(source, part) if kept(record, source))
+        for _, record in read(source, part):
+            if kept(record, source):
+                yield record
+
+
+def ignore_bad_line(where: str, what: str) -> None:
+    """The `bad_line` of one who does not count them."""
 
 
 def read(source: dict, shard: Path | int, skip: int = 0, columns: list[str] | None = None,
-         bad_line: Callable = lambda where, what: None) -> Iterator[tuple[int, dict]]:
+         bad_line: Callable[[str, str], None] = ignore_bad_line) -> Iterator[tuple[int, dict]]:
     """(number from 1, record) of a shard's lines or rows after the first `skip`.
 
-    columns: those needed; a format that can reads no other (None: all). bad_line: called with (where, what).
+    columns: those needed; a format that can reads no other (None: all). bad_line: called with
+    (where, what).
     """
     column = text_columns(source)[0]
     if "path" in source:
@@ -180,42 +261,59 @@ def read(source: dict, shard: Path | int, skip: int = 0, columns: list[str] | No
     elif "hf" in source:
         yield from _read_stream(source, shard, skip, columns)
     else:
-        made = _pages(source) if "pages" in source else _stdlib_texts()
-        yield from islice(((number, {column: text}) for number, text in enumerate(made, 1)), skip, None)
+        generated = _pages(source) if "pages" in source else _stdlib_texts()
+        for number, text in islice(enumerate(generated, 1), skip, None):
+            yield number, {column: text}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files
 
-def _kind(path: Path) -> str | None:
+def _file_kind(path: Path) -> str | None:
+    """ ".txt", ".jsonl" or ".parquet", also of a .gz; None for any other file."""
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
     return kind if kind in (".txt", ".jsonl", ".parquet") else None
 
 
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def find_files(where: str) -> list[Path]:
-    """Sorted .txt, .jsonl, .parquet files (or .gz of them) of a file name, folder or glob; UserError for none."""
+    """Sorted .txt, .jsonl, .parquet files (or .gz of them) of a file name, folder or glob.
+
+    UserError for none.
+    """
     path = Path(where).expanduser()
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True) or [path])
-    files = sorted(p for p in found if p.is_file() and _kind(p))
+    if path.is_dir():
+        candidates = path.rglob("*")
+    else:
+        names = glob.glob(str(path), recursive=True) or [path]  # a name may hold a glob's signs
+        candidates = map(Path, names)
+    files = sorted(p for p in candidates if p.is_file() and _file_kind(p))
     if not files:
         raise UserError(f"no .txt, .jsonl or .parquet file (or .gz of one) at {where}")
     return files
 
 
-def _read_file(path: Path, column: str, skip: int, columns: list[str] | None, bad_line: Callable) -> Iterator:
+def _read_file(path: Path, column: str, skip: int, columns: list[str] | None,
+               bad_line: Callable) -> Iterator[tuple[int, dict]]:
+    """The read() of one file."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as f:
-            if _kind(path) == ".jsonl":
+        with gzip.open(path) if _is_gzip(path) else open(path, "rb") as f:
+            kind = _file_kind(path)
+            if kind == ".jsonl":
                 yield from _read_jsonl(f, path, skip, bad_line)
-            elif _kind(path) == ".parquet":
+            elif kind == ".parquet":
                 yield from _read_parquet(f, path, skip, columns)
-            elif not skip:
+            elif skip == 0:
                 yield 1, {column: _decode(f.read(), path, bad_line)}
     except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _decode(text: bytes, path: Path, bad_line: Callable) -> str:
+    """The text of a .txt file; what is no UTF-8 is a bad line and becomes U+FFFD."""
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -224,81 +322,115 @@ def _decode(text: bytes, path: Path, bad_line: Callable) -> str:
         return text.decode("utf-8-sig", errors="replace")
 
 
-def _read_jsonl(f: Iterable[bytes], path: Path, skip: int, bad_line: Callable) -> Iterator[tuple[int, dict]]:
+def _read_jsonl(f: Iterable[bytes], path: Path, skip: int,
+                bad_line: Callable) -> Iterator[tuple[int, dict]]:
+    """Numbers and records of lines after the first `skip`; blank lines are no bad ones."""
     for number, line in islice(enumerate(f, 1), skip, None):
+        if not line.strip():
+            continue
         try:
-            record = json.loads(line) if line.strip() else None
+            record = json.loads(line)
         except (ValueError, RecursionError) as error:
             bad_line(f"{path}:{number}", f"not JSON: {error}")
             continue
-        if isinstance(record, dict):  # broken escapes leave lone surrogates, which are no text
-            yield number, {name: value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                           if isinstance(value, str) else value for name, value in record.items()}
-        elif line.strip():
+        if not isinstance(record, dict):
             bad_line(f"{path}:{number}", "not a record")
+            continue
+        for name, value in record.items():
+            if isinstance(value, str):
+                record[name] = _without_surrogates(value)
+        yield number, record
 
 
-def _read_parquet(f, path: Path, skip: int, columns: list[str] | None) -> Iterator[tuple[int, dict]]:
-    with tempfile.TemporaryFile() as plain:
-        if path.suffix.lower() == ".gz":  # a Parquet file is read from its end
-            shutil.copyfileobj(f, plain)
-            f = plain
+def _without_surrogates(text: str) -> str:
+    """The text with U+FFFD for lone surrogates: broken JSON escapes, which are no text."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _read_parquet(f, path: Path, skip: int,
+                  columns: list[str] | None) -> Iterator[tuple[int, dict]]:
+    """Numbers and records of rows after the first `skip`."""
+    with tempfile.TemporaryFile() as unpacked:
+        if _is_gzip(path):  # a Parquet file is read from its end
+            shutil.copyfileobj(f, unpacked)
+            f = unpacked
         table = pyarrow.parquet.ParquetFile(f, buffer_size=1 << 20)
-        found = set(columns or ()) <= set(table.schema_arrow.names)  # else a whole record shows what there is
-        batches = table.iter_batches(batch_size=1024, columns=columns if found else None)
-        yield from islice(enumerate((record for batch in batches for record in batch.to_pylist()), 1), skip, None)
+        if columns and not set(columns) <= set(table.schema_arrow.names):
+            columns = None  # a whole record shows what there is
+        batches = table.iter_batches(batch_size=1024, columns=columns)
+        rows = (record for batch in batches for record in batch.to_pylist())
+        yield from islice(enumerate(rows, 1), skip, None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Hugging Face data sets
 
 def _stream(source: dict, columns: list[str] | None = None):
-    return _open(json.dumps({key: source[key] for key in ("hf", *HF_OPTIONS) if key in source}), tuple(columns or ()))
+    """A source's data set as a stream of Arrow tables, see _open."""
+    options = {key: source[key] for key in ("hf", *HF_OPTIONS) if key in source}
+    return _open(json.dumps(options), tuple(columns or ()))
 
 
-@functools.cache  # the list of a data set's files is asked for once, not once a shard
+@functools.cache  # the list of a data set's files is asked for once, not once per shard
 def _open(source: str, columns: tuple[str, ...]):
-    """A data set as a stream of Arrow tables, of these columns where its format can read some alone."""
+    """A data set as a stream of Arrow tables, of these columns where its format can read some.
+
+    source: its "hf" and HF_OPTIONS, as JSON.
+    """
     options = json.loads(source)
-    path, split = options.pop("hf"), options.pop("split", "train")
+    path = options.pop("hf")
+    split = options.pop("split", "train")
     import datasets  # takes a second, which only those who stream wait
     try:
         builder = datasets.load_dataset_builder(path, options.pop("config", None), **options)
         stream = builder.as_streaming_dataset(split=split)
-        if columns and hasattr(builder.config, "columns") and set(columns) <= set(stream.column_names or ()):
-            builder.config.columns = list(columns)  # Parquet: embeddings and the like stay where they are
+        can_choose = columns and hasattr(builder.config, "columns")
+        if can_choose and set(columns) <= set(stream.column_names or ()):
+            builder.config.columns = list(columns)  # Parquet: embeddings and the like stay there
             stream = builder.as_streaming_dataset(split=split)
         return stream.with_format("arrow")
     except Exception as error:  # what can go wrong has no common base
-        what = " ".join(str(error).split())[:300].rstrip(".")
+        what = _one_line(error).rstrip(".")
         hint = next((hint for word, hint in HINTS.items() if word in what), "")
         raise UserError(f"data set {path}: {what}" + hint.format(path)) from None
 
 
-def _read_stream(source: dict, shard: int, skip: int, columns: list[str] | None) -> Iterator[tuple[int, dict]]:
-    from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY
-    stream, tries, where = _stream(source, columns), 0, f"data set {source['hf']}, shard {shard}"
+def _one_line(error: Exception) -> str:
+    """The first 300 characters of an error's message, in one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def _read_stream(source: dict, shard: int, skip: int,
+                 columns: list[str] | None) -> Iterator[tuple[int, dict]]:
+    """The read() of a data set's shard; a connection that breaks is taken up again."""
+    from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY  # takes a second to load
+    stream = _stream(source, columns)
+    where = f"data set {source['hf']}, shard {shard}"
+    tries = 0
     while True:
         try:
-            for table in stream.shard(num_shards=stream.num_shards, index=shard).skip(skip).iter(batch_size=1000):
+            rest = stream.shard(num_shards=stream.num_shards, index=shard).skip(skip)
+            for table in rest.iter(batch_size=1000):
                 for record in table.to_pylist():
-                    skip, tries = skip + 1, 0
+                    skip += 1
+                    tries = 0
                     yield skip, record
             return
         except (OSError, *CONNECTION_ERRORS_TO_RETRY) as error:
-            what, tries = f"{where} broke off after record {skip} ({type(error).__name__})", tries + 1
+            what = f"{where} broke off after record {skip} ({type(error).__name__})"
+            tries += 1
             if tries > RETRIES:
                 raise UserError(f"{what}; run again, and it goes on") from None
             tqdm.write(f"{what}; trying again in {2 ** tries} s", file=sys.stderr)
             time.sleep(2 ** tries)
         except (ValueError, pyarrow.ArrowException) as error:
-            raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"{where} cannot be read: {_one_line(error)}") from None
 
 
 def licence(source: dict) -> str:
     """The licence that an hf source's card declares, "" for none."""
     _stream(source)  # says what is wrong where there is no such data set
-    from huggingface_hub import DatasetCard
+    from huggingface_hub import DatasetCard  # takes a second to load
     card = Path(source["hf"]) / "README.md"
     try:
         declared = DatasetCard.load(card if card.is_file() else source["hf"]).data.to_dict()
@@ -307,31 +439,43 @@ def licence(source: dict) -> str:
     return str(declared.get("license_name") or declared.get("license") or "")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What this Python brings
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
+NO_SOURCES = {"test", "tests", "idle_test", "site-packages", "dist-packages"}  # folders left out
 
 
 def _stdlib_texts() -> Iterator[str]:
-    """Prose first (licence, language reference, docstrings), then the sources. What a Python lacks is left out."""
+    """Prose first (licence, language reference, docstrings), then the sources.
+
+    What a Python lacks is left out.
+    """
     if (STDLIB / "LICENSE.txt").is_file():
         yield (STDLIB / "LICENSE.txt").read_text(encoding="utf-8")
     try:
-        from pydoc_data.topics import topics
-        yield from (topics[name] for name in sorted(topics))
+        from pydoc_data.topics import topics  # not every Python brings it
+        for name in sorted(topics):
+            yield topics[name]
     except ImportError:
         pass
-    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
     files = [path.relative_to(STDLIB) for path in STDLIB.rglob("*.py")]
-    files = [path for path in files if not skipped & set(path.parts)]
-    files.sort(key=lambda path: hashlib.sha256(path.as_posix().encode()).digest())  # so that a part is a fair sample
+    files = [path for path in files if not NO_SOURCES & set(path.parts)]
+    files.sort(key=_hash_of_path)  # so that a part is a fair sample
     for path in files:
         yield from _docstrings(path)
-    yield from filter(None, map(_source, files))
+    for path in files:
+        source = _source(path)
+        if source:
+            yield source
+
+
+def _hash_of_path(path: Path) -> bytes:
+    return hashlib.sha256(path.as_posix().encode()).digest()
 
 
 def _source(path: Path) -> str:
+    """The text of a module of the standard library, "" if it cannot be read."""
     try:
         with tokenize.open(STDLIB / path) as f:
             return f.read()
@@ -339,29 +483,38 @@ def _source(path: Path) -> str:
         return ""
 
 
-@functools.cache  # parsing costs more than all else here, and the tokenizer's sample reads them too
+@functools.cache  # parsing costs more than all else here; the tokenizer's sample reads them too
 def _docstrings(path: Path) -> list[str]:
     """Each docstring of a module under the name of what it describes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes in old modules
-            nodes = ast.walk(ast.parse(_source(path)))
+            tree = ast.parse(_source(path))
     except (SyntaxError, ValueError):
         return []
     module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    nodes = [n for n in nodes if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))]
-    return [f"{module}.{getattr(n, 'name', '')}".strip(".") + f"\n\n{text}\n"
-            for n in nodes if (text := ast.get_docstring(n))]
+    docstrings = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = ast.get_docstring(node)
+            if text:
+                name = f"{module}.{getattr(node, 'name', '')}".strip(".")
+                docstrings.append(f"{name}\n\n{text}\n")
+    return docstrings
 
 
 def _pages(source: dict) -> Iterator[str]:
-    """Textbook pages; the faulty ones, each the twin of the page that it replaces, are spread evenly over them."""
-    from data.tasks import pages  # the families, which only those load who make pages of them
+    """Textbook pages, some replaced by their faulty twins, which are spread evenly over all."""
+    from data.tasks import pages  # all families of problems, which few sources need
 
-    n, share = source["pages"], source.get("corrupt", 0.0)
-    good, bad = (pages.documents(source["families"], n, source.get("seed", 0), corrupt=c) for c in (False, True))
+    n = source["pages"]
+    share = source.get("corrupt", 0.0)
+    seed = source.get("seed", 0)
+    clean = pages.documents(source["families"], n, seed, corrupt=False)
+    faulty = pages.documents(source["families"], n, seed, corrupt=True)
     if share in (0, 1):
-        yield from bad if share else good
-    else:
-        for i, twins in enumerate(zip(good, bad)):
-            yield twins[int((i + 1) * share) > int(i * share)]
+        yield from faulty if share else clean
+        return
+    for i, (page, twin) in enumerate(zip(clean, faulty)):
+        is_faulty = int((i + 1) * share) > int(i * share)
+        yield twin if is_faulty else page

@@ -1,4 +1,6 @@
-"""Oracles: the tokenizer itself for what is in a shard, an unbroken run for a killed one, the texts for their files."""
+"""Oracles: the tokenizer itself for what is in a shard, an unbroken run for a killed one, the texts
+for their files."""
+
 import gzip
 import json
 import os
@@ -14,11 +16,14 @@ import pytest
 
 from common import UserError, cli
 from data.text import corpus
-from data.text.corpus import CorpusConfig, documents, HEADER, prepare, read_pool, verify
+from data.text.corpus import HEADER, CorpusConfig, documents, prepare, read_pool, verify
 from data.text.sources import ReadPosition
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
-TEXTS = [f"Document {i}: " + "naïve café 你好 🙂 <|endoftext|> 12 + 7 = 19\r\n" * (1 + i % 5) for i in range(300)]
+TEXTS = [
+    f"Document {i}: " + "naïve café 你好 🙂 <|endoftext|> 12 + 7 = 19\r\n" * (1 + i % 5)
+    for i in range(300)
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +37,38 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 @pytest.fixture
 def jsonl(tmp_path) -> Path:
     path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS)))
+    path.write_text(
+        "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS))
+    )
     return path
 
 
 def make(folder: Path, tokenizer: Tokenizer, path: Path, **settings) -> dict:
     """Prepares the pool "text" of a file in small shards; returns its manifest."""
-    cfg = CorpusConfig(**{"path": str(path), "shard_tokens": 1500, "val_fraction": 0.1, "threads": 2} | settings)
-    return prepare(folder, TokenizerConfig(path=tokenizer.name), cfg, "python -m data.text.corpus CONFIG")["text"]
+    cfg = CorpusConfig(
+        **{"path": str(path), "shard_tokens": 1500, "val_fraction": 0.1, "threads": 2} | settings
+    )
+    return prepare(
+        folder, TokenizerConfig(path=tokenizer.name), cfg, "python -m data.text.corpus CONFIG"
+    )["text"]
 
 
 def read(folder: Path, split: str, tokenizer: Tokenizer) -> list[list[int]]:
     """All documents of a split, as ids."""
-    return [list(map(int, ids)) for shard in read_pool(folder / "text", split, tokenizer.hash)
-            for ids in np.split(shard.tokens, shard.ends[:-1].astype(int))]
+    return [
+        list(map(int, ids))
+        for shard in read_pool(folder / "text", split, tokenizer.hash)
+        for ids in np.split(shard.tokens, shard.ends[:-1].astype(int))
+    ]
 
 
 def split_texts(sources: list[dict], **settings) -> list[tuple[str, str]]:
     """All (split, text) of sources; a bad line is an error."""
-    return [document for part in documents(sources, CorpusConfig(**settings), ReadPosition(stop=True)) for document in part]
+    return [
+        document
+        for part in documents(sources, CorpusConfig(**settings), ReadPosition(stop=True))
+        for document in part
+    ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -61,13 +79,21 @@ def test_shards_hold_the_documents(tmp_path, tokenizer, jsonl):
     manifest = make(tmp_path / "data", tokenizer, jsonl)
     got = {split: read(tmp_path / "data", split, tokenizer) for split in ("train", "val")}
     for split in got:
-        texts = [text for s, text in split_texts([{"path": str(jsonl)}], val_fraction=0.1) if s == split]
-        assert got[split] == [[tokenizer.bos, *tokenizer.encode(text), tokenizer.eot] for text in texts]
+        texts = [
+            text for s, text in split_texts([{"path": str(jsonl)}], val_fraction=0.1) if s == split
+        ]
+        assert got[split] == [
+            [tokenizer.bos, *tokenizer.encode(text), tokenizer.eot] for text in texts
+        ]
     assert len(got["train"]) + len(got["val"]) == 300 and 10 < len(got["val"]) < 60
     train = read_pool(tmp_path / "data" / "text", "train", tokenizer.hash)
     assert len(train) > 3 and all(1500 <= s.n_tokens < 1800 for s in train[:-1])
-    assert all(s.ends[-1] == s.n_tokens == len(s.tokens) and s.tokens.dtype == np.uint16 for s in train)
-    assert sum(e["text_bytes"] for e in manifest["shards"]) == sum(len(text.encode()) for text in TEXTS)
+    assert all(
+        s.ends[-1] == s.n_tokens == len(s.tokens) and s.tokens.dtype == np.uint16 for s in train
+    )
+    assert sum(e["text_bytes"] for e in manifest["shards"]) == sum(
+        len(text.encode()) for text in TEXTS
+    )
     assert verify(tmp_path / "data" / "text") == len(manifest["shards"])
 
 
@@ -80,15 +106,28 @@ def test_all_formats_give_the_same_documents(tmp_path, tokenizer, jsonl):
         for folder, pack in (("txt", bytes), ("txt.gz", gzip.compress)):
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / f"{i:03}.{folder}").write_bytes(pack(text.encode()))
-    for name in ("texts.jsonl", "texts.jsonl.gz", "texts.parquet", "texts.parquet.gz", "txt", "txt.gz", "txt/*.txt"):
-        assert [text for _, text in split_texts([{"path": str(tmp_path / name)}], val_fraction=0.0)] == TEXTS, name
+    for name in (
+        "texts.jsonl",
+        "texts.jsonl.gz",
+        "texts.parquet",
+        "texts.parquet.gz",
+        "txt",
+        "txt.gz",
+        "txt/*.txt",
+    ):
+        assert [
+            text for _, text in split_texts([{"path": str(tmp_path / name)}], val_fraction=0.0)
+        ] == TEXTS, name
 
 
 def test_held_out_documents_are_in_no_training_shard(tmp_path, tokenizer):
     path = tmp_path / "twice.jsonl"  # each text twice: the copy must fall on the same side
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 2))
     make(tmp_path / "data", tokenizer, path)
-    train, val = ({tuple(ids) for ids in read(tmp_path / "data", split, tokenizer)} for split in ("train", "val"))
+    train, val = (
+        {tuple(ids) for ids in read(tmp_path / "data", split, tokenizer)}
+        for split in ("train", "val")
+    )
     assert val and not train & val and len(train | val) == len(TEXTS)
 
 
@@ -96,7 +135,10 @@ def test_a_text_file_is_held_out_by_its_end(tmp_path, tokenizer):
     (tmp_path / "book.txt").write_text("0123456789" * 100)
     make(tmp_path / "data", tokenizer, tmp_path / "book.txt")
     (train,), (val,) = (read(tmp_path / "data", split, tokenizer) for split in ("train", "val"))
-    assert tokenizer.decode(train[1:-1]) == "0123456789" * 90 and tokenizer.decode(val[1:-1]) == "0123456789" * 10
+    assert (
+        tokenizer.decode(train[1:-1]) == "0123456789" * 90
+        and tokenizer.decode(val[1:-1]) == "0123456789" * 10
+    )
 
 
 def test_second_run_does_nothing_and_changes_are_seen(tmp_path, tokenizer, jsonl, capsys):
@@ -106,7 +148,9 @@ def test_second_run_does_nothing_and_changes_are_seen(tmp_path, tokenizer, jsonl
     capsys.readouterr()
     make(folder, tokenizer, jsonl, threads=1)
     assert capsys.readouterr().out.count("nothing to do") == 2
-    assert contents(folder) == before and times == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert contents(folder) == before and times == {
+        p: p.stat().st_mtime_ns for p in folder.rglob("*")
+    }
 
     make(folder, tokenizer, jsonl, shard_tokens=4000)
     assert "made again" in capsys.readouterr().out and len(contents(folder)) < len(before)
@@ -117,15 +161,17 @@ def test_second_run_does_nothing_and_changes_are_seen(tmp_path, tokenizer, jsonl
     assert sum(len(read(folder, split, tokenizer)) for split in ("train", "val")) == 301
 
 
-# Makes the pool in child processes that are killed at random moments soon after a shard, until one comes to its end.
+# Makes the pool in child processes that are killed at random moments soon after a shard, until one
+# comes to its end.
 KILLER = """
 import json, os, random, signal, sys, time
 import datasets
 from pathlib import Path
 from data.text import corpus
 from data.text.test_corpus import Tokenizer, make
-folder, name, sources, pause = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
-corpus.BATCH = 25, 4e6
+folder, name, sources = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+pause = float(sys.argv[4])
+corpus.BATCH_DOCUMENTS = 25
 draw, kills = random.Random(0), 0
 tokenizer, manifest = Tokenizer.load(name), folder / "text" / "manifest.json"
 written = lambda: manifest.stat().st_mtime_ns if manifest.exists() else 0
@@ -135,7 +181,8 @@ while True:
         make(folder, tokenizer, "", pools={"text": sources}, shard_tokens=3000)
         os._exit(0)
     if kills < 5:
-        while written() == before and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while written() == before and not os.waitid(os.P_PID, child, flags):
             time.sleep(0.001)
         time.sleep(draw.random() * pause)
         os.kill(child, signal.SIGKILL)
@@ -149,34 +196,62 @@ print("kills", kills)
 
 
 def of_every_kind(folder: Path) -> list[dict]:
-    """Sources of all kinds, with bad, empty and left-out records, and limits; 1500 documents or so."""
-    rows = [{"id": i, "text": f"{i} {text}" if i % 50 else "", "score": i % 6} for i, text in enumerate(TEXTS * 2)]
+    """Sources of all kinds, with bad, empty and left-out records, and limits; 1500 documents or
+    so."""
+    rows = [
+        {"id": i, "text": f"{i} {text}" if i % 50 else "", "score": i % 6}
+        for i, text in enumerate(TEXTS * 2)
+    ]
     for k in range(3):
         (folder / "set").mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[k * 200:k * 200 + 200]),
-                                    folder / "set" / f"train-{k}.parquet", row_group_size=64)
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(rows[k * 200 : k * 200 + 200]),
+            folder / "set" / f"train-{k}.parquet",
+            row_group_size=64,
+        )
     (folder / "lines").mkdir()
     for k in range(2):
-        lines = [json.dumps(row) for row in rows[k * 300:k * 300 + 300]]
-        (folder / "lines" / f"{k}.jsonl").write_text("\n".join([*lines[:40], "{bad", "", *lines[40:]]))
+        lines = [json.dumps(row) for row in rows[k * 300 : k * 300 + 300]]
+        (folder / "lines" / f"{k}.jsonl").write_text(
+            "\n".join([*lines[:40], "{bad", "", *lines[40:]])
+        )
     (folder / "book.txt").write_text("0123456789 " * 300)
-    return [{"path": str(folder / "lines"), "keep": {"score": [1, None]}}, {"path": str(folder / "book.txt")},
-            {"hf": str(folder / "set"), "keep": {"score": [2, 4]}}, {"hf": str(folder / "set"), "megabytes": 0.02},
-            {"path": str(folder / "set"), "documents": 150},
-            {"pages": 200, "families": {"math": 1}, "seed": 3}, {"stdlib": 0.05}]
+    return [
+        {"path": str(folder / "lines"), "keep": {"score": [1, None]}},
+        {"path": str(folder / "book.txt")},
+        {"hf": str(folder / "set"), "keep": {"score": [2, 4]}},
+        {"hf": str(folder / "set"), "megabytes": 0.02},
+        {"path": str(folder / "set"), "documents": 150},
+        {"pages": 200, "families": {"math": 1}, "seed": 3},
+        {"stdlib": 0.05},
+    ]
 
 
 def test_killed_runs_end_in_the_same_bytes(tmp_path, tokenizer):
     sources = of_every_kind(tmp_path)
     make(tmp_path / "warm", tokenizer, "", pools={"text": sources})
     started = time.time()
-    manifest = make(tmp_path / "unbroken", tokenizer, "", pools={"text": sources}, shard_tokens=3000)
+    manifest = make(
+        tmp_path / "unbroken", tokenizer, "", pools={"text": sources}, shard_tokens=3000
+    )
     pause = (time.time() - started) / 20
-    command = [sys.executable, "-uc", KILLER, tmp_path / "killed", tokenizer.name, json.dumps(sources), str(pause)]
+    command = [
+        sys.executable,
+        "-uc",
+        KILLER,
+        tmp_path / "killed",
+        tokenizer.name,
+        json.dumps(sources),
+        str(pause),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split("kills")[1]) >= 3 and "goes on after" in result.stdout
-    assert manifest["place"]["bad"] == 2 and manifest["place"]["empty"] > 5 and manifest["place"]["left_out"] > 200
+    assert (
+        manifest["place"]["bad"] == 2
+        and manifest["place"]["empty"] > 5
+        and manifest["place"]["left_out"] > 200
+    )
     assert contents(tmp_path / "killed") == contents(tmp_path / "unbroken")
 
 
@@ -185,11 +260,12 @@ class Stop(Exception):
 
 
 def test_a_resumed_run_reads_little_again(tmp_path, tokenizer, monkeypatch):
-    """Stopped after each of its shards in turn: the same bytes, and no more than a batch is drawn again each time."""
+    """Stopped after each of its shards in turn: the same bytes, and no more than a batch is drawn
+    again each time."""
     sources = of_every_kind(tmp_path)
     unbroken = make(tmp_path / "unbroken", tokenizer, "", pools={"text": sources})
     total = sum(entry["documents"] for entry in unbroken["shards"])
-    monkeypatch.setattr(corpus, "BATCH", (25, 4e6))
+    monkeypatch.setattr(corpus, "BATCH_DOCUMENTS", 25)
     drawn, texts, write = [], corpus.texts, corpus._write
 
     def counted(*arguments):
@@ -199,7 +275,11 @@ def test_a_resumed_run_reads_little_again(tmp_path, tokenizer, monkeypatch):
 
     def stops(path: Path, *parts):
         write(path, *parts)
-        if path.name == "manifest.json" and path.parent.name == "text" and not json.loads(parts[0])["complete"]:
+        if (
+            path.name == "manifest.json"
+            and path.parent.name == "text"
+            and not json.loads(parts[0])["complete"]
+        ):
             raise Stop
 
     monkeypatch.setattr(corpus, "texts", counted)
@@ -218,8 +298,10 @@ def test_missing_and_truncated_shards_are_named_and_made_again(tmp_path, tokeniz
     folder = tmp_path / "data"
     make(folder, tokenizer, jsonl)
     whole, shard = contents(folder), folder / "text" / "train_00001.bin"
-    for damage, message in ((lambda: shard.unlink(), "train_00001.bin is missing"),
-                            (lambda: os.truncate(shard, 999), "train_00001.bin is truncated")):
+    for damage, message in (
+        (lambda: shard.unlink(), "train_00001.bin is missing"),
+        (lambda: os.truncate(shard, 999), "train_00001.bin is truncated"),
+    ):
         damage()
         with pytest.raises(UserError, match=message + ".*python -m data.text.corpus CONFIG"):
             read_pool(folder / "text", "train", tokenizer.hash)
@@ -239,7 +321,7 @@ def test_flipped_byte_foreign_tokenizer_and_unfinished_pools(tmp_path, tokenizer
     shard = folder / "train_00001.bin"
     whole = bytearray(shard.read_bytes())
     for place in (9, HEADER.size + 3, len(whole) - 5):  # in the header, the ends, the tokens
-        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1:])
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with pytest.raises(UserError, match="train_00001.bin differs from its checksum"):
             verify(folder)
     shard.write_bytes(b"x" + whole[1:])
@@ -253,7 +335,8 @@ def test_flipped_byte_foreign_tokenizer_and_unfinished_pools(tmp_path, tokenizer
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, jsonl):
-    """65,536 ids still fit uint16; one more does not. The token that begins each document gets the last id."""
+    """65,536 ids still fit uint16; one more does not. The token that begins each document gets the
+    last id."""
     spec = json.loads(tokenizer.json)
     piece = next(p for p, i in spec["model"]["vocab"].items() if i == tokenizer.encode(TEXTS[0])[0])
     for last, dtype in ((65535, np.uint16), (65536, np.uint32)):
@@ -263,11 +346,21 @@ def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, jsonl):
         make(tmp_path / f"data{last}", large, jsonl)
         shard = read_pool(tmp_path / f"data{last}" / "text", "train", large.hash)[0]
         assert large.n_vocab == last + 1 and shard.tokens.dtype == dtype and shard.tokens[1] == last
-        assert large.decode(shard.tokens[1:int(shard.ends[0]) - 1]) in TEXTS
+        assert large.decode(shard.tokens[1 : int(shard.ends[0]) - 1]) in TEXTS
 
 
-BAD = [b'{"text": "good"}', b'{"text": "cut', b"[1]", b'{"text": 5}', b'{"body": "x"}', b"", b'{"text": ""}',
-       b'{"text": "\\ud800"}', b'{"text": "\xff"}', b'{"text": "fine"}']
+BAD = [
+    b'{"text": "good"}',
+    b'{"text": "cut',
+    b"[1]",
+    b'{"text": 5}',
+    b'{"body": "x"}',
+    b"",
+    b'{"text": ""}',
+    b'{"text": "\\ud800"}',
+    b'{"text": "\xff"}',
+    b'{"text": "fine"}',
+]
 
 
 def test_bad_lines_are_named(tmp_path, tokenizer, capsys):
@@ -282,14 +375,18 @@ def test_bad_lines_are_named(tmp_path, tokenizer, capsys):
     with pytest.raises(UserError, match="bad.jsonl:2: not JSON"):
         make(tmp_path / "data", tokenizer, path, on_bad_line="stop")
 
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["good", None, "fine"]}), tmp_path / "bad.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": ["good", None, "fine"]}), tmp_path / "bad.parquet"
+    )
     with pytest.raises(UserError, match="bad.parquet:2: text is missing or not text"):
         make(tmp_path / "data", tokenizer, tmp_path / "bad.parquet", on_bad_line="stop")
     (tmp_path / "bad.txt").write_bytes(b"good\nbad \xff")
     with pytest.raises(UserError, match="bad.txt:2: not UTF-8"):
         make(tmp_path / "data", tokenizer, tmp_path / "bad.txt", on_bad_line="stop")
     make(tmp_path / "data", tokenizer, tmp_path / "bad.txt", val_fraction=0.0)
-    assert tokenizer.decode(read(tmp_path / "data", "train", tokenizer)[0][1:-1]) == "good\nbad \ufffd"
+    assert (
+        tokenizer.decode(read(tmp_path / "data", "train", tokenizer)[0][1:-1]) == "good\nbad \ufffd"
+    )
 
 
 def test_user_errors(tmp_path, tokenizer, jsonl):
@@ -298,8 +395,13 @@ def test_user_errors(tmp_path, tokenizer, jsonl):
             make(tmp_path / "data", tokenizer, **({"path": jsonl} | settings))
         assert "\n" not in str(caught.value)
 
-    for name, data in (("empty.txt", b""), ("empty.jsonl", b"\n"), ("a.csv", b"x"), ("bad.parquet", b"PAR1"),
-                       ("cut.jsonl.gz", gzip.compress(jsonl.read_bytes())[:-99])):
+    for name, data in (
+        ("empty.txt", b""),
+        ("empty.jsonl", b"\n"),
+        ("a.csv", b"x"),
+        ("bad.parquet", b"PAR1"),
+        ("cut.jsonl.gz", gzip.compress(jsonl.read_bytes())[:-99]),
+    ):
         (tmp_path / name).write_bytes(data)
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "other.parquet")
     error("no documents to train on in .*empty.txt.*1 empty", path=tmp_path / "empty.txt")
@@ -313,8 +415,13 @@ def test_user_errors(tmp_path, tokenizer, jsonl):
     error("val_fraction must be", val_fraction=1.0)
     error("on_bad_line is 'ignore'", on_bad_line="ignore")
     error("corpus is empty", path="")
-    for source in ({"file": "x"}, {"path": "x", "stdlib": 1}, {"path": "x", "seed": 1}, {"pages": 9},
-                   {"pages": 9, "families": {"maths": 1}}):
+    for source in (
+        {"file": "x"},
+        {"path": "x", "stdlib": 1},
+        {"path": "x", "seed": 1},
+        {"pages": 9},
+        {"pages": 9, "families": {"maths": 1}},
+    ):
         error("pool 'a'", path="", pools={"a": [source]})
 
 
@@ -324,36 +431,58 @@ def test_no_space_left(tmp_path, tokenizer, jsonl):
     make(tmp_path / "unbroken", tokenizer, jsonl)
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small tmpfs is not permitted here")
     try:
-        with pytest.raises(UserError, match="disk/data/.* cannot be written: No space left on device"):
+        with pytest.raises(
+            UserError, match="disk/data/.* cannot be written: No space left on device"
+        ):
             make(disk / "data", tokenizer, jsonl)
         shards = list((disk / "data" / "text").glob("*.bin"))
         assert shards and not list(disk.rglob("*.tmp"))
-        assert all(p.read_bytes() == (tmp_path / "unbroken" / "text" / p.name).read_bytes() for p in shards)
+        assert all(
+            p.read_bytes() == (tmp_path / "unbroken" / "text" / p.name).read_bytes() for p in shards
+        )
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
         make(disk / "data", tokenizer, jsonl)
-        assert contents(disk) == {f"data/{name}": data for name, data in contents(tmp_path / "unbroken").items()}
+        assert contents(disk) == {
+            f"data/{name}": data for name, data in contents(tmp_path / "unbroken").items()
+        }
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
 def test_embedded_sources(tmp_path):
-    """The running Python's own text, and pages with a share of faulty twins; the tokenizer is trained on all pools."""
+    """The running Python's own text, and pages with a share of faulty twins; the tokenizer is
+    trained on all pools."""
     pages = {"pages": 200, "families": {"math": 1, "drills": 1}, "seed": 3}
-    cfg = CorpusConfig(pools={"broad": [{"stdlib": 0.2}, pages | {"corrupt": 0.25}], "high": [pages]}, threads=1)
-    texts = {name: [text for _, text in split_texts(sources)] for name, sources in cfg.pools.items()}
+    cfg = CorpusConfig(
+        pools={"broad": [{"stdlib": 0.2}, pages | {"corrupt": 0.25}], "high": [pages]}, threads=1
+    )
+    texts = {
+        name: [text for _, text in split_texts(sources)] for name, sources in cfg.pools.items()
+    }
     stdlib, mixed = texts["broad"][:-200], texts["broad"][-200:]
     assert 100_000 < sum(len(text.encode()) for text in stdlib) <= 200_000 and len(set(stdlib)) > 10
-    assert 40 <= sum(a != b for a, b in zip(mixed, texts["high"])) <= 50, "a quarter is faulty, the rest the same page"
+    assert 40 <= sum(a != b for a, b in zip(mixed, texts["high"])) <= 50, (
+        "a quarter is faulty, the rest the same page"
+    )
 
     sample = list(corpus._sample(cfg.pools, cfg))
-    held_out = {text for sources in cfg.pools.values() for split, text in split_texts(sources) if split == "val"}
+    held_out = {
+        text
+        for sources in cfg.pools.values()
+        for split, text in split_texts(sources)
+        if split == "val"
+    }
     assert held_out and not held_out & set(sample), "the tokenizer sees no held-out document"
     manifests = prepare(tmp_path, TokenizerConfig(vocab_size=800, train_mb=0.2), cfg, "command")
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert tokenizer.n_vocab == 800 and len(tokenizer.encode("Answer")) == 1, "both pools are in the sample"
+    assert tokenizer.n_vocab == 800 and len(tokenizer.encode("Answer")) == 1, (
+        "both pools are in the sample"
+    )
     assert {m["tokenizer"] for m in manifests.values()} == {tokenizer.hash}
     prepare(tmp_path, TokenizerConfig(vocab_size=800, train_mb=0.2, kind="char"), cfg, "command")
     assert Tokenizer.load(tmp_path / "tokenizer.json").hash != tokenizer.hash
@@ -362,13 +491,19 @@ def test_embedded_sources(tmp_path):
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
-    """`python -m data.text.corpus CONFIG --corpus.path=FILE --tokenizer.kind=char`, then --verify, then a mistake."""
+    """`python -m data.text.corpus CONFIG --corpus.path=FILE --tokenizer.kind=char`, then --verify,
+    then a mistake."""
     (tmp_path / "config.py").write_text("tokenizer = dict(vocab_size=300)\n")
     (tmp_path / "my.txt").write_text("To be, or not to be. " * 50)
     own = ["config.py", "--corpus.path=my.txt", "--tokenizer.kind=char"]
     environment = os.environ | {"PYTHONPATH": str(Path(corpus.__file__).parents[2])}
-    result = subprocess.run([sys.executable, "-m", "data.text.corpus", *own], cwd=tmp_path, env=environment,
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "data.text.corpus", *own],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0 and result.stdout.count("text ") == 2, result.stderr
     manifest = json.loads((tmp_path / "out/config/data/text/manifest.json").read_text())
     assert manifest["command"] == " ".join(["python -m data.text.corpus", *own])

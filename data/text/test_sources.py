@@ -1,4 +1,6 @@
-"""Oracles: the rows that the files were made of; reading from the beginning for reading from any place."""
+"""Oracles: the rows that the files were made of; reading from the beginning for reading from any
+place."""
+
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +12,29 @@ import pytest
 
 from common import UserError
 from data.text import sources
-from data.text.sources import invalid_reason, licence, ReadPosition, read, records, RETRIES, shards, texts
+from data.text.sources import (
+    RETRIES,
+    ReadPosition,
+    invalid_reason,
+    licence,
+    read,
+    records,
+    shards,
+    texts,
+)
 from data.text.test_corpus import of_every_kind
 
-ROWS = [{"id": i, "text": f"text {i} naïve 你好 " * (1 + i % 4), "answer": f"answer {i}", "int_score": i % 6,
-         "language": "en" if i % 3 else "fr", "embeddings": [0.5] * 8} for i in range(90)]
+ROWS = [
+    {
+        "id": i,
+        "text": f"text {i} naïve 你好 " * (1 + i % 4),
+        "answer": f"answer {i}",
+        "int_score": i % 6,
+        "language": "en" if i % 3 else "fr",
+        "embeddings": [0.5] * 8,
+    }
+    for i in range(90)
+]
 
 
 @pytest.fixture
@@ -24,20 +44,29 @@ def folders(tmp_path) -> dict[str, Path]:
     for folder in found.values():
         folder.mkdir()
     for k in range(3):
-        rows = ROWS[30 * k:30 * k + 30]
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), found["parquet"] / f"train-{k}.parquet",
-                                    row_group_size=7)
-        (found["jsonl"] / f"train-{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = ROWS[30 * k : 30 * k + 30]
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(rows),
+            found["parquet"] / f"train-{k}.parquet",
+            row_group_size=7,
+        )
+        (found["jsonl"] / f"train-{k}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     return found
 
 
 def every_way(folders: dict[str, Path], **settings) -> list[dict]:
     """The same source read as files and as a data set, from both formats."""
-    return [{kind: str(folder)} | settings for folder in folders.values() for kind in ("path", "hf")]
+    return [
+        {kind: str(folder)} | settings for folder in folders.values() for kind in ("path", "hf")
+    ]
 
 
 def read_all(source: dict, place: ReadPosition | None = None, **settings) -> list[str]:
-    return [text for text, _ in texts([source], place or ReadPosition(stop=True), "text", **settings)]
+    return [
+        text for text, _ in texts([source], place or ReadPosition(stop=True), "text", **settings)
+    ]
 
 
 def test_data_sets_and_files_give_the_same_documents(folders):
@@ -45,7 +74,11 @@ def test_data_sets_and_files_give_the_same_documents(folders):
         assert read_all(source) == [row["text"] for row in ROWS], source
     for source in every_way(folders, column=["text", "answer"]):
         assert read_all(source) == [f"{row['text']}\n\n{row['answer']}" for row in ROWS], source
-    picked = {"hf": str(folders["jsonl"].parent), "data_dir": "jsonl", "data_files": ["train-2.jsonl", "train-0.jsonl"]}
+    picked = {
+        "hf": str(folders["jsonl"].parent),
+        "data_dir": "jsonl",
+        "data_files": ["train-2.jsonl", "train-0.jsonl"],
+    }
     assert read_all(picked) == [row["text"] for row in ROWS[60:] + ROWS[:30]]
 
 
@@ -57,18 +90,26 @@ def test_keep_cuts_by_score(folders):
             place = ReadPosition()
             got.append(read_all(source | {"keep": keep}, place))
             assert place.left_out == len(ROWS) - len(got[-1])
-        assert got[0] == [row["text"] for row in ROWS if row["int_score"] >= 4] and len(got[0]) == 30
+        assert (
+            got[0] == [row["text"] for row in ROWS if row["int_score"] >= 4] and len(got[0]) == 30
+        )
         assert got[1] == [row["text"] for row in ROWS if row["int_score"] < 4]
         both = {"int_score": [1, None], "language": ["fr", "fr"]}
-        assert read_all(source | {"keep": both}) == [r["text"] for r in ROWS if r["int_score"] and r["id"] % 3 == 0]
-        with pytest.raises(UserError, match="keep of .* is of another type than its column: .*'str'"):
+        assert read_all(source | {"keep": both}) == [
+            r["text"] for r in ROWS if r["int_score"] and r["id"] % 3 == 0
+        ]
+        with pytest.raises(
+            UserError, match="keep of .* is of another type than its column: .*'str'"
+        ):
             read_all(source | {"keep": {"language": [1, 2]}})
 
 
 def test_a_record_without_a_score_is_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a", "score": 1.0}\n{"text": "b", "score": null}\n')
     place = ReadPosition()
-    assert read_all({"path": str(tmp_path / "a.jsonl"), "keep": {"score": [None, None]}}, place) == ["a"]
+    assert read_all(
+        {"path": str(tmp_path / "a.jsonl"), "keep": {"score": [None, None]}}, place
+    ) == ["a"]
     assert place.left_out == 1
 
 
@@ -88,13 +129,18 @@ def test_limits_take_the_beginning(folders):
 def test_missing_columns_are_named(folders):
     for source in every_way(folders):
         for wrong in ({"column": "body"}, {"keep": {"body": [0, 1]}}, {"column": ["text", "body"]}):
-            with pytest.raises(UserError, match="no column 'body'.*one of id, text, answer, int_score") as caught:
+            with pytest.raises(
+                UserError, match="no column 'body'.*one of id, text, answer, int_score"
+            ) as caught:
                 read_all(source | wrong)
-            assert "\n" not in str(caught.value) and ("shard 0:1" in str(caught.value)) == ("hf" in source)
+            assert "\n" not in str(caught.value) and ("shard 0:1" in str(caught.value)) == (
+                "hf" in source
+            )
 
 
 def test_reading_goes_on_from_every_place(tmp_path):
-    """At each document, the asdict() of the place opens the rest; of sources of every kind, with limits."""
+    """At each document, the asdict() of the place opens the rest; of sources of every kind, with
+    limits."""
     pool = of_every_kind(tmp_path)
     place, whole, places = ReadPosition(), [], []
     for text, _ in texts(pool, place, "text"):
@@ -103,7 +149,7 @@ def test_reading_goes_on_from_every_place(tmp_path):
     assert len(whole) > 1000 and {p["source"] for p in places} == set(range(len(pool)))
     for n in range(0, len(whole), 41):
         again = ReadPosition(**places[n])
-        assert [text for text, _ in texts(pool, again, "text")] == whole[n + 1:]
+        assert [text for text, _ in texts(pool, again, "text")] == whole[n + 1 :]
         assert again == place, "counts of what was left out too"
 
 
@@ -115,7 +161,8 @@ def test_a_record_without_the_column_is_a_bad_line_where_one_goes_on(tmp_path):
 
 
 def test_only_what_is_needed_is_read(folders):
-    """Of a Parquet file the needed columns, of a file gone through before no line again as a record."""
+    """Of a Parquet file the needed columns, of a file gone through before no line again as a
+    record."""
     source = {"hf": str(folders["parquet"]), "keep": {"int_score": [0, 5]}}
     assert set(next(read(source, 0, columns=["text", "int_score"]))[1]) == {"text", "int_score"}
     for source in every_way(folders):
@@ -134,7 +181,9 @@ def test_records_are_whole_and_by_shard(folders):
 
 
 class Torn:
-    """A stream of 30 rows, 4 at a time, that breaks before each of `breaks`, a list of row numbers."""
+    """A stream of 30 rows, 4 at a time, that breaks before each of `breaks`, a list of row
+    numbers."""
+
     num_shards = 1
 
     def __init__(self, breaks: list[int]):
@@ -152,7 +201,7 @@ class Torn:
             if self.breaks and self.breaks[0] < i + 4:
                 self.breaks.pop(0)
                 raise ConnectionError("Server Disconnected")
-            yield pyarrow.Table.from_pylist(ROWS[i:min(i + 4, 30)])
+            yield pyarrow.Table.from_pylist(ROWS[i : min(i + 4, 30)])
 
 
 def test_torn_streams_are_taken_up_again(monkeypatch):
@@ -160,9 +209,18 @@ def test_torn_streams_are_taken_up_again(monkeypatch):
     monkeypatch.setattr(sources.time, "sleep", waits.append)
     monkeypatch.setattr(sources, "_open", lambda *arguments: stream)
     stream = Torn([5, 9, 9, 9, 27])
-    assert read_all({"hf": "a/b"}) == [row["text"] for row in ROWS[:30]] and waits == [2, 2, 4, 8, 2]
+    assert read_all({"hf": "a/b"}) == [row["text"] for row in ROWS[:30]] and waits == [
+        2,
+        2,
+        4,
+        8,
+        2,
+    ]
     stream, place, waits[:] = Torn([9] * (RETRIES + 1)), ReadPosition(), []
-    with pytest.raises(UserError, match=r"data set a/b, shard 0 broke off after record 8 \(ConnectionError\); run ag"):
+    with pytest.raises(
+        UserError,
+        match=r"data set a/b, shard 0 broke off after record 8 \(ConnectionError\); run ag",
+    ):
         read_all({"hf": "a/b"}, place)
     assert waits == [2, 4, 8, 16, 32] and place.record == 8
     assert read_all({"hf": "a/b"}, place) == [row["text"] for row in ROWS[8:30]], "it does go on"
@@ -176,24 +234,42 @@ def test_errors_of_data_sets(folders, tmp_path, monkeypatch):
 
     parquet = str(folders["parquet"])
     error("data set .*parquet: .*Available.*default", hf=parquet, config="sample-10BT")
-    error("data set .*parquet: Bad split: test. Available splits: .'train'.", hf=parquet, split="test")
+    error(
+        "data set .*parquet: Bad split: test. Available splits: .'train'.", hf=parquet, split="test"
+    )
     error("data set .*parquet: .*doesn't contain any data files", hf=parquet, data_dir="none")
     (tmp_path / "script").mkdir()
     (tmp_path / "script" / "script.py").write_text("")
-    error("scripts are no longer supported.*convert it.*give .\"path\": folder.", hf=str(tmp_path / "script"))
+    error(
+        'scripts are no longer supported.*convert it.*give ."path": folder.',
+        hf=str(tmp_path / "script"),
+    )
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "bad.jsonl").write_text('{"text": "good"}\n{"text": bad\n')
     error("data set .*bad, shard 0 cannot be read: .*JSON", hf=str(tmp_path / "bad"))
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    error("Couldn't reach 'a/b' on the Hub .*hf download --repo-type=dataset a/b .*.\"path\": FOLDER.$", hf="a/b")
+    error(
+        "Couldn't reach 'a/b' on the Hub .*hf download --repo-type=dataset a/b .*"
+        '."path": FOLDER.$',
+        hf="a/b",
+    )
     for kind, message, expected in (
-            (datasets.exceptions.DatasetNotFoundError, "Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.",
-             "data set a/b: Dataset 'a/b' doesn't exist on the Hub or cannot be accessed$"),
-            (datasets.exceptions.DatasetNotFoundError, "Dataset 'a/b' is a gated dataset on the Hub. You must\nbe",
-             "gated.*Accept its terms at https://huggingface.co/datasets/a/b, then `hf auth login`$")):
+        (
+            datasets.exceptions.DatasetNotFoundError,
+            "Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.",
+            "data set a/b: Dataset 'a/b' doesn't exist on the Hub or cannot be accessed$",
+        ),
+        (
+            datasets.exceptions.DatasetNotFoundError,
+            "Dataset 'a/b' is a gated dataset on the Hub. You must\nbe",
+            "gated.*Accept its terms at https://huggingface.co/datasets/a/b, then `hf auth login`$",
+        ),
+    ):
+
         def refuse(*arguments, **options):
             raise kind(message)
+
         monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
         error(expected, hf="a/b")
 
@@ -203,15 +279,27 @@ def test_the_licence_of_the_card(folders):
     assert licence(source) == ""
     (folders["parquet"] / "README.md").write_text("---\nlicense: odc-by\n---\n# Text\n")
     assert licence(source) == "odc-by"
-    (folders["parquet"] / "README.md").write_text("---\nlicense: other\nlicense_name: our own\n---\n# Text\n")
+    (folders["parquet"] / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: our own\n---\n# Text\n"
+    )
     assert licence(source) == "our own"
 
 
 def test_faults_of_sources():
-    for good in ({"path": "x", "keep": {"a": [1, None]}, "documents": 3}, {"stdlib": 1, "megabytes": 1},
-                 {"hf": "a/b", "config": "c", "column": ["q", "a"]}, {"pages": 9, "families": {"math": 1}}):
+    for good in (
+        {"path": "x", "keep": {"a": [1, None]}, "documents": 3},
+        {"stdlib": 1, "megabytes": 1},
+        {"hf": "a/b", "config": "c", "column": ["q", "a"]},
+        {"pages": 9, "families": {"math": 1}},
+    ):
         assert not invalid_reason(good)
-    for bad, message in (({"hf": "a/b", "trust_remote_code": True}, "one of"), ({"path": "x", "config": "c"}, "one of"),
-                         ({"path": "x", "hf": "a/b"}, "one of"), ({}, "one of"), ({"stdlib": 1, "keep": {}}, "one of"),
-                         ({"path": "x", "keep": {"a": 3}}, "lowest, highest"), ({"pages": 1}, "families")):
+    for bad, message in (
+        ({"hf": "a/b", "trust_remote_code": True}, "one of"),
+        ({"path": "x", "config": "c"}, "one of"),
+        ({"path": "x", "hf": "a/b"}, "one of"),
+        ({}, "one of"),
+        ({"stdlib": 1, "keep": {}}, "one of"),
+        ({"path": "x", "keep": {"a": 3}}, "lowest, highest"),
+        ({"pages": 1}, "families"),
+    ):
         assert message in invalid_reason(bad)

@@ -1,4 +1,5 @@
 """Oracles: the text itself (round trip), `tokenizers`, and transformers reading the same file."""
+
 import json
 import random
 import subprocess
@@ -6,15 +7,32 @@ import sys
 
 import pytest
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from common import UserError
 from data.text import tokenizer as T
 from data.text.tokenizer import MARKUP, SPECIAL_TOKENS, Tokenizer, TokenizerConfig, train_tokenizer
 
-TEXTS = [__doc__, open(T.__file__, encoding="utf-8").read(), open(__file__, encoding="utf-8").read(),
-         "naïve café, Grüße, Привет, мир! 你好，世界。こんにちは 안녕 🙂👩‍👩‍👧‍👦 12345 + 67890 = 80235\r\n" * 3]
+TEXTS = [
+    __doc__,
+    open(T.__file__, encoding="utf-8").read(),
+    open(__file__, encoding="utf-8").read(),
+    (
+        "naïve café, Grüße, Привет, мир! 你好，世界。こんにちは 안녕 🙂👩‍👩‍👧‍👦 "
+        "12345 + 67890 = 80235\r\n"
+    )
+    * 3,
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +46,39 @@ def char() -> Tokenizer:
 
 
 def fuzz(n: int) -> list[str]:
-    """Texts of words, code points from everywhere, spaces of all kinds, digits, control tokens whole and broken."""
+    """Texts of words, code points from everywhere, spaces of all kinds, digits, control tokens
+    whole and broken."""
     draw = random.Random(0)
-    anywhere = lambda: chr(draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000), draw.randrange(592)]))
+    anywhere = lambda: chr(
+        draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000), draw.randrange(592)])
+    )
     makers = [
         lambda: "".join(anywhere() for _ in range(draw.randrange(12))),
         lambda: draw.choice(" \t\n\r\u00a0\u2028\u3000\x85\x1c") * draw.randrange(1, 9),
         lambda: str(draw.randrange(10 ** draw.randrange(1, 20))),
-        lambda: draw.choice(SPECIAL_TOKENS) if draw.random() < 0.7 else draw.choice(SPECIAL_TOKENS)[:-1],
-        lambda: draw.choice(["the tokenizer", "don't WE'LL", " def f(x):\n    return", "你好世界", "🙂👩‍👩‍👧‍👦", "é",
-                             "١٢٣", "½", "aaaaaaa", "-----", "\0"]),
-        lambda: draw.choice(TEXTS)[draw.randrange(300):][:draw.randrange(60)]]
-    return ["", " ", "\n"] + ["".join(draw.choice(makers)() for _ in range(draw.randrange(1, 9))) for _ in range(n)]
+        lambda: (
+            draw.choice(SPECIAL_TOKENS) if draw.random() < 0.7 else draw.choice(SPECIAL_TOKENS)[:-1]
+        ),
+        lambda: draw.choice(
+            [
+                "the tokenizer",
+                "don't WE'LL",
+                " def f(x):\n    return",
+                "你好世界",
+                "🙂👩‍👩‍👧‍👦",
+                "é",
+                "١٢٣",
+                "½",
+                "aaaaaaa",
+                "-----",
+                "\0",
+            ]
+        ),
+        lambda: draw.choice(TEXTS)[draw.randrange(300) :][: draw.randrange(60)],
+    ]
+    return ["", " ", "\n"] + [
+        "".join(draw.choice(makers)() for _ in range(draw.randrange(1, 9))) for _ in range(n)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
@@ -49,7 +88,11 @@ def test_round_trip_and_both_back_ends_agree(kind, request):
     texts = fuzz(600)
     for text, ids in zip(texts, tokenizer.encode_batch(texts, threads=2), strict=True):
         assert tokenizer.decode_bytes(ids) == text.encode() and tokenizer.decode(ids) == text
-        assert list(ids) == tokenizer.encode(text) == tokenizer._hf.encode(text, add_special_tokens=False).ids
+        assert (
+            list(ids)
+            == tokenizer.encode(text)
+            == tokenizer._hf.encode(text, add_special_tokens=False).ids
+        )
         assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
         assert not set(ids) & set(tokenizer.special.values()), "a control token came from text"
 
@@ -59,7 +102,9 @@ def test_every_byte_and_every_code_point(bpe, char):
         assert [tokenizer.decode_bytes([i]) for i in range(256)] == [bytes([b]) for b in range(256)]
         everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
         assert tokenizer.decode(tokenizer.encode(everything)) == everything
-        assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"  # a lone surrogate is no text
+        assert (
+            tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+        )  # a lone surrogate is no text
 
 
 def test_digits_alone_and_words_whole(bpe, char):
@@ -78,7 +123,9 @@ def test_transformers_reads_the_same_file(bpe, char, tmp_path):
         for text in fuzz(300):
             for name in MARKUP:  # transformers has no way to keep these as text
                 text = text.replace(name, name[:-1])
-            assert hf.encode(text, add_special_tokens=False, split_special_tokens=True) == tokenizer.encode(text)
+            assert hf.encode(
+                text, add_special_tokens=False, split_special_tokens=True
+            ) == tokenizer.encode(text)
         ids = [tokenizer.bos, *tokenizer.encode("Grüße 12"), tokenizer.im_end, tokenizer.eot]
         assert hf.decode(ids) == tokenizer.decode(ids) == "<s>Grüße 12<|im_end|><|endoftext|>"
         assert hf.encode("<s>Grüße 12<|im_end|><|endoftext|>", add_special_tokens=False) == ids
@@ -87,16 +134,25 @@ def test_transformers_reads_the_same_file(bpe, char, tmp_path):
 def test_save_load_and_hash(bpe, char, tmp_path):
     bpe.save(tmp_path / "a.json")
     again = Tokenizer.load(tmp_path / "a.json")
-    assert (again.hash, again.json, again.special) == (bpe.hash, bpe.json, bpe.special) and len(bpe.hash) == 16
+    assert (again.hash, again.json, again.special) == (bpe.hash, bpe.json, bpe.special) and len(
+        bpe.hash
+    ) == 16
     compact = Tokenizer(json.dumps(json.loads(bpe.json) | {"truncation": None}))
     assert compact.hash == bpe.hash, "layout of the file is not its meaning"
-    assert len({bpe.hash, char.hash, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=899)).hash}) == 3
+    assert (
+        len({bpe.hash, char.hash, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=899)).hash})
+        == 3
+    )
 
 
 def test_training_is_deterministic_over_processes():
-    script = ("import sys, data.text.test_tokenizer as t; sys.stdout.write("
-              "t.train_tokenizer(t.TEXTS, t.TokenizerConfig(vocab_size=700)).hash)")
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    script = (
+        "import sys, data.text.test_tokenizer as t; sys.stdout.write("
+        "t.train_tokenizer(t.TEXTS, t.TokenizerConfig(vocab_size=700)).hash)"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
     assert other == train_tokenizer(TEXTS, TokenizerConfig(vocab_size=700)).hash
 
 
@@ -115,9 +171,18 @@ def test_tiktoken_only_where_exact(bpe):
     spec = json.loads(bpe.json)
     merges = spec["model"]["merges"]
     swapped = [merges[0], merges[2], merges[1], *merges[3:]]
-    for change in ({"model": spec["model"] | {"merges": swapped}}, {"normalizer": {"type": "NFC"}},
-                   {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True,
-                                      "trim_offsets": True}}):
+    for change in (
+        {"model": spec["model"] | {"merges": swapped}},
+        {"normalizer": {"type": "NFC"}},
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "use_regex": True,
+                "trim_offsets": True,
+            }
+        },
+    ):
         other = Tokenizer(json.dumps(spec | change))
         assert other._bpe is None and other.hash != bpe.hash
         hf = tokenizers.Tokenizer.from_str(json.dumps(spec | change))
@@ -126,22 +191,33 @@ def test_tiktoken_only_where_exact(bpe):
 
 
 def llama_like(prefix: str = "▁") -> tokenizers.Tokenizer:
-    """A SentencePiece-like BPE with byte fallback, as Llama 2 and Nanbeige4 ship it; "<s>" is even a merge here."""
+    """A SentencePiece-like BPE with byte fallback, as Llama 2 and Nanbeige4 ship it; "<s>" is even
+    a merge here."""
     hf = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     steps = [normalizers.Prepend(prefix)] if prefix else []
     hf.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    hf.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁*[^▁]+|▁+"), "isolated")  # the trainer needs words
+    hf.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"▁*[^▁]+|▁+"), "isolated"
+    )  # the trainer needs words
     names = ["<unk>", "<s>", "</s>", *[f"<0x{b:02X}>" for b in range(256)]]
-    hf.train_from_iterator([t + " <s></s>" * 99 for t in TEXTS[:3]], trainers.BpeTrainer(
-        vocab_size=900, special_tokens=names, show_progress=False))
+    hf.train_from_iterator(
+        [t + " <s></s>" * 99 for t in TEXTS[:3]],
+        trainers.BpeTrainer(vocab_size=900, special_tokens=names, show_progress=False),
+    )
     spec = json.loads(hf.to_str())
     spec["added_tokens"] = [t for t in spec["added_tokens"] if t["id"] < 3]
     vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
     vocab.setdefault("<s", len(vocab))
     spec["model"]["merges"] = [["<", "s"], ["<s", ">"], *[m for m in merges if m != ["<", "s"]]]
     hf = tokenizers.Tokenizer.from_str(json.dumps(spec | {"pre_tokenizer": None}))
-    hf.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-                                    *([decoders.Strip(" ", 1, 0)] if prefix else [])])
+    hf.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if prefix else []),
+        ]
+    )
     hf.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     hf.add_tokens([AddedToken("<think>", normalized=False, special=False)])  # Nanbeige4 marks it so
     hf.enable_truncation(8)
@@ -177,14 +253,20 @@ def test_user_errors(tmp_path, bpe):
         return str(caught.value)
 
     assert "not a tokenizer.json" in error("hello") and "not a tokenizer.json" in error('{"a": 1}')
-    assert "not a tokenizer.json" in error(tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a")).to_str())
+    assert "not a tokenizer.json" in error(
+        tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a")).to_str()
+    )
     assert "document start" in error(json.dumps(json.loads(bpe.json) | {"added_tokens": []}))
     with pytest.raises(UserError, match="no tokenizer .*none.json"):
         Tokenizer.load(tmp_path / "none.json")
     with pytest.raises(UserError, match="turn start"):
         llama_like().save(str(tmp_path / "l.json")), Tokenizer.load(tmp_path / "l.json").im_start
-    for texts, cfg, message in [([], {}, "no text"), (["", ""], {}, "no text"), (["a"], {"kind": "word"}, "bpe, char"),
-                                (["a"], {"vocab_size": 265}, "at least 266")]:
+    for texts, cfg, message in [
+        ([], {}, "no text"),
+        (["", ""], {}, "no text"),
+        (["a"], {"kind": "word"}, "bpe, char"),
+        (["a"], {"vocab_size": 265}, "at least 266"),
+    ]:
         with pytest.raises(UserError, match=message):
             train_tokenizer(texts, TokenizerConfig(**cfg))
     assert train_tokenizer(["a"], TokenizerConfig()).n_vocab == 266
