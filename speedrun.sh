@@ -8,7 +8,7 @@ scale=${1:-1}
 run=tiny shorter=() rougher=() easier=() anything=()
 if [ "$scale" != 1 ]; then  # models that can nearly nothing: all is run, little comes out
     run=tiny-$scale shorter=(--evaluate.n_problems=16) rougher=(--refine.retries=0 --refine.completer=)
-    easier=(--distill.right=0 --distill.gap=0) anything=(--rl.filter_samples=0)
+    easier=(--distill.min_positive_score=0 --distill.gap=0) anything=(--rl.filter_samples=0)
 fi
 source setup.sh requirements.txt
 

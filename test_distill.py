@@ -19,13 +19,21 @@ from trl.experimental.gkd import GKDTrainer
 import common
 import distill
 import hf
+import loop
+import sample_pairs
 from common import UserError
 from conftest import ROOT
 from data.tasks import pages, registry
 from data.tasks.problem import as_reply, seeded_rng, to_document
-from data.chat.pairs import CHOSEN, order, Pair, REJECTED
+from data.chat.pairs import CHOSEN, REJECTED, Pair, TopK
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
-from distill import DistillConfig, TopK, distillation_loss, preference_loss, score, train_step
+from distill import (
+    DistillConfig,
+    distillation_loss,
+    preference_loss,
+    sequence_logprobs,
+    train_step,
+)
 from kernels.cross_entropy import linear_kl, linear_logprobs
 from model import ModelConfig, Transformer, init_weights
 
@@ -80,9 +88,9 @@ def step():
     rng = np.random.default_rng(0)
     pairs = [Pair(i, "", *(rng.integers(0, V, n).tolist() for n in rng.integers(1, 14, 3))) for i in range(5)]
     student, teacher = new_model(32, 0), new_model(48, 1)
-    scores = [score(model, pairs, [ALL], settings(), ONE) for model in (new_model(32, 2), teacher)]
-    frozen = np.array([[scores[who][i] for who in (0, 1)] for i in range(5)])
-    return SimpleNamespace(student=student, teacher=teacher, pairs=pairs, frozen=frozen)
+    scores = [sequence_logprobs(model, pairs, [ALL], settings(), ONE) for model in (new_model(32, 2), teacher)]
+    cached_logprobs = np.array([[scores[who][i] for who in (0, 1)] for i in range(5)])
+    return SimpleNamespace(student=student, teacher=teacher, pairs=pairs, cached_logprobs=cached_logprobs)
 
 
 def settings(**changes) -> DistillConfig:
@@ -90,21 +98,28 @@ def settings(**changes) -> DistillConfig:
     return DistillConfig(**dict(context=40, dpo=0.7, beta=0.4, kl_chosen=0.6, kl_rejected=0.9, nll=0.3) | changes)
 
 
-def our_step(step, p, teacher=None, mine=ALL) -> tuple[dict, list[torch.Tensor]]:
+def metrics_of_step(model, kl_teacher, pairs, batch, cached_logprobs, cfg) -> dict:
+    """What train_step returns, in one dict."""
+    loss, n_tokens, metrics = train_step(model, kl_teacher, pairs, batch, cached_logprobs, cfg, ONE)
+    assert n_tokens == sum(len(pairs[i].chosen) + len(pairs[i].rejected) for i in batch)
+    return metrics | {"loss": loss}
+
+
+def our_step(step, cfg, teacher=None, batch=ALL) -> tuple[dict, list[torch.Tensor]]:
     """What train_step returns, and the gradients."""
     step.student.zero_grad()
-    seen = train_step(step.student, teacher or step.teacher, step.pairs, mine, step.frozen, p, ONE)
-    return seen, [parameter.grad.clone() for parameter in step.student.parameters()]
+    metrics = metrics_of_step(step.student, teacher or step.teacher, step.pairs, batch, step.cached_logprobs, cfg)
+    return metrics, [parameter.grad.clone() for parameter in step.student.parameters()]
 
 
-def divergence_of_trl(logits, theirs, p):
-    return GKDTrainer.generalized_jsd_loss(logits[None], theirs[None], beta=p.divergence, temperature=p.kl_temperature,
+def divergence_of_trl(logits, theirs, cfg):
+    return GKDTrainer.generalized_jsd_loss(logits[None], theirs[None], beta=cfg.divergence, temperature=cfg.kl_temperature,
                                            reduction="none")[0].sum(-1)
 
 
 def buckets_of(k: int):
     """Forward KL over the teacher's k likeliest tokens and all others as one."""
-    def divergence(logits, theirs, p):
+    def divergence(logits, theirs, cfg):
         ids = theirs.topk(k).indices
         several = [x.log_softmax(-1).gather(1, ids) for x in (logits, theirs)]
         log_q, log_p = (torch.cat((x, (1 - x.exp().sum(-1, keepdim=True)).log()), 1) for x in several)
@@ -112,22 +127,22 @@ def buckets_of(k: int):
     return divergence
 
 
-def plain_step(step, p, divergence=divergence_of_trl, mine=ALL) -> tuple[dict, list[torch.Tensor]]:
+def plain_step(step, cfg, divergence=divergence_of_trl, batch=ALL) -> tuple[dict, list[torch.Tensor]]:
     """The same by autograd on full logits, a sequence at a time."""
     n, dpo, nll, kl = [0, 0], 0, 0, [0, 0]
-    for i in mine:
+    for i in batch:
         pair, gained = step.pairs[i], []
         for side, response in enumerate((pair.chosen, pair.rejected)):
             tokens, at = torch.tensor([pair.prompt + response]), slice(len(pair.prompt) - 1, -1)
             logits, theirs = (model(tokens)[0, at] @ model.lm_head.weight.T for model in (step.student, step.teacher))
             logprob = -F.cross_entropy(logits, torch.tensor(response), reduction="sum")
-            kl[side] += divergence(logits, theirs.detach(), p).sum()
+            kl[side] += divergence(logits, theirs.detach(), cfg).sum()
             n[side] += len(response)
             nll -= logprob if side == CHOSEN else 0
-            gained.append((logprob - step.frozen[i, 0, side]) / (len(response) if p.margin == "token" else 1))
-        dpo -= F.logsigmoid(p.beta * (gained[CHOSEN] - gained[REJECTED]))
-    terms = dict(dpo=dpo / len(mine), kl_chosen=kl[0] / n[0], kl_rejected=kl[1] / n[1], nll=nll / n[0])
-    terms["loss"] = sum(getattr(p, name) * term for name, term in terms.items())
+            gained.append((logprob - step.cached_logprobs[i, 0, side]) / (len(response) if cfg.margin == "token" else 1))
+        dpo -= F.logsigmoid(cfg.beta * (gained[CHOSEN] - gained[REJECTED]))
+    terms = dict(dpo=dpo / len(batch), kl_chosen=kl[0] / n[0], kl_rejected=kl[1] / n[1], nll=nll / n[0])
+    terms["loss"] = sum(getattr(cfg, name) * term for name, term in terms.items())
     gradients = torch.autograd.grad(terms["loss"], list(step.student.parameters()))
     return {name: term.item() for name, term in terms.items()}, gradients
 
@@ -144,46 +159,47 @@ def assert_same_step(ours, theirs, rtol=1e-9, atol=1e-12):
     dict(kl_chosen=0.0)], ids=str)
 def test_step_is_autograd_on_full_logits(step, changes):
     """Loss, each term and all gradients to 1e-9, with TRL's divergence; the teacher gets no gradient."""
-    p = settings(**changes)
-    ours = our_step(step, p)
-    assert_same_step(ours, plain_step(step, p))
+    cfg = settings(**changes)
+    ours = our_step(step, cfg)
+    assert_same_step(ours, plain_step(step, cfg))
     assert min(ours[0][name] for name in ("dpo", "kl_chosen", "kl_rejected", "nll")) > 0.01
     assert all(parameter.grad is None for parameter in step.teacher.parameters())
 
 
 def test_what_the_log_shows_of_a_step(step):
-    """Log-probabilities a token of both sides under the three models; teacher and reference are those of `frozen`."""
-    seen, _ = our_step(step, settings())
+    """Log-probabilities a token of both sides under the three models; teacher and reference are the cached ones."""
+    metrics, _ = our_step(step, settings())
     lengths = np.array([[len(pair.chosen), len(pair.rejected)] for pair in step.pairs])
-    own = score(step.student, step.pairs, [ALL], settings(), ONE)
-    sums = [("student", np.array([own[i] for i in ALL])), ("reference", step.frozen[:, 0]),
-            ("teacher", step.frozen[:, 1])]
+    own = sequence_logprobs(step.student, step.pairs, [ALL], settings(), ONE)
+    sums = [("student", np.array([own[i] for i in ALL])), ("reference", step.cached_logprobs[:, 0]),
+            ("teacher", step.cached_logprobs[:, 1])]
     for who, values in sums:
         for side, name in enumerate(("chosen", "rejected")):
-            assert seen[f"{who}_{name}"] == pytest.approx(values[:, side].sum() / lengths[:, side].sum(), rel=1e-12)
+            assert metrics[f"{who}_{name}"] == pytest.approx(values[:, side].sum() / lengths[:, side].sum(), rel=1e-12)
     margins = 0.4 * np.diff((sums[0][1] - sums[1][1])[:, ::-1])
-    assert seen["margin"] == pytest.approx(margins.mean(), rel=1e-9)
-    assert seen["accuracy"] == pytest.approx((margins > 0).mean(), abs=1e-6) and 0 < seen["accuracy"] < 1
-    assert [seen["chosen_tokens"], seen["rejected_tokens"]] == (lengths.sum(0) / 5).tolist()
+    assert metrics["margin"] == pytest.approx(margins.mean(), rel=1e-9)
+    assert metrics["accuracy"] == pytest.approx((margins > 0).mean(), abs=1e-6) and 0 < metrics["accuracy"] < 1
+    assert [metrics["chosen_tokens"], metrics["rejected_tokens"]] == (lengths.sum(0) / 5).tolist()
 
 
 def test_without_a_teacher_only_the_other_terms_are_left(step):
-    p = settings(kl_chosen=0.0, kl_rejected=0.0)
-    seen = train_step(step.student, None, step.pairs, ALL, step.frozen, p, ONE)
-    assert seen["loss"] == pytest.approx(plain_step(step, p)[0]["loss"], rel=1e-9)
-    assert not {"kl_chosen", "kl_rejected"} & seen.keys()
+    cfg = settings(kl_chosen=0.0, kl_rejected=0.0)
+    metrics = metrics_of_step(step.student, None, step.pairs, ALL, step.cached_logprobs, cfg)
+    assert metrics["loss"] == pytest.approx(plain_step(step, cfg)[0]["loss"], rel=1e-9)
+    assert not {"kl_chosen", "kl_rejected"} & metrics.keys()
 
 
 @pytest.mark.parametrize("k", [3, V])
 def test_top_k_is_the_divergence_over_buckets(step, tmp_path, k):
-    """What score() wrote to disk, read back in another order of pairs; with k = V it is the full divergence."""
-    p, mine = settings(top_k=k), np.array([3, 0, 4, 1])
-    score(step.teacher, step.pairs, [ALL[:2], ALL[2:]], p, ONE, TopK(tmp_path, step.pairs, k, new=True))
-    top = TopK(tmp_path, step.pairs, k)
-    assert {name: (file.shape, file.dtype) for name, file in top.files.items()} == {
-        name: ((sum(top.length), k), dtype) for name, dtype in (("ids", np.int32), ("logprobs", np.float16))}
-    expected = plain_step(step, p, divergence_of_trl if k == V else buckets_of(k), mine)
-    assert_same_step(our_step(step, p, top, mine), expected, rtol=2e-3, atol=2e-3)  # half precision on disk
+    """What sequence_logprobs() wrote to disk, read back in another order of pairs; with k = V it is the full divergence."""
+    cfg, batch = settings(top_k=k), np.array([3, 0, 4, 1])
+    new = TopK(tmp_path, step.pairs, k, new=True)
+    sequence_logprobs(step.teacher, step.pairs, [ALL[:2], ALL[2:]], cfg, ONE, new)
+    top_k = TopK(tmp_path, step.pairs, k)
+    for array, dtype in ((top_k.ids, np.int32), (top_k.logprobs, np.float16)):
+        assert array.shape == (sum(top_k.lengths), k) and array.dtype == dtype
+    expected = plain_step(step, cfg, divergence_of_trl if k == V else buckets_of(k), batch)
+    assert_same_step(our_step(step, cfg, top_k, batch), expected, rtol=2e-3, atol=2e-3)  # half precision on disk
 
 
 @pytest.mark.parametrize("micro_pairs", [1, 2, 5])
@@ -196,13 +212,13 @@ def test_micro_batches_do_not_change_the_step(step, micro_pairs):
 def test_the_first_step_begins_at_log_2(step, micro_pairs):
     """In fp32 to the last bit: the reference's scores are the very numbers that the student then has, for its rows are
     packed as the student's (on some devices the rest of a row decides how a sum is rounded)."""
-    model, p, mine, rows = new_model(32, 0).float(), settings(micro_pairs=micro_pairs), ALL[:4], []
+    model, cfg, batch, rows = new_model(32, 0).float(), settings(micro_pairs=micro_pairs), ALL[:4], []
     model.register_forward_pre_hook(lambda model, arguments: rows.append(arguments[0].tolist()))
-    scores = score(model, step.pairs, [mine], p, ONE)
-    frozen = np.array([[scores[i]] * 2 for i in mine])
-    seen = train_step(model, step.teacher.float(), step.pairs, mine, frozen, p, ONE)
+    sums = sequence_logprobs(model, step.pairs, [batch], cfg, ONE)
+    cached_logprobs = np.array([[sums[i]] * 2 for i in batch])
+    metrics = metrics_of_step(model, step.teacher.float(), step.pairs, batch, cached_logprobs, cfg)
     step.teacher.double()
-    assert seen["dpo"] == np.float32(math.log(2)) and seen["margin"] == 0 and seen["accuracy"] == 0
+    assert metrics["dpo"] == np.float32(math.log(2)) and metrics["margin"] == 0 and metrics["accuracy"] == 0
     assert len(rows) == 2 * (4 if micro_pairs else 1) and rows[:len(rows) // 2] == rows[len(rows) // 2:]
 
 
@@ -254,12 +270,17 @@ def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("1")
     monkeypatch.setattr(hf, "load", lambda *arguments: loaded.append(arguments) or (None, None))
-    monkeypatch.setattr(distill, "draw", lambda model, tokenizer, some, p, seed: drawn.append(seed) or [
-        [answer(f"{problem.key} {seed}", 1.0)] for _, problem in some])
 
-    def samples(d=ONE, **changes):
+    def draw(model, tokenizer, some, cfg, seed):
+        drawn.append(seed)
+        return [[answer(f"{problem.key} {seed}", 1.0)] for _, problem in some]
+
+    monkeypatch.setattr(sample_pairs, "sample_and_score", draw)
+
+    def samples(dist=ONE, **changes):
         drawn.clear(), loaded.clear()
-        return distill.sampled("student", tmp_path / "model", problems, DistillConfig(seed=2, **changes), tmp_path, d)
+        cfg = DistillConfig(seed=2, **changes)
+        return sample_pairs.sample_checkpoint("student", tmp_path / "model", problems, cfg, tmp_path, dist)
 
     whole = samples()
     assert [each[0]["text"].rpartition(" ")[0] for each in whole] == [problem.key for _, problem in problems]
@@ -279,12 +300,13 @@ def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
     assert len(drawn) == 3 and len([*(tmp_path / "samples").iterdir()]) == 2 and (tmp_path / "shared").is_dir()
 
 
-def make_pairs(monkeypatch, folder, by_teacher: list, by_student: list, share_tokens=True, gap=0.5) -> list[dict]:
+def make_pairs(monkeypatch, folder, by_teacher: list, by_student: list, same_tokenizer=True, gap=0.5) -> list[dict]:
     """What pairs.jsonl then says."""
-    given = {"teacher": by_teacher, "student": by_student}
-    monkeypatch.setattr(distill, "sampled", lambda who, *_: given[who])
-    path = distill.make_pairs(PROBLEMS, folder / "sft", folder / "big", share_tokens, DistillConfig(gap=gap),
-                              folder / "run", ONE)
+    samples = {"teacher": by_teacher, "student": by_student}
+    monkeypatch.setattr(sample_pairs, "sample_checkpoint", lambda who, *_: samples[who])
+    teacher = sample_pairs.Teacher(folder / "big", same_tokenizer)
+    path = sample_pairs.make_pairs(
+        PROBLEMS, folder / "sft", teacher, DistillConfig(gap=gap), folder / "run", ONE)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -315,7 +337,7 @@ def test_make_pairs(monkeypatch, tmp_path, capsys):
 def test_tokens_of_another_tokenizer_are_not_kept(monkeypatch, tmp_path):
     """The student's own always are."""
     record, = make_pairs(monkeypatch, tmp_path, [[answer("yes", 1.0)]] * 4,
-                         [[answer("no", 0.0)]] + [[answer("yes", 1.0)]] * 3, share_tokens=False)
+                         [[answer("no", 0.0)]] + [[answer("yes", 1.0)]] * 3, same_tokenizer=False)
     assert "tokens" not in record["chosen"] and record["chosen"]["text"] == "yes" and record["rejected"]["tokens"]
 
 
@@ -327,15 +349,15 @@ def test_no_pair_at_all(monkeypatch, tmp_path):
 def refreshed(monkeypatch, folder, drawn: dict | None, step=0, **changes) -> list[list[int]]:
     """The rejected responses of two pairs after a refresh, when the student answers as in `drawn`, {problem's number:
     samples}; None: must not be asked."""
-    def draw(model, tokenizer, problems, p, seed):
-        assert model == "now" and p.n_samples == (1 if p.negatives == "any" else 4)
+    def draw(model, tokenizer, problems, cfg, seed):
+        assert model == "now" and cfg.n_samples == (1 if cfg.negatives == "any" else 4)
         return [drawn[PROBLEMS.index(each)] for each in problems]
 
-    monkeypatch.setattr(distill, "draw", draw)
-    p = DistillConfig(**dict(context=20, batch_pairs=2, refresh_every=2) | changes)
-    run = SimpleNamespace(p=p, d=ONE, folder=folder, tokenizer=None, plain=lambda: "now")
+    monkeypatch.setattr(sample_pairs, "sample_and_score", draw)
+    cfg = DistillConfig(**dict(context=20, batch_pairs=2, refresh_every=2) | changes)
+    run = SimpleNamespace(cfg=cfg, dist=ONE, folder=folder, tokenizer=None, unsharded_model=lambda: "now")
     pairs = [Pair(number, "", [1, 2], [3], [4]) for number in (0, 3)]
-    distill.refresh(run, PROBLEMS, pairs, step, 5, "key")
+    sample_pairs.refresh_negatives(run, PROBLEMS, pairs, step, 5, "key")
     assert [(pair.number, pair.prompt, pair.chosen) for pair in pairs] == [(0, [1, 2], [3]), (3, [1, 2], [3])]
     return [pair.rejected for pair in pairs]
 
@@ -350,7 +372,7 @@ def test_refresh_takes_what_is_clearly_worse(monkeypatch, tmp_path):
 
 def test_refresh_asks_only_for_pairs_that_are_due(monkeypatch, tmp_path):
     """One of two here; the last refresh looks no further than the last step."""
-    for step, due in enumerate(order(2, 0, 5, 0)):
+    for step, due in enumerate(loop.shuffled_indices(2, 0, 5, 0)):
         drawn = {(0, 3)[due]: [answer("bad", 0.0)]}
         new = refreshed(monkeypatch, tmp_path, drawn, step, batch_pairs=1, refresh_every=1 if step < 4 else 9)
         assert new[due] == [*b"bad"] and new[1 - due] == [4]
@@ -423,7 +445,7 @@ def test_what_a_user_sees(base, whole):
     assert re.search(r"the teacher, [\d,]+ parameters\ntask ", whole) and "  > 1 + 1?\n  | " in whole
     assert re.search(r"step +4/5 +80%  DPD +loss \d", whole)
     assert re.search(r"task +before +asked in +after +gain\nmath .* chat ", whole)
-    assert "picture: out/dpd/distill/loss.png" in whole and (folder / "loss.png").stat().st_size > 5000
+    assert "python -m report mini_distill.py --run=dpd" in whole and not (folder / "loss.png").exists()
     teacher = json.loads((folder / "teacher.json").read_text())
     assert teacher["math"]["n"] == 4 and teacher["cost"].keys() == {"step", "seconds", "command", "trained_tokens"}
     assert teacher["cost"]["trained_tokens"] > 10_000
@@ -461,7 +483,7 @@ def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys):
     """From a step in the middle of an epoch; the reference is the start, not what the checkpoint holds, though its
     scores are lost."""
     cut(base, "dpd", "dpd-again", 2)
-    next((base.folder / "out/dpd-again/distill").glob("frozen-*.npy")).unlink()
+    next((base.folder / "out/dpd-again/distill").glob("logprobs-*.npy")).unlink()
     attempt(base, monkeypatch, "--run=dpd-again")
     output = capsys.readouterr().out
     assert "(step 2)" in output and "before, in chat form" not in output
@@ -504,16 +526,16 @@ def test_top_k_from_disk(base, whole, monkeypatch):
 
 def test_new_negatives_in_a_run(base, monkeypatch):
     """Some are replaced at one refresh and not at the next: a run that died between two goes on with all of them."""
-    problems, draw = [("math", problem) for problem in registry.family("math").problems("train", N, 1)], distill.draw
+    problems, draw = [("math", problem) for problem in registry.family("math").problems("train", N, 1)], sample_pairs.sample_and_score
 
-    def scored(model, tokenizer, some, p, seed):
+    def scored(model, tokenizer, some, cfg, seed):
         """What the student really says, but a third of it is called right, another third each time."""
         return [[answer | {"score": float((i + seed) % 3 == 0), "finish_reason": "stop"} for answer in answers]
-                for i, answers in enumerate(draw(model, tokenizer, some, p, seed))]
+                for i, answers in enumerate(draw(model, tokenizer, some, cfg, seed))]
 
-    monkeypatch.setattr(distill, "make_pairs", lambda *_: base.folder / "pairs.jsonl")
-    monkeypatch.setattr(distill, "problems_of", lambda *_: problems)
-    monkeypatch.setattr(distill, "draw", scored)
+    monkeypatch.setattr(sample_pairs, "make_pairs", lambda *_: base.folder / "pairs.jsonl")
+    monkeypatch.setattr(sample_pairs, "load_problems", lambda *_: problems)
+    monkeypatch.setattr(sample_pairs, "sample_and_score", scored)
     options = ["--distill.pairs=", "--distill.problems={'math': 20}", "--distill.refresh_every=3", *QUICK]
     attempt(base, monkeypatch, "--run=fresh", *options)
     files = [json.loads(path.read_text()) for path in sorted((base.folder / "out/fresh/distill").glob("refresh-*/*"))]
@@ -604,7 +626,7 @@ def test_another_tokenizer_will_do_for_preference_alone(base, folders, monkeypat
 
 def test_preference_alone_needs_no_teacher(base, monkeypatch, capsys):
     attempt(base, monkeypatch, "--run=dpo", "--distill.teacher=", "--distill.epochs=0.4", *PREFERENCE, *QUICK)
-    assert "picture: " in capsys.readouterr().out
+    assert "pictures and tables: " in capsys.readouterr().out
     (line,) = metrics(base, "dpo")
     assert line["loss"] == line["dpo"] and "kl_chosen" not in line
 

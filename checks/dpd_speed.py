@@ -26,14 +26,15 @@ import transformers
 import trl
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-from checks import bench
 import common
 import distill
 import hf
 import loop
-from experiments import results
+from checks import bench
+from common import Dist
 from data.chat.pairs import Pair
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
+from experiments import results
 from model import ModelConfig, init_weights
 
 SHAPES = [ModelConfig(4, 128, 352, 4, 2, 32, vocab_size=1024), ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=1024)]
@@ -43,24 +44,25 @@ PASSES = 8  # of each of TRL's trainers in a step
 
 def make_pairs(n: int, seed: int) -> list[Pair]:
     rng = np.random.default_rng(seed)
-    lengths = np.grad_clip(rng.lognormal(np.log([24, 32, 32]), 0.6, (n, 3)), 4, 100).astype(int)
+    lengths = np.clip(rng.lognormal(np.log([24, 32, 32]), 0.6, (n, 3)), 4, 100).astype(int)
     return [Pair(i, "", *(rng.integers(0, 250, length).tolist() for length in each)) for i, each in enumerate(lengths)]
 
 
-def ours(shape: ModelConfig, teacher: Path, pairs: list[Pair], d):
+def ours(shape: ModelConfig, teacher: Path, pairs: list[Pair], dist: Dist):
     """A function that takes a step over the next pairs."""
-    p = distill.DistillConfig(batch_pairs=PAIRS, context=CONTEXT)
-    model, optimizer = loop.build_model(shape, p, d)
+    cfg = distill.DistillConfig(batch_pairs=PAIRS, context=CONTEXT)
+    model, optimizer = loop.build_model(shape, cfg, dist)
     init_weights(model, 0, common.assign)
-    guide, batches = hf.load_frozen(d, teacher, p.dtype), np.arange(len(pairs)).reshape(-1, PAIRS)
-    frozen = np.zeros((len(pairs), 2, 2))  # the teacher's half is for the log alone
-    for i, logprobs in distill.score(model, pairs, batches, p, d).items():
-        frozen[i, 0] = logprobs
+    kl_teacher = hf.load_frozen(dist, teacher, cfg.dtype)
+    batches = np.arange(len(pairs)).reshape(-1, PAIRS)
+    logprobs = np.zeros((len(pairs), 2, 2))  # the teacher's half is for the log alone
+    distill.set_logprobs(
+        logprobs, 0, distill.sequence_logprobs(model, pairs, batches, cfg, dist))
     steps = iter(batches)
 
     def take() -> None:
-        distill.train_step(model, guide, pairs, next(steps), frozen, p, d)
-        common.clip_grad_norm(model, p.grad_clip)
+        distill.train_step(model, kl_teacher, pairs, next(steps), logprobs, cfg, dist)
+        common.clip_grad_norm(model, cfg.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return take

@@ -1,7 +1,8 @@
-"""Preference pairs: which samples make one, the file they stand in, and the rows of a step.
+"""Preference pairs: which samples make one, the file they stand in, a teacher on disk.
 
-The report (arXiv 2512.06266, DPD): the positive is a teacher's sample, the best by scores and rules; the negative is
-the student's own, and clearly worse. What "best" and "clearly worse" mean is our choice: see positive() and negative().
+The report (arXiv 2512.06266, DPD): the positive is a teacher's sample, the best by scores and
+rules; the negative is the student's own, and clearly worse. What "best" and "clearly worse" mean is
+our choice: see choose_positive() and choose_negative().
 """
 import json
 from collections import Counter
@@ -12,8 +13,8 @@ import numpy as np
 
 from common import UserError
 from data.chat import template
-from data.refine.refinement import split_thoughts
 from data.chat.template import after_thoughts
+from data.refine.refinement import split_thoughts
 
 SIDES = ("chosen", "rejected")  # of a pair, in this order wherever both stand
 CHOSEN, REJECTED = 0, 1
@@ -21,7 +22,7 @@ CHOSEN, REJECTED = 0, 1
 
 @dataclass
 class Pair:
-    """One prompt with a better and a worse response, as token ids; each response has at least one."""
+    """One prompt with a better and a worse response, as token ids; each has at least one."""
     number: int          # of its problem, or its line in a file
     task: str
     prompt: list[int]
@@ -29,45 +30,80 @@ class Pair:
     rejected: list[int]
 
 
-def positive(samples: list[dict], right: float) -> dict | None:
-    """The best of a teacher's samples of one prompt: it scores at least `right`, its thoughts are closed, and of these
-    it is the one that the teacher finds most likely; None where there is none.
+def to_sequences(pairs: list[Pair]) -> list[tuple[list[int], list[int]]]:
+    """(prompt, response) of both sides of each pair, as data.chat.packing.pack takes them:
+    sequence 2 * pair + side."""
+    sequences = []
+    for pair in pairs:
+        sequences += [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]
+    return sequences
 
-    A sample: {"text", "tokens", "finish_reason", "score" (None: could not be scored), "logprob" (mean of its tokens, when it
-    was drawn)}. Those that were cut off, or are empty, are not looked at.
+
+# --------------------------------------------------------------------------------------------------
+# Which samples make a pair
+
+
+def choose_positive(samples: list[dict], min_score: float) -> dict | None:
+    """The best of a teacher's samples of one prompt, or None.
+
+    It scores at least `min_score`, its thoughts are closed, and of these it is the one that the
+    teacher finds most likely. A sample: {"text", "tokens", "finish_reason", "score" (None: could
+    not be scored), "logprob" (mean of its tokens, when it was drawn)}. Those that were cut off, or
+    are empty, are not looked at.
     """
-    good = [s for s in _whole(samples) if s["score"] >= right and after_thoughts(s["text"])]
-    return max(good, key=lambda s: s["logprob"], default=None)
+    good = []
+    for sample in usable_samples(samples):
+        if sample["score"] >= min_score and after_thoughts(sample["text"]):
+            good.append(sample)
+    return most_likely(good)
 
 
-def negative(samples: list[dict], most: float) -> dict | None:
-    """Of the student's samples that score at most `most`, the one that it finds most likely: there it is confidently
-    wrong."""
-    worse = [s for s in _whole(samples) if s["score"] <= most]
-    return max(worse, key=lambda s: s["logprob"], default=None)
+def choose_negative(samples: list[dict], max_score: float) -> dict | None:
+    """Of the student's samples that score at most `max_score`, the one that it finds most likely:
+    there it is confidently wrong."""
+    worse = [sample for sample in usable_samples(samples) if sample["score"] <= max_score]
+    return most_likely(worse)
 
 
-def _whole(samples: list[dict]) -> list[dict]:
-    return [s for s in samples if s["finish_reason"] == "stop" and s["text"].strip() and s["score"] is not None]
+def usable_samples(samples: list[dict]) -> list[dict]:
+    """Those that ended, are not empty, and could be scored."""
+    usable = []
+    for sample in samples:
+        ended = sample["finish_reason"] == "stop"
+        if ended and sample["text"].strip() and sample["score"] is not None:
+            usable.append(sample)
+    return usable
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The file: a line a pair
+def most_likely(samples: list[dict]) -> dict | None:
+    """The first of the samples with the highest log-probability; None of none."""
+    return max(samples, key=lambda sample: sample["logprob"], default=None)
 
-def record_of(number: int, task: str, question: str, chosen: dict, rejected: dict, writers: tuple[str, str]) -> dict:
+
+# --------------------------------------------------------------------------------------------------
+# The file: a line per pair
+
+
+def make_record(
+    number: int, task: str, question: str, chosen: dict, rejected: dict, writers: tuple[str, str]
+) -> dict:
     """A line of pairs.jsonl: texts to read, tokens to train on, scores, and who wrote them."""
-    side = lambda sample, writer: {key: sample[key] for key in ("text", "score", "logprob", "tokens")
-                                   if key in sample} | {"writer": writer}
-    return {"number": number, "task": task, "prompt": question, "chosen": side(chosen, writers[CHOSEN]),
-            "rejected": side(rejected, writers[REJECTED])}
+    record = {"number": number, "task": task, "prompt": question}
+    for side, sample, writer in zip(SIDES, (chosen, rejected), writers):
+        kept = [key for key in ("text", "score", "logprob", "tokens") if key in sample]
+        record[side] = {key: sample[key] for key in kept} | {"writer": writer}
+    return record
 
 
-def read_pairs(path: Path, tokenizer, context: int, on_bad_line: str = "skip") -> tuple[list[Pair], Counter]:
+def read_pairs(
+    path: Path, tokenizer, context: int, on_bad_line: str = "skip"
+) -> tuple[list[Pair], Counter]:
     """All pairs of a JSON Lines file, and how many were left out, by the reason.
 
-    "prompt": a question, or messages; "chosen", "rejected": a text, messages that end with it, or {"text", "tokens"}
-    (tokens as they were sampled: nothing is decoded and encoded again). Left out: what does not fit into a row of
-    `context`, and with on_bad_line="skip" lines that are no pair, which are named; "stop" raises UserError for these.
+    "prompt": a question, or messages; "chosen", "rejected": a text, messages that end with it, or
+    {"text", "tokens"} (tokens as they were sampled: nothing is decoded and encoded again). Left
+    out: what does not fit into a row of `context`, and with on_bad_line="skip" lines that are no
+    pair, which are named; "stop" raises UserError for these.
     """
     pairs, left_out = [], Counter()
     try:
@@ -78,10 +114,9 @@ def read_pairs(path: Path, tokenizer, context: int, on_bad_line: str = "skip") -
         if not line.strip():
             continue
         try:
-            pair = _pair(json.loads(line), number, tokenizer)
+            pair = parse_pair(json.loads(line), number, tokenizer)
         except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-            reason = "the line is cut or no JSON" if isinstance(error, json.JSONDecodeError) else (
-                f"{error} is missing" if isinstance(error, KeyError) else str(error))
+            reason = describe_error(error)
             if on_bad_line == "stop":
                 raise UserError(f"{path}:{number + 1}: {reason}") from None
             print(f"warning: {path}:{number + 1}: {reason}; left out", flush=True)
@@ -94,75 +129,111 @@ def read_pairs(path: Path, tokenizer, context: int, on_bad_line: str = "skip") -
     return pairs, left_out
 
 
-def _pair(record: dict, number: int, tokenizer) -> Pair:
+def describe_error(error: Exception) -> str:
+    """Why a line is no pair, in words."""
+    if isinstance(error, json.JSONDecodeError):
+        return "the line is cut or no JSON"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error)
+
+
+def parse_pair(record: dict, number: int, tokenizer) -> Pair:
+    """The pair of a line; ValueError, KeyError and the like where it is none."""
     if not isinstance(record, dict):
         raise ValueError("the line is no JSON object")
     prompt = record["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     ids = template.render(messages, tokenizer, add_generation_prompt=True)
-    sides = [_response(record[side], side, messages, ids, tokenizer) for side in SIDES]
-    if sides[CHOSEN] == sides[REJECTED]:
+    chosen, rejected = (
+        parse_response(record[side], side, messages, ids, tokenizer) for side in SIDES)
+    if chosen == rejected:
         raise ValueError("chosen and rejected are the same")
-    return Pair(record.get("number", number), record.get("task", ""), ids, *sides)
+    return Pair(record.get("number", number), record.get("task", ""), ids, chosen, rejected)
 
 
-def _response(given, side: str, messages: list[dict], prompt: list[int], tokenizer) -> list[int]:
-    if isinstance(given, dict) and given.get("tokens"):
-        if not all(isinstance(t, int) and 0 <= t < tokenizer.n_vocab for t in given["tokens"]):
+def parse_response(
+    response, side: str, messages: list[dict], prompt: list[int], tokenizer
+) -> list[int]:
+    """Token ids of one side of a line.
+
+    response: as the line has it; messages: the prompt as messages; prompt: its token ids.
+    """
+    if isinstance(response, dict) and response.get("tokens"):
+        tokens = response["tokens"]
+        if not all(isinstance(token, int) and 0 <= token < tokenizer.n_vocab for token in tokens):
             raise ValueError(f"{side} has tokens that this tokenizer does not have")
-        return given["tokens"]
-    said = given[-1] if isinstance(given, list) and given else {
-        "content": given["text"] if isinstance(given, dict) else given}
-    if said.get("role", "assistant") != "assistant":
+        return tokens
+    message = parse_message(response)
+    if message.get("role", "assistant") != "assistant":
         raise ValueError(f"{side} must end with an assistant's message")
-    text = said["content"]
+    text = message["content"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{side} is empty: it needs at least one token after the prompt")
     if after_thoughts(text) is None:
         raise ValueError(f"{side} never closes its <think>")
     thoughts, content = split_thoughts(text)
-    answer = said | {"role": "assistant", "content": content, "reasoning": said.get("reasoning") or thoughts}
-    whole = template.render([*messages, answer], tokenizer)
-    end = len(whole) - whole[::-1].index(tokenizer.special["<|im_end|>"])  # no line break behind it
-    if whole[:len(prompt)] != prompt:
+    reasoning = message.get("reasoning") or thoughts
+    answer = message | {"role": "assistant", "content": content, "reasoning": reasoning}
+    ids = template.render([*messages, answer], tokenizer)
+    end = len(ids) - ids[::-1].index(tokenizer.special["<|im_end|>"])  # no line break behind it
+    if ids[:len(prompt)] != prompt:
         raise ValueError(f"{side} begins with blanks that are one token with the prompt's end")
-    return whole[len(prompt):end]
+    return ids[len(prompt):end]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Which pairs a step takes
-
-def order(n: int, first: int, count: int, seed: int) -> np.ndarray:
-    """Pairs first … first + count - 1 of an endless stream of n, each epoch another permutation: (count,) int64."""
-    epochs = range(first // n, -(-(first + count) // n))
-    stream = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n) for epoch in epochs])
-    return stream[first - first // n * n:][:count]
-
-
-def sequences_of(pairs: list[Pair]) -> list[tuple[list[int], list[int]]]:
-    """(prompt, response) of both sides of each pair, as data.chat.packing.pack takes them: sequence 2 * pair + side."""
-    return [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
+def parse_message(response) -> dict:
+    """The assistant's message: the last of messages, or made of a text or {"text"}."""
+    if isinstance(response, list) and response:
+        return response[-1]
+    if isinstance(response, dict):
+        return {"content": response["text"]}
+    return {"content": response}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A teacher on disk
 
+
 class TopK:
-    """The teacher's k likeliest tokens at each response token of each pair, most likely first: files of k ids (int32)
-    and k log-probabilities (float16), 6 bytes * k a token, the pairs' chosen and rejected one after the other."""
+    """The teacher's k likeliest tokens at each response token of each pair, most likely first.
+
+    Two files: k ids (int32) and k log-probabilities (float16), 6 bytes * k per token, the pairs'
+    chosen and rejected response one after the other.
+    """
 
     def __init__(self, folder: Path, pairs: list[Pair], k: int, new: bool = False):
-        self.k, self.length = k, [len(pair.chosen) + len(pair.rejected) for pair in pairs]
-        self.first, self.files = np.cumsum([0, *self.length]), {}
-        for name, dtype in (("ids", np.int32), ("logprobs", np.float16)):
-            path, shape = folder / f"top{k}_{name}.npy", (int(self.first[-1]), k)
-            if not new and not path.is_file():
-                raise UserError(f"there is no {path}: name distill.teacher, or put the file there")
-            file = self.files[name] = np.lib.format.open_memmap(path, "w+" if new else "r+", dtype, shape)
-            if file.shape != shape:
-                raise UserError(f"{path} has the shape {file.shape}, these pairs and top_k need {shape}: delete it")
+        """Opens the files, or makes them where they are `new`; UserError where they do not fit."""
+        self.k = k
+        self.lengths = [len(pair.chosen) + len(pair.rejected) for pair in pairs]  # in tokens
+        self.starts = np.cumsum([0, *self.lengths])
+        shape = (int(self.starts[-1]), k)
+        self.ids = open_array(folder / f"top{k}_ids.npy", np.int32, shape, new)
+        self.logprobs = open_array(folder / f"top{k}_logprobs.npy", np.float16, shape, new)
 
-    def of(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def write(self, pairs: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> None:
+        """Keeps ids and log-probabilities (N, k) of some pairs' tokens, in the order of pack()."""
+        first = 0
+        for i in pairs:
+            end = first + self.lengths[i]
+            places = slice(self.starts[i], self.starts[i + 1])
+            self.ids[places] = ids[first:end]
+            self.logprobs[places] = logprobs[first:end]
+            first = end
+
+    def read(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """ids and log-probabilities, (N, k) each, in the order of pack()."""
-        at = np.concatenate([self.first[i] + np.arange(self.length[i]) for i in pairs])
-        return self.files["ids"][at], self.files["logprobs"][at]
+        places = [np.arange(self.starts[i], self.starts[i + 1]) for i in pairs]
+        places = np.concatenate(places)
+        return self.ids[places], self.logprobs[places]
+
+
+def open_array(path: Path, dtype, shape: tuple[int, int], new: bool) -> np.ndarray:
+    """An array in a .npy file, mapped into memory."""
+    if not new and not path.is_file():
+        raise UserError(f"there is no {path}: name distill.teacher, or put the file there")
+    array = np.lib.format.open_memmap(path, "w+" if new else "r+", dtype, shape)
+    if array.shape != shape:
+        raise UserError(
+            f"{path} has the shape {array.shape}, these pairs and top_k need {shape}: delete it")
+    return array

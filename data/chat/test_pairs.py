@@ -14,14 +14,13 @@ from data.tasks import registry
 from data.chat.packing import pack, share_prefixes
 from data.chat.pairs import (
     CHOSEN,
-    negative,
-    order,
-    Pair,
-    positive,
-    read_pairs,
-    record_of,
     REJECTED,
-    sequences_of,
+    Pair,
+    choose_negative,
+    choose_positive,
+    make_record,
+    read_pairs,
+    to_sequences,
 )
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer, init_weights
@@ -48,30 +47,30 @@ UNUSABLE = {
 def test_positive_is_whole_right_and_thought_to_its_end(better):
     """However likely a sample is, it is passed over for a usable one, and alone gives none."""
     good = sample()
-    assert positive([better, good], 1.0) is good and positive([better], 1.0) is None and positive([], 1.0) is None
+    assert choose_positive([better, good], 1.0) is good and choose_positive([better], 1.0) is None and choose_positive([], 1.0) is None
 
 
 def test_positive_is_the_likeliest_right_sample_and_the_first_of_equals():
     samples = [sample(logprob=-2.0), sample("<think>\nSo.\n</think>\n\nAnswer: 3", logprob=-0.5), sample(logprob=-0.5)]
-    assert positive(samples, 1.0) is samples[1]
-    assert positive(samples[::-1], 1.0) is samples[2]
+    assert choose_positive(samples, 1.0) is samples[1]
+    assert choose_positive(samples[::-1], 1.0) is samples[2]
     half = sample(score=0.5, logprob=-0.1)
-    assert positive([half, *samples], 0.5) is half and positive([half], 0.6) is None
+    assert choose_positive([half, *samples], 0.5) is half and choose_positive([half], 0.6) is None
 
 
 @pytest.mark.parametrize("likelier", [s | {"score": s["score"] and 0.0} for s in UNUSABLE.values()])
 def test_negative_is_whole_and_scored(likelier):
     wrong = sample(score=0.0)
-    assert negative([likelier, wrong, sample()], 0.5) is wrong and negative([likelier, sample()], 0.5) is None
+    assert choose_negative([likelier, wrong, sample()], 0.5) is wrong and choose_negative([likelier, sample()], 0.5) is None
 
 
 def test_negative_is_bad_enough_and_the_likeliest_of_these():
     right, half, wrong = sample(logprob=-0.1), sample(score=0.5, logprob=-1.0), sample(score=0.0, logprob=-2.0)
-    assert negative([right, half, wrong], 0.5) is half
-    assert negative([right, half, wrong], 0.4) is wrong
-    assert negative([right, half], 0.4) is None and negative([], 0.5) is None
+    assert choose_negative([right, half, wrong], 0.5) is half
+    assert choose_negative([right, half, wrong], 0.4) is wrong
+    assert choose_negative([right, half], 0.4) is None and choose_negative([], 0.5) is None
     unclosed = sample("<think>\nOn and on", score=0.0, logprob=-1.0)
-    assert negative([unclosed, half], 0.5) is unclosed  # equally likely: the first; a bad end may be learned from
+    assert choose_negative([unclosed, half], 0.5) is unclosed  # equally likely: the first; a bad end may be learned from
 
 
 # ---- the file
@@ -134,7 +133,7 @@ def test_tokens_are_taken_as_they_were_sampled(tokenizer, tmp_path):
     spelled = [tokenizer.encode(letter)[0] for letter in "Mia has"]
     assert tokenizer.encode("Mia has") != spelled and tokenizer.decode(spelled) == "Mia has"
     sides = [sample(score=score) | {"tokens": tokens} for score, tokens in ((1.0, spelled), (0.0, spelled[:3]))]
-    record = record_of(5, "math", "Who?", *sides, ("teacher", "student"))
+    record = make_record(5, "math", "Who?", *sides, ("teacher", "student"))
     assert [record[side]["writer"] for side in ("chosen", "rejected")] == ["teacher", "student"]
     (pair,), _ = read_pairs(write(tmp_path, record), tokenizer, 512, "stop")
     assert pair.chosen == spelled and pair.rejected == spelled[:3] and (pair.number, pair.task) == (5, "math")
@@ -220,12 +219,12 @@ def test_over_long_pairs_are_counted(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 5, 32])
 def test_order_is_a_permutation_an_epoch_and_a_pure_function(n):
-    stream = order(n, 0, 7 * n, seed=3)
+    stream = loop.shuffled_indices(n, 0, 7 * n, seed=3)
     epochs = stream.reshape(7, n)
     assert (np.sort(epochs) == np.arange(n)).all()
-    assert n < 32 or len({tuple(epoch) for epoch in epochs}) == 7 and (order(n, 0, n, seed=4) != epochs[0]).any()
+    assert n < 32 or len({tuple(epoch) for epoch in epochs}) == 7 and (loop.shuffled_indices(n, 0, n, seed=4) != epochs[0]).any()
     for first, count in [(0, 1), (n - 1, 2), (n, n), (2 * n + 1, 3 * n), (6 * n, n)]:
-        assert order(n, first, count, seed=3).tolist() == stream[first:first + count].tolist()
+        assert loop.shuffled_indices(n, first, count, seed=3).tolist() == stream[first:first + count].tolist()
 
 
 # ---- packed rows
@@ -242,7 +241,7 @@ def made_up(n: int, context: int, seed: int = 0) -> list[Pair]:
 def test_every_response_token_is_predicted_once_from_the_one_before_it():
     """Sequences are read back from rows and doc_start alone."""
     context, pairs = 64, made_up(50, 64)
-    rows = pack(sequences_of(pairs), context)
+    rows = pack(to_sequences(pairs), context)
     flat, starts = rows.tokens.ravel(), rows.doc_start.ravel()
     responses = [response for pair in pairs for response in (pair.chosen, pair.rejected)]
     assert rows.targets.tolist() == [t for response in responses for t in response]
@@ -262,7 +261,7 @@ def test_every_response_token_is_predicted_once_from_the_one_before_it():
 
 
 def test_rows_are_filled():
-    rows = pack(sequences_of(made_up(256, 1024)), 1024)
+    rows = pack(to_sequences(made_up(256, 1024)), 1024)
     assert (rows.tokens != 0).mean() > 0.97
 
 
@@ -274,11 +273,11 @@ def test_packed_rows_give_what_single_sequences_do(shared):
     model.double()
     pairs = made_up(8, 48)
     pairs += [dataclasses.replace(pairs[0], rejected=pairs[0].chosen), dataclasses.replace(pairs[1], chosen=[7])]
-    rows = pack(sequences_of(pairs), 48)
+    rows = pack(to_sequences(pairs), 48)
     assert len(rows.tokens) < 2 * len(pairs)
     packed = loop.response_hidden_states(model, (share_prefixes(rows) if shared else rows).to("cpu"))
     factors, products = torch.randn(packed.shape, generator=torch.Generator().manual_seed(0)).double(), 0
-    for i, (prompt, response) in enumerate(sequences_of(pairs)):
+    for i, (prompt, response) in enumerate(to_sequences(pairs)):
         hidden, mine = model(torch.tensor([prompt + response]))[0, len(prompt) - 1:-1], rows.sequence == i
         torch.testing.assert_close(packed[mine], hidden, rtol=1e-9, atol=1e-9)
         a, b = ((states @ model.lm_head.weight.T).log_softmax(-1)[range(len(response)), response]

@@ -1,0 +1,313 @@
+"""Phase 3's data: samples of a teacher and of the student, and the preference pairs that are chosen
+among them.
+
+    python distill.py configs/tiny.py --prepare    # only this: out/tiny/distill/pairs.jsonl
+
+distill.py calls load_pairs() before it trains, and refresh_negatives() while it trains. Which
+samples make a pair, and what a line of the file holds, is in data/chat/pairs.py.
+"""
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import common
+import hf
+import loop
+from common import Dist, UserError
+from data.chat.pairs import Pair, choose_negative, choose_positive, make_record, read_pairs
+from data.tasks import registry
+from data.tasks.problem import Problem
+from data.text.tokenizer import Tokenizer
+from evaluate import task_prompt
+from generate import sample, stop_ids
+from progress import progress_bar
+
+CHUNK = 64  # problems whose samples are one file: what a killed run loses at most
+
+# --------------------------------------------------------------------------------------------------
+# Settings
+
+
+@dataclass(kw_only=True)
+class PairConfig(loop.TrainConfig):
+    teacher: str = ""            # a phase, a checkpoint, or a Hugging Face folder
+    problems: dict = field(default_factory=dict)  # {task of data/tasks: training problems sampled}
+    pairs: str = ""              # in place of problems: a file of pairs (see data/chat/pairs.py)
+    on_bad_line: str = "skip"    # lines of it that are no pair: "skip", or "stop"
+    n_samples: int = 4           # of each problem, by teacher and student each
+    samples: str = ""            # their folder (default: out/<run>/distill/samples); may be shared
+    temperature: float = 1.0     # of the samples
+    max_new_tokens: int = 96     # longer samples are cut off, and not used
+    max_rows: int = 256          # samples that are decoded together: their cache must fit
+    min_positive_score: float = 1.0  # least score of a positive
+    gap: float = 0.5             # how much less a negative must score
+    context: int = 256           # tokens of a packed row; longer pairs are left out
+    refresh_every: int = 0       # steps between new negatives from the present student (0: never)
+    negatives: str = "worse"     # what these must be: "worse", or "any" (GKD, arXiv 2306.13649)
+
+
+# --------------------------------------------------------------------------------------------------
+# Samples
+
+
+@dataclass
+class Teacher:
+    source: Path          # its checkpoint
+    same_tokenizer: bool  # as the student's: only then do its tokens mean anything to the student
+
+
+def find_teacher(run: loop.Run) -> Teacher | None:
+    """The teacher that the config names, if any."""
+    if not run.cfg.teacher:
+        return None
+    source = hf.resolve_checkpoint(run.dist, run.cfg.teacher, run.config.out)
+    tokenizer = Tokenizer.load(source / "tokenizer.json")
+    return Teacher(source, tokenizer.hash == run.tokenizer.hash)
+
+
+def load_problems(cfg: PairConfig, scale: float) -> list[tuple[str, Problem]]:
+    """(task, problem) of all prompts: training problems, never held-out ones."""
+    problems = []
+    for task, n in cfg.problems.items():
+        n = max(1, round(scale * n))
+        for problem in registry.family(task).problems("train", n, cfg.seed):
+            problems.append((task, problem))
+    return problems
+
+
+def sample_and_score(
+    model, tokenizer, problems: list[tuple[str, Problem]], cfg: PairConfig, seed: int
+) -> list[list[dict]]:
+    """n_samples scored samples of each problem, as data/chat/pairs.py has them."""
+    prompts = [task_prompt(problem, tokenizer, "chat") for _, problem in problems]
+    answers = sample(
+        model, prompts, cfg.n_samples, cfg.max_new_tokens, cfg.temperature,
+        stop=stop_ids(tokenizer), seed=seed, max_rows=cfg.max_rows,
+    )
+    samples = []
+    for problem_answers in answers:
+        samples.append([
+            {
+                "text": loop.decode_answer(answer.tokens, tokenizer),
+                "score": None,
+                "finish_reason": answer.finish_reason,
+                "tokens": answer.tokens,
+                "logprob": float(np.mean(answer.logprobs)),
+            }
+            for answer in problem_answers
+        ])
+    score_samples(problems, samples)
+    return samples
+
+
+def score_samples(problems: list[tuple[str, Problem]], samples: list[list[dict]]) -> None:
+    """Fills in the "score" of each sample: its task's own reward, all of them in one call."""
+    flat_problems = []
+    flat_samples = []
+    for (_, problem), problem_samples in zip(problems, samples):
+        for entry in problem_samples:
+            flat_problems.append(problem)
+            flat_samples.append(entry)
+    scores = registry.rewards(flat_problems, [entry["text"] for entry in flat_samples])
+    for entry, score in zip(flat_samples, scores):
+        entry["score"] = score
+
+
+def sample_checkpoint(
+    who: str, source: Path, problems: list[tuple[str, Problem]], cfg: PairConfig, out: Path,
+    dist: Dist,
+) -> list[list[dict]]:
+    """The samples of a checkpoint, from disk as far as they are there: a killed run goes on.
+
+    who: "teacher" or "student". The ranks share the work, a chunk of problems each in turn.
+    """
+    key = common.hash_json(sampling_key(source, problems, cfg))
+    folder = Path(cfg.samples or out / "samples") / f"{who}-{key}"
+    n_chunks = -(-len(problems) // CHUNK)
+    paths = [folder / f"{n:05d}.json" for n in range(n_chunks)]
+    rank_chunks = range(dist.rank, n_chunks, dist.world)
+    missing = [n for n in rank_chunks if not paths[n].is_file()]
+    if missing:
+        model, tokenizer = hf.load(source, dist.device, getattr(torch, cfg.dtype))
+        folder.mkdir(parents=True, exist_ok=True)
+        disable = None if dist.is_main else True
+        bar = progress_bar(missing, desc=f"samples of the {who}", unit="chunk", disable=disable)
+        for n in bar:
+            chunk = problems[n * CHUNK:(n + 1) * CHUNK]
+            samples = sample_and_score(model, tokenizer, chunk, cfg, cfg.seed * 1_000_000 + n)
+            common.write_atomic(paths[n], json.dumps(samples))
+    dist.barrier()
+    samples = []
+    for path in paths:
+        samples += json.loads(path.read_text())
+    return samples
+
+
+def sampling_key(source: Path, problems: list[tuple[str, Problem]], cfg: PairConfig) -> list:
+    """What decides the samples of a checkpoint, as JSON: its files, the problems, the settings."""
+    stats = [(file.name, file.stat()) for file in source.iterdir()]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    problem_keys = [(task, problem.key) for task, problem in problems]
+    settings = [cfg.n_samples, cfg.temperature, cfg.max_new_tokens, cfg.seed]
+    return [str(source), *sorted(files), problem_keys, *settings]
+
+
+# --------------------------------------------------------------------------------------------------
+# Pairs
+
+
+def load_pairs(
+    run: loop.Run, problems: list[tuple[str, Problem]], teacher: Teacher | None
+) -> tuple[list[Pair], Counter]:
+    """The pairs of the config's file, or of samples of teacher and student; and how many were left
+    out, by the reason. UserError where no pair can be used."""
+    cfg = run.cfg
+    if cfg.pairs:
+        path = Path(cfg.pairs)
+    else:
+        path = make_pairs(problems, run.source, teacher, cfg, run.folder, run.dist)
+    pairs, left_out = read_pairs(path, run.tokenizer, cfg.context, cfg.on_bad_line)
+    if not pairs:
+        reasons = [f"; {n} {reason}" for reason, n in left_out.items()]
+        raise UserError(f"no pair in {path} can be used{''.join(reasons)}")
+    return pairs, left_out
+
+
+def make_pairs(
+    problems: list[tuple[str, Problem]], student: Path, teacher: Teacher, cfg: PairConfig,
+    folder: Path, dist: Dist,
+) -> Path:
+    """Writes folder/pairs.jsonl; prints how many prompts gave a pair, and why the others did not.
+
+    UserError where none did.
+    """
+    teacher_samples = sample_checkpoint("teacher", teacher.source, problems, cfg, folder, dist)
+    student_samples = sample_checkpoint("student", student, problems, cfg, folder, dist)
+    path = folder / "pairs.jsonl"
+    if dist.is_main:
+        records, outcomes = choose_pairs(
+            problems, teacher_samples, student_samples, teacher, student, cfg)
+        print_outcomes(problems, teacher_samples, student_samples, outcomes)
+        if not records:
+            raise UserError(
+                "no prompt gave a pair: the teacher must be right where the student is wrong. Take "
+                "more prompts or samples, harder problems, or a better teacher"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(record) + "\n" for record in records]
+        common.write_atomic(path, "".join(lines))
+    dist.barrier()
+    return path
+
+
+def choose_pairs(
+    problems: list[tuple[str, Problem]], teacher_samples: list[list[dict]],
+    student_samples: list[list[dict]], teacher: Teacher, student: Path, cfg: PairConfig,
+) -> tuple[list[dict], dict[str, Counter]]:
+    """The lines of pairs.jsonl, and for each task how many of its prompts ended how."""
+    writers = (str(teacher.source), str(student))
+    records, outcomes = [], {}
+    for number, (task, problem) in enumerate(problems):
+        chosen = choose_positive(teacher_samples[number], cfg.min_positive_score)
+        rejected = choose_negative(student_samples[number], cfg.min_positive_score - cfg.gap)
+        if chosen is None:
+            outcome = "teacher never right"
+        elif rejected is None:
+            outcome = "student never clearly worse"
+        else:
+            outcome = "pairs"
+            if not teacher.same_tokenizer:
+                chosen = {key: value for key, value in chosen.items() if key != "tokens"}
+            records.append(make_record(number, task, problem.question, chosen, rejected, writers))
+        outcomes.setdefault(task, Counter())[outcome] += 1
+    return records, outcomes
+
+
+def print_outcomes(
+    problems: list[tuple[str, Problem]], teacher_samples: list[list[dict]],
+    student_samples: list[list[dict]], outcomes: dict[str, Counter],
+) -> None:
+    """A line per task: its pairs, who was how often right, and why prompts gave no pair."""
+    print(f"{'task':10}{'prompts':>8}{'pairs':>7}{'teacher':>9}{'student':>9}"
+          "   (share of right ones); no pair:")
+    for task, counts in outcomes.items():
+        teacher_right = share_right(problems, teacher_samples, task)
+        student_right = share_right(problems, student_samples, task)
+        reasons = [f"{reason} {n}" for reason, n in counts.items() if reason != "pairs"]
+        print(f"{task:10}{counts.total():8}{counts['pairs']:7}{teacher_right:9.2f}"
+              f"{student_right:9.2f}   {', '.join(reasons)}")
+    print(f"the teacher wrote {count_tokens(teacher_samples):,} tokens, "
+          f"the student {count_tokens(student_samples):,}")
+
+
+def share_right(problems: list[tuple[str, Problem]], samples: list[list[dict]], task: str) -> float:
+    """The share of a task's samples that have any score."""
+    right = []
+    for (name, _), problem_samples in zip(problems, samples):
+        if name == task:
+            right += [bool(entry["score"]) for entry in problem_samples]
+    return float(np.mean(right))
+
+
+def count_tokens(samples: list[list[dict]]) -> int:
+    total = 0
+    for problem_samples in samples:
+        total += sum(len(entry["tokens"]) for entry in problem_samples)
+    return total
+
+
+# --------------------------------------------------------------------------------------------------
+# New negatives from the present student
+
+
+def refresh_negatives(
+    run: loop.Run, problems: list[tuple[str, Problem]], pairs: list[Pair], step: int, n_steps: int,
+    key: str,
+) -> None:
+    """Puts new samples of the student in place of rejected responses, changing `pairs`.
+
+    Of the pairs of the next refresh_every steps, where the sample is worse, or whatever it is
+    (negatives="any"). The samples are kept on disk, in a folder of the run's `key`: a resumed run
+    takes the same.
+    """
+    cfg, dist = run.cfg, run.dist
+    path = run.folder / f"refresh-{key}" / f"{step:08d}.json"
+    ranks_with_file = dist.sum(float(path.is_file()))[0]
+    if ranks_with_file < dist.world:
+        n_pairs = min(cfg.refresh_every, n_steps - step) * cfg.batch_pairs
+        upcoming = loop.shuffled_indices(len(pairs), step * cfg.batch_pairs, n_pairs, cfg.seed)
+        rank_pairs = np.unique(upcoming)[dist.rank::dist.world].tolist()
+        negatives = dist.gather(sample_negatives(run, problems, pairs, rank_pairs, step))
+        if dist.is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            common.write_atomic(path, json.dumps(negatives))
+        dist.barrier()
+    for i, tokens in json.loads(path.read_text()).items():
+        pairs[int(i)] = dataclasses.replace(pairs[int(i)], rejected=tokens)
+
+
+def sample_negatives(
+    run: loop.Run, problems: list[tuple[str, Problem]], pairs: list[Pair], rank_pairs: list[int],
+    step: int,
+) -> dict[int, list[int]]:
+    """{pair: tokens of its new rejected response}, for those of the rank's pairs that get one."""
+    cfg = run.cfg
+    settings = dataclasses.replace(cfg, n_samples=1) if cfg.negatives == "any" else cfg
+    rank_problems = [problems[pairs[i].number] for i in rank_pairs]
+    seed = (cfg.seed * 1000 + run.dist.rank) * 1_000_000 + step
+    model = run.unsharded_model()
+    samples = sample_and_score(model, run.tokenizer, rank_problems, settings, seed)
+    negatives = {}
+    for i, pair_samples in zip(rank_pairs, samples):
+        if cfg.negatives == "any":
+            negative = pair_samples[0]
+        else:
+            negative = choose_negative(pair_samples, cfg.min_positive_score - cfg.gap)
+        if negative and len(pairs[i].prompt) + len(negative["tokens"]) <= cfg.context:
+            negatives[i] = negative["tokens"]
+    return negatives
