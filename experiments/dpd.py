@@ -7,13 +7,19 @@ the loss; each takes the rate that is the best for it. See experiments/runner.py
 """
 from pathlib import Path
 
-import numpy as np
-
 import common
 from common import UserError
 from experiments import runner
 from experiments.runner import SPEEDRUN, Experiment, Run, Train, call
-from experiments.stats import best_rates, by_task, compare, describe_rates
+from experiments.stats import (
+    best_rates,
+    compare,
+    compare_tasks,
+    describe_rates,
+    header,
+    mean,
+    row,
+)
 
 NONE = dict(dpo=0.0, kl_chosen=0.0, kl_rejected=0.0)
 ARMS = {  # arm -> (what it is, settings)
@@ -93,24 +99,18 @@ def make_tables(results: list[dict]) -> str:
     return "\n\n".join([
         describe_rates(results),
         "### the same pairs and steps", compare(rows, arms, PAIRS),
-        "### by task", by_task(rows, arms),
+        "### by task", compare_tasks(rows, arms),
         "### where the answers' likelihoods end", tabulate_likelihoods(rows)])
 
 
 def tabulate_likelihoods(results: list[dict]) -> str:
     """Markdown: where a run's last ten steps have the answers, in nats per token; and its cost."""
-    lines = ["| arm | " + " | ".join(LIKELIHOODS.values()) + " | seconds |",
-             "|---" * (2 + len(LIKELIHOODS)) + "|"]
+    lines = [header("arm", *LIKELIHOODS.values(), "seconds")]
     for arm in ARMS:
         rows = [r for r in results if r["arm"] == arm]
-        cells = []
-        for key in LIKELIHOODS:
-            if key in rows[0]["last"]:
-                cells.append(f"{np.mean([r['last'][key] for r in rows]):.3f}")
-            else:
-                cells.append("")
-        seconds = np.mean([r["seconds"] for r in rows])
-        lines.append(f"| ({arm}) | {' | '.join(cells)} | {seconds:.0f} |")
+        last = [r["last"] for r in rows]
+        cells = [f"{mean(last, key):.3f}" if key in last[0] else "" for key in LIKELIHOODS]
+        lines.append(row(f"({arm})", *cells, f"{mean(rows, 'seconds'):.0f}"))
     return "\n".join(lines)
 
 

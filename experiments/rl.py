@@ -12,7 +12,14 @@ from common import UserError
 from configs.tiny import rl as RECIPE
 from experiments import runner
 from experiments.runner import SPEEDRUN, Experiment, Run, Train
-from experiments.stats import best_rates, by_stage, by_task, compare, describe_rates, select_task
+from experiments.stats import (
+    best_rates,
+    compare,
+    compare_stages,
+    compare_tasks,
+    describe_rates,
+    select_task,
+)
 
 STAGES = {"dpd": "DPD", "STEM": "STEM", "coding": "coding", "preference": "preference"}
 ARMS = {  # arm -> (what it is, phase it starts from, steps of its stage as a multiple, settings)
@@ -39,7 +46,8 @@ class RlRun(Run):
         _, source, multiple, arm_settings = ARMS[self.arm]
         stages = [json.loads(stage) for stage in self.stages]
         stages[0]["steps"] = max(1, multiple * stages[0]["steps"])
-        settings = {"init_from": str(SPEEDRUN / source), "rl.reward_model": str(SPEEDRUN / "reward"),
+        settings = {"init_from": str(SPEEDRUN / source),
+                    "rl.reward_model": str(SPEEDRUN / "reward"),
                     "rl.lr": self.lr, "rl.seed": self.seed, "rl.stages": stages, "rl.prompts": []}
         for key, value in arm_settings.items():
             settings[f"rl.{key}"] = value
@@ -91,18 +99,18 @@ def make_tables(results: list[dict]) -> str:
             arm_rows.append(row | {"arm": "a"})
     parts = [describe_rates(results)]
     for lr, rows in chains.items():
-        parts += [f"### after each stage, at a rate of {lr:g}", by_stage(rows, STAGES)]
+        parts += [f"### after each stage, at a rate of {lr:g}", compare_stages(rows, STAGES)]
     mixed = [r | {"arm": "mixed"} for r in results if r["table"] == "mixed"]
     if mixed:
         ends = [r for r in chains[mixed[0]["lr"]] if r["arm"] == "preference"]
         names = {"preference": "three stages", "mixed": "one stage"}
-        parts += ["### all tasks in one stage, as many steps", by_stage(ends + mixed, names)]
+        parts += ["### all tasks in one stage, as many steps", compare_stages(ends + mixed, names)]
     trained = {r["arm"] for r in arm_rows}
     names = {arm: what for arm, (what, *_) in ARMS.items() if arm in trained}
     pairs = [pair for pair in PAIRS if trained.issuperset(pair)]
     math_rows = [select_task(r, "math") for r in arm_rows]
     parts += ["### the first stage alone, in mathematics", compare(math_rows, names, pairs),
-              "### the first stage alone, by task", by_task(arm_rows, names)]
+              "### the first stage alone, by task", compare_tasks(arm_rows, names)]
     return "\n\n".join(parts)
 
 

@@ -23,7 +23,7 @@ def describe_rates(results: list[dict]) -> str:
     return f"rates, tuned for each arm on the dev split with seed 100: {text}"
 
 
-def paired(one: list[dict], other: list[dict]) -> tuple[float, float, list[float]]:
+def paired_difference(one: list[dict], other: list[dict]) -> tuple[float, float, list[float]]:
     """Mean difference of two arms' accuracy, half its 95 % interval, and each seed's difference.
 
     The interval is over problems. The results hold the right samples of each problem, the same
@@ -38,9 +38,24 @@ def paired(one: list[dict], other: list[dict]) -> tuple[float, float, list[float
     return float(by_problem.mean()), half, each_seed
 
 
-def difference(one: list[dict], other: list[dict]) -> str:
-    """Cells: accuracy, its interval over problems, each seed, verdict."""
-    change, half, each_seed = paired(one, other)
+# --------------------------------------------------------------------------------------------------
+# Tables
+
+DIFFERENCE = ["accuracy", "95 % over problems", "each seed", "verdict"]  # its columns
+
+
+def header(*columns: str) -> str:
+    """The first two lines of a table in Markdown."""
+    return row(*columns) + "\n" + "|---" * len(columns) + "|"
+
+
+def row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def describe_difference(one: list[dict], other: list[dict]) -> list[str]:
+    """The cells of DIFFERENCE: a gain is claimed where the interval excludes 0 and seeds agree."""
+    change, half, each_seed = paired_difference(one, other)
     seeds_agree = all(np.sign(seed) == np.sign(change) for seed in each_seed)
     if abs(change) <= half or not seeds_agree:
         verdict = "not shown"
@@ -50,7 +65,7 @@ def difference(one: list[dict], other: list[dict]) -> str:
         verdict = "worse"
     interval = f"{change - half:+.3f} … {change + half:+.3f}"
     seeds = " ".join(f"{seed:+.3f}" for seed in each_seed)
-    return f"{change:+.3f} | {interval} | {seeds} | {verdict}"
+    return [f"{change:+.3f}", interval, seeds, verdict]
 
 
 def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, str]]) -> str:
@@ -62,32 +77,25 @@ def compare(results: list[dict], arms: dict[str, str], pairs: list[tuple[str, st
     for arm in arms:
         rows = [r for r in results if r["arm"] == arm]
         by_arm[arm] = sorted(rows, key=lambda r: r["seed"])
-    has_bits = all("bits_per_byte" in row for row in results)  # where there is a held-out loss
-    lines = [header(["arm", "accuracy", "each seed"], has_bits)]
+    has_bits = all("bits_per_byte" in r for r in results)  # where there is a held-out loss
+    bits_column = ["bits a byte"] if has_bits else []
+    lines = [header("arm", "accuracy", "each seed", *bits_column)]
     for arm, rows in by_arm.items():
-        each_seed = " ".join(f"{r['avg']:.3f}" for r in rows)
-        line = f"| ({arm}) {arms[arm]} | {mean(rows, 'avg'):.3f} | {each_seed} |"
+        seeds = " ".join(f"{r['avg']:.3f}" for r in rows)
+        cells = [f"({arm}) {arms[arm]}", f"{mean(rows, 'avg'):.3f}", seeds]
         if has_bits:
-            line += f" {mean(rows, 'bits_per_byte'):.4f} |"
-        lines.append(line)
-    columns = ["difference", "accuracy", "95 % over problems", "each seed", "verdict"]
-    lines += ["", header(columns, has_bits)]
+            cells.append(f"{mean(rows, 'bits_per_byte'):.4f}")
+        lines.append(row(*cells))
+    lines += ["", header("difference", *DIFFERENCE, *bits_column)]
     for one, other in pairs:
-        line = f"| ({one}) - ({other}) | {difference(by_arm[one], by_arm[other])} |"
+        cells = [f"({one}) - ({other})", *describe_difference(by_arm[one], by_arm[other])]
         if has_bits:
             changes = []
             for a, b in zip(by_arm[one], by_arm[other]):
                 changes.append(a["bits_per_byte"] - b["bits_per_byte"])
-            line += f" {np.mean(changes):.4f} |"
-        lines.append(line)
+            cells.append(f"{np.mean(changes):.4f}")
+        lines.append(row(*cells))
     return "\n".join(lines)
-
-
-def header(columns: list[str], has_bits: bool = False) -> str:
-    """The first two lines of a table in Markdown."""
-    if has_bits:
-        columns = [*columns, "bits a byte"]
-    return "| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|"
 
 
 def select_task(result: dict, task: str) -> dict:
@@ -98,39 +106,35 @@ def select_task(result: dict, task: str) -> dict:
     return result | {"correct": correct, "avg": result["tasks"][task]}
 
 
-def by_stage(results: list[dict], names: dict[str, str]) -> str:
+def compare_stages(results: list[dict], names: dict[str, str]) -> str:
     """Markdown: accuracy of each task after each stage, the mean over seeds; what each changed.
 
     results: of the arms that stages end with, in order; names: {arm: what it is}.
     """
-    arms = list(names)
     tasks = list(results[0]["tasks"])
-
-    def select(arm: str, task: str) -> list[dict]:
-        return [select_task(r, task) for r in results if r["arm"] == arm]
-
-    lines = [header(["after", *tasks])]
-    for arm in arms:
-        cells = []
+    selected = {}  # the results of an arm on a task
+    for arm in names:
         for task in tasks:
-            accuracy = mean(select(arm, task), "avg")
-            cells.append(f"{accuracy:.3f}")
-        lines.append(f"| {names[arm]} | {' | '.join(cells)} |")
-    columns = ["stage", "task", "accuracy", "95 % over problems", "each seed", "verdict"]
-    lines += ["", header(columns)]
+            selected[arm, task] = [select_task(r, task) for r in results if r["arm"] == arm]
+    lines = [header("after", *tasks)]
+    for arm, name in names.items():
+        cells = [f"{mean(selected[arm, task], 'avg'):.3f}" for task in tasks]
+        lines.append(row(name, *cells))
+    lines += ["", header("stage", "task", *DIFFERENCE)]
+    arms = list(names)
     for before, arm in zip(arms, arms[1:]):
         for task in tasks:
-            cells = difference(select(arm, task), select(before, task))
-            lines.append(f"| {names[arm]} | {task} | {cells} |")
+            cells = describe_difference(selected[arm, task], selected[before, task])
+            lines.append(row(names[arm], task, *cells))
     return "\n".join(lines)
 
 
-def by_task(results: list[dict], arms: dict[str, str]) -> str:
+def compare_tasks(results: list[dict], arms: dict[str, str]) -> str:
     """Markdown: accuracy of each task, the mean over seeds. arms: {arm: what it is}."""
     tasks = list(results[0]["tasks"])
-    lines = [header(["arm", *tasks])]
+    lines = [header("arm", *tasks)]
     for arm in arms:
-        rows = [r["tasks"] for r in results if r["arm"] == arm]
-        cells = [f"{mean(rows, task):.3f}" for task in tasks]
-        lines.append(f"| ({arm}) | {' | '.join(cells)} |")
+        scores = [r["tasks"] for r in results if r["arm"] == arm]
+        cells = [f"{mean(scores, task):.3f}" for task in tasks]
+        lines.append(row(f"({arm})", *cells))
     return "\n".join(lines)

@@ -62,7 +62,7 @@ def test_paired_interval_is_scipys():
     one, other = (
         [dict(k=4, correct=rng.integers(0, 5, 200).tolist()) for _ in range(3)] for _ in range(2)
     )
-    mean, half, each = stats.paired(one, other)
+    mean, half, each = stats.paired_difference(one, other)
     a, b = (np.mean([r["correct"] for r in rows], axis=0) / 4 for rows in (one, other))
     interval = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
     assert mean == pytest.approx((interval.low + interval.high) / 2)
