@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +11,13 @@ import pytest
 import scipy.stats
 
 import common
+import distill
+import pretrain
+import rl as rl_phase
+import sft
+from data.text.corpus import CorpusConfig
 from data.text.mixture import plan_stages
-from experiments import fg_wsd, rl, runner, sft_data, stats
+from experiments import dpd, fg_wsd, rl, runner, sft_data, stats
 from experiments.fg_wsd import ARMS, PretrainRun, make_stages
 
 
@@ -207,3 +212,32 @@ def test_arms_of_rl_differ_as_they_say():
     assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=50)
     assert settings["b"] == settings["a"] | {"rl.filter_samples": 0}
     assert settings["c"] == settings["a"] | {"init_from": "out/tiny/sft"}
+
+
+def test_phases_know_the_settings_of_all_arms():
+    """So that a setting renamed in a phase fails here, not in the middle of an experiment."""
+    recipe = tuple(json.dumps(stage) for stage in rl.RECIPE["stages"])
+    runs = [PretrainRun("fg_wsd", "true", arm, 0, 1e-3, "test", make_stages(arm)) for arm in ARMS]
+    runs += [sft_data.SftRun("sft_data", "rows", arm, 0, 1e-3, "test", ()) for arm in sft_data.ARMS]
+    for lr in (0.0, 1e-3):
+        runs += [dpd.DpdRun("dpd", "arms", arm, 0, lr, "test", ()) for arm in dpd.ARMS]
+    runs += [rl.RlRun("rl", "arms", arm, 0, 1e-4, "test", recipe) for arm in rl.ARMS]
+    runs.append(
+        rl.RlRun("rl", "mixed", "a", 0, 1e-4, "test", (json.dumps(rl.MIXED | {"steps": 1}),))
+    )
+    classes = {
+        "corpus": CorpusConfig,
+        "pretrain": pretrain.PretrainConfig,
+        "sft": sft.SftConfig,
+        "distill": distill.DistillConfig,
+        "rl": rl_phase.RlConfig,
+    }
+    stage_classes = {"pretrain": pretrain.StageConfig, "rl": rl_phase.StageConfig}
+    for run in runs:
+        for name, value in run.settings().items():
+            section, _, key = name.partition(".")
+            if key:
+                assert key in {field.name for field in fields(classes[section])}, name
+            if key == "stages" and section in stage_classes:
+                for stage in value:
+                    common.from_dict(stage_classes[section], stage, name)
