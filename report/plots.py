@@ -12,11 +12,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 import common
 from data.text.mixture import MixtureStage
-from loop import gain_table as gain  # noqa: F401  (for phases that draw themselves)
 from loop import read_evaluations
 from schedule import learning_rate
 
-evaluations = read_evaluations
 plt.switch_backend("Agg")  # which needs no screen
 plt.rcParams |= {"font.size": 9}
 # Okabe and Ito's colours first: told apart by everybody, and on paper
