@@ -1,6 +1,7 @@
-"""pass@k and maj@k equal enumeration; the standard error equals simulation; a perfect model scores 1; nothing is lost.
+"""pass@k and maj@k equal enumeration, the standard error simulation; a perfect model scores 1.
 
-A real OpenAI-compatible server (`transformers serve`) on an exported checkpoint answers, and refines, as our sampler does.
+Nothing is lost. A real OpenAI-compatible server (`transformers serve`) on an exported checkpoint
+answers as our sampler does, and refinement runs against it.
 """
 
 import json
@@ -43,7 +44,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
 
 
 def test_majority_is_what_a_vote_in_random_order_gives():
-    """Over all orders of the samples, the first of the most frequent answers wins: the mean of its reward."""
+    """Over all orders of the samples, the first of the most frequent answers wins: the mean of its
+    reward.
+    """
     reward = {"a": 1.0, "b": 0.0, "c": 0.0, None: 0.0}
     for answers in product(reward, repeat=4):
         won = []
@@ -73,7 +76,9 @@ def rows_of(rewards):
 
 
 def test_standard_error_equals_simulation():
-    """Over fresh sets of 60 problems of random difficulty, the spread of avg@4 is what one set's stderr says."""
+    """Over fresh sets of 60 problems of random difficulty, the spread of avg@4 is what one set's
+    stderr says.
+    """
     rng = np.random.default_rng(0)
     results = [summarize(rows_of(rng.random((60, 4)) < rng.random((60, 1))), 4) for _ in range(400)]
     assert np.std([r["avg"] for r in results]) == pytest.approx(
@@ -197,7 +202,9 @@ def lines(folder) -> list[str]:
 
 
 def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
-    """Cut off after any batch, or in the midst of a line: the same rows, and what was done is not done again."""
+    """Cut off after any batch, or in the midst of a line: the same rows, and what was done is not
+    done again.
+    """
     whole, sample = evaluate.evaluate(model, tokenizer, CFG), evaluate.generate.sample
     asked = []
 
@@ -246,7 +253,7 @@ def test_other_settings_and_other_models_never_mix(model, tokenizer, tmp_path):
 
 
 def test_batches_draw_what_one_call_draws(model, tokenizer):
-    """Also with all in one batch: what the sampler gives for all prompts at once, in their order."""
+    """Also all in one batch: what the sampler gives for all prompts at once, in order."""
     problems = pages.FAMILIES["math"].problems("dev", 9, 0)
     prompts = [evaluate.task_prompt(problem, tokenizer, "document") for problem in problems]
     stop = evaluate.generate.stop_ids(tokenizer)
@@ -263,7 +270,9 @@ def test_batches_draw_what_one_call_draws(model, tokenizer):
 
 
 def test_any_number_of_ranks_gives_the_same_rows(model, tokenizer, tmp_path):
-    """Two ranks, one after the other (each leaves the other's batches alone), then one process that finds all done."""
+    """Two ranks, one after the other (each leaves the other's batches alone), then one process that
+    finds all done.
+    """
     whole = evaluate.evaluate(model, tokenizer, CFG, None, tmp_path / "one", "me")
 
     class Rank(Dist):
@@ -467,7 +476,9 @@ def test_the_server_writes_what_our_sampler_does(server, export):
 
 @pytest.mark.parametrize("prompt_format", ["chat", "document"])
 def test_the_same_evaluation_by_a_server_and_here(server, export, prompt_format):
-    """Greedily: answers (but for control tokens, which servers leave out), tokens, rewards, and why each ended."""
+    """Greedily: answers (but for control tokens, which servers leave out), tokens, rewards, and why
+    each ended.
+    """
     cfg = evaluate.EvaluateConfig(
         ["math", "form"],
         endpoint=server[1]["url"],
@@ -501,7 +512,9 @@ def test_the_same_evaluation_by_a_server_and_here(server, export, prompt_format)
 
 
 def test_refinement_runs_against_it(server, tmp_path, monkeypatch):
-    """Of a random model every verdict is unparsable: counted, asked again, never trusted. A second time nobody is asked."""
+    """Of a random model every verdict is unparsable: counted, asked again, never trusted. A second
+    time nobody is asked.
+    """
     monkeypatch.setattr(llm, "BACKOFF", 0.05)
     asked, http = Counter(), http_llm(LLMConfig(**server[1], temperature=1.0, top_p=1.0))
 

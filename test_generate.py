@@ -1,4 +1,6 @@
-"""Sampling: equal to one pass without a cache, to transformers' top-k and top-p, and to the trainer's log-probabilities."""
+"""Sampling: equal to one pass without a cache, to transformers' top-k and top-p, and to the
+trainer's log-probabilities.
+"""
 
 import pytest
 import torch
@@ -46,7 +48,9 @@ def test_greedy_equals_argmax_without_cache(model):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_are_those_of_the_trainer(model, temperature):
-    """Sampler (left padding, cache, rows that leave) and trainer (packed row, chunked loss) agree to 1e-5 in fp32."""
+    """Sampler (left padding, cache, rows that leave) and trainer (packed row, chunked loss) agree
+    to 1e-5 in fp32.
+    """
     answers = sample(
         model, prompts(), n=3, max_new_tokens=16, temperature=temperature, stop=(1, 2, 3), seed=5
     )

@@ -109,7 +109,7 @@ def assert_equal(ours, theirs):
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The same function
 
 
@@ -189,12 +189,12 @@ def test_packed_documents_equal_separate_ones_and_transformers(attention, tokeni
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path / "export", attn_implementation=attention
     )
-    # transformers keeps packed documents apart by restarted positions, but only so: no mask, no cache
+    # transformers keeps packed documents apart by restarted positions alone: no mask, no cache
     positions = torch.arange(30)[None] - doc_start
     assert_equal(packed, logits(theirs, tokens, position_ids=positions, use_cache=False))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The same files
 
 
@@ -286,7 +286,7 @@ def test_greedy_text_of_an_export(tokenizer, tmp_path):
         assert tokenizer.decode(tokens[0].tolist()) == their_tokenizer.decode(answer)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Our checkpoints
 
 
@@ -366,12 +366,14 @@ from model import meta_model
 def main():
     d = common.init_distributed("float32")
     for folder in map(hf.Path, sys.argv[1:]):
-        model = common.shard_model(meta_model(hf.config_from_hf(folder)), d, "float32", compile=False)
+        model = meta_model(hf.config_from_hf(folder))
+        common.shard_model(model, d, "float32", compile=False)
         hf.load_initial_weights(d, model, hf.Tokenizer.load(folder / "tokenizer.json"), folder)
         hidden = model(torch.arange(30)[None])
         if d.is_main:
             torch.save((hidden @ model.lm_head.weight.T).detach(), folder / "logits.pt")
-    d.barrier()  # gloo's threads may still hold the last gathered tensors, and abort if Python leaves meanwhile
+    # gloo's threads may still hold the last gathered tensors, and abort if Python leaves meanwhile
+    d.barrier()
 common.cli(main)
 """
 
@@ -424,7 +426,7 @@ def test_command_line(tokenizer, tmp_path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What a user can get wrong
 
 

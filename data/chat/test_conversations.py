@@ -1,4 +1,6 @@
-"""Oracles: each dialect's record written out beside what it says; render_weighted for what is in a pool."""
+"""Oracles: each dialect's record written out beside what it says; render_weighted for what is in a
+pool.
+"""
 
 import json
 import subprocess
@@ -247,7 +249,9 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture
 def jsonl(tmp_path) -> Path:
-    """Every dialect, three bad lines (2, 4 and 7) between them, and a last one in which nothing is trained."""
+    """Every dialect, three bad lines (2, 4 and 7) between them, and a last one in which nothing is
+    trained.
+    """
     lines = [json.dumps(record) for record, _ in DIALECTS.values()]
     lines[1:1] = ['{"messages": ']
     lines[3:3] = [json.dumps({"messages": [USER, ANSWER, USER]})]
@@ -309,9 +313,9 @@ def test_a_pool_holds_the_rendered_rows(tmp_path, tokenizer, jsonl, capsys):
     assert pool.trained.tolist() == [sum(weight > 0 for weight in weights) for _, weights in rows]
     output = capsys.readouterr()
     assert output.out == (
-        f"pool pool: {len(rows)} rows of {len(DIALECTS) + 1} conversations, {sum(pool.lengths):,} tokens, "
-        f"{sum(pool.trained):,} of them trained; bad lines: 3 (the first: {jsonl}:2: not JSON: Expecting value: line 2 "
-        f"column 1 (char 14)), conversations without a trained token: 1\n"
+        f"pool pool: {len(rows)} rows of {len(DIALECTS) + 1} conversations, {sum(pool.lengths):,} "
+        f"tokens, {sum(pool.trained):,} of them trained; bad lines: 3 (the first: {jsonl}:2: "
+        "not JSON: Expecting value: line 2 column 1 (char 14)), conversations without a trained token: 1\n"
     )
     assert f"{jsonl}:4: the conversation ends with the user" in output.err
     assert f"{jsonl}:7: message 1 is a tool's" in output.err  # what only rendering finds
@@ -334,7 +338,9 @@ def test_stop_at_the_first_bad_line(tmp_path, tokenizer, jsonl, lines, where):
 
 
 def test_sources_may_select(tmp_path):
-    """Columns, "keep" and "documents" of files and of a data set laid out like the hub's; absent fields are None."""
+    """Columns, "keep" and "documents" of files and of a data set laid out like the hub's; absent
+    fields are None.
+    """
     chats = [[USER, ANSWER], [USER, CALL, RESULT, THOUGHT]]
     rows = [{"q": f"{i}?", "a": str(i), "score": i, "messages": chats[i % 2]} for i in range(20)]
     (tmp_path / "set").mkdir()

@@ -1,4 +1,6 @@
-"""Oracles: a loop over all rows for first fit, TRL's packing, single conversations for loss and gradient of rows."""
+"""Oracles: a loop over all rows for first fit, TRL's packing, single conversations for loss and
+gradient of rows.
+"""
 
 import time
 from collections import Counter
@@ -37,7 +39,9 @@ def stage(name="s", context=64, mixture={}, conversations=0, trained_tokens=0, e
 
 
 def make_pool(lengths, seed: int, vocab: int = 1000) -> Pool:
-    """Random tokens, none of them 0; the first third of a conversation has weight 0, the rest 0, 0.5 or 1."""
+    """Random tokens, none of them 0; the first third of a conversation has weight 0, the rest 0,
+    0.5 or 1.
+    """
     rng = np.random.default_rng(seed)
     weights = [
         np.where(np.arange(n) < -(-n // 3), 0, rng.choice([0, 0.5, 1], n, p=[0.1, 0.2, 0.7]))
@@ -51,7 +55,7 @@ def make_pool(lengths, seed: int, vocab: int = 1000) -> Pool:
 
 
 def realistic(n: int, context: int, seed: int = 0) -> np.ndarray:
-    """Lengths of conversations: lognormal around an eighth of the context, a few at its very end."""
+    """Lengths of conversations: lognormal around an eighth of the context, a few at its end."""
     lengths = np.exp(np.random.default_rng(seed).normal(np.log(context / 8), 1.0, n))
     return np.clip(lengths, 8, context).astype(np.int64)
 
@@ -65,7 +69,9 @@ def pools() -> dict[str, Pool]:
 
 
 def found(plan, pools, rank: int = 0, world: int = 1) -> list[tuple]:
-    """(tokens, targets, weights) of each conversation in the batches of a plan, told by doc_start alone."""
+    """(tokens, targets, weights) of each conversation in the batches of a plan, told by doc_start
+    alone.
+    """
     conversations = []
     for step in range(plan.first_step, plan.end_step):
         b = build_batch(plan, pools, step, rank, world)
@@ -152,7 +158,7 @@ def test_an_epoch_holds_each_conversation_once_and_whole(pools):
 
 
 def test_loss_and_gradient_are_those_of_single_conversations(pools):
-    """The real model in float64: packed, and each conversation alone in a row without a doc_start."""
+    """The real model in float64: packed, and each conversation alone without a doc_start."""
     (plan,) = plan_stages(
         [stage(mixture=dict(math=1, code=1), conversations=12)], pools, batch_tokens=1024, seed=0
     )
@@ -244,7 +250,9 @@ def test_each_epoch_has_an_order_of_its_own():
 
 
 def test_interleaving_is_the_sort_by_time():
-    """Against sorting by exact rational times; numbers are their own pool's stream, whatever lies between."""
+    """Against sorting by exact rational times; numbers are their own pool's stream, whatever lies
+    between.
+    """
     for shares in ([3, 5], [1, 1, 1], [1, 0, 40], [0.25, 0.5]):
         streams = [Stream(f"pool {i}", 7 + i, 5 * i) for i in range(len(shares))]
         for n in (0, 1, 2, 9, 50):

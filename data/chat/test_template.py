@@ -1,4 +1,6 @@
-"""The two forms of the chat template against each other and Qwen3's; what only tokens can do; weights; parsing."""
+"""The two forms of the chat template against each other and Qwen3's; what only tokens can do;
+weights; parsing.
+"""
 
 import copy
 import json
@@ -181,10 +183,10 @@ def test_the_form_with_tools(tokenizer):
     preface = (
         "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
         "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
-        '{"type": "function", "function": {"name": "add", "description": "a + b, für 大 & <b>", "parameters": '
-        '{"type": "object", "properties": {"b": {}, "a": {}}}}}\n'
-        "</tools>\n\nFor each function call, return a json object with function name and arguments within "
-        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
+        '{"type": "function", "function": {"name": "add", "description": "a + b, für 大 & <b>", '
+        '"parameters": {"type": "object", "properties": {"b": {}, "a": {}}}}}\n'
+        "</tools>\n\nFor each function call, return a json object with function name and arguments "
+        "within <tool_call></tool_call> XML tags:\n<tool_call>\n"
         '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
     )
     turns = (
@@ -209,7 +211,9 @@ def test_the_form_with_tools(tokenizer):
 
 
 def test_generated_conversations_equal_the_template(tokenizer, theirs):
-    """Tokens as transformers makes them, weights as the mask that it reads off the template's generation blocks."""
+    """Tokens as transformers makes them, weights as the mask that it reads off the template's
+    generation blocks.
+    """
     for seed in range(300):
         messages, tools = generated(seed)
         before = copy.deepcopy(messages)
@@ -225,7 +229,9 @@ def test_generated_conversations_equal_the_template(tokenizer, theirs):
 
 
 def test_generated_conversations_have_the_form_of_qwen3(tokenizer, theirs):
-    """The text of Qwen3's own template (TRL brings it), but that trims thoughts and opens empty ones at the end."""
+    """The text of Qwen3's own template (TRL brings it), but that trims thoughts and opens empty
+    ones at the end.
+    """
     folder = Path(find_spec("trl").submodule_search_locations[0])
     template = (folder / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
     for seed in range(300):
@@ -327,7 +333,7 @@ def test_a_row_a_turn_where_reasoning_would_be_dropped():
 
 
 def test_rows_train_every_turn_once_and_with_its_reasoning(tokenizer):
-    """Of generated conversations: the rows' trained text is all that the assistant says, in order."""
+    """Generated ones: the rows' trained text is all that the assistant says, in order."""
     for seed in range(200):
         messages, tools = generated(seed)
         trained = ""
