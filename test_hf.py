@@ -1,4 +1,4 @@
-"""hf.py and model.py against transformers: the same logits from the same files, in both directions."""
+"""hf.py and model.py against transformers: the same logits from the same files, both ways."""
 
 import dataclasses
 import json

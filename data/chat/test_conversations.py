@@ -315,7 +315,8 @@ def test_a_pool_holds_the_rendered_rows(tmp_path, tokenizer, jsonl, capsys):
     assert output.out == (
         f"pool pool: {len(rows)} rows of {len(DIALECTS) + 1} conversations, {sum(pool.lengths):,} "
         f"tokens, {sum(pool.trained):,} of them trained; bad lines: 3 (the first: {jsonl}:2: "
-        "not JSON: Expecting value: line 2 column 1 (char 14)), conversations without a trained token: 1\n"
+        "not JSON: Expecting value: line 2 column 1 (char 14)), "
+        "conversations without a trained token: 1\n"
     )
     assert f"{jsonl}:4: the conversation ends with the user" in output.err
     assert f"{jsonl}:7: message 1 is a tool's" in output.err  # what only rendering finds
