@@ -1,5 +1,5 @@
-"""Scripted models, which see nothing but the messages, in place of real ones; the real cache and the
-real sandbox."""
+"""Scripted models, which see nothing but the messages, in place of real ones; the real cache and
+the real sandbox."""
 
 import json
 import threading
