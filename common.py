@@ -1,5 +1,4 @@
-"""What every phase shares and teaches nothing: config, processes, FSDP, AdamW, checkpoints,
-signals, metrics.
+"""Infrastructure shared by all phases: config, processes, FSDP, AdamW, checkpoints, metrics.
 
 Three things hold for every phase script:
 * `python SCRIPT.py CONFIG.py --section.key=value` (or under torchrun); unknown keys and wrong types
@@ -51,8 +50,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 class UserError(Exception):
-    """Something that the user can mend: printed as one line (what, where, what to do), exit code
-    2."""
+    """An error that the user can mend: printed as one line, exit code 2."""
 
 
 def cli(main) -> None:
@@ -175,8 +173,7 @@ def _read_config_file(path: Path) -> dict[str, dict]:
 
 
 def from_dict(cls, values: dict, where: str):
-    """Makes the dataclass cls from a dict; names the nearest key on a misspelt one, and the type on
-    a wrong one."""
+    """The dataclass cls from a dict; UserError names the nearest key, or the expected type."""
     hints = _hints(cls)
     for key, value in values.items():
         if key not in hints:
@@ -212,8 +209,7 @@ def _accepts(hint, kind: type) -> bool:
 
 
 def _parse(text: str, hint) -> object:
-    """Command-line text to a value: a Python literal where it is one, true/false, else the text
-    itself."""
+    """The value of a command-line text: a Python literal, true or false, else the text itself."""
     if hint is str:
         return text
     if text.lower() in ("true", "false"):
@@ -268,8 +264,7 @@ def hash_json(value) -> str:
 
 @dataclass
 class Dist:
-    """Who this process is. mesh is None where the model stays a plain module (one CPU process in
-    fp32)."""
+    """Who this process is. mesh: None where the model is plain (one CPU process in fp32)."""
     rank: int
     world: int
     device: torch.device
@@ -301,8 +296,7 @@ class Dist:
 
 
 def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
-    """Joins torchrun's process group (or makes one of one process where FSDP's mixed precision is
-    wanted).
+    """Joins torchrun's process group, or makes one of one process where FSDP's precision is wanted.
 
     dtype: compute type, "float32" or "bfloat16"; shard_size: ranks that one copy of the weights is
     spread over (0: all of them); fewer than the world size gives a hybrid mesh (HSDP): replicas of
@@ -338,8 +332,7 @@ def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
 
 
 def shard_model(model, dist: Dist, dtype: str, compile: bool):
-    """Compiles and shards a model that was built on the meta device, block by block, and gives it
-    memory.
+    """Compiles and shards a model of the meta device, block by block, and gives it memory.
 
     Weights are kept in fp32 and gathered in `dtype` for compute; gradients are reduced in fp32. The
     root unit holds embeddings, last norm and lm_head, and stays gathered from the forward to the
@@ -363,8 +356,7 @@ def _precision(dtype: str) -> MixedPrecisionPolicy:
 
 @torch.no_grad()
 def assign(parameter: torch.Tensor, full: torch.Tensor) -> None:
-    """Copies a full tensor into a parameter, sharded or not. Every rank passes the same full
-    tensor."""
+    """Copies a full tensor, the same on every rank, into a parameter, sharded or not."""
     if isinstance(parameter, DTensor):
         full = full.to(device=parameter.device, dtype=parameter.dtype)
         full = distribute_tensor(
@@ -375,8 +367,7 @@ def assign(parameter: torch.Tensor, full: torch.Tensor) -> None:
 
 @torch.no_grad()
 def unsharded_copy(model, replica=None):
-    """A plain module with the model's present weights, for sampling: no collective runs while it
-    decodes.
+    """A plain module with the present weights, for sampling: no collective runs while it decodes.
 
     A model that is not sharded is its own. Else its weights are gathered, one tensor at a time on
     every rank, into `replica`: a plain module of the same shape that the caller makes once and
@@ -392,15 +383,13 @@ def unsharded_copy(model, replica=None):
 
 
 def set_gradient_sync(model, last_micro_batch: bool) -> None:
-    """Gradients are reduced once a step, in the last micro-batch: no needless communication before
-    it."""
+    """Has gradients reduced once per step, after the last micro-batch."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last_micro_batch)
 
 
 def adamw(model, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: not on norms (one dimension) and embeddings (our
-    choice)."""
+    """AdamW with weight decay on matrices only, not on norms and embeddings (our choice)."""
     decay, plain = [], []
     for name, parameter in model.named_parameters():
         (plain if parameter.ndim < 2 or "embed_tokens" in name else decay).append(parameter)
@@ -428,8 +417,7 @@ def save_checkpoint(
     tokenizer: Path,
     keep: int = 2,
 ) -> Path | None:
-    """Writes folder/step_<n>/; deletes older ones but the last `keep` and those to be kept for
-    good.
+    """Writes folder/step_<n>/; deletes older ones but the last `keep` and those kept for good.
 
     meta: JSON values, saved beside the tensors in meta.json, which also holds size and checksum of
     every file and is written last; with `"keep": true` the checkpoint is kept for good. The
@@ -509,8 +497,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(dist: Dist, folder: Path) -> Path | None:
-    """The newest checkpoint that is whole: every file's size and checksum is looked at, damaged
-    ones are named."""
+    """The newest whole checkpoint, by every file's size and checksum; damaged ones are named."""
     for path in list_checkpoints(folder):
         problem = find_damage(dist, path)
         if not problem:
@@ -578,8 +565,7 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a file aside, flushes it to the disk and renames it: a reader sees the old one or the
-    new one."""
+    """Writes a file aside and renames it: a reader sees the old one or the new one."""
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "w", encoding="utf-8") as f:
         f.write(text)
@@ -598,8 +584,7 @@ def _fsync(folder: Path) -> None:
 # Signals, metrics, the machine
 
 class StopSignal:
-    """Notes SIGTERM or SIGINT; the loop asks at each step, saves, and leaves with exit code 128 +
-    signal."""
+    """Notes SIGTERM or SIGINT: the loop asks, saves, and leaves with exit code 128 + signal."""
 
     def __init__(self):
         self.number = 0
@@ -625,8 +610,7 @@ class StopSignal:
 
 
 class Metrics:
-    """One JSON line a step in <folder>/metrics.jsonl; lines of steps that a resumed run will repeat
-    are dropped.
+    """One JSON line per step in <folder>/metrics.jsonl; a resumed run drops those it will repeat.
 
     Lines that a full disk refuses wait in memory for the next ones.
     """
@@ -705,8 +689,7 @@ def describe_machine(device: torch.device) -> str:
 
 
 def current_commit() -> str:
-    """The commit that the code runs from, marked where tracked code differs from it; '' outside a
-    git checkout."""
+    """The commit that the code runs from, marked where the code differs; '' outside a checkout."""
     def git(*command: str) -> str:
         where = ["git", "-C", Path(__file__).parent]
         return subprocess.run([*where, *command], capture_output=True, text=True).stdout.strip()

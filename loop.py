@@ -1,5 +1,4 @@
-"""What the training loops share and do not teach: starting, resuming and saving, the log,
-evaluation.
+"""Shared parts of the training loops: starting, resuming, saving, the log, evaluation.
 
 The losses and the loops themselves stand in the scripts: pretrain.py, sft.py, distill.py,
 reward.py, rl.py.
@@ -58,8 +57,7 @@ class TrainConfig:
 
 
 def check_settings(phase: str, cfg: TrainConfig, schedules: dict[str, object]) -> None:
-    """Raises UserError for what types cannot say. schedules: a stage's name -> what has its lr and
-    curve."""
+    """Raises UserError for what types cannot say. schedules: stage's name -> its lr and curve."""
     for name, settings in schedules.items():
         check_schedule(name, settings)
     for key, allowed in (("dtype", ("float32", "bfloat16")), ("on_nonfinite", ("skip", "stop"))):
@@ -69,8 +67,7 @@ def check_settings(phase: str, cfg: TrainConfig, schedules: dict[str, object]) -
 
 
 def set_vocab_size(model: ModelConfig, n_vocab: int) -> None:
-    """Fills in vocab_size, or checks that the tokenizer's ids fill the embedding but for its
-    padding."""
+    """Fills in vocab_size, or checks that the tokenizer's ids fill it but for padding."""
     if model.vocab_size is None:
         model.vocab_size = -(-n_vocab // 64) * 64
     if not n_vocab <= model.vocab_size < n_vocab + 128:
@@ -119,8 +116,7 @@ class Run:
         return model
 
     def resume(self, path: Path, checked: bool) -> None:
-        """Takes weights, optimizer and step from a checkpoint; UserError where it belongs to
-        another run.
+        """Takes weights, optimizer and step from a checkpoint; UserError if it is another run's.
 
         checked: its files have just been read against their checksums.
         """
@@ -191,8 +187,7 @@ def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str) 
 
 
 def load_or_resume(run: Run, resume_key: Callable[[int], list]) -> None:
-    """Makes model and optimizer, and goes on from the run's newest checkpoint, or takes the
-    source's weights.
+    """Makes model and optimizer, with the weights of the newest checkpoint or of the source.
 
     resume_key: of a step, as JSON, what its past must have been for a run to go on from a
     checkpoint.
@@ -233,8 +228,7 @@ def build_model(model_config: ModelConfig, cfg: TrainConfig, dist: Dist):
 
 
 class Prefetch:
-    """The batches of the steps to come, one ahead: a thread reads the next while the model
-    trains."""
+    """The batches of the steps to come: a thread reads the next one while the model trains."""
 
     def __init__(self, read: Callable, first_step: int, n_steps: int, dist: Dist):
         """read(step, rank, world) makes a rank's rows of a step's batch."""
@@ -257,8 +251,7 @@ class Prefetch:
 
 
 def shuffled_indices(n: int, first: int, count: int, seed: int) -> np.ndarray:
-    """Numbers `first` to `first + count` of an endless stream over n items; each epoch is another
-    permutation."""
+    """`count` items from `first` on of an endless stream over n; each epoch is a permutation."""
     epochs = range(first // n, (first + count - 1) // n + 1)
     stream = np.concatenate(
         [np.random.default_rng([seed, epoch]).permutation(n) for epoch in epochs]
@@ -346,8 +339,7 @@ class Log:
         self.bar.update()
 
     def _mfu(self, shape: tuple[int, int], seconds: float) -> float | None:
-        """Model FLOPs utilization: the share of the devices' bf16 peak; None where that is not
-        known."""
+        """Model FLOPs utilization: share of the devices' bf16 peak; None where that is unknown."""
         run, (rows, context) = self.run, shape
         peak = common.peak_flops(run.dist.device) if run.cfg.dtype == "bfloat16" else None
         if peak is None:
@@ -388,8 +380,7 @@ def announce_evaluation(run: Run, step: int, stage: Stage) -> None:
 
 
 def evaluate_and_sample(run: Run, is_last: bool, prompt_format: str = "chat") -> dict:
-    """Accuracy on held-out problems, and answers to the config's prompts: printed, and returned for
-    the metrics.
+    """Accuracy on held-out problems, and answers to prompts: printed, and returned.
 
     is_last: the last evaluation of a run takes all of evaluate.n_problems, those before it
     eval_problems. {} on other ranks than the first.
@@ -481,8 +472,7 @@ def read_evaluations(folder: Path) -> list[dict]:
 
 
 def gain_rows(folder: Path) -> list[list[str]]:
-    """A table of each task's accuracy before a phase and after it; [] where it was not evaluated
-    before."""
+    """Each task's accuracy before a phase and after it; [] where it was not evaluated before."""
     scores = [line["scores"] for line in read_evaluations(folder) if line.get("scores")]
     if len(scores) < 2 or not (folder / "before.json").is_file():
         return []

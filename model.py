@@ -59,8 +59,7 @@ class KVCache:
     def append(
         self, layer: int, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores (B, T, K, D) behind the filled positions; returns all keys and values up to
-        there."""
+        """Stores (B, T, K, D) behind what is filled; returns all keys and values up to there."""
         end = self.length + k.shape[1]
         self.k[layer, :, self.length:end] = k
         self.v[layer, :, self.length:end] = v
@@ -81,8 +80,7 @@ class Layout(NamedTuple):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864), half-split layout: x (B, T, heads, D); cos, sin (…, T,
-    1, D).
+    """Rotary positions (arXiv 2104.09864), half-split: x (B, T, heads, D); cos, sin (…, T, 1, D).
 
     (a cos - b sin, b cos + a sin) of x = (a, b), as x cos + (b, a) (-sin, sin): sin comes with the
     signs in it."""
@@ -163,8 +161,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens to hidden states. Losses come from these and lm_head.weight, in chunks: see
-    kernels/cross_entropy.py."""
+    """Tokens to hidden states; kernels/cross_entropy.py makes losses of them, in chunks."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -216,8 +213,7 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of positions (..., T), in fp32, each (..., T, 1, D/2): frequencies
-        rope_theta^(-2i/D)."""
+        """cos and sin (..., T, 1, D/2), fp32, of positions (..., T): frequencies rope_theta^(-2i/D)."""
         exponent = torch.arange(
             0, self.cfg.head_dim, 2, device=positions.device, dtype=torch.float32
         )
@@ -275,8 +271,7 @@ def _count(module: nn.Module) -> int:
 
 
 def flops_per_token(cfg: ModelConfig, context: int) -> float:
-    """Training FLOPs of a token: 6 for each weight of a matrix product, and the causal half of
-    attention's products.
+    """Training FLOPs per token: 6 per weight of a product, and causal attention's products.
 
     6 (N + L H D context), where N leaves out the embedding's look-up but counts lm_head (as PaLM,
     arXiv 2204.02311, appendix B; theirs does not halve the attention).

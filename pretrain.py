@@ -1,9 +1,8 @@
-"""Phase 1, pre-training with FG-WSD: Fine-Grained Warmup-Stable-Decay (arXiv 2512.06266, section
-2).
+"""Phase 1, pre-training with FG-WSD: Fine-Grained Warmup-Stable-Decay.
 
-The learning rate is an ordinary warmup-stable-decay. What is new is that the constant stage is cut
-into stages of ever better data, so that a change of data never falls together with a change of
-rate; context grows only in the decay.
+From arXiv 2512.06266, section 2. The learning rate is an ordinary warmup-stable-decay. What is new
+is that the constant stage is cut into stages of ever better data, so that a change of data never
+falls together with a change of rate; context grows only in the decay.
 
     python -m data.text.corpus configs/tiny.py   # once: tokenizer and shards
     python pretrain.py configs/tiny.py
@@ -126,8 +125,7 @@ def make_plan(
 
 
 def resume_key(plan: list[MixtureStage], step: int) -> list:
-    """The plan's past at a step, as JSON: a run goes on from checkpoints with the same past
-    alone."""
+    """The plan's past at a step, as JSON: a run goes on from checkpoints of the same past."""
     past = []
     for stage in plan:
         if stage.first_step < step:
@@ -211,8 +209,7 @@ def open_data(config: SimpleNamespace, stages: list[StageConfig]) -> tuple[Token
 def validate(
     run: loop.Run, held_out: dict[str, PoolStream], context: int
 ) -> dict[str, dict[str, float]]:
-    """Loss (nats per token) and bits per byte of each held-out pool, of the same tokens each
-    time."""
+    """Loss (nats per token) and bits per byte of each held-out pool, on the same tokens."""
     cfg, dist = run.cfg, run.dist
     rows_per_pass = max(1, (cfg.micro_tokens or cfg.batch_tokens // dist.world) // context)
     results = {}
@@ -287,8 +284,7 @@ def to_device(batch: Batch, dist: Dist) -> list[torch.Tensor]:
 
 
 def train_step(model, batch: Batch, cfg: PretrainConfig, dist: Dist) -> tuple[float, int]:
-    """Adds up the gradient of the global batch's mean loss; returns that loss (nats per token) and
-    the trained tokens.
+    """Adds up the gradient of the global batch's loss; returns it (nats per token) and its tokens.
 
     One denominator, known before the first backward pass: trained tokens over all ranks and
     micro-batches. FSDP averages gradients over ranks, so each rank's part is scaled by the world
@@ -321,8 +317,7 @@ def train_step(model, batch: Batch, cfg: PretrainConfig, dist: Dist) -> tuple[fl
 
 
 def plan_only(config: SimpleNamespace, stages: list[StageConfig]) -> None:
-    """--plan: prints the table of stages, also where the corpus is not prepared but pool_tokens
-    says its size."""
+    """--plan: prints the table of stages; pool_tokens stands in for a corpus that is not there."""
     pool_sizes = config.pretrain.pool_tokens
     if pool_sizes and not config.corpus.path:
         config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
@@ -342,8 +337,7 @@ def sizes_of_pools(pools: dict[str, list]) -> dict[str, int]:
 
 
 def load_weights(run: loop.Run, plan: list[MixtureStage]) -> None:
-    """The newest checkpoint's, those of the run to branch from, those of --init_from, or random
-    ones."""
+    """Weights of the newest checkpoint, of the branch's start, of --init_from, or random ones."""
     config, cfg = run.config, run.cfg
     run.resume_key = lambda step: resume_key(plan, step)
     loop.make_model(run)

@@ -169,8 +169,7 @@ def verdict_tokens(tokenizer) -> tuple[int, int]:
 
 
 def user_prompt(content: str, tokenizer) -> list[int]:
-    """Token ids of a conversation in which the user says this, up to where the assistant
-    answers."""
+    """Token ids of a conversation in which the user says this, up to the assistant's answer."""
     messages = [{"role": "user", "content": content}]
     return template.render(messages, tokenizer, add_generation_prompt=True)
 
@@ -277,8 +276,7 @@ def sigmoid(margins: np.ndarray) -> np.ndarray:
 
 
 def load_reward_model(folder: Path, device, dtype: torch.dtype, context: int) -> RewardModel:
-    """The model of a checkpoint of this phase, or of an exported one, which is taken as
-    pairwise."""
+    """The model of a checkpoint of this phase, or of an exported one: then it is pairwise."""
     meta = common.read_meta(folder) if (folder / "meta.json").is_file() else {}
     kind = KINDS[meta.get("reward", {}).get("kind", "pairwise")]
     model, tokenizer = hf.load(folder, device, dtype)
@@ -411,8 +409,7 @@ def evaluate_held_out(run: loop.Run) -> None:
 
 
 def prepare_pairs(run: loop.Run, preferences: list[dict], left_out: Counter) -> list:
-    """Each preference as two sequences; those longer than a row are left out. Says what there
-    is."""
+    """Each preference as two sequences, those longer than a row left out; prints how many."""
     cfg = run.cfg
     pairs = []
     for preference in preferences:

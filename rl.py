@@ -159,8 +159,7 @@ def check_reward(cfg: RlConfig, stage: StageConfig) -> None:
 
 
 def assign_advantages(groups: list[list[Rollout]], divide_by_std: bool) -> int:
-    """Fills in advantage = (reward - mean of the group) / standard deviation (population; our
-    choice).
+    """Fills in advantage = (reward - group mean) / standard deviation (population; our choice).
 
     Returns how many groups have a signal: a response that is trained and was better or worse than
     the mean. Unscored responses are left out; truncated ones count in the mean but are masked, in
@@ -190,8 +189,11 @@ def assign_advantages(groups: list[list[Rollout]], divide_by_std: bool) -> int:
 def surrogate(
     logprobs: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, cfg: RlConfig
 ) -> tuple:
-    """-min(ratio * A, clip(ratio) * A) with ratio = exp(log p - old log p) (PPO, arXiv 1707.06347,
-    eq. 7), and whether the clip decides; of tokens (N,), or of whole sequences (R,) for GSPO."""
+    """PPO's clipped loss (arXiv 1707.06347, eq. 7), and whether the clip decides.
+
+    -min(ratio * A, clip(ratio) * A) with ratio = exp(log p - old log p); of tokens (N,), or of
+    whole sequences (R,) for GSPO.
+    """
     ratio = (logprobs - old).exp()
     clipped = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
     return -torch.minimum(
@@ -210,8 +212,7 @@ def policy_loss(
     n_rows: float,
     cfg: RlConfig,
 ) -> tuple:
-    """(loss, share of the tokens or, for GSPO, sequences that are clipped): this pass's part of the
-    step's; scalars.
+    """(loss, share of tokens or, for GSPO, sequences that are clipped): this pass's part; scalars.
 
     logprobs, old, reference (N,): of the present, the sampling and the stage's first policy.
     advantage, loss_mask (R,): of each response.
@@ -260,8 +261,7 @@ def select_trained(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> list[R
 
 
 def pack_rollouts(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> dict:
-    """Packed rows on the device; what responses have in common at their beginning runs through the
-    model once."""
+    """Packed rows on the device; equal beginnings of responses run through the model once."""
     sequences = [(rollout.prompt, rollout.tokens) for rollout in rollouts]
     return share_prefixes(pack(sequences, cfg.context)).to(dist.device)
 
@@ -281,8 +281,7 @@ class RolloutBatch:
 
 
 def make_batch(model, state: "StageState", groups: list[list[Rollout]], dist: Dist) -> RolloutBatch:
-    """The groups with what the loss compares them to: log-probabilities of the two older
-    policies."""
+    """The groups, with the log-probabilities of the two older policies that the loss asks for."""
     cfg = state.cfg
     batch = RolloutBatch(flatten(groups))
     if cfg.updates > 1:
@@ -399,8 +398,7 @@ def collect_rollouts(run: loop.Run, state: StageState, step: int) -> list[list[R
 def reward_rollouts(
     run: loop.Run, state: StageState, step: int, groups: list[list[Rollout]]
 ) -> dict[str, float]:
-    """Fills in rewards and advantages, writes the rollouts, and returns what the log shows of
-    them."""
+    """Fills in rewards and advantages, writes the rollouts, and returns metrics of them."""
     cfg, dist, stage = state.cfg, run.dist, state.stage.settings
     if state.reward_model is not None:  # what is asked together is rounded together:
         state.reward_model.known.clear()  # so a resumed run asks the same, to the bit
@@ -455,8 +453,7 @@ def make_plan(stages: list[StageConfig], scale: float) -> list[Stage]:
 
 
 def resume_key(plan: list[Stage], cfg: RlConfig, source: Path, step: int) -> list:
-    """The run's past at a step, as JSON: a run goes on from checkpoints with the same past
-    alone."""
+    """The run's past at a step, as JSON: a run goes on from checkpoints of the same past."""
     past = []
     for stage in plan:
         if stage.first_step < step:

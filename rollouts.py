@@ -1,5 +1,4 @@
-"""Rollouts of rl.py: responses are sampled, rewarded and written down; problems are filtered by
-them.
+"""Rollouts of rl.py: responses are sampled, rewarded and written down; problems filtered.
 
 The functions take rl.py's settings: `cfg` is its RlConfig, `stage` a StageConfig of its table.
 
@@ -86,8 +85,7 @@ def reply_text(text: str) -> str:
 
 
 def is_acceptable(rollout: Rollout) -> bool:
-    """Whether a response passes the rule behind the comparisons: it has a reply; in `taste`, with
-    the right number."""
+    """Whether a response has a reply; in `taste` the rule wants the right number, too."""
     if rollout.problem.family == "taste":
         return taste.is_correct(rollout.problem, rollout.text)
     return bool(reply_text(rollout.text))
@@ -115,8 +113,7 @@ def assign_rewards(
     cfg,
     seed: int,
 ) -> list[float]:
-    """Fills in the rewards; returns the disagreement between orders in each group that was
-    compared.
+    """Fills in the rewards; returns each compared group's disagreement between the two orders.
 
     Pairwise: an acceptable response earns the share of comparisons that it wins, another one
     nothing. A group that the reward model cannot tell apart better than it agrees with itself gets
@@ -311,8 +308,7 @@ def average_over_ranks(values: dict[str, list], dist: Dist) -> dict[str, float]:
 
 
 def write_rollouts(run: loop.Run, step: int, groups: list[list[Rollout]]) -> None:
-    """rollouts/<step>.jsonl with every rollout of this rank; now and then prints the best and the
-    worst."""
+    """Writes rollouts/<step>.jsonl; now and then prints the best and the worst of this rank."""
     folder = run.folder / "rollouts"
     folder.mkdir(parents=True, exist_ok=True)
     rollouts = flatten(groups)
@@ -344,8 +340,7 @@ def print_rollout(name: str, rollout: Rollout) -> None:
 
 
 def detect_hacking(lines: list[dict], name: str, tasks: list[str]) -> str:
-    """What looks like reward hacking in a stage so far, or "": reward up, held-out score down; or
-    length running.
+    """A sign of reward hacking in a stage, or "": reward up, held-out score down; or length.
 
     lines: of loop.read_evaluations; name: of the stage; tasks: of its problems. The first and the
     last quarter of its steps are compared, from the eighth step on.

@@ -52,8 +52,7 @@ CURVES = {
 
 
 def learning_rate(peak: float, stage: Stage, step: int) -> float:
-    """Rate of a step: from + (to - from) * f(x), with x = 1 / n_steps at the stage's first step and
-    1 at its last.
+    """Rate of a step: from + (to - from) * f(x), x from 1 / n_steps to 1 over a stage's steps.
 
     f: linear; 1-sqrt (arXiv 2405.18392), which falls as 1 - sqrt(x); cosine. exponential: from *
     (to / from)^x. The report gives 4.5e-4 -> 1.5e-6 for pre-training and is silent on the curve:

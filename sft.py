@@ -100,8 +100,7 @@ def open_pools(
 
 
 def resume_key(plan: list[PackedStage], pools: dict[str, Pool], seed: int, step: int) -> list:
-    """The plan's past at a step, as JSON: a run goes on from checkpoints with the same past
-    alone."""
+    """The plan's past at a step, as JSON: a run goes on from checkpoints of the same past."""
     data = [[name, len(pool.ends), int(pool.ends[-1])] for name, pool in pools.items()]
     past = []
     for stage in plan:
@@ -135,8 +134,7 @@ def print_plan(peak: float, plan: list[PackedStage]) -> None:
 
 
 def train_step(model, batch: Batch, cfg: SftConfig, dist: Dist) -> tuple[float, int]:
-    """Adds up the gradient of the global batch's loss; returns that loss (nats per token) and the
-    trained tokens.
+    """Adds up the gradient of the global batch's loss; returns it (nats per token) and its tokens.
 
     loss = sum of weight * -log p(token) / sum of weights, both over all ranks and micro-batches:
     one denominator, known before the first backward pass. A token's weight is its turn's (0 for all
