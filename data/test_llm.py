@@ -1,4 +1,6 @@
-"""A real server on this machine, that answers as each test tells it: what is sent, what comes back, what is said."""
+"""A real server on this machine, that answers as each test tells it: what is sent, what comes back,
+what is said."""
+
 import itertools
 import json
 import os
@@ -11,7 +13,7 @@ import pytest
 
 from common import UserError, from_dict
 from data import llm
-from data.llm import cached, first_json, http_llm, LLMConfig
+from data.llm import LLMConfig, cached, first_json, http_llm
 
 
 def ask(*texts: str) -> list[list[dict]]:
@@ -19,16 +21,25 @@ def ask(*texts: str) -> list[list[dict]]:
 
 
 def reply(text, finish: str = "stop", **message) -> dict:
-    return {"choices": [{"message": {"role": "assistant", "content": text} | message, "finish_reason": finish}]}
+    return {
+        "choices": [
+            {"message": {"role": "assistant", "content": text} | message, "finish_reason": finish}
+        ]
+    }
 
 
 class Server(ThreadingHTTPServer):
-    """answer(question) says what is sent: a dict (JSON), bytes, (status, body[, headers]), or a generator of bytes."""
+    """answer(question) says what is sent: a dict (JSON), bytes, (status, body[, headers]), or a
+    generator of bytes."""
+
     daemon_threads, request_queue_size = True, 64
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.url = lambda text: reply(text.upper()), f"http://127.0.0.1:{self.server_port}/v1"
+        self.answer, self.url = (
+            lambda text: reply(text.upper()),
+            f"http://127.0.0.1:{self.server_port}/v1",
+        )
         self.seen, self.headers, self.paths, self.lost = [], [], [], threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -56,7 +67,9 @@ class Handler(BaseHTTPRequestHandler):
             for piece in answer:
                 self.wfile.write(piece)
             return
-        status, body, headers = (*answer, {})[:3] if isinstance(answer, tuple) else (200, answer, {})
+        status, body, headers = (
+            (*answer, {})[:3] if isinstance(answer, tuple) else (200, answer, {})
+        )
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
@@ -86,6 +99,7 @@ def flaky(times: int, bad):
     def answer(text):
         asked.append(text)
         return bad if asked.count(text) <= times else reply(text.upper())
+
     return answer
 
 
@@ -93,13 +107,29 @@ def test_order_concurrency_and_what_is_sent(server):
     def answer(text):
         time.sleep(0.1 - 0.004 * int(text))  # the first one comes last
         return reply(text + "!")
+
     server.answer, told, texts = answer, [], [str(i) for i in range(24)]
-    write, start = make(server, concurrency=8, seed=100, temperature=1, extra=dict(top_k=20)), time.monotonic()
-    assert write(ask(*texts), lambda i, text: told.append((i, text))) == [text + "!" for text in texts]
+    write, start = (
+        make(server, concurrency=8, seed=100, temperature=1, extra=dict(top_k=20)),
+        time.monotonic(),
+    )
+    assert write(ask(*texts), lambda i, text: told.append((i, text))) == [
+        text + "!" for text in texts
+    ]
     assert 0.15 < time.monotonic() - start < 0.7  # 1.3 in a row
     assert sorted(told) == [(i, f"{i}!") for i in range(24)] and told != sorted(told)
-    assert {body["messages"][0]["content"]: body["seed"] for body in server.seen} == {t: 100 + int(t) for t in texts}
-    sent = dict(model="m", messages=ask("3")[0], temperature=1, top_p=0.95, max_tokens=4096, seed=103, top_k=20)
+    assert {body["messages"][0]["content"]: body["seed"] for body in server.seen} == {
+        t: 100 + int(t) for t in texts
+    }
+    sent = dict(
+        model="m",
+        messages=ask("3")[0],
+        temperature=1,
+        top_p=0.95,
+        max_tokens=4096,
+        seed=103,
+        top_k=20,
+    )
     assert sent in server.seen and set(server.paths) == {"/v1/chat/completions"}
 
 
@@ -107,14 +137,18 @@ def test_a_conversation_that_is_none_is_not_asked_and_the_others_keep_their_numb
     a, b = ask("a", "b")
     assert make(server, model="")([None, a, None, b]) == [None, "A", None, "B"]
     assert {(body["seed"], body["model"]) for body in server.seen} == {(1, "first"), (3, "first")}
-    assert make(server)([]) == [] and make(server, model="")([None]) == [None] and len(server.paths) == 3
+    assert (
+        make(server)([]) == []
+        and make(server, model="")([None]) == [None]
+        and len(server.paths) == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_a_chain_of_thought_is_put_back(server, name):
     server.answer = lambda text: reply("\n\n42.", **{name: "\n6 * 7\n"})
     assert make(server)(ask("?")) == ["<think>\n6 * 7\n</think>\n\n42."]
-    for nothing in ("", None):                  # cut off in the midst of them
+    for nothing in ("", None):  # cut off in the midst of them
         assert llm.chat_form({"content": nothing, name: "\n6 * 7"}) == "<think>\n6 * 7"
 
 
@@ -133,8 +167,17 @@ def test_retry_after_is_honoured(server):
 
 
 NONSENSE = [
-    b"<html>", {"error": "no"}, {"choices": []}, reply(None), reply([{"text": "x"}]), reply(" \n"), [1], b"[" * 100_000,
-    b'{"choices": "\xff"}', b"", (200, json.dumps(reply("x" * 99)).encode()[:-9], {"Content-Length": "9999"}),
+    b"<html>",
+    {"error": "no"},
+    {"choices": []},
+    reply(None),
+    reply([{"text": "x"}]),
+    reply(" \n"),
+    [1],
+    b"[" * 100_000,
+    b'{"choices": "\xff"}',
+    b"",
+    (200, json.dumps(reply("x" * 99)).encode()[:-9], {"Content-Length": "9999"}),
     (200, b"zz\r\nhello", {"Transfer-Encoding": "chunked", "Content-Length": "9"}),
 ]
 
@@ -142,9 +185,14 @@ NONSENSE = [
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=range(len(NONSENSE)))
 def test_nonsense_is_tried_again_then_none_and_counted(server, nonsense, capsys):
     server.answer = lambda text: nonsense if text == "bad" else reply(text.upper())
-    assert make(server, retries=1)(ask("a", "bad", "c")) == ["A", None, "C"] and len(server.seen) == 4
+    assert (
+        make(server, retries=1)(ask("a", "bad", "c")) == ["A", None, "C"] and len(server.seen) == 4
+    )
     said = capsys.readouterr().err
-    assert "no answer to conversation 1: " in said and "1 of 3 conversations got no usable answer" in said
+    assert (
+        "no answer to conversation 1: " in said
+        and "1 of 3 conversations got no usable answer" in said
+    )
     server.answer = flaky(1, nonsense)
     assert make(server, retries=1)(ask("x")) == ["X"]
 
@@ -166,16 +214,22 @@ def test_all_or_most_nonsense_is_an_error_and_ends_early(server):
 
 
 def test_a_truncated_answer_is_none_and_not_asked_for_again(server, capsys):
-    server.answer = lambda text: reply(None, "length", reasoning="so much") if text == "a" else reply("b")
+    server.answer = lambda text: (
+        reply(None, "length", reasoning="so much") if text == "a" else reply("b")
+    )
     assert make(server)(ask("a", "b")) == [None, "b"] and len(server.seen) == 2
     assert "truncated at max_tokens" in capsys.readouterr().err
-    assert make(server)(ask("a")) == [None]  # the last of a pipeline's stragglers is no reason to stop it
+    assert make(server)(ask("a")) == [
+        None
+    ]  # the last of a pipeline's stragglers is no reason to stop it
     with pytest.raises(UserError, match="8 of 8.*truncated at max_tokens"):
         make(server)(ask(*"a" * 8))
 
 
 def test_a_conversation_that_the_server_refuses_is_none(server):
-    server.answer = lambda text: (400, {"error": {"message": "maximum context"}}) if text == "a" else reply("b")
+    server.answer = lambda text: (
+        (400, {"error": {"message": "maximum context"}}) if text == "a" else reply("b")
+    )
     assert make(server)(ask("a", "b")) == [None, "b"] and len(server.seen) == 2
     with pytest.raises(UserError, match="HTTP 400 .*maximum context"):
         make(server)(ask("a"))
@@ -184,7 +238,9 @@ def test_a_conversation_that_the_server_refuses_is_none(server):
 @pytest.mark.parametrize("status", [401, 403, 404, 301, 405])
 def test_what_will_not_pass_ends_the_run_at_once(server, status):
     server.answer = lambda text: (status, b"<h1>No\n</h1>\n", {"Location": "http://127.0.0.1:1/v1"})
-    with pytest.raises(UserError, match=f"HTTP {status} .*No.*check the url.*model.*key.* OPENAI_API_KEY") as caught:
+    with pytest.raises(
+        UserError, match=f"HTTP {status} .*No.*check the url.*model.*key.* OPENAI_API_KEY"
+    ) as caught:
         make(server, concurrency=2)(ask(*map(str, range(100))))
     assert "\n" not in str(caught.value) and len(server.seen) < 20
 
@@ -194,7 +250,11 @@ def test_the_key_is_sent_and_never_shown(server, monkeypatch, capsys):
     monkeypatch.setenv("MY_KEY", key + "\n")
     write = make(server, api_key_env="MY_KEY", retries=0)
     assert write(ask("a")) == ["A"] and server.headers[0]["Authorization"] == f"Bearer {key}"
-    for answer in ((401, {"error": f"Incorrect key {key}"}), (500, key.encode()), reply([key])):  # echoes of it
+    for answer in (
+        (401, {"error": f"Incorrect key {key}"}),
+        (500, key.encode()),
+        reply([key]),
+    ):  # echoes of it
         server.answer = lambda text: answer
         with pytest.raises(UserError, match=r"\*\*\*") as caught:
             write(ask("a"))
@@ -231,26 +291,42 @@ def test_a_fatal_answer_calls_the_others_off(server):
 
 
 def test_the_timeout_holds_for_a_server_that_dribbles(server, capsys):
-    heads = {"length": b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", "until closed": b"HTTP/1.1 200 OK\r\n\r\n",
-             "headers": b"HTTP/1.1 200 OK\r\nX: ", "status": b""}
+    heads = {
+        "length": b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n",
+        "until closed": b"HTTP/1.1 200 OK\r\n\r\n",
+        "headers": b"HTTP/1.1 200 OK\r\nX: ",
+        "status": b"",
+    }
     server.answer = lambda text: dribble(heads[text]) if text in heads else reply("b")
     start = time.monotonic()
     assert make(server, timeout=0.4, retries=0)(ask(*heads, *"abcd")) == [None] * 4 + ["b"] * 4
     assert 0.4 <= time.monotonic() - start < 0.8
-    assert capsys.readouterr().err.count("no whole answer in 0.4 s (timeout)") >= 2  # of the first three reasons
+    assert (
+        capsys.readouterr().err.count("no whole answer in 0.4 s (timeout)") >= 2
+    )  # of the first three reasons
 
 
 def test_an_endless_answer_is_cut(server, monkeypatch):
     monkeypatch.setattr(llm, "MAX_BODY", 1 << 16)
-    server.answer = lambda text: itertools.chain([b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(b" " * 4096))
+    server.answer = lambda text: itertools.chain(
+        [b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(b" " * 4096)
+    )
     with pytest.raises(UserError, match="nothing usable"):
         make(server, retries=0)(ask("a"))
     assert server.lost.wait(2)
 
 
-@pytest.mark.parametrize("values, message", [
-    (dict(url="localhost:8000/v1"), "w: url must be like http"), (dict(url="ftp://x"), "url"), (dict(url=""), "url"),
-    (dict(url="http://h/v1\r\nX: y"), "url"), (dict(concurrency=0), "above 0"), (dict(retries=-1), "at least 0")])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(url="localhost:8000/v1"), "w: url must be like http"),
+        (dict(url="ftp://x"), "url"),
+        (dict(url=""), "url"),
+        (dict(url="http://h/v1\r\nX: y"), "url"),
+        (dict(concurrency=0), "above 0"),
+        (dict(retries=-1), "at least 0"),
+    ],
+)
 def test_a_wrong_config_is_named(values, message):
     with pytest.raises(UserError, match=message):
         from_dict(LLMConfig, values, "w")
@@ -262,12 +338,24 @@ def test_cached_asks_for_nothing_twice(server, tmp_path):
     server.answer = lambda text: b"" if text == "bad" else reply(f"{text} {len(server.seen)}")
     batch, told = ask("a", "bad", "b", "a", "a"), []
     first = cached(make(server, retries=0), path)(batch)
-    assert first[1] is None and len({first[0], first[3], first[4]}) == 3 and path.read_bytes().count(b"\n") == 4
+    assert (
+        first[1] is None
+        and len({first[0], first[3], first[4]}) == 3
+        and path.read_bytes().count(b"\n") == 4
+    )
     server.answer, again = lambda text: reply("good"), cached(make(server), path)
-    assert again(batch, lambda i, text: told.append((i, text))) == again(batch) == [first[0], "good", *first[2:]]
+    assert (
+        again(batch, lambda i, text: told.append((i, text)))
+        == again(batch)
+        == [first[0], "good", *first[2:]]
+    )
     assert told == [(1, "good")] and len(server.seen) == 6
-    assert cached(make(server, model="", url="http://127.0.0.1:1"), path)(batch[::-1])[0] == first[0]
-    assert again(ask("a", "a", "a", "a"))[3] == "good" and server.seen[-1]["seed"] == 3  # one more draft
+    assert (
+        cached(make(server, model="", url="http://127.0.0.1:1"), path)(batch[::-1])[0] == first[0]
+    )
+    assert (
+        again(ask("a", "a", "a", "a"))[3] == "good" and server.seen[-1]["seed"] == 3
+    )  # one more draft
 
 
 def test_cached_cuts_a_torn_line(server, tmp_path):
@@ -281,7 +369,9 @@ def test_cached_cuts_a_torn_line(server, tmp_path):
         assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
-@pytest.mark.parametrize("content", ["hello", '{"key": 1}\n', "[1]\n", '{"key": "a", "text": "b"}\nx\n', "\0" * 9])
+@pytest.mark.parametrize(
+    "content", ["hello", '{"key": 1}\n', "[1]\n", '{"key": "a", "text": "b"}\nx\n', "\0" * 9]
+)
 def test_cached_leaves_a_foreign_file_alone(tmp_path, content):
     path = tmp_path / "mine.json"
     path.write_text(content)
@@ -297,13 +387,20 @@ def test_cached_keeps_each_answer_at_once(tmp_path):
         for i, text in enumerate(["a", None, "b"]):
             on_result(i, text)
             kept.append([json.loads(line)["text"] for line in path.read_text().splitlines()])
-    assert cached(stub, path)(ask("1", "2", "3")) == ["a", None, "b"] and kept == [["a"], ["a"], ["a", "b"]]
+
+    assert cached(stub, path)(ask("1", "2", "3")) == ["a", None, "b"] and kept == [
+        ["a"],
+        ["a"],
+        ["a", "b"],
+    ]
 
 
 def test_ctrl_c_ends_it_at_once(server, tmp_path):
     path = tmp_path / "answers.jsonl"
     server.answer = lambda text: reply(text) if text == "a" else dribble()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background ignores it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a test in the background ignores it
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
     try:
@@ -311,18 +408,36 @@ def test_ctrl_c_ends_it_at_once(server, tmp_path):
             cached(make(server, timeout=60), path)(ask(*"abcd"))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.monotonic() - start < 5 and server.lost.wait(5) and path.read_bytes().count(b"\n") == 1
+    assert (
+        time.monotonic() - start < 5 and server.lost.wait(5) and path.read_bytes().count(b"\n") == 1
+    )
 
 
-@pytest.mark.parametrize("text, value", [
-    ('Sure! Here it is:\n```json\n{"a": {"b": [1, 2]}}\n```\nAnything else?', {"a": {"b": [1, 2]}}),
-    ('[1, {"a": "]"}] {"later": 1}', [1, {"a": "]"}]),
-    ('{"why": "a } and a { and \\"]\\" in it", "ok": true} }', {"why": 'a } and a { and "]" in it', "ok": True}),
-    ('In {braces} and [brackets): {"a": 1}', {"a": 1}), ('{"two": "lines\nof text"}', {"two": "lines\nof text"}),
-    ('<think>\nmaybe {"score": 1}\n</think>\n\n{"score": 2}', {"score": 2}),
-    ('<think>{"score": 1}</think> I cannot say.', None), ('so {"score": 1}</think>{"score": 2}', {"score": 2}),
-    ('{"quote": "it lacks </think> at the end"}', {"quote": "it lacks </think> at the end"}),
-    ("{'single': 1}", None), ("", None), ("3", None), ('{"torn": "', None), ("{}", {}), ("[" * 100_000, None),
-])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        (
+            'Sure! Here it is:\n```json\n{"a": {"b": [1, 2]}}\n```\nAnything else?',
+            {"a": {"b": [1, 2]}},
+        ),
+        ('[1, {"a": "]"}] {"later": 1}', [1, {"a": "]"}]),
+        (
+            '{"why": "a } and a { and \\"]\\" in it", "ok": true} }',
+            {"why": 'a } and a { and "]" in it', "ok": True},
+        ),
+        ('In {braces} and [brackets): {"a": 1}', {"a": 1}),
+        ('{"two": "lines\nof text"}', {"two": "lines\nof text"}),
+        ('<think>\nmaybe {"score": 1}\n</think>\n\n{"score": 2}', {"score": 2}),
+        ('<think>{"score": 1}</think> I cannot say.', None),
+        ('so {"score": 1}</think>{"score": 2}', {"score": 2}),
+        ('{"quote": "it lacks </think> at the end"}', {"quote": "it lacks </think> at the end"}),
+        ("{'single': 1}", None),
+        ("", None),
+        ("3", None),
+        ('{"torn": "', None),
+        ("{}", {}),
+        ("[" * 100_000, None),
+    ],
+)
 def test_first_json(text, value):
     assert first_json(text) == value
