@@ -352,7 +352,7 @@ class Rows:
     unique: np.ndarray | None = None  # (U,) int64
 
     def to(self, device) -> dict:
-        """The arrays as tensors on a device, by name; as "shared" a SharedPrefix, where there is one."""
+        """The arrays as tensors, by name; index and unique become "shared", a SharedPrefix."""
         tensors = {}
         for name, array in vars(self).items():
             if array is not None:
