@@ -15,6 +15,7 @@ from functools import partial
 
 from data.tasks import code, form, math, recall, tools
 from data.tasks.problem import (
+    PAGES,
     Problem,
     assign_split,
     between,
@@ -23,7 +24,6 @@ from data.tasks.problem import (
     shuffled,
     to_document,
 )
-from data.tasks.registry import PAGES
 
 FAMILIES = {"math": math, "code": code, "tools": tools, "form": form, "recall": recall}
 

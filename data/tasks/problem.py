@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from data.chat.template import after_thoughts
 
+FAMILIES = ("math", "code", "tools", "form", "recall")  # of generated problems: data.tasks.<name>
+PAGES = (*FAMILIES, "drills")  # what data.tasks.pages makes pages of
+
 
 @dataclass(frozen=True)
 class Problem:

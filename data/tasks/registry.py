@@ -4,10 +4,8 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from data.tasks.problem import Problem
+from data.tasks.problem import FAMILIES, Problem
 
-FAMILIES = ("math", "code", "tools", "form", "recall")  # of generated problems: data.tasks.<name>
-PAGES = (*FAMILIES, "drills")  # what data.tasks.pages makes pages of
 
 
 def family(spec: str):

@@ -44,7 +44,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from common import UserError
-from data.tasks.registry import PAGES
+from data.tasks.problem import PAGES
 
 HF_OPTIONS = ("config", "split", "data_dir", "data_files", "revision")  # as `datasets` has them
 KINDS = {  # kind of source -> its own settings
