@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from data.tasks.problem import FAMILIES, Problem
 
 
-
 def family(spec: str):
     """What has `problems(split, n, seed)` and `reward(problem, response)`, loaded when asked for.
 
