@@ -53,7 +53,7 @@ from model import ModelConfig
 from sample_pairs import Teacher
 from schedule import Schedule, Stage, is_due, learning_rate, stage_at
 
-STAGE = "DPD"  # the name of the only one
+REFERENCE, TEACHER = 0, 1  # in cached log-probabilities (pairs, 2, 2): whose they are
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -84,7 +84,7 @@ class DistillConfig(sample_pairs.PairConfig):  # which has what is sampled and w
 
 def check_settings(cfg: DistillConfig, world: int) -> None:
     """Raises UserError for what types cannot say. world: processes."""
-    loop.check_settings("distill", cfg, {STAGE: stage_settings(cfg)})
+    loop.check_settings("distill", cfg, {"DPD": rate_schedule(cfg)})
     choices = {
         "margin": ("", "sum", "token"),
         "negatives": ("worse", "any"),
@@ -122,7 +122,8 @@ def check_settings(cfg: DistillConfig, world: int) -> None:
             "distill.refresh_every needs problems: new samples are scored as problems of a task")
 
 
-def stage_settings(cfg: DistillConfig) -> Schedule:
+def rate_schedule(cfg: DistillConfig) -> Schedule:
+    """The settings of the only stage."""
     return Schedule([1, cfg.lr_end], cfg.curve)
 
 
@@ -181,11 +182,11 @@ def train_step(
     pairs_per_pass = cfg.micro_pairs or len(rank_pairs)
     totals = 0
     for part in loop.micro_batches(model, len(rank_pairs), pairs_per_pass):
-        rows = pack_pairs(pairs, rank_pairs[part], cfg.context, dist.device)
-        logprobs, divergence = student_logprobs_and_kl(
-            model, kl_teacher, rows, rank_pairs[part], cfg)
+        indices = rank_pairs[part]
+        rows = pack_pairs(pairs, indices, cfg.context, dist.device)
+        logprobs, divergence = student_logprobs_and_kl(model, kl_teacher, rows, indices, cfg)
         policy = sum_per_response(logprobs, rows)  # (P, 2), as are reference and teacher
-        cached = torch.from_numpy(cached_logprobs[rank_pairs[part]]).to(policy)
+        cached = torch.from_numpy(cached_logprobs[indices]).to(policy)
         reference, teacher = cached.unbind(1)
         lengths = torch.ones_like(policy)  # what the margin's log-probabilities are divided by
         if margin_per_token(cfg):
@@ -224,10 +225,10 @@ def weighted_sum(terms: dict[str, torch.Tensor], cfg: DistillConfig) -> torch.Te
 
 
 def student_logprobs_and_kl(
-    model, kl_teacher, rows: dict[str, torch.Tensor], batch: np.ndarray, cfg: DistillConfig
+    model, kl_teacher, rows: dict, indices: np.ndarray, cfg: DistillConfig
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The student's log-probabilities of the response tokens (N,), and its divergence from the
-    teacher there (N,), or None without one. batch: the pairs in the rows."""
+    teacher there (N,), or None without one. indices: of the pairs in the rows."""
     hidden = loop.response_hidden_states(model, rows)  # (N, C)
     head = model.lm_head.weight
     kernels = model.cfg.kernels
@@ -242,7 +243,7 @@ def student_logprobs_and_kl(
     if kl_teacher is None:
         return logprobs, None
     ids, teacher_logprobs = (
-        torch.from_numpy(array).to(hidden.device) for array in kl_teacher.read(batch))
+        torch.from_numpy(array).to(hidden.device) for array in kl_teacher.read(indices))
     return logprobs, linear_topk_kl(hidden, head, ids.long(), teacher_logprobs.to(logprobs))
 
 
@@ -269,21 +270,20 @@ def response_statistics(
     return statistics
 
 
-def pack_pairs(
-    pairs: list[Pair], batch: np.ndarray, context: int, device
-) -> dict[str, torch.Tensor]:
-    """Both responses of some pairs, each after its prompt, in rows of `context` tokens."""
-    sequences = to_sequences([pairs[i] for i in batch])
+def pack_pairs(pairs: list[Pair], indices: np.ndarray, context: int, device) -> dict:
+    """Both responses of some pairs, each after its prompt, in rows of `context` tokens: the arrays
+    of data.chat.packing.Rows as tensors."""
+    sequences = to_sequences([pairs[i] for i in indices])
     return pack(sequences, context).to(device)
 
 
-def count_response_tokens(pairs: list[Pair], batch: np.ndarray) -> np.ndarray:
-    """(P, 2) float64: of chosen and rejected."""
-    counts = [(len(pairs[i].chosen), len(pairs[i].rejected)) for i in batch]
+def count_response_tokens(pairs: list[Pair], indices: np.ndarray) -> np.ndarray:
+    """(P, 2) float64: the lengths of the chosen and the rejected response of some pairs."""
+    counts = [(len(pairs[i].chosen), len(pairs[i].rejected)) for i in indices]
     return np.array(counts, dtype=np.float64)
 
 
-def sum_per_response(values: torch.Tensor, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+def sum_per_response(values: torch.Tensor, rows: dict) -> torch.Tensor:
     """Sums (P, 2) over each response of the values (N,) of its tokens."""
     n_responses = int(rows["sequence"][-1]) + 1
     return loop.sum_per_sequence(values, rows, n_responses).view(-1, 2)
@@ -308,16 +308,16 @@ def sequence_logprobs(
     for rank_pairs in batches:
         pairs_per_pass = cfg.micro_pairs or len(rank_pairs)
         for part in loop.micro_batches(model, len(rank_pairs), pairs_per_pass):
-            batch = rank_pairs[part]
-            rows = pack_pairs(pairs, batch, cfg.context, dist.device)
+            indices = rank_pairs[part]
+            rows = pack_pairs(pairs, indices, cfg.context, dist.device)
             hidden = loop.response_hidden_states(model, rows)
             head = model.lm_head.weight
             logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=model.cfg.kernels)
-            for pair, values in zip(batch.tolist(), sum_per_response(logprobs, rows).tolist()):
+            for pair, values in zip(indices.tolist(), sum_per_response(logprobs, rows).tolist()):
                 sums.setdefault(pair, values)  # a pair may come twice: the first stays
             if top_k is not None:
                 ids, logprobs = teacher_topk(hidden, head, top_k.k)
-                top_k.write(batch, ids.cpu().numpy(), logprobs.cpu().numpy())
+                top_k.write(indices, ids.cpu().numpy(), logprobs.cpu().numpy())
     return dist.gather(sums)
 
 
@@ -338,16 +338,16 @@ def cache_logprobs(run: loop.Run, teacher, pairs: list[Pair], n_steps: int) -> n
     if ranks_with_cache < dist.world:
         run.folder.mkdir(parents=True, exist_ok=True)
         batches = [batch_of_step(step, len(pairs), cfg, dist) for step in range(n_batches)]
-        reference = run.model  # which has taken no step yet, …
-        if run.first_step > 0:  # … or has
+        reference = run.model
+        if run.first_step > 0:  # then the model is no longer what training began with
             reference = hf.load_frozen(dist, run.source, cfg.dtype)
         logprobs = np.full((len(pairs), 2, 2), math.nan)
         sums = sequence_logprobs(reference, pairs, batches, cfg, dist)
-        set_logprobs(logprobs, 0, sums)
+        set_logprobs(logprobs, REFERENCE, sums)
         if teacher is not None:
             top_k = new_top_k(run, pairs) if cfg.top_k else None
             sums = sequence_logprobs(teacher, pairs, batches, cfg, dist, top_k)
-            set_logprobs(logprobs, 1, sums)
+            set_logprobs(logprobs, TEACHER, sums)
         if dist.is_main:
             aside = path.with_suffix(".tmp.npy")
             np.save(aside, logprobs)
@@ -357,7 +357,7 @@ def cache_logprobs(run: loop.Run, teacher, pairs: list[Pair], n_steps: int) -> n
 
 
 def set_logprobs(logprobs: np.ndarray, who: int, sums: dict[int, list[float]]) -> None:
-    """Puts in what sequence_logprobs() found. who: 0 for the reference, 1 for the teacher."""
+    """Puts in what sequence_logprobs() returned. who: REFERENCE or TEACHER."""
     for pair, values in sums.items():
         logprobs[pair, who] = values
 
@@ -510,7 +510,7 @@ def main():
     problems = sample_pairs.load_problems(cfg, config.scale)
     pairs, left_out = sample_pairs.load_pairs(run, problems, teacher)
     n_steps = max(1, round(cfg.epochs * len(pairs) / cfg.batch_pairs))
-    plan = [Stage(name="DPD", first_step=0, n_steps=n_steps, settings=stage_settings(cfg))]
+    plan = [Stage(name="DPD", first_step=0, n_steps=n_steps, settings=rate_schedule(cfg))]
     if dist.is_main:
         print_plan(pairs, left_out, n_steps, cfg)
     if config.prepare:

@@ -211,20 +211,20 @@ class TopK:
         self.ids = open_array(folder / f"top{k}_ids.npy", np.int32, shape, new)
         self.logprobs = open_array(folder / f"top{k}_logprobs.npy", np.float16, shape, new)
 
-    def write(self, pairs: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> None:
+    def write(self, indices: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> None:
         """Keeps ids and log-probabilities (N, k) of some pairs' tokens, in the order of pack()."""
         first = 0
-        for i in pairs:
+        for i in indices:
             end = first + self.lengths[i]
             places = slice(self.starts[i], self.starts[i + 1])
             self.ids[places] = ids[first:end]
             self.logprobs[places] = logprobs[first:end]
             first = end
 
-    def read(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """ids and log-probabilities, (N, k) each, in the order of pack()."""
-        places = [np.arange(self.starts[i], self.starts[i + 1]) for i in pairs]
-        places = np.concatenate(places)
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ids and log-probabilities of some pairs' tokens, (N, k) each, in the order of pack()."""
+        ranges = [np.arange(self.starts[i], self.starts[i + 1]) for i in indices]
+        places = np.concatenate(ranges)
         return self.ids[places], self.logprobs[places]
 
 
