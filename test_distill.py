@@ -1,4 +1,6 @@
-"""distill.py by its real command, and its loss beside TRL's and beside plain PyTorch on full logits."""
+"""distill.py by its real command, and its loss beside TRL's and beside plain PyTorch on full
+logits."""
+
 import contextlib
 import dataclasses
 import io
@@ -23,9 +25,9 @@ import loop
 import sample_pairs
 from common import UserError
 from conftest import ROOT
+from data.chat.pairs import CHOSEN, REJECTED, Pair, TopK
 from data.tasks import pages, registry
 from data.tasks.problem import as_reply, seeded_rng, to_document
-from data.chat.pairs import CHOSEN, REJECTED, Pair, TopK
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from distill import (
     DistillConfig,
@@ -44,35 +46,65 @@ ALL = np.arange(5)
 
 # ---- the loss
 
+
 def test_preference_is_what_trl_computes():
-    """Values and gradients of the logits, in float64, of three pairs with responses of uneven lengths."""
+    """Values and gradients of the logits, in float64, of three pairs with responses of uneven
+    lengths."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(V, (6, 9), generator=generator)  # as TRL has them: chosen of all pairs, then rejected
+    tokens = torch.randint(
+        V, (6, 9), generator=generator
+    )  # as TRL has them: chosen of all pairs, then rejected
     mask = torch.tensor([[0] * 3 + [1] * n + [0] * (6 - n) for n in (6, 2, 3, 4, 1, 5)])
-    logits = torch.randn(6, 8, V, generator=generator).double().requires_grad_()  # at each place, of the next token
+    logits = (
+        torch.randn(6, 8, V, generator=generator).double().requires_grad_()
+    )  # at each place, of the next token
     reference = -30 * torch.rand(3, 2, generator=generator).double()
 
     class Model:
         training = True
 
         def __call__(self, labels, **_):
-            return SimpleNamespace(log_probs=-F.cross_entropy(logits.mT, labels[:, 1:], reduction="none"),
-                                   **dict.fromkeys(("entropy", "mean_logits", "is_top1"), labels[:, 1:] > 0))
+            return SimpleNamespace(
+                log_probs=-F.cross_entropy(logits.mT, labels[:, 1:], reduction="none"),
+                **dict.fromkeys(("entropy", "mean_logits", "is_top1"), labels[:, 1:] > 0),
+            )
 
     alone = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
     trainer = SimpleNamespace(
-        model=Model(), accelerator=alone, beta=0.3, loss_types=["sigmoid"], loss_weights=[1.0], ld_alpha=None,
-        f_divergence_type="reverse_kl", precompute_ref_logps=True, aux_loss_enabled=False, use_weighting=False,
-        _metrics={"train": defaultdict(list)}, _total_train_tokens=0, _tp_size=1)
-    theirs = DPOTrainer._compute_loss(trainer, trainer.model, dict(
-        input_ids=tokens, completion_mask=mask, attention_mask=torch.ones_like(mask),
-        ref_chosen_logps=reference[:, CHOSEN], ref_rejected_logps=reference[:, REJECTED]), False)
+        model=Model(),
+        accelerator=alone,
+        beta=0.3,
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        ld_alpha=None,
+        f_divergence_type="reverse_kl",
+        precompute_ref_logps=True,
+        aux_loss_enabled=False,
+        use_weighting=False,
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    theirs = DPOTrainer._compute_loss(
+        trainer,
+        trainer.model,
+        dict(
+            input_ids=tokens,
+            completion_mask=mask,
+            attention_mask=torch.ones_like(mask),
+            ref_chosen_logps=reference[:, CHOSEN],
+            ref_rejected_logps=reference[:, REJECTED],
+        ),
+        False,
+    )
 
     logprobs = logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
     policy = (logprobs * mask[:, 1:]).sum(1).view(2, 3).T
     ours = preference_loss(policy, reference, 0.3).mean()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-10) and ours > 0.1
-    for a, b in zip(*(torch.autograd.grad(loss, logits, retain_graph=True) for loss in (ours, theirs))):
+    for a, b in zip(
+        *(torch.autograd.grad(loss, logits, retain_graph=True) for loss in (ours, theirs))
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
@@ -84,18 +116,29 @@ def new_model(width: int, seed: int) -> Transformer:
 
 @pytest.fixture(scope="module")
 def step():
-    """Student, a teacher of another width, uneven pairs, and their scores under another student and the teacher."""
+    """Student, a teacher of another width, uneven pairs, and their scores under another student and
+    the teacher."""
     rng = np.random.default_rng(0)
-    pairs = [Pair(i, "", *(rng.integers(0, V, n).tolist() for n in rng.integers(1, 14, 3))) for i in range(5)]
+    pairs = [
+        Pair(i, "", *(rng.integers(0, V, n).tolist() for n in rng.integers(1, 14, 3)))
+        for i in range(5)
+    ]
     student, teacher = new_model(32, 0), new_model(48, 1)
-    scores = [sequence_logprobs(model, pairs, [ALL], settings(), ONE) for model in (new_model(32, 2), teacher)]
+    scores = [
+        sequence_logprobs(model, pairs, [ALL], settings(), ONE)
+        for model in (new_model(32, 2), teacher)
+    ]
     cached_logprobs = np.array([[scores[who][i] for who in (0, 1)] for i in range(5)])
-    return SimpleNamespace(student=student, teacher=teacher, pairs=pairs, cached_logprobs=cached_logprobs)
+    return SimpleNamespace(
+        student=student, teacher=teacher, pairs=pairs, cached_logprobs=cached_logprobs
+    )
 
 
 def settings(**changes) -> DistillConfig:
     """All terms at once."""
-    return DistillConfig(**dict(context=40, dpo=0.7, beta=0.4, kl_chosen=0.6, kl_rejected=0.9, nll=0.3) | changes)
+    return DistillConfig(
+        **dict(context=40, dpo=0.7, beta=0.4, kl_chosen=0.6, kl_rejected=0.9, nll=0.3) | changes
+    )
 
 
 def metrics_of_step(model, kl_teacher, pairs, batch, cached_logprobs, cfg) -> dict:
@@ -108,40 +151,61 @@ def metrics_of_step(model, kl_teacher, pairs, batch, cached_logprobs, cfg) -> di
 def our_step(step, cfg, teacher=None, batch=ALL) -> tuple[dict, list[torch.Tensor]]:
     """What train_step returns, and the gradients."""
     step.student.zero_grad()
-    metrics = metrics_of_step(step.student, teacher or step.teacher, step.pairs, batch, step.cached_logprobs, cfg)
+    metrics = metrics_of_step(
+        step.student, teacher or step.teacher, step.pairs, batch, step.cached_logprobs, cfg
+    )
     return metrics, [parameter.grad.clone() for parameter in step.student.parameters()]
 
 
 def divergence_of_trl(logits, theirs, cfg):
-    return GKDTrainer.generalized_jsd_loss(logits[None], theirs[None], beta=cfg.divergence, temperature=cfg.kl_temperature,
-                                           reduction="none")[0].sum(-1)
+    return GKDTrainer.generalized_jsd_loss(
+        logits[None],
+        theirs[None],
+        beta=cfg.divergence,
+        temperature=cfg.kl_temperature,
+        reduction="none",
+    )[0].sum(-1)
 
 
 def buckets_of(k: int):
     """Forward KL over the teacher's k likeliest tokens and all others as one."""
+
     def divergence(logits, theirs, cfg):
         ids = theirs.topk(k).indices
         several = [x.log_softmax(-1).gather(1, ids) for x in (logits, theirs)]
-        log_q, log_p = (torch.cat((x, (1 - x.exp().sum(-1, keepdim=True)).log()), 1) for x in several)
+        log_q, log_p = (
+            torch.cat((x, (1 - x.exp().sum(-1, keepdim=True)).log()), 1) for x in several
+        )
         return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
     return divergence
 
 
-def plain_step(step, cfg, divergence=divergence_of_trl, batch=ALL) -> tuple[dict, list[torch.Tensor]]:
+def plain_step(
+    step, cfg, divergence=divergence_of_trl, batch=ALL
+) -> tuple[dict, list[torch.Tensor]]:
     """The same by autograd on full logits, a sequence at a time."""
     n, dpo, nll, kl = [0, 0], 0, 0, [0, 0]
     for i in batch:
         pair, gained = step.pairs[i], []
         for side, response in enumerate((pair.chosen, pair.rejected)):
             tokens, at = torch.tensor([pair.prompt + response]), slice(len(pair.prompt) - 1, -1)
-            logits, theirs = (model(tokens)[0, at] @ model.lm_head.weight.T for model in (step.student, step.teacher))
+            logits, theirs = (
+                model(tokens)[0, at] @ model.lm_head.weight.T
+                for model in (step.student, step.teacher)
+            )
             logprob = -F.cross_entropy(logits, torch.tensor(response), reduction="sum")
             kl[side] += divergence(logits, theirs.detach(), cfg).sum()
             n[side] += len(response)
             nll -= logprob if side == CHOSEN else 0
-            gained.append((logprob - step.cached_logprobs[i, 0, side]) / (len(response) if cfg.margin == "token" else 1))
+            gained.append(
+                (logprob - step.cached_logprobs[i, 0, side])
+                / (len(response) if cfg.margin == "token" else 1)
+            )
         dpo -= F.logsigmoid(cfg.beta * (gained[CHOSEN] - gained[REJECTED]))
-    terms = dict(dpo=dpo / len(batch), kl_chosen=kl[0] / n[0], kl_rejected=kl[1] / n[1], nll=nll / n[0])
+    terms = dict(
+        dpo=dpo / len(batch), kl_chosen=kl[0] / n[0], kl_rejected=kl[1] / n[1], nll=nll / n[0]
+    )
     terms["loss"] = sum(getattr(cfg, name) * term for name, term in terms.items())
     gradients = torch.autograd.grad(terms["loss"], list(step.student.parameters()))
     return {name: term.item() for name, term in terms.items()}, gradients
@@ -154,11 +218,21 @@ def assert_same_step(ours, theirs, rtol=1e-9, atol=1e-12):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, dict(divergence=1.0), dict(divergence=0.3, kl_temperature=2.0), dict(margin="token"), dict(dpo=0.0),
-    dict(kl_chosen=0.0)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(divergence=1.0),
+        dict(divergence=0.3, kl_temperature=2.0),
+        dict(margin="token"),
+        dict(dpo=0.0),
+        dict(kl_chosen=0.0),
+    ],
+    ids=str,
+)
 def test_step_is_autograd_on_full_logits(step, changes):
-    """Loss, each term and all gradients to 1e-9, with TRL's divergence; the teacher gets no gradient."""
+    """Loss, each term and all gradients to 1e-9, with TRL's divergence; the teacher gets no
+    gradient."""
     cfg = settings(**changes)
     ours = our_step(step, cfg)
     assert_same_step(ours, plain_step(step, cfg))
@@ -167,18 +241,27 @@ def test_step_is_autograd_on_full_logits(step, changes):
 
 
 def test_what_the_log_shows_of_a_step(step):
-    """Log-probabilities a token of both sides under the three models; teacher and reference are the cached ones."""
+    """Log-probabilities a token of both sides under the three models; teacher and reference are the
+    cached ones."""
     metrics, _ = our_step(step, settings())
     lengths = np.array([[len(pair.chosen), len(pair.rejected)] for pair in step.pairs])
     own = sequence_logprobs(step.student, step.pairs, [ALL], settings(), ONE)
-    sums = [("student", np.array([own[i] for i in ALL])), ("reference", step.cached_logprobs[:, 0]),
-            ("teacher", step.cached_logprobs[:, 1])]
+    sums = [
+        ("student", np.array([own[i] for i in ALL])),
+        ("reference", step.cached_logprobs[:, 0]),
+        ("teacher", step.cached_logprobs[:, 1]),
+    ]
     for who, values in sums:
         for side, name in enumerate(("chosen", "rejected")):
-            assert metrics[f"{who}_{name}"] == pytest.approx(values[:, side].sum() / lengths[:, side].sum(), rel=1e-12)
+            assert metrics[f"{who}_{name}"] == pytest.approx(
+                values[:, side].sum() / lengths[:, side].sum(), rel=1e-12
+            )
     margins = 0.4 * np.diff((sums[0][1] - sums[1][1])[:, ::-1])
     assert metrics["margin"] == pytest.approx(margins.mean(), rel=1e-9)
-    assert metrics["accuracy"] == pytest.approx((margins > 0).mean(), abs=1e-6) and 0 < metrics["accuracy"] < 1
+    assert (
+        metrics["accuracy"] == pytest.approx((margins > 0).mean(), abs=1e-6)
+        and 0 < metrics["accuracy"] < 1
+    )
     assert [metrics["chosen_tokens"], metrics["rejected_tokens"]] == (lengths.sum(0) / 5).tolist()
 
 
@@ -191,7 +274,8 @@ def test_without_a_teacher_only_the_other_terms_are_left(step):
 
 @pytest.mark.parametrize("k", [3, V])
 def test_top_k_is_the_divergence_over_buckets(step, tmp_path, k):
-    """What sequence_logprobs() wrote to disk, read back in another order of pairs; with k = V it is the full divergence."""
+    """What sequence_logprobs() wrote to disk, read back in another order of pairs; with k = V it is
+    the full divergence."""
     cfg, batch = settings(top_k=k), np.array([3, 0, 4, 1])
     new = TopK(tmp_path, step.pairs, k, new=True)
     sequence_logprobs(step.teacher, step.pairs, [ALL[:2], ALL[2:]], cfg, ONE, new)
@@ -199,7 +283,9 @@ def test_top_k_is_the_divergence_over_buckets(step, tmp_path, k):
     for array, dtype in ((top_k.ids, np.int32), (top_k.logprobs, np.float16)):
         assert array.shape == (sum(top_k.lengths), k) and array.dtype == dtype
     expected = plain_step(step, cfg, divergence_of_trl if k == V else buckets_of(k), batch)
-    assert_same_step(our_step(step, cfg, top_k, batch), expected, rtol=2e-3, atol=2e-3)  # half precision on disk
+    assert_same_step(
+        our_step(step, cfg, top_k, batch), expected, rtol=2e-3, atol=2e-3
+    )  # half precision on disk
 
 
 @pytest.mark.parametrize("micro_pairs", [1, 2, 5])
@@ -210,25 +296,42 @@ def test_micro_batches_do_not_change_the_step(step, micro_pairs):
 
 @pytest.mark.parametrize("micro_pairs", [0, 1])
 def test_the_first_step_begins_at_log_2(step, micro_pairs):
-    """In fp32 to the last bit: the reference's scores are the very numbers that the student then has, for its rows are
-    packed as the student's (on some devices the rest of a row decides how a sum is rounded)."""
-    model, cfg, batch, rows = new_model(32, 0).float(), settings(micro_pairs=micro_pairs), ALL[:4], []
+    """In fp32 to the last bit: the reference's scores are the very numbers that the student then
+    has, for its rows are packed as the student's (on some devices the rest of a row decides how a
+    sum is rounded)."""
+    model, cfg, batch, rows = (
+        new_model(32, 0).float(),
+        settings(micro_pairs=micro_pairs),
+        ALL[:4],
+        [],
+    )
     model.register_forward_pre_hook(lambda model, arguments: rows.append(arguments[0].tolist()))
     sums = sequence_logprobs(model, step.pairs, [batch], cfg, ONE)
     cached_logprobs = np.array([[sums[i]] * 2 for i in batch])
     metrics = metrics_of_step(model, step.teacher.float(), step.pairs, batch, cached_logprobs, cfg)
     step.teacher.double()
-    assert metrics["dpo"] == np.float32(math.log(2)) and metrics["margin"] == 0 and metrics["accuracy"] == 0
-    assert len(rows) == 2 * (4 if micro_pairs else 1) and rows[:len(rows) // 2] == rows[len(rows) // 2:]
+    assert (
+        metrics["dpo"] == np.float32(math.log(2))
+        and metrics["margin"] == 0
+        and metrics["accuracy"] == 0
+    )
+    assert (
+        len(rows) == 2 * (4 if micro_pairs else 1)
+        and rows[: len(rows) // 2] == rows[len(rows) // 2 :]
+    )
 
 
 def test_displacement_and_its_cure():
-    """Two answers that differ in one token, whose output vectors look alike: preference alone widens the margin by
-    pushing both down, y+ too; with the teacher's distribution on both, y+ becomes what it is for the teacher."""
+    """Two answers that differ in one token, whose output vectors look alike: preference alone
+    widens the margin by pushing both down, y+ too; with the teacher's distribution on both, y+
+    becomes what it is for the teacher."""
     U = 2 * torch.eye(20)  # output matrix: the tokens have nothing in common …
     own, U[5] = U[5].clone(), U[5] + 1.5 * U[4]  # … but 4 and 5, the ends of y+ and y-
     before, targets = torch.tensor([0, 1, 2, 3] * 2), torch.tensor([1, 2, 3, 4, 1, 2, 3, 5])
-    start, teacher = U[1:5].clone(), U[1:5].clone()  # hidden states after tokens 0 … 3: all that is trained
+    start, teacher = (
+        U[1:5].clone(),
+        U[1:5].clone(),
+    )  # hidden states after tokens 0 … 3: all that is trained
     start[3], teacher[3] = 0.75 * U[4] - 0.375 * own, 1.25 * U[4] - 2 * own
 
     def sums(states):
@@ -239,7 +342,10 @@ def test_displacement_and_its_cure():
         states = start.clone().requires_grad_()
         optimizer = torch.optim.SGD([states], lr=0.05)
         for _ in range(300):
-            divergence, side = linear_kl(states[before], U, teacher[before], U), torch.arange(8) // 4
+            divergence, side = (
+                linear_kl(states[before], U, teacher[before], U),
+                torch.arange(8) // 4,
+            )
             kl = sum(distillation_loss(divergence, side == i, 4) for i in (CHOSEN, REJECTED))
             (preference_loss(sums(states), sums(start), 0.5).mean() + weight_of_kl * kl).backward()
             optimizer.step()
@@ -248,7 +354,7 @@ def test_displacement_and_its_cure():
 
     first, goal = sums(start)[0], sums(teacher)[0]
     alone, dual = train(0.0), train(10.0)
-    margin = lambda found: found[CHOSEN] - found[REJECTED]
+    margin = lambda logprobs: logprobs[CHOSEN] - logprobs[REJECTED]
     assert margin(alone) > margin(first) + 2 and alone[CHOSEN] < first[CHOSEN] - 1
     assert margin(dual) > margin(first) + 2
     assert abs(dual[CHOSEN] - goal[CHOSEN]) < 0.2 < abs(first[CHOSEN] - goal[CHOSEN])
@@ -256,15 +362,27 @@ def test_displacement_and_its_cure():
 
 # ---- samples and pairs
 
+
 def answer(text: str, score: float | None, logprob=-1.0, finish="stop") -> dict:
-    return {"text": text, "score": score, "finish_reason": finish, "tokens": [*text.encode()], "logprob": logprob}
+    return {
+        "text": text,
+        "score": score,
+        "finish_reason": finish,
+        "tokens": [*text.encode()],
+        "logprob": logprob,
+    }
 
 
-PROBLEMS = [(task, problem) for task in ("math", "form") for problem in registry.family(task).problems("train", 2, 1)]
+PROBLEMS = [
+    (task, problem)
+    for task in ("math", "form")
+    for problem in registry.family(task).problems("train", 2, 1)
+]
 
 
 def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
-    """Only what is missing is drawn again, and is as it was; two ranks share the work; another seed shares nothing."""
+    """Only what is missing is drawn again, and is as it was; two ranks share the work; another seed
+    shares nothing."""
     problems = [("math", problem) for problem in registry.family("math").problems("train", 130, 1)]
     drawn, loaded = [], []
     (tmp_path / "model").mkdir()
@@ -280,106 +398,169 @@ def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
     def samples(dist=ONE, **changes):
         drawn.clear(), loaded.clear()
         cfg = DistillConfig(seed=2, **changes)
-        return sample_pairs.sample_checkpoint("student", tmp_path / "model", problems, cfg, tmp_path, dist)
+        return sample_pairs.sample_checkpoint(
+            "student", tmp_path / "model", problems, cfg, tmp_path, dist
+        )
 
     whole = samples()
-    assert [each[0]["text"].rpartition(" ")[0] for each in whole] == [problem.key for _, problem in problems]
+    assert [each[0]["text"].rpartition(" ")[0] for each in whole] == [
+        problem.key for _, problem in problems
+    ]
     assert drawn == [2_000_000, 2_000_001, 2_000_002] and len(loaded) == 1
-    folder, = (tmp_path / "samples").iterdir()
+    (folder,) = (tmp_path / "samples").iterdir()
     (folder / "00001.json").unlink()
     (folder / "00002.json").rename(folder / "00002.json.tmp")  # killed while it was written
     assert samples() == whole and drawn == [2_000_001, 2_000_002]
     assert samples() == whole and not drawn and not loaded
     shutil.rmtree(folder)
-    two = [SimpleNamespace(rank=rank, world=2, device="cpu", is_main=not rank, barrier=lambda: None) for rank in (1, 0)]
-    with pytest.raises(FileNotFoundError):  # for the other's chunks are not there: the barrier would wait for them
+    two = [
+        SimpleNamespace(rank=rank, world=2, device="cpu", is_main=not rank, barrier=lambda: None)
+        for rank in (1, 0)
+    ]
+    with pytest.raises(
+        FileNotFoundError
+    ):  # for the other's chunks are not there: the barrier would wait for them
         samples(two[0])
     assert drawn == [2_000_001]
     assert samples(two[1]) == whole and drawn == [2_000_000, 2_000_002]
     samples(temperature=0.5), samples(samples=str(tmp_path / "shared"))
-    assert len(drawn) == 3 and len([*(tmp_path / "samples").iterdir()]) == 2 and (tmp_path / "shared").is_dir()
+    assert (
+        len(drawn) == 3
+        and len([*(tmp_path / "samples").iterdir()]) == 2
+        and (tmp_path / "shared").is_dir()
+    )
 
 
-def make_pairs(monkeypatch, folder, by_teacher: list, by_student: list, same_tokenizer=True, gap=0.5) -> list[dict]:
+def make_pairs(
+    monkeypatch, folder, by_teacher: list, by_student: list, same_tokenizer=True, gap=0.5
+) -> list[dict]:
     """What pairs.jsonl then says."""
     samples = {"teacher": by_teacher, "student": by_student}
     monkeypatch.setattr(sample_pairs, "sample_checkpoint", lambda who, *_: samples[who])
     teacher = sample_pairs.Teacher(folder / "big", same_tokenizer)
     path = sample_pairs.make_pairs(
-        PROBLEMS, folder / "sft", teacher, DistillConfig(gap=gap), folder / "run", ONE)
+        PROBLEMS, folder / "sft", teacher, DistillConfig(gap=gap), folder / "run", ONE
+    )
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_make_pairs(monkeypatch, tmp_path, capsys):
-    """Of four prompts the first and the last give a pair; the others are counted, by task and reason."""
-    by_teacher = [[answer("no", 0.0), answer("yes", 1.0, -2.0), answer("likelier yes", 1.0)], [answer("no", 0.0)],
-                  [answer("yes", 1.0)] * 2, [answer("yes", 1.0)]]
-    by_student = [[answer("wrong", 0.0), answer("right", 1.0, -0.1)], [answer("wrong", 0.0)] * 2,
-                  [answer("right", 1.0), answer("endless", 0.0, finish="length")],
-                  [answer("half", 0.5), answer("unscored", None, -0.1)]]
+    """Of four prompts the first and the last give a pair; the others are counted, by task and
+    reason."""
+    by_teacher = [
+        [answer("no", 0.0), answer("yes", 1.0, -2.0), answer("likelier yes", 1.0)],
+        [answer("no", 0.0)],
+        [answer("yes", 1.0)] * 2,
+        [answer("yes", 1.0)],
+    ]
+    by_student = [
+        [answer("wrong", 0.0), answer("right", 1.0, -0.1)],
+        [answer("wrong", 0.0)] * 2,
+        [answer("right", 1.0), answer("endless", 0.0, finish="length")],
+        [answer("half", 0.5), answer("unscored", None, -0.1)],
+    ]
     first, last = make_pairs(monkeypatch, tmp_path, by_teacher, by_student)
     question = PROBLEMS[0][1].question
     assert first == {
-        "number": 0, "task": "math", "prompt": question,
-        "chosen": {"text": "likelier yes", "score": 1.0, "logprob": -1.0, "tokens": [*b"likelier yes"],
-                   "writer": str(tmp_path / "big")},
-        "rejected": {"text": "wrong", "score": 0.0, "logprob": -1.0, "tokens": [*b"wrong"],
-                     "writer": str(tmp_path / "sft")}}
+        "number": 0,
+        "task": "math",
+        "prompt": question,
+        "chosen": {
+            "text": "likelier yes",
+            "score": 1.0,
+            "logprob": -1.0,
+            "tokens": [*b"likelier yes"],
+            "writer": str(tmp_path / "big"),
+        },
+        "rejected": {
+            "text": "wrong",
+            "score": 0.0,
+            "logprob": -1.0,
+            "tokens": [*b"wrong"],
+            "writer": str(tmp_path / "sft"),
+        },
+    }
     assert (last["number"], last["task"], last["rejected"]["text"]) == (3, "form", "half")
     header, *lines, wrote = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["task", "prompts", "pairs", "teacher", "student"]
     assert [line.split() for line in lines] == [
         "math 2 1 0.50 0.25 teacher never right 1".split(),
-        "form 2 1 1.00 0.50 student never clearly worse 1".split()]
+        "form 2 1 1.00 0.50 student never clearly worse 1".split(),
+    ]
     assert wrote.startswith("the teacher wrote 28 tokens, the student ")
 
 
 def test_tokens_of_another_tokenizer_are_not_kept(monkeypatch, tmp_path):
     """The student's own always are."""
-    record, = make_pairs(monkeypatch, tmp_path, [[answer("yes", 1.0)]] * 4,
-                         [[answer("no", 0.0)]] + [[answer("yes", 1.0)]] * 3, same_tokenizer=False)
-    assert "tokens" not in record["chosen"] and record["chosen"]["text"] == "yes" and record["rejected"]["tokens"]
+    (record,) = make_pairs(
+        monkeypatch,
+        tmp_path,
+        [[answer("yes", 1.0)]] * 4,
+        [[answer("no", 0.0)]] + [[answer("yes", 1.0)]] * 3,
+        same_tokenizer=False,
+    )
+    assert (
+        "tokens" not in record["chosen"]
+        and record["chosen"]["text"] == "yes"
+        and record["rejected"]["tokens"]
+    )
 
 
 def test_no_pair_at_all(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="no prompt gave a pair: the teacher must be right where the student is wrong"):
+    with pytest.raises(
+        UserError,
+        match="no prompt gave a pair: the teacher must be right where the student is wrong",
+    ):
         make_pairs(monkeypatch, tmp_path, [[answer("yes", 1.0)]] * 4, [[answer("yes", 1.0)]] * 4)
 
 
 def refreshed(monkeypatch, folder, drawn: dict | None, step=0, **changes) -> list[list[int]]:
-    """The rejected responses of two pairs after a refresh, when the student answers as in `drawn`, {problem's number:
-    samples}; None: must not be asked."""
+    """The rejected responses of two pairs after a refresh, when the student answers as in `drawn`,
+    {problem's number: samples}; None: must not be asked."""
+
     def draw(model, tokenizer, problems, cfg, seed):
         assert model == "now" and cfg.n_samples == (1 if cfg.negatives == "any" else 4)
         return [drawn[PROBLEMS.index(each)] for each in problems]
 
     monkeypatch.setattr(sample_pairs, "sample_and_score", draw)
     cfg = DistillConfig(**dict(context=20, batch_pairs=2, refresh_every=2) | changes)
-    run = SimpleNamespace(cfg=cfg, dist=ONE, folder=folder, tokenizer=None, unsharded_model=lambda: "now")
+    run = SimpleNamespace(
+        cfg=cfg, dist=ONE, folder=folder, tokenizer=None, unsharded_model=lambda: "now"
+    )
     pairs = [Pair(number, "", [1, 2], [3], [4]) for number in (0, 3)]
     sample_pairs.refresh_negatives(run, PROBLEMS, pairs, step, 5, "key")
-    assert [(pair.number, pair.prompt, pair.chosen) for pair in pairs] == [(0, [1, 2], [3]), (3, [1, 2], [3])]
+    assert [(pair.number, pair.prompt, pair.chosen) for pair in pairs] == [
+        (0, [1, 2], [3]),
+        (3, [1, 2], [3]),
+    ]
     return [pair.rejected for pair in pairs]
 
 
 def test_refresh_takes_what_is_clearly_worse(monkeypatch, tmp_path):
-    """Where nothing is, the old one stays. A second call takes the same from disk: the student is not asked."""
+    """Where nothing is, the old one stays. A second call takes the same from disk: the student is
+    not asked."""
     drawn = {0: [answer("right", 1.0), answer("bad", 0.0)], 3: [answer("right", 1.0)]}
     assert refreshed(monkeypatch, tmp_path, drawn) == [[*b"bad"], [4]]
     assert refreshed(monkeypatch, tmp_path, None) == [[*b"bad"], [4]]
-    assert refreshed(monkeypatch, tmp_path, {0: [], 3: [answer("poor", 0.0)]}, step=2) == [[4], [*b"poor"]]
+    assert refreshed(monkeypatch, tmp_path, {0: [], 3: [answer("poor", 0.0)]}, step=2) == [
+        [4],
+        [*b"poor"],
+    ]
 
 
 def test_refresh_asks_only_for_pairs_that_are_due(monkeypatch, tmp_path):
     """One of two here; the last refresh looks no further than the last step."""
     for step, due in enumerate(loop.shuffled_indices(2, 0, 5, 0)):
         drawn = {(0, 3)[due]: [answer("bad", 0.0)]}
-        new = refreshed(monkeypatch, tmp_path, drawn, step, batch_pairs=1, refresh_every=1 if step < 4 else 9)
+        new = refreshed(
+            monkeypatch, tmp_path, drawn, step, batch_pairs=1, refresh_every=1 if step < 4 else 9
+        )
         assert new[due] == [*b"bad"] and new[1 - due] == [4]
 
 
 def test_refresh_takes_anything_that_fits(monkeypatch, tmp_path):
-    """negatives="any": one sample, whatever it scores or how it ends; over-long ones are not taken."""
+    """negatives="any": one sample, whatever it scores or how it ends; over-long ones are not
+    taken."""
     drawn = {0: [answer("right", 1.0, finish="length")], 3: [answer("r" * 19, 1.0)]}
     assert refreshed(monkeypatch, tmp_path, drawn, negatives="any") == [[*b"right"], [4]]
 
@@ -389,43 +570,69 @@ def test_refresh_takes_anything_that_fits(monkeypatch, tmp_path):
 CONFIG = """
 from mini import *
 distill = dict(
-    teacher="out/base/pretrain", pairs="pairs.jsonl", context=192, batch_pairs=8, epochs=2, lr=1e-3, max_new_tokens=8,
-    save_every=2, keep=99, log_every=2, prompts=["1 + 1?"])
+    teacher="out/base/pretrain", pairs="pairs.jsonl", context=192, batch_pairs=8, epochs=2,
+    lr=1e-3, max_new_tokens=8, save_every=2, keep=99, log_every=2, prompts=["1 + 1?"])
 """
 N = 20  # pairs
 
 
 def worked_pairs() -> list[dict]:
-    """Right replies over corrupted ones; a model that was pre-trained for seconds samples no such pair."""
+    """Right replies over corrupted ones; a model that was pre-trained for seconds samples no such
+    pair."""
     rng, records = seeded_rng("pairs"), []
     for problem in registry.family("math").problems("train", N, 1):
-        chosen, rejected = (as_reply(page.partition("Work:")[2])
-                            for page in (to_document(problem), pages.corrupt(problem, "wrong result", rng)))
-        records.append({"prompt": problem.question, "chosen": chosen, "rejected": rejected, "task": "math"})
+        chosen, rejected = (
+            as_reply(page.partition("Work:")[2])
+            for page in (to_document(problem), pages.corrupt(problem, "wrong result", rng))
+        )
+        records.append(
+            {"prompt": problem.question, "chosen": chosen, "rejected": rejected, "task": "math"}
+        )
     return records
 
 
 @pytest.fixture(scope="module")
 def base(base):
-    """With pairs, a config, and the end of an earlier stage of pre-training for the student to start from."""
+    """With pairs, a config, and the end of an earlier stage of pre-training for the student to
+    start from."""
     (base.folder / "mini_distill.py").write_text(CONFIG)
-    (base.folder / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in worked_pairs()))
-    shutil.copytree(common.list_checkpoints(base.folder / "out/base/pretrain")[-2], base.folder / "start")
+    (base.folder / "pairs.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in worked_pairs())
+    )
+    shutil.copytree(
+        common.list_checkpoints(base.folder / "out/base/pretrain")[-2], base.folder / "start"
+    )
     return base
 
 
 def attempt(base, monkeypatch, *options: str) -> None:
-    base.call(monkeypatch, distill.main, "distill.py", "mini_distill.py", "--init_from=start", *options)
+    base.call(
+        monkeypatch, distill.main, "distill.py", "mini_distill.py", "--init_from=start", *options
+    )
 
 
 def train(base, run: str, *options: str, ranks: int = 0, config="mini_distill.py") -> str:
-    return base.run(str(ROOT / "distill.py"), config, f"--name={run}", "--init_from=start", *options, ranks=ranks)
+    return base.run(
+        str(ROOT / "distill.py"),
+        config,
+        f"--name={run}",
+        "--init_from=start",
+        *options,
+        ranks=ranks,
+    )
 
 
 def metrics(base, run: str) -> list[dict]:
     """Of each step, without what a clock or the machine decides."""
-    return [{key: value for key, value in line.items() if key not in ("seconds", "tokens_per_s", "memory_gb")}
-            for line in common.read_metrics(base.folder / "out" / run / "distill") if "loss" in line]
+    return [
+        {
+            key: value
+            for key, value in line.items()
+            if key not in ("seconds", "tokens_per_s", "memory_gb")
+        }
+        for line in common.read_metrics(base.folder / "out" / run / "distill")
+        if "loss" in line
+    ]
 
 
 QUICK = ["--distill.compare=false", "--distill.prompts=[]", "--evaluate.tasks=[]"]
@@ -434,7 +641,10 @@ QUICK = ["--distill.compare=false", "--distill.prompts=[]", "--evaluate.tasks=[]
 @pytest.fixture(scope="module")
 def whole(base) -> str:
     """What a run prints."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
         attempt(base, patch, "--run=dpd")
     return printed.getvalue()
 
@@ -442,19 +652,46 @@ def whole(base) -> str:
 def test_what_a_user_sees(base, whole):
     folder, steps = base.folder / "out/dpd/distill", metrics(base, "dpd")
     assert f"\n{N} pairs; 5 steps of 8\n" in "\n" + whole and "before, in chat form" in whole
-    assert re.search(r"the teacher, [\d,]+ parameters\ntask ", whole) and "  > 1 + 1?\n  | " in whole
+    assert (
+        re.search(r"the teacher, [\d,]+ parameters\ntask ", whole) and "  > 1 + 1?\n  | " in whole
+    )
     assert re.search(r"step +4/5 +80%  DPD +loss \d", whole)
     assert re.search(r"task +before +asked in +after +gain\nmath .* chat ", whole)
-    assert "python -m report mini_distill.py --run=dpd" in whole and not (folder / "loss.png").exists()
+    assert (
+        "python -m report mini_distill.py --run=dpd" in whole and not (folder / "loss.png").exists()
+    )
     teacher = json.loads((folder / "teacher.json").read_text())
-    assert teacher["math"]["n"] == 4 and teacher["cost"].keys() == {"step", "seconds", "command", "trained_tokens"}
+    assert teacher["math"]["n"] == 4 and teacher["cost"].keys() == {
+        "step",
+        "seconds",
+        "command",
+        "trained_tokens",
+    }
     assert teacher["cost"]["trained_tokens"] > 10_000
     assert len(steps) == 5 and all(line.keys() == steps[0].keys() for line in steps)
     assert steps[0].keys() >= {
-        "loss", "dpo", "kl_chosen", "kl_rejected", "nll", "margin", "accuracy", "chosen_tokens", "rejected_tokens",
-        "tokens", "lr", "grad_norm", *(f"{who}_{side}" for who in ("student", "reference", "teacher")
-                                       for side in ("chosen", "rejected"))}
-    assert all(np.isfinite([value for value in line.values() if isinstance(value, float)]).all() for line in steps)
+        "loss",
+        "dpo",
+        "kl_chosen",
+        "kl_rejected",
+        "nll",
+        "margin",
+        "accuracy",
+        "chosen_tokens",
+        "rejected_tokens",
+        "tokens",
+        "lr",
+        "grad_norm",
+        *(
+            f"{who}_{side}"
+            for who in ("student", "reference", "teacher")
+            for side in ("chosen", "rejected")
+        ),
+    }
+    assert all(
+        np.isfinite([value for value in line.values() if isinstance(value, float)]).all()
+        for line in steps
+    )
 
 
 def test_a_run_begins_at_log_2_and_learns(base, whole):
@@ -475,13 +712,15 @@ def cut(base, run: str, again: str, last: int) -> None:
 
 def assert_same_end(base, run: str, again: str) -> None:
     assert metrics(base, again) == metrics(base, run)
-    ends = [hf.load(base.folder / "out" / name / "distill")[0].parameters() for name in (again, run)]
+    ends = [
+        hf.load(base.folder / "out" / name / "distill")[0].parameters() for name in (again, run)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys):
-    """From a step in the middle of an epoch; the reference is the start, not what the checkpoint holds, though its
-    scores are lost."""
+    """From a step in the middle of an epoch; the reference is the start, not what the checkpoint
+    holds, though its scores are lost."""
     cut(base, "dpd", "dpd-again", 2)
     next((base.folder / "out/dpd-again/distill").glob("logprobs-*.npy")).unlink()
     attempt(base, monkeypatch, "--run=dpd-again")
@@ -491,7 +730,8 @@ def test_resume_is_exact_to_the_bit(base, whole, monkeypatch, capsys):
 
 
 def test_a_run_may_be_made_longer(base, monkeypatch):
-    """Two steps see 16 of the 20 pairs; when it goes on for five, the others get their scores too, and tokens."""
+    """Two steps see 16 of the 20 pairs; when it goes on for five, the others get their scores too,
+    and tokens."""
     options = ["--run=longer", "--distill.top_k=5", *QUICK]
     attempt(base, monkeypatch, "--distill.epochs=0.8", *options)
     assert len(metrics(base, "longer")) == 2
@@ -506,14 +746,25 @@ def test_two_ranks_take_the_same_steps(base, whole):
     output = train(base, "dpd-ranks", "--distill.micro_pairs=3", *QUICK, ranks=2)
     assert "2 process(es)" in output
     ours, theirs = metrics(base, "dpd-ranks"), metrics(base, "dpd")
-    for key in ("loss", "dpo", "kl_chosen", "kl_rejected", "margin", "grad_norm", "student_rejected", "chosen_tokens"):
-        assert [line[key] for line in ours] == pytest.approx([line[key] for line in theirs], abs=1e-4), key
+    for key in (
+        "loss",
+        "dpo",
+        "kl_chosen",
+        "kl_rejected",
+        "margin",
+        "grad_norm",
+        "student_rejected",
+        "chosen_tokens",
+    ):
+        assert [line[key] for line in ours] == pytest.approx(
+            [line[key] for line in theirs], abs=1e-4
+        ), key
     assert ours[0]["dpo"] == pytest.approx(math.log(2), abs=1e-6) and ours[0]["margin"] == 0
 
 
 def test_top_k_from_disk(base, whole, monkeypatch):
-    """With all of the vocabulary the steps are the same, to the precision of its files; also where a run goes on, and
-    where the teacher's model is no longer there."""
+    """With all of the vocabulary the steps are the same, to the precision of its files; also where
+    a run goes on, and where the teacher's model is no longer there."""
     everything = f"--distill.top_k={hf.load(base.folder / 'start')[0].cfg.vocab_size}"
     attempt(base, monkeypatch, "--run=dpd-top", everything, *QUICK)
     for key in ("loss", "kl_chosen", "kl_rejected"):
@@ -525,23 +776,45 @@ def test_top_k_from_disk(base, whole, monkeypatch):
 
 
 def test_new_negatives_in_a_run(base, monkeypatch):
-    """Some are replaced at one refresh and not at the next: a run that died between two goes on with all of them."""
-    problems, draw = [("math", problem) for problem in registry.family("math").problems("train", N, 1)], sample_pairs.sample_and_score
+    """Some are replaced at one refresh and not at the next: a run that died between two goes on
+    with all of them."""
+    problems, draw = (
+        [("math", problem) for problem in registry.family("math").problems("train", N, 1)],
+        sample_pairs.sample_and_score,
+    )
 
     def scored(model, tokenizer, some, cfg, seed):
-        """What the student really says, but a third of it is called right, another third each time."""
-        return [[answer | {"score": float((i + seed) % 3 == 0), "finish_reason": "stop"} for answer in answers]
-                for i, answers in enumerate(draw(model, tokenizer, some, cfg, seed))]
+        """What the student really says, but a third of it is called right, another third each
+        time."""
+        return [
+            [
+                answer | {"score": float((i + seed) % 3 == 0), "finish_reason": "stop"}
+                for answer in answers
+            ]
+            for i, answers in enumerate(draw(model, tokenizer, some, cfg, seed))
+        ]
 
     monkeypatch.setattr(sample_pairs, "make_pairs", lambda *_: base.folder / "pairs.jsonl")
     monkeypatch.setattr(sample_pairs, "load_problems", lambda *_: problems)
     monkeypatch.setattr(sample_pairs, "sample_and_score", scored)
-    options = ["--distill.pairs=", "--distill.problems={'math': 20}", "--distill.refresh_every=3", *QUICK]
+    options = [
+        "--distill.pairs=",
+        "--distill.problems={'math': 20}",
+        "--distill.refresh_every=3",
+        *QUICK,
+    ]
     attempt(base, monkeypatch, "--run=fresh", *options)
-    files = [json.loads(path.read_text()) for path in sorted((base.folder / "out/fresh/distill").glob("refresh-*/*"))]
-    assert len(files) == 2 and files[0].keys() - files[1].keys() and files[1].keys() - files[0].keys()
+    files = [
+        json.loads(path.read_text())
+        for path in sorted((base.folder / "out/fresh/distill").glob("refresh-*/*"))
+    ]
+    assert (
+        len(files) == 2 and files[0].keys() - files[1].keys() and files[1].keys() - files[0].keys()
+    )
     steps = metrics(base, "fresh")
-    assert all(line["rejected_tokens"] < line["chosen_tokens"] - 8 for line in steps)  # samples have 8 tokens at most
+    assert all(
+        line["rejected_tokens"] < line["chosen_tokens"] - 8 for line in steps
+    )  # samples have 8 tokens at most
     assert all(np.isfinite(line["reference_rejected"] + line["teacher_rejected"]) for line in steps)
     assert steps[0]["margin"] == pytest.approx(0, abs=1e-5) and steps[1]["margin"] != 0
     cut(base, "fresh", "fresh-again", 4)
@@ -550,31 +823,36 @@ def test_new_negatives_in_a_run(base, monkeypatch):
 
 
 def test_the_large_config_runs(base):
-    """distill of configs/3b.py on two processes, with a small model, pairs from a file and two steps. It stays in
-    bfloat16 and recomputes; compiling alone would take a minute."""
+    """distill of configs/3b.py on two processes, with a small model, pairs from a file and two
+    steps. It stays in bfloat16 and recomputes; compiling alone would take a minute."""
     (base.folder / "large.py").write_text(f"""
 import runpy
 from mini import *
-distill = runpy.run_path({str(ROOT / 'configs/3b.py')!r})["distill"]
+distill = runpy.run_path({str(ROOT / "configs/3b.py")!r})["distill"]
 assert (distill["dtype"], distill["compile"], distill["recompute"]) == ("bfloat16", True, True)
-distill = distill | dict(teacher="out/base/pretrain", problems={{}}, pairs="pairs.jsonl", context=256, batch_pairs=4,
-                         micro_pairs=1, epochs=0.4, compile=False)
+distill = distill | dict(
+    teacher="out/base/pretrain", problems={{}}, pairs="pairs.jsonl", context=256, batch_pairs=4,
+    micro_pairs=1, epochs=0.4, compile=False)
 evaluate = dict(tasks=[])
 """)
     output = train(base, "large", ranks=2, config="large.py")
     steps = metrics(base, "large")
     assert "2 process(es) on cpu, bfloat16" in output and len(steps) == 2
     assert all(line["finite"] for line in steps)
-    assert steps[0]["dpo"] == pytest.approx(math.log(2), abs=2e-3)  # on a CPU attention rounds otherwise with gradients
+    # On a CPU attention rounds otherwise with gradients.
+    assert steps[0]["dpo"] == pytest.approx(math.log(2), abs=2e-3)
 
 
 # ---- bad input
+
 
 @pytest.fixture(scope="module")
 def folders(base):
     """Teachers that do not fit: of another tokenizer, and with more rows in the embedding."""
     model, tokenizer = hf.load(base.folder / "out/base/pretrain")
-    other = train_tokenizer([record["chosen"] for record in worked_pairs()], TokenizerConfig(vocab_size=350))
+    other = train_tokenizer(
+        [record["chosen"] for record in worked_pairs()], TokenizerConfig(vocab_size=350)
+    )
     for name, its, n in (("other", other, 384), ("wider", tokenizer, model.cfg.vocab_size + 64)):
         teacher = Transformer(dataclasses.replace(model.cfg, vocab_size=n))
         init_weights(teacher, 0)
@@ -584,31 +862,58 @@ def folders(base):
 PREFERENCE = ["--distill.kl_chosen=0", "--distill.kl_rejected=0"]
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--distill.teacher=other"], "the teacher other has another tokenizer than start: its distribution is over other "
-                                  "tokens. Set distill.kl_chosen=0 and distill.kl_rejected=0 (preference alone)"),
-    (["--distill.teacher=wider", *QUICK], "the teacher wider has a vocabulary of"),
-    (["--distill.teacher=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
-    (["--distill.teacher="], "distill.teacher must be named"),
-    (["--distill.teacher=", "--distill.problems={'math': 5}", "--distill.pairs=", *PREFERENCE],
-     "distill.teacher must be named"),
-    (["--distill.pairs="], "distill needs either problems, {task: how many}, or pairs, a file"),
-    (["--distill.problems={'math': 5}"], "distill needs either problems, {task: how many}, or pairs, a file"),
-    (["--distill.pairs=none.jsonl"], "cannot read the pairs in none.jsonl"),
-    (["--distill.margin=mean"], "distill.margin must be one of '', 'sum', 'token', not 'mean'"),
-    (["--distill.negatives=worst"], "distill.negatives must be one of 'worse', 'any', not 'worst'"),
-    (["--distill.on_bad_line=ignore"], "distill.on_bad_line must be one of 'skip', 'stop', not 'ignore'"),
-    (["--distill.curve=square"], "curve 'square'"),
-    (["--distill.top_k=5", "--distill.divergence=0.5"], "distill.top_k goes with divergence=0"),
-    (["--distill.divergence=2"], "distill.divergence"),
-    (["--distill.top_k=1000", *QUICK], "distill.top_k"),
-    (["--distill.top_k=5", "--distill.teacher=", *QUICK],
-     "there is no out/bad/distill/top5_ids.npy: name distill.teacher, or put the file there"),
-    (["--distill.dpo=0", *PREFERENCE, *QUICK], "distill"),
-    (["--distill.refresh_every=5"], "distill.refresh_every needs problems"),
-    (["--distill.context=16"], "no pair in pairs.jsonl can be used; 20 longer than 16 tokens"),
-    (["--model.n_layers=3", *QUICK], "has n_layers = 2, this run's model has 3: set model.n_layers"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["--distill.teacher=other"],
+            "the teacher other has another tokenizer than start: its distribution is over other "
+            "tokens. Set distill.kl_chosen=0 and distill.kl_rejected=0 (preference alone)",
+        ),
+        (["--distill.teacher=wider", *QUICK], "the teacher wider has a vocabulary of"),
+        (["--distill.teacher=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
+        (["--distill.teacher="], "distill.teacher must be named"),
+        (
+            [
+                "--distill.teacher=",
+                "--distill.problems={'math': 5}",
+                "--distill.pairs=",
+                *PREFERENCE,
+            ],
+            "distill.teacher must be named",
+        ),
+        (["--distill.pairs="], "distill needs either problems, {task: how many}, or pairs, a file"),
+        (
+            ["--distill.problems={'math': 5}"],
+            "distill needs either problems, {task: how many}, or pairs, a file",
+        ),
+        (["--distill.pairs=none.jsonl"], "cannot read the pairs in none.jsonl"),
+        (["--distill.margin=mean"], "distill.margin must be one of '', 'sum', 'token', not 'mean'"),
+        (
+            ["--distill.negatives=worst"],
+            "distill.negatives must be one of 'worse', 'any', not 'worst'",
+        ),
+        (
+            ["--distill.on_bad_line=ignore"],
+            "distill.on_bad_line must be one of 'skip', 'stop', not 'ignore'",
+        ),
+        (["--distill.curve=square"], "curve 'square'"),
+        (["--distill.top_k=5", "--distill.divergence=0.5"], "distill.top_k goes with divergence=0"),
+        (["--distill.divergence=2"], "distill.divergence"),
+        (["--distill.top_k=1000", *QUICK], "distill.top_k"),
+        (
+            ["--distill.top_k=5", "--distill.teacher=", *QUICK],
+            "there is no out/bad/distill/top5_ids.npy: name distill.teacher, or put the file there",
+        ),
+        (["--distill.dpo=0", *PREFERENCE, *QUICK], "distill"),
+        (["--distill.refresh_every=5"], "distill.refresh_every needs problems"),
+        (["--distill.context=16"], "no pair in pairs.jsonl can be used; 20 longer than 16 tokens"),
+        (
+            ["--model.n_layers=3", *QUICK],
+            "has n_layers = 2, this run's model has 3: set model.n_layers",
+        ),
+    ],
+)
 def test_bad_settings_are_one_line(base, folders, monkeypatch, capsys, options, message):
     shutil.rmtree(base.folder / "out/bad", ignore_errors=True)
     with pytest.raises(SystemExit, match="2"):
@@ -625,7 +930,15 @@ def test_another_tokenizer_will_do_for_preference_alone(base, folders, monkeypat
 
 
 def test_preference_alone_needs_no_teacher(base, monkeypatch, capsys):
-    attempt(base, monkeypatch, "--run=dpo", "--distill.teacher=", "--distill.epochs=0.4", *PREFERENCE, *QUICK)
+    attempt(
+        base,
+        monkeypatch,
+        "--run=dpo",
+        "--distill.teacher=",
+        "--distill.epochs=0.4",
+        *PREFERENCE,
+        *QUICK,
+    )
     assert "pictures and tables: " in capsys.readouterr().out
     (line,) = metrics(base, "dpo")
     assert line["loss"] == line["dpo"] and "kl_chosen" not in line
@@ -633,7 +946,9 @@ def test_preference_alone_needs_no_teacher(base, monkeypatch, capsys):
 
 def test_pairs_are_shared_out_evenly(base, monkeypatch, capsys):
     """The check of the number of processes comes before any of them waits for another."""
-    monkeypatch.setattr(common, "init_distributed", lambda *_: common.Dist(0, 3, torch.device("cpu"), None))
+    monkeypatch.setattr(
+        common, "init_distributed", lambda *_: common.Dist(0, 3, torch.device("cpu"), None)
+    )
     with pytest.raises(SystemExit, match="2"):
         attempt(base, monkeypatch, "--run=bad")
     assert "distill.batch_pairs=8 is no multiple of the 3 processes" in capsys.readouterr().err
