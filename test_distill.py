@@ -51,13 +51,11 @@ def test_preference_is_what_trl_computes():
     """Values and gradients of the logits, in float64, of three pairs with responses of uneven
     lengths."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(
-        V, (6, 9), generator=generator
-    )  # as TRL has them: chosen of all pairs, then rejected
+    # As TRL has them: chosen of all pairs, then rejected.
+    tokens = torch.randint(V, (6, 9), generator=generator)
     mask = torch.tensor([[0] * 3 + [1] * n + [0] * (6 - n) for n in (6, 2, 3, 4, 1, 5)])
-    logits = (
-        torch.randn(6, 8, V, generator=generator).double().requires_grad_()
-    )  # at each place, of the next token
+    # At each place, of the next token.
+    logits = torch.randn(6, 8, V, generator=generator).double().requires_grad_()
     reference = -30 * torch.rand(3, 2, generator=generator).double()
 
     class Model:
@@ -283,9 +281,8 @@ def test_top_k_is_the_divergence_over_buckets(step, tmp_path, k):
     for array, dtype in ((top_k.ids, np.int32), (top_k.logprobs, np.float16)):
         assert array.shape == (sum(top_k.lengths), k) and array.dtype == dtype
     expected = plain_step(step, cfg, divergence_of_trl if k == V else buckets_of(k), batch)
-    assert_same_step(
-        our_step(step, cfg, top_k, batch), expected, rtol=2e-3, atol=2e-3
-    )  # half precision on disk
+    ours = our_step(step, cfg, top_k, batch)
+    assert_same_step(ours, expected, rtol=2e-3, atol=2e-3)  # half precision on disk
 
 
 @pytest.mark.parametrize("micro_pairs", [1, 2, 5])
@@ -328,10 +325,8 @@ def test_displacement_and_its_cure():
     U = 2 * torch.eye(20)  # output matrix: the tokens have nothing in common …
     own, U[5] = U[5].clone(), U[5] + 1.5 * U[4]  # … but 4 and 5, the ends of y+ and y-
     before, targets = torch.tensor([0, 1, 2, 3] * 2), torch.tensor([1, 2, 3, 4, 1, 2, 3, 5])
-    start, teacher = (
-        U[1:5].clone(),
-        U[1:5].clone(),
-    )  # hidden states after tokens 0 … 3: all that is trained
+    # Hidden states after tokens 0 … 3: all that is trained.
+    start, teacher = U[1:5].clone(), U[1:5].clone()
     start[3], teacher[3] = 0.75 * U[4] - 0.375 * own, 1.25 * U[4] - 2 * own
 
     def sums(states):
@@ -812,9 +807,8 @@ def test_new_negatives_in_a_run(base, monkeypatch):
         len(files) == 2 and files[0].keys() - files[1].keys() and files[1].keys() - files[0].keys()
     )
     steps = metrics(base, "fresh")
-    assert all(
-        line["rejected_tokens"] < line["chosen_tokens"] - 8 for line in steps
-    )  # samples have 8 tokens at most
+    # Samples have 8 tokens at most.
+    assert all(line["rejected_tokens"] < line["chosen_tokens"] - 8 for line in steps)
     assert all(np.isfinite(line["reference_rejected"] + line["teacher_rejected"]) for line in steps)
     assert steps[0]["margin"] == pytest.approx(0, abs=1e-5) and steps[1]["margin"] != 0
     cut(base, "fresh", "fresh-again", 4)
