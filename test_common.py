@@ -1,5 +1,6 @@
 """Config errors that name the nearest key; checkpoints that are whole or absent; signals and
 metrics."""
+
 import json
 from dataclasses import dataclass, field
 
@@ -12,10 +13,10 @@ from common import UserError
 
 @dataclass
 class Settings:
-    lr: float = 1e-3             # learning rate
-    steps: int = 10              # how many
-    name: str = "x"              # a text
-    theta: float | None = None   # optional
+    lr: float = 1e-3  # learning rate
+    steps: int = 10  # how many
+    name: str = "x"  # a text
+    theta: float | None = None  # optional
     stages: list = field(default_factory=list)  # a list
 
 
@@ -48,15 +49,18 @@ def test_values_and_types(config):
     assert load(config, "--pretrain.theta=None").pretrain.theta is None
 
 
-@pytest.mark.parametrize("argument, message", [
-    ("--pretrain.lrr=1", "unknown key 'lrr'; did you mean 'lr'"),
-    ("--pretrian.lr=1", "unknown section 'pretrian'.*did you mean 'pretrain'"),
-    ("--pretrain.steps=1.5", "steps must be int, not float"),
-    ("--pretrain.lr=fast", "lr must be float, not str"),
-    ("--pretrain.stages=3", "stages must be list, not int"),
-    ("--rnu=x", "unknown option '--rnu=x'; did you mean 'run'"),
-    ("run=x", "not understood"),
-])
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--pretrain.lrr=1", "unknown key 'lrr'; did you mean 'lr'"),
+        ("--pretrian.lr=1", "unknown section 'pretrian'.*did you mean 'pretrain'"),
+        ("--pretrain.steps=1.5", "steps must be int, not float"),
+        ("--pretrain.lr=fast", "lr must be float, not str"),
+        ("--pretrain.stages=3", "stages must be list, not int"),
+        ("--rnu=x", "unknown option '--rnu=x'; did you mean 'run'"),
+        ("run=x", "not understood"),
+    ],
+)
 def test_what_is_wrong_is_named(config, argument, message):
     with pytest.raises(UserError, match=message):
         load(config, argument)
@@ -201,12 +205,16 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch):
 
     class Torn:
         """A file of which half a line reaches the disk."""
+
         def __init__(self, path, mode):
             self.file = open(path, mode)
+
         def __enter__(self):
             return self
+
         def __exit__(self, *error):
             self.file.close()
+
         def write(self, text):
             self.file.write(text[:9])
             raise OSError(28, "No space left on device")
@@ -221,6 +229,7 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch):
 
 def test_adamw_groups_cover_every_parameter_once():
     from model import ModelConfig, Transformer
+
     model = Transformer(ModelConfig(2, 16, 24, 2, 1, 8, vocab_size=32))
     optimizer = common.adamw(model, 1e-3, (0.9, 0.95), 0.1)
     decay, plain = (set(map(id, group["params"])) for group in optimizer.param_groups)

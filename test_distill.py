@@ -36,7 +36,7 @@ from distill import (
     sequence_logprobs,
     train_step,
 )
-from kernels.cross_entropy import linear_kl, linear_logprobs
+from kernels.cross_entropy import linear_logprobs, linear_logprobs_kl
 from model import ModelConfig, Transformer, init_weights
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
@@ -337,10 +337,8 @@ def test_displacement_and_its_cure():
         states = start.clone().requires_grad_()
         optimizer = torch.optim.SGD([states], lr=0.05)
         for _ in range(300):
-            divergence, side = (
-                linear_kl(states[before], U, teacher[before], U),
-                torch.arange(8) // 4,
-            )
+            divergence = linear_logprobs_kl(states[before], U, targets, teacher[before], U)[1]
+            side = torch.arange(8) // 4
             kl = sum(distillation_loss(divergence, side == i, 4) for i in (CHOSEN, REJECTED))
             (preference_loss(sums(states), sums(start), 0.5).mean() + weight_of_kl * kl).backward()
             optimizer.step()

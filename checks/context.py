@@ -1,8 +1,9 @@
 """Does the long-context stage work? `python -m checks.context`, once configs/context.py is trained.
 
-Compares the checkpoint at the end of the stable stage (64 tokens a row) with the last one (256, RoPE base raised: ABF):
-loss by position in held-out long documents, and passkeys by the distance between the key and the question. A run's
-folder as argument (out/context_no_abf) compares that run; `--record` appends the result to results/context.jsonl.
+Compares the checkpoint at the end of the stable stage (64 tokens a row) with the last one (256,
+RoPE base raised: ABF): loss by position in held-out long documents, and passkeys by the distance
+between the key and the question. A run's folder as argument (out/context_no_abf) compares that run;
+`--record` appends the result to results/context.jsonl.
 """
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ BINS = np.arange(0, 257, 32)
 
 @torch.no_grad()
 def loss_by_position(model, tokenizer, folder: Path) -> list[float]:
-    """Mean loss (nats a token) of held-out long documents, by position in the document, in bins of 32."""
+    """Mean loss (nats a token) of held-out long documents, by position in the document, in bins of
+    32."""
     stream = PoolStream("long", read_pool(folder / "long", "val", tokenizer.hash), 0, 256)
     tokens, targets, starts = (torch.from_numpy(x) for x in stream.read(0, stream.size))
     total, count = np.zeros(8), np.zeros(8)
@@ -43,7 +45,8 @@ def loss_by_position(model, tokenizer, folder: Path) -> list[float]:
 
 
 def passkeys(model, tokenizer, n: int = 200) -> list[tuple[float, float, float]]:
-    """(mean tokens from key to question, accuracy, its standard error) for each distance, on test problems, greedy."""
+    """(mean tokens from key to question, accuracy, its standard error) for each distance, on test
+    problems, greedy."""
     rows = []
     for filler in FILLERS:
         problems = recall.problems("test", n, seed=0, filler=filler)

@@ -1,11 +1,13 @@
-"""Is the greedy score of a checkpoint the same by evaluate.py, transformers, `transformers serve` and lm-eval?
+"""Is the greedy score of a checkpoint the same by evaluate.py, transformers, `transformers serve`
+and lm-eval?
 
     python -m checks.evaluate out/tiny/pretrain [--task=math] [--n=64] [--lm_eval=lm/bin/lm_eval] [--write]  # a minute
 
-The checkpoint is exported to a temporary folder in fp32 (as by hf.py), which the other three read. The
-lm-evaluation-harness gets documents as JSON lines and a task of its own format, with a regular expression and exact
-match for our scorer: only where answers are numbers. It brings a package of the name `evaluate`, so it wants an
-environment of its own: python -m venv lm && lm/bin/pip install lm-eval transformers torch.
+The checkpoint is exported to a temporary folder in fp32 (as by hf.py), which the other three read.
+The lm-evaluation-harness gets documents as JSON lines and a task of its own format, with a regular
+expression and exact match for our scorer: only where answers are numbers. It brings a package of
+the name `evaluate`, so it wants an environment of its own: python -m venv lm && lm/bin/pip install
+lm-eval transformers torch.
 """
 import argparse
 import json

@@ -1,10 +1,12 @@
-"""Random programs into the sandbox and random answers into the verifier: nothing crashes, hangs or earns a reward.
+"""Random programs into the sandbox and random answers into the verifier: nothing crashes, hangs or
+earns a reward.
 
     python -m checks.fuzz [--n=10000] [--write]     # nine minutes on 2 cores
 
-Programs are statements drawn from lists of what attackers use, nested and joined at random, some with random
-characters; they are judged by tests that expect a secret. Answers are pieces of LaTeX, numbers, brackets and any
-Unicode. Then the speed of both on plain work: programs and answers a second.
+Programs are statements drawn from lists of what attackers use, nested and joined at random, some
+with random characters; they are judged by tests that expect a secret. Answers are pieces of LaTeX,
+numbers, brackets and any Unicode. Then the speed of both on plain work: programs and answers a
+second.
 """
 import os
 import sys

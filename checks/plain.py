@@ -1,10 +1,11 @@
-"""How plain is the code? Syntax nodes a code line, the longest function, wide lines; and what ruff cannot say.
+"""How plain is the code? Syntax nodes a code line, the longest function, wide lines; and what ruff
+cannot say.
 
     python -m checks.plain              # a line for each root script
     python -m checks.plain data report  # and for what stands in these folders
 
-A code line is one that holds code: no blank line, comment or docstring. nanoGPT has 6 to 8 nodes a line, nanochat 6 to
-9. test_plain.py holds the limits.
+A code line is one that holds code: no blank line, comment or docstring. nanoGPT has 6 to 8 nodes a
+line, nanochat 6 to 9. test_plain.py holds the limits.
 """
 import ast
 import sys
@@ -91,7 +92,8 @@ def faults(path: Path) -> list[str]:
 
 
 def _is_text_times_flag(node: ast.BinOp) -> bool:
-    """Whether this is `"text" * flag` or `[x] * flag`: a flag is a comparison, a `not` or a bool()."""
+    """Whether this is `"text" * flag` or `[x] * flag`: a flag is a comparison, a `not` or a
+    bool()."""
     def is_text(side):
         return isinstance(side, (ast.JoinedStr, ast.List, ast.Tuple)) or (
             isinstance(side, ast.Constant) and isinstance(side.value, str))

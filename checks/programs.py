@@ -1,4 +1,5 @@
-"""Do known solutions pass their tests in the sandbox, and do wrong variants fail? HumanEval and sanitized MBPP.
+"""Do known solutions pass their tests in the sandbox, and do wrong variants fail? HumanEval and
+sanitized MBPP.
 
     python -m checks.programs --humaneval=FILE --mbpp=FILE [--write]     # two and a half minutes on 2 cores
 """

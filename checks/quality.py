@@ -3,8 +3,9 @@
     python -m checks.quality            # the table: tags (0-9 and yes/no), retrieval, hybrid, chance
     python -m checks.quality --write    # and a line a seed in results/quality.jsonl
 
-Pages are those of data/tasks, half of them with a fault. The filter learns from 4,000 that a labeller with the answer
-key has graded 0-9 on five dimensions (`grade`), and is tested on 6,000 others.
+Pages are those of data/tasks, half of them with a fault. The filter learns from 4,000 that a
+labeller with the answer key has graded 0-9 on five dimensions (`grade`), and is tested on 6,000
+others.
 """
 import sys
 import time
@@ -31,7 +32,8 @@ def aucs(scores: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
 
 
 def measure(seed: int) -> dict[str, dict[str, float]]:
-    """AUC of each score by kind of fault: learned from 4,000 labelled pages, on 6,000 others less those among them."""
+    """AUC of each score by kind of fault: learned from 4,000 labelled pages, on 6,000 others less
+    those among them."""
     texts, grades, _ = labelled_pages(4000, 2 * seed)
     held_out, _, kinds = labelled_pages(6000, 2 * seed + 1)
     seen = set(texts)

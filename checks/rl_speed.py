@@ -1,19 +1,23 @@
-"""How fast is a step of rl.py beside TRL's GRPOTrainer? `OMP_NUM_THREADS=1 python -m checks.rl_speed`, one minute.
+"""How fast is a step of rl.py beside TRL's GRPOTrainer? `OMP_NUM_THREADS=1 python -m
+checks.rl_speed`, one minute.
 
-A step is 64 rollouts (8 groups of 8; prompts of 32 tokens, responses of 64), their rewards and advantages, and one
-update by DAPO's loss, clipping included. The same weights, prompts, temperature (1, no top-p, no KL term), AdamW,
-threads and type (fp32) in one process; the contestants take turns over 5 rounds, one step a turn. No stop token can be
-sampled, so that both do the same work whatever they draw; ours then counts the responses as ended, or it would train
-none. The reward is the share of even tokens: scoring costs nothing.
+A step is 64 rollouts (8 groups of 8; prompts of 32 tokens, responses of 64), their rewards and
+advantages, and one update by DAPO's loss, clipping included. The same weights, prompts, temperature
+(1, no top-p, no KL term), AdamW, threads and type (fp32) in one process; the contestants take turns
+over 5 rounds, one step a turn. No stop token can be sampled, so that both do the same work whatever
+they draw; ours then counts the responses as ended, or it would train none. The reward is the share
+of even tokens: scoring costs nothing.
 
-TRL's steps are its own training_step on its own dataloader's batches, generation through transformers included, at the
-fastest of the settings tried: 1, 8, 16, 32 or 64 passes an update; attention "eager" or "sdpa"; a growing or a static
-cache, or continuous batching. In its favour: its trainer's loop, logging and saving are left out; it does not keep the
-sampler's log-probabilities, which ours does and compares with the update's. In ours: so are loop.py's and rl.py's loop,
-rollout files and statistics; all responses are equally long, so that a context of just one leaves no padding in our
-rows (with the default of 256 a quarter would be, for attention alone), though neither is there any in TRL's. Ours runs
-a prompt once for its group, TRL with each response. Prompts come to both as ids: neither renders or tokenizes them.
-Left out, in ours too: vLLM, which TRL can sample with on a GPU.
+TRL's steps are its own training_step on its own dataloader's batches, generation through
+transformers included, at the fastest of the settings tried: 1, 8, 16, 32 or 64 passes an update;
+attention "eager" or "sdpa"; a growing or a static cache, or continuous batching. In its favour: its
+trainer's loop, logging and saving are left out; it does not keep the sampler's log-probabilities,
+which ours does and compares with the update's. In ours: so are loop.py's and rl.py's loop, rollout
+files and statistics; all responses are equally long, so that a context of just one leaves no
+padding in our rows (with the default of 256 a quarter would be, for attention alone), though
+neither is there any in TRL's. Ours runs a prompt once for its group, TRL with each response.
+Prompts come to both as ids: neither renders or tokenizes them. Left out, in ours too: vLLM, which
+TRL can sample with on a GPU.
 """
 import tempfile
 import time

@@ -1,9 +1,10 @@
-"""Public sets on their real files: do gold answers score 1, and empty answers and another problem's answer 0?
+"""Public sets on their real files: do gold answers score 1, and empty answers and another problem's
+answer 0?
 
     python -m checks.sets --gsm8k=FILE --math500=FILE --humaneval=FILE --bfcl=FILE,FILE … [--write]  # half a minute
 
-Any of data/sets/public.py whose problems have an answer. Gold answers are given in the form of a chat reply; the other
-problem is the next one of another answer.
+Any of data/sets/public.py whose problems have an answer. Gold answers are given in the form of a
+chat reply; the other problem is the next one of another answer.
 """
 import sys
 import time

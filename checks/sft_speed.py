@@ -1,10 +1,12 @@
-"""How fast is a step of sft.py beside TRL's SFTTrainer? `OMP_NUM_THREADS=1 python -m checks.sft_speed`, three minutes.
+"""How fast is a step of sft.py beside TRL's SFTTrainer? `OMP_NUM_THREADS=1 python -m
+checks.sft_speed`, three minutes.
 
-The same weights, conversations (lognormal lengths, median 64, at most 256 tokens; the latter half is trained), AdamW,
-clipping, threads and type (fp32) in one process; the contestants take turns over 5 rounds. TRL is shown packed ("bfd",
-its data collator without padding) and unpacked (rows padded to the longest of their batch). Counted are real tokens,
-not padding. TRL's steps are its own training_step on its own dataloader's batches; its trainer's loop, logging and
-saving are left out, in its favour.
+The same weights, conversations (lognormal lengths, median 64, at most 256 tokens; the latter half
+is trained), AdamW, clipping, threads and type (fp32) in one process; the contestants take turns
+over 5 rounds. TRL is shown packed ("bfd", its data collator without padding) and unpacked (rows
+padded to the longest of their batch). Counted are real tokens, not padding. TRL's steps are its own
+training_step on its own dataloader's batches; its trainer's loop, logging and saving are left out,
+in its favour.
 """
 import itertools
 import shutil
@@ -63,7 +65,8 @@ def ours(shape: ModelConfig, tokens: list, masks: list, d):
 
 
 def theirs(export: Path, tokens: list, masks: list, packing: bool, rows: int, folder: Path):
-    """rows: of a forward pass; packed ones that are joined attend to a mask of their joined length."""
+    """rows: of a forward pass; packed ones that are joined attend to a mask of their joined
+    length."""
     model = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32, attn_implementation="sdpa")
     data = datasets.Dataset.from_dict({"input_ids": [t.tolist() for t in tokens],
                                        "completion_mask": [m.tolist() for m in masks]})

@@ -2,8 +2,9 @@
 
     python -m checks.verify --gsm8k=FOLDER --math500=FILE [--write]     # half a minute on 2 cores
 
-Every gold is compared with itself, rewritten in several ways, and with answers that are wrong: another problem's, one
-more, another sign, a changed digit, a hedge, another unit. A kind of rewriting counts only where it changes the text.
+Every gold is compared with itself, rewritten in several ways, and with answers that are wrong:
+another problem's, one more, another sign, a changed digit, a hedge, another unit. A kind of
+rewriting counts only where it changes the text.
 """
 import random
 import re
@@ -74,8 +75,9 @@ def judge(gold: str, answer: str) -> float | None:
 
 
 def measure(golds: list[str], rng: random.Random, pool: ThreadPoolExecutor) -> tuple[dict, dict, list]:
-    """Errors and trials of each kind, and what went wrong. A wrong answer that happens to be equal is no trial: 0.5 for
-    1/2 as another problem's, or the sign of what has none; Fraction and the text decide."""
+    """Errors and trials of each kind, and what went wrong. A wrong answer that happens to be equal
+    is no trial: 0.5 for 1/2 as another problem's, or the sign of what has none; Fraction and the
+    text decide."""
     trials, errors, told = Counter(), Counter(), []
     rewritings = [(kind, gold, text) for gold in golds for kind, rewrite in RIGHT.items()
                   if (text := rewrite(gold)) != gold or kind == "itself"]

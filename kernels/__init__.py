@@ -1,8 +1,9 @@
 """Hand-written Triton kernels, each beside the plain PyTorch that says what it computes.
 
-`kernels="auto"`, an argument of every function here and a key of the model's config, takes Triton on a GPU and PyTorch
-elsewhere; "triton" or "torch" takes one of them anywhere. Without a GPU, Triton runs in its interpreter: right, and
-very slow. Each file is one family and checks itself: `python -m kernels.attention`.
+`kernels="auto"`, an argument of every function here and a key of the model's config, takes Triton
+on a GPU and PyTorch elsewhere; "triton" or "torch" takes one of them anywhere. Without a GPU,
+Triton runs in its interpreter: right, and very slow. Each file is one family;
+`python -m kernels.tools.check` checks them all.
 """
 import os
 from types import SimpleNamespace
@@ -16,21 +17,25 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 try:
     import triton
     import triton.language as tl
-except ImportError:  # a platform without Triton: the definitions below stay what they are, functions that nobody calls
+except ImportError:
+    # A platform without Triton: kernels stay what they are, functions that nobody calls.
     triton, tl = SimpleNamespace(jit=lambda f: f), SimpleNamespace(constexpr=None)
 else:
     if INTERPRETED:
-        from kernels.tools import interpreter  # noqa: F401  makes the interpreter's bfloat16 that of a GPU
+        # Makes the interpreter's bfloat16 that of a GPU.
+        from kernels import interpreter  # noqa: F401
 
 KINDS = ("auto", "triton", "torch")
 
 
 def use_triton(x: torch.Tensor, kernels: str) -> bool:
-    """Whether a call on x goes to Triton; kernels: one of KINDS. float64 is always left to PyTorch."""
+    """Whether a call on x goes to Triton; kernels: one of KINDS. float64 is always left to
+    PyTorch."""
     assert kernels in KINDS, kernels
     return x.dtype != torch.float64 and (kernels == "triton" or kernels == "auto" and x.is_cuda)
 
 
 def with_last_dim_contiguous(x: torch.Tensor) -> torch.Tensor:
-    """The kernels take any strides but in the last dimension; only there a copy is made (a stride of 0, say)."""
+    """The kernels take any strides but in the last dimension; only there a copy is made (a stride
+    of 0, say)."""
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,15 +1,16 @@
 """Losses from hidden states and the output matrix, without the (N, V) logits.
 
-At V = 166144 the fp32 logits of 4096 tokens are 2.7 GB, and autograd holds them more than once. So tokens go through
-in chunks: a chunk's logits, what is needed of them, the next chunk. The matrix products are PyTorch's. What lies
-between them, sums over each row of logits and the gradient that takes the row's place, is plain PyTorch, or a Triton
-program a row that goes through the vocabulary in blocks and holds nothing of the logits' size beside them.
+At V = 166144 the fp32 logits of 4096 tokens are 2.7 GB, and autograd holds them more than once. So
+tokens go through in chunks: a chunk's logits, what is needed of them, the next chunk. The matrix
+products are PyTorch's. What lies between them, sums over each row of logits and the gradient that
+takes the row's place, is plain PyTorch, or a Triton program a row that goes through the vocabulary
+in blocks and holds nothing of the logits' size beside them.
 
-Shapes: N tokens (B * T), R of them in a chunk, C width, V vocabulary. Statistics and the weight's gradient add up in
-fp32, or float64 for float64. `python -m kernels.cross_entropy` checks the kernels and shows the memory.
+Shapes: N tokens (B * T), R of them in a chunk, C width, V vocabulary. Statistics and the weight's
+gradient add up in fp32, or float64 for float64. `python -m kernels.tools.check cross_entropy`
+checks the kernels, `python -m kernels.tools.memory` shows the memory.
 """
 import math
-import sys
 from functools import partial
 from typing import Callable
 
@@ -24,80 +25,93 @@ BLOCK_GPU = 4096  # logits of a row that a program holds at once
 BLOCK = 64 if INTERPRETED else BLOCK_GPU  # the checks need several blocks
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100,
-                         kernels: str = "auto", token_weights: Tensor | None = None) -> Tensor:
+def linear_cross_entropy(
+        hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100,
+        kernels: str = "auto", token_weights: Tensor | None = None) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight.T)[target], in nats; a scalar, fp32.
 
-    hidden (N, C), weight (V, C), targets (N,) int64. Tokens whose target is ignore_index do not count, others as
-    token_weights (N,) fp32 says (None: 1 each). The sum, not the mean: the caller divides by the global number of
-    trained tokens, over ranks and micro-batches alike.
+    hidden (N, C), weight (V, C), targets (N,) int64. Tokens whose target is ignore_index do not
+    count, others as token_weights (N,) fp32 says (None: 1 each). The sum, not the mean: the caller
+    divides by the global number of trained tokens, over ranks and micro-batches alike.
     """
     needed = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight)]
-    return cross_entropy_op(hidden, weight, targets, ignore_index, use_triton(hidden, kernels), needed,
-                            token_weights)[0]
+    by_triton = use_triton(hidden, kernels)
+    loss, _, _ = cross_entropy_op(
+        hidden, weight, targets, ignore_index, by_triton, needed, token_weights)
+    return loss
 
 
-def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
-                    kernels: str = "auto") -> Tensor:
+def linear_logprobs(
+        hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
+        kernels: str = "auto") -> Tensor:
     """log softmax(hidden @ weight.T / temperature)[target] of each token: (N,) fp32, in nats.
 
     hidden (N, C), weight (V, C), targets (N,) int64, all valid.
     """
     by_triton = use_triton(hidden, kernels)
-    return logprobs_op(hidden, weight, targets, temperature, False, by_triton, None, [False, False])[0][0]
+    results, _, _ = logprobs_op(
+        hidden, weight, targets, temperature, False, by_triton, None, [False, False])
+    return results[0]
 
 
-def linear_logprobs_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
-                            kernels: str = "auto") -> tuple[Tensor, Tensor]:
-    """(linear_logprobs, entropy of each token's distribution at that temperature): both (N,) fp32, in nats."""
+def linear_logprobs_entropy(
+        hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
+        kernels: str = "auto") -> tuple[Tensor, Tensor]:
+    """(linear_logprobs, entropy of each token's distribution): both (N,) fp32, in nats.
+
+    Both at the temperature.
+    """
     by_triton = use_triton(hidden, kernels)
-    results = logprobs_op(hidden, weight, targets, temperature, True, by_triton, None, [False, False])[0]
+    results, _, _ = logprobs_op(
+        hidden, weight, targets, temperature, True, by_triton, None, [False, False])
     return results[0], results[1]
 
 
-def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, beta: float = 0.0,
-              temperature: float = 1.0, kernels: str = "auto") -> Tensor:
-    """How far each token's student distribution q is from the teacher's p, over all of V: (N,) fp32, in nats.
+def linear_logprobs_kl(
+        hidden: Tensor, weight: Tensor, targets: Tensor,
+        teacher_hidden: Tensor, teacher_weight: Tensor,
+        beta: float = 0.0, temperature: float = 1.0,
+        kernels: str = "auto") -> tuple[Tensor, Tensor]:
+    """(linear_logprobs at temperature 1, divergence at the given one): both (N,) fp32, in nats.
 
-    q of hidden (N, C) and weight (V, C), p of teacher_hidden (N, any) and teacher_weight (V, any), both with logits
-    divided by the temperature; no factor of its square. The teacher gets no gradient. beta = 0: KL(p || q), forward.
-    beta = 1: KL(q || p), reverse. Between: beta KL(p || m) + (1 - beta) KL(q || m) of the mixture
-    m = beta p + (1 - beta) q, the generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649) as TRL writes it.
+    The divergence says how far each token's student distribution q is from the teacher's p, over
+    all of V: q of hidden (N, C) and weight (V, C), p of teacher_hidden (N, any) and teacher_weight
+    (V, any), both with logits divided by the temperature; no factor of its square. The teacher gets
+    no gradient. beta = 0: KL(p || q), forward. beta = 1: KL(q || p), reverse. Between:
+    beta KL(p || m) + (1 - beta) KL(q || m) of the mixture m = beta p + (1 - beta) q, the
+    generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649) as TRL writes it.
+
+    For losses that need both of the same tokens: one product makes the student's logits for the
+    two, and their gradients share the products that follow.
     """
     assert 0 <= beta <= 1, beta
-    return kl_op(hidden, weight, teacher_hidden, teacher_weight, beta, temperature, use_triton(hidden, kernels), None,
-                 [False, False])[0][0]
-
-
-def linear_logprobs_kl(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor,
-                       beta: float = 0.0, temperature: float = 1.0, kernels: str = "auto") -> tuple[Tensor, Tensor]:
-    """(linear_logprobs at temperature 1, linear_kl at the given one): both (N,) fp32, in nats.
-
-    For losses that need both of the same tokens: one product makes the student's logits for the two, and their
-    gradients share the products that follow.
-    """
-    assert 0 <= beta <= 1, beta
-    results = logprobs_kl_op(hidden, weight, targets, teacher_hidden, teacher_weight, beta, temperature,
-                             use_triton(hidden, kernels), None, [False, False])[0]
+    by_triton = use_triton(hidden, kernels)
+    results, _, _ = logprobs_kl_op(
+        hidden, weight, targets, teacher_hidden, teacher_weight, beta, temperature, by_triton,
+        None, [False, False])
     return results[0], results[1]
 
 
 def linear_topk_kl(hidden: Tensor, weight: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
-    """Forward KL(p || q) of each token from a teacher known by its k most likely tokens: (N,) fp32, in nats.
+    """Forward KL(p || q) from a teacher known by its k most likely tokens: (N,) fp32, in nats.
 
-    hidden (N, C), weight (V, C); ids (N, k) int64, distinct in a row; logprobs (N, k), any float type: those of ids
-    under the teacher's whole softmax. What they leave of 1 is the probability of one bucket of all other tokens. To
-    merge tokens cannot raise a divergence (data-processing inequality), so this is a lower bound of the full KL, and
-    >= 0. Cut off at k the sum can be negative, and renormalised it would teach that the other tokens cannot occur.
-    Plain PyTorch only: for a teacher that is served elsewhere, or whose answers are kept on disk.
+    hidden (N, C), weight (V, C); ids (N, k) int64, distinct in a row; logprobs (N, k), any float
+    type: those of ids under the teacher's whole softmax. What they leave of 1 is the probability of
+    one bucket of all other tokens. To merge tokens cannot raise a divergence (data-processing
+    inequality), so this is a lower bound of the full KL, and >= 0. Cut off at k the sum can be
+    negative, and renormalised it would teach that the other tokens cannot occur. Plain PyTorch
+    only: for a teacher that is served elsewhere, or whose answers are kept on disk.
     """
-    return topk_kl_op(hidden, weight, ids, logprobs, None, [False, False])[0][0]
+    results, _, _ = topk_kl_op(hidden, weight, ids, logprobs, None, [False, False])
+    return results[0]
 
 
 @torch.no_grad()
 def teacher_topk(hidden: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(ids (N, k) int64, logprobs (N, k) fp32) of the k most likely tokens, the first the likeliest; of the whole
-    softmax of hidden (N, C) @ weight.T (C, V), in nats: what linear_topk_kl takes."""
+    """(ids (N, k) int64, logprobs (N, k) fp32) of the k likeliest tokens, the first the likeliest.
+
+    In nats, of the whole softmax of hidden (N, C) @ weight.T (C, V): what linear_topk_kl takes.
+    """
     ids = torch.empty(len(hidden), k, dtype=torch.int64, device=hidden.device)
     logprobs = hidden.new_empty(len(hidden), k, dtype=wide_type(hidden))
     for rows in _chunks(hidden, weight):
@@ -107,21 +121,32 @@ def teacher_topk(hidden: Tensor, weight: Tensor, k: int) -> tuple[Tensor, Tensor
     return ids, logprobs
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Chunks of tokens, and the matrix products
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Slices of tokens whose logits are about a chunk; in multiples of 128, or the matrix products starve."""
-    size = 128 * max(1, (CHUNK_GPU if hidden.is_cuda else CHUNK) // (128 * weight.shape[0]))
+    """Slices of tokens whose logits are about a chunk.
+
+    In multiples of 128, or the matrix products starve.
+    """
+    chunk = CHUNK_GPU if hidden.is_cuda else CHUNK
+    size = 128 * max(1, chunk // (128 * weight.shape[0]))
     return [slice(i, i + size) for i in range(0, hidden.shape[0], size)]
 
 
-def over_chunks(work: Callable[[slice], Tensor], hidden: Tensor, weight: Tensor,
-                needed: list[bool]) -> tuple[Tensor, Tensor]:
-    """Gradients of (hidden, weight), empty where not needed; work makes that of a slice of the logits, (R, V)."""
+def over_chunks(
+        work: Callable[[slice], Tensor], hidden: Tensor, weight: Tensor,
+        needed: list[bool]) -> tuple[Tensor, Tensor]:
+    """Gradients of (hidden, weight), empty where not needed.
+
+    work: makes the gradient of a slice of the logits, (R, V).
+    """
     need_hidden, need_weight = needed
-    d_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
-    d_weight = torch.zeros_like(weight, dtype=wide_type(weight)) if need_weight else weight.new_empty(0)
+    d_hidden, d_weight = hidden.new_empty(0), weight.new_empty(0)
+    if need_hidden:
+        d_hidden = torch.empty_like(hidden)
+    if need_weight:
+        d_weight = torch.zeros_like(weight, dtype=wide_type(weight))
     for rows in _chunks(hidden, weight):
         d_logits = work(rows)
         if need_hidden:
@@ -133,14 +158,16 @@ def over_chunks(work: Callable[[slice], Tensor], hidden: Tensor, weight: Tensor,
 
 
 def logits_of(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """hidden @ weight.T / temperature (R, V), in hidden's type. The product itself scales, before its one rounding."""
+    """hidden @ weight.T / temperature (R, V), in hidden's type. The product itself scales, before
+    its one rounding."""
     return torch.addmm(hidden.new_empty(()), hidden, weight.T, beta=0, alpha=1 / temperature)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b as one product: no second (V, C), and the total is read and written once.
 
-    A GPU's product adds bf16 factors up into an fp32 total and never rounds to bf16; a CPU's cannot.
+    A GPU's product adds bf16 factors up into an fp32 total and never rounds to bf16; a CPU's
+    cannot.
     """
     if a.dtype == total.dtype:
         total.addmm_(a, b)
@@ -154,44 +181,54 @@ def wide_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What lies between the products, in plain PyTorch, or the launch of a kernel
 
-def logprobs_rows(logits: Tensor, targets: Tensor, with_entropy: bool, d: Tensor | None, by_triton: bool) -> Tensor:
+def logprobs_rows(
+        logits: Tensor, targets: Tensor, with_entropy: bool, d: Tensor | None,
+        by_triton: bool) -> Tensor:
     """(1, R): log p[target] of the rows of logits (R, V); (2, R) with_entropy: and their entropy H.
 
-    With d, the gradient of these, that of the logits takes their place: d log p[target] / d logits = onehot - p, and
-    dH / d logits = -p (log p + H).
+    With d, the gradient of these, that of the logits takes their place: d log p[target] / d logits
+    = onehot - p, and dH / d logits = -p (log p + H).
     """
     results = logits.new_empty(1 + with_entropy, len(logits), dtype=wide_type(logits))
     results[0] = logits.gather(1, targets[:, None])[:, 0]
     if by_triton:
-        logprobs_kernel[(len(logits),)](logits, targets, results, d, logits.stride(0), logits.shape[1],
-                                        WITH_ENTROPY=with_entropy, **launch(logits))
+        logprobs_kernel[(len(logits),)](
+            logits, targets, results, d, logits.stride(0), logits.shape[1],
+            WITH_ENTROPY=with_entropy, **launch(logits))
         return results
     z = logits.to(results.dtype)
     log_z = z.logsumexp(-1)
     results[0] -= log_z
     if with_entropy:
-        log_p = (z - log_z[:, None]).clamp_(min=-1e30)  # finite, for 0 * log 0 to be 0; torch.special.entr is slow
+        # Finite, for 0 * log 0 to be 0; torch.special.entr is slow.
+        log_p = (z - log_z[:, None]).clamp_(min=-1e30)
         results[1] = -log_p.mul_(log_p.exp()).sum(-1)
     if d is not None:
-        log_p, factor = z.sub_(log_z[:, None]), d[0, :, None]
+        log_p = z.sub_(log_z[:, None])
+        d_logprob = d[0, :, None]
+        factor = d_logprob
         if with_entropy:
             factor = factor + d[1, :, None] * (log_p + results[1, :, None])
-        logits.copy_(log_p.exp_().mul_(-factor).scatter_add_(1, targets[:, None], d[0, :, None]))
+        gradient = log_p.exp_().mul_(-factor)
+        logits.copy_(gradient.scatter_add_(1, targets[:, None], d_logprob))
     return results
 
 
-def kl_rows(q: Tensor, p: Tensor, beta: float, d_divergence: Tensor | None, by_triton: bool) -> Tensor:
+def kl_rows(
+        q: Tensor, p: Tensor, beta: float, d_divergence: Tensor | None, by_triton: bool) -> Tensor:
     """Divergence D of each row of student logits q from teacher logits p (R, V): (R,).
 
-    With d_divergence (R,), the gradient of the student's logits takes their place: s - q sum(s), where s = q dD/dq.
+    With d_divergence (R,), the gradient of the student's logits takes their place: s - q sum(s),
+    where s = q dD/dq.
     """
     if by_triton:
         divergence = q.new_empty(len(q), dtype=torch.float32)
-        kl_kernel[(len(q),)](q, p, divergence, d_divergence, q.stride(0), p.stride(0), q.shape[1], BETA=beta,
-                             **launch(q))
+        kl_kernel[(len(q),)](
+            q, p, divergence, d_divergence, q.stride(0), p.stride(0), q.shape[1],
+            BETA=beta, **launch(q))
         return divergence
     log_q, log_p = (x.to(wide_type(q)).log_softmax(-1) for x in (q, p))
     parts, s = kl_terms(log_q, log_p, beta)
@@ -201,7 +238,8 @@ def kl_rows(q: Tensor, p: Tensor, beta: float, d_divergence: Tensor | None, by_t
 
 
 def kl_terms(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Each token's part of D, and q dD/dq up to a multiple of q, which the gradient of the logits does not see."""
+    """Each token's part of D, and q dD/dq up to a multiple of q, which the gradient of the logits
+    does not see."""
     q, p = log_q.exp(), log_p.exp()
     if beta == 0:
         return p * (log_p - log_q), -p
@@ -215,12 +253,14 @@ def kl_terms(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]
 def topk_kl_rows(logits: Tensor, ids: Tensor, logprobs: Tensor, d: Tensor | None) -> Tensor:
     """linear_topk_kl of each row of the student's logits (R, V): (R,).
 
-    It is the full KL from a teacher that shares its tail out as the student does. So is the gradient, q - p of that p,
-    which takes the logits' place with d (R,), the gradient of the results.
+    It is the full KL from a teacher that shares its tail out as the student does. So is the
+    gradient, q - p of that p, which takes the logits' place with d (R,), the gradient of the
+    results.
     """
     log_q = logits.to(wide_type(logits)).log_softmax(-1)
     tail = log_q.scatter(1, ids, float("-inf"))
-    log_q_tail = tail.logsumexp(-1, keepdim=True)  # not log(1 - the others' sum): it keeps its digits near 0, and below
+    # Not log(1 - the others' sum): this keeps its digits near 0, and below.
+    log_q_tail = tail.logsumexp(-1, keepdim=True)
     p = logprobs.to(log_q.dtype).exp()
     p_tail = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
     p_tail *= ids.shape[1] < logits.shape[1]  # no tail, no mass, though rounding may leave some
@@ -234,7 +274,7 @@ def topk_kl_rows(logits: Tensor, ids: Tensor, logprobs: Tensor, d: Tensor | None
     return (torch.xlogy(buckets, buckets) - buckets * log_q_buckets).sum(-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Triton: a program a row
 
 def launch(logits: Tensor) -> dict:
@@ -251,31 +291,37 @@ def at(X, stride, column):
 
 @triton.jit
 def minus(X, top, stride, column, V):
-    """The row's logits less top, in fp32; from V on, and at the least, -1e30: finite, for 0 * log 0 to be 0."""
+    """The row's logits less top, in fp32; from V on, and at the least, -1e30: finite, for 0 * log 0
+    to be 0."""
     x = tl.load(at(X, stride, column), mask=column < V, other=float("-inf")).to(tl.float32) - top
     return tl.where(x < -1e30, -1e30, x)  # not tl.maximum: on a GPU it hides NaN
 
 
 @triton.jit
 def row_sums(X, stride, V, WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
-    """(top, log total, entropy) of the program's row in one pass; a logit x has log p = x - top - log total.
+    """(top, log total, entropy) of the program's row in one pass; a logit x has log p = x - top -
+    log total.
 
-    top is the largest x, total the sum of e^(x - top), weighted that of (x - top) e^(x - top): of those seen so far.
+    top is the largest x, total the sum of e^(x - top), weighted that of (x - top) e^(x - top): of
+    those seen so far.
     """
     top, total, weighted = -1e30, 0.0, 0.0
     for start in tl.range(0, V, BLOCK):
         x = minus(X, 0.0, stride, start + tl.arange(0, BLOCK), V)
         new_top = tl.maximum(top, tl.max(x, 0))
-        x, drop = x - new_top, top - new_top  # relative to the new top, what came before is less by -drop
+        # Relative to the new top, what came before is less by -drop.
+        x, drop = x - new_top, top - new_top
         if WITH_ENTROPY:
-            weighted = tl.exp(drop) * weighted + drop * tl.exp(drop) * total + tl.sum(x * tl.exp(x), 0)
+            weighted = (tl.exp(drop) * weighted + drop * tl.exp(drop) * total
+                        + tl.sum(x * tl.exp(x), 0))
         total = tl.exp(drop) * total + tl.sum(tl.exp(x), 0)
         top = new_top
     return top, tl.log(total), tl.log(total) - weighted / total
 
 
 @triton.jit
-def logprobs_kernel(X, TARGETS, RESULTS, D, stride, V, WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
+def logprobs_kernel(
+        X, TARGETS, RESULTS, D, stride, V, WITH_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
     """See logprobs_rows. RESULTS (1 or 2, R): the target's logit becomes its log p; entropy."""
     row, R = tl.program_id(0), tl.num_programs(0)
     top, log_total, entropy = row_sums(X, stride, V, WITH_ENTROPY, BLOCK)
@@ -294,7 +340,8 @@ def logprobs_kernel(X, TARGETS, RESULTS, D, stride, V, WITH_ENTROPY: tl.constexp
 
 
 @triton.jit
-def kl_kernel(Q, P, DIVERGENCE, D, stride_q, stride_p, V, BETA: tl.constexpr, BLOCK: tl.constexpr):
+def kl_kernel(
+        Q, P, DIVERGENCE, D, stride_q, stride_p, V, BETA: tl.constexpr, BLOCK: tl.constexpr):
     """See kl_rows."""
     row = tl.program_id(0)
     top_q, log_total_q, _q = row_sums(Q, stride_q, V, False, BLOCK)
@@ -334,20 +381,26 @@ def kl_terms_triton(log_q, log_p, BETA: tl.constexpr):
     return parts, s
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Operators that torch.compile, FSDP and activation checkpointing see as one node each. Given d_results, the gradient of
-# its results, an operator also returns those of hidden and weight, where needed: so it is its own backward pass.
+# --------------------------------------------------------------------------------------------------
+# Operators that torch.compile, FSDP and activation checkpointing see as one node each. Given
+# d_results, the gradient of its results, an operator also returns those of hidden and weight, where
+# needed: so it is its own backward pass.
 
 @torch.library.custom_op("nanobeige::linear_logprobs", mutates_args=())
-def logprobs_op(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool,
-                by_triton: bool, d_results: Tensor | None, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def logprobs_op(
+        hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool,
+        by_triton: bool, d_results: Tensor | None,
+        needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Results (1, N): log-probabilities; (2, N) with_entropy: and entropies."""
     results = _results(hidden, 1 + with_entropy)
 
     def work(rows):
         logits = logits_of(hidden[rows], weight, temperature)
-        d = None if d_results is None else (d_results[:, rows] / temperature).contiguous()
-        results[:, rows] = logprobs_rows(logits, targets[rows].contiguous(), with_entropy, d, by_triton)
+        d = None
+        if d_results is not None:
+            d = (d_results[:, rows] / temperature).contiguous()
+        results[:, rows] = logprobs_rows(
+            logits, targets[rows].contiguous(), with_entropy, d, by_triton)
         return logits
 
     return results, *over_chunks(work, hidden, weight, needed)
@@ -358,32 +411,12 @@ def _(hidden, weight, targets, temperature, with_entropy, by_triton, d_results, 
     return _results(hidden, 1 + with_entropy), *_gradients(hidden, weight, needed)
 
 
-@torch.library.custom_op("nanobeige::linear_kl", mutates_args=())
-def kl_op(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, beta: float,
-          temperature: float, by_triton: bool, d_results: Tensor | None,
-          needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Results (1, N): divergences."""
-    results = _results(hidden, 1)
-
-    def work(rows):
-        q = logits_of(hidden[rows], weight, temperature)
-        p = logits_of(teacher_hidden[rows], teacher_weight, temperature)
-        d = None if d_results is None else (d_results[0, rows] / temperature).contiguous()
-        results[0, rows] = kl_rows(q, p, beta, d, by_triton)
-        return q
-
-    return results, *over_chunks(work, hidden, weight, needed)
-
-
-@kl_op.register_fake
-def _(hidden, weight, teacher_hidden, teacher_weight, beta, temperature, by_triton, d_results, needed):
-    return _results(hidden, 1), *_gradients(hidden, weight, needed)
-
-
 @torch.library.custom_op("nanobeige::linear_logprobs_kl", mutates_args=())
-def logprobs_kl_op(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor,
-                   beta: float, temperature: float, by_triton: bool, d_results: Tensor | None,
-                   needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def logprobs_kl_op(
+        hidden: Tensor, weight: Tensor, targets: Tensor,
+        teacher_hidden: Tensor, teacher_weight: Tensor,
+        beta: float, temperature: float, by_triton: bool, d_results: Tensor | None,
+        needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Results (2, N): log-probabilities, divergences."""
     results = _results(hidden, 2)
 
@@ -393,7 +426,8 @@ def logprobs_kl_op(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidd
         p = logits_of(teacher_hidden[rows], teacher_weight, temperature)
         d, d_divergence = None, None
         if d_results is not None:
-            d, d_divergence = d_results[:1, rows].contiguous(), (d_results[1, rows] / temperature).contiguous()
+            d = d_results[:1, rows].contiguous()
+            d_divergence = (d_results[1, rows] / temperature).contiguous()
         results[:1, rows] = logprobs_rows(logits, targets[rows].contiguous(), False, d, by_triton)
         results[1, rows] = kl_rows(q, p, beta, d_divergence, by_triton)
         return logits.add_(q)
@@ -402,13 +436,15 @@ def logprobs_kl_op(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidd
 
 
 @logprobs_kl_op.register_fake
-def _(hidden, weight, targets, teacher_hidden, teacher_weight, beta, temperature, by_triton, d_results, needed):
+def _(hidden, weight, targets, teacher_hidden, teacher_weight, beta, temperature, by_triton,
+      d_results, needed):
     return _results(hidden, 2), *_gradients(hidden, weight, needed)
 
 
 @torch.library.custom_op("nanobeige::linear_topk_kl", mutates_args=())
-def topk_kl_op(hidden: Tensor, weight: Tensor, ids: Tensor, logprobs: Tensor, d_results: Tensor | None,
-               needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def topk_kl_op(
+        hidden: Tensor, weight: Tensor, ids: Tensor, logprobs: Tensor, d_results: Tensor | None,
+        needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Results (1, N): divergences."""
     results = _results(hidden, 1)
 
@@ -434,24 +470,30 @@ def _save(ctx, inputs, output):
 
 
 def _backward(op, ctx, d_results, *_):
-    """The results may be used non-linearly, in ratios or margins: only here are gradients known, so logits are made
-    again."""
-    return _where_needed(ctx, op(*ctx.saved_tensors, *ctx.options, d_results, ctx.needs_input_grad[:2])[1:])
+    """The results may be used non-linearly, in ratios or margins: only here are gradients known, so
+    logits are made again."""
+    needed = ctx.needs_input_grad[:2]
+    _, *gradients = op(*ctx.saved_tensors, *ctx.options, d_results, needed)
+    return _where_needed(ctx, gradients)
 
 
-for op in (logprobs_op, kl_op, logprobs_kl_op, topk_kl_op):
+for op in (logprobs_op, logprobs_kl_op, topk_kl_op):
     op.register_autograd(partial(_backward, op), setup_context=_save)
 
 
 @torch.library.custom_op("nanobeige::linear_cross_entropy", mutates_args=())
-def cross_entropy_op(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, by_triton: bool,
-                     needed: list[bool], token_weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, its gradients of hidden and weight). They are known up to a factor, as the loss is a sum: so they are
-    made here, while a chunk's logits are at hand, and no logits are made twice."""
+def cross_entropy_op(
+        hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, by_triton: bool,
+        needed: list[bool],
+        token_weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, its gradients of hidden and weight). They are known up to a factor, as the loss is a
+    sum: so they are made here, while a chunk's logits are at hand, and no logits are made twice."""
     kept = targets != ignore_index
-    index, counts = targets.where(kept, 0), kept if token_weights is None else kept * token_weights
+    index = targets.where(kept, 0)
+    counts = kept if token_weights is None else kept * token_weights
     d_logprobs = -counts[None].to(wide_type(hidden)) if any(needed) else None
-    logprobs, *gradients = logprobs_op(hidden, weight, index, 1.0, False, by_triton, d_logprobs, needed)
+    logprobs, *gradients = logprobs_op(
+        hidden, weight, index, 1.0, False, by_triton, d_logprobs, needed)
     return -(logprobs * counts).sum(), *gradients
 
 
@@ -467,8 +509,11 @@ def _save_cross_entropy(ctx, inputs, output):
 
 
 def _backward_cross_entropy(ctx, d_loss, *_):
-    # into out: a bf16 gradient times an fp32 factor, rounded once
-    return _where_needed(ctx, (torch.mul(d, d_loss[None], out=torch.empty_like(d)) for d in ctx.saved_tensors))
+    gradients = []
+    for d in ctx.saved_tensors:
+        # Into out: a bf16 gradient times an fp32 factor, rounded once.
+        gradients.append(torch.mul(d, d_loss[None], out=torch.empty_like(d)))
+    return _where_needed(ctx, gradients)
 
 
 cross_entropy_op.register_autograd(_backward_cross_entropy, setup_context=_save_cross_entropy)
@@ -479,61 +524,11 @@ def _results(hidden: Tensor, n: int) -> Tensor:
 
 
 def _gradients(hidden: Tensor, weight: Tensor, needed: list[bool]) -> list[Tensor]:
-    return [torch.empty_like(x) if need else x.new_empty(0) for x, need in zip((hidden, weight), needed)]
+    return [torch.empty_like(x) if need else x.new_empty(0)
+            for x, need in zip((hidden, weight), needed)]
 
 
 def _where_needed(ctx, gradients) -> tuple[Tensor | None, ...]:
     """Those of hidden and weight, and None for the other arguments."""
     d_hidden, d_weight = (d if need else None for d, need in zip(gradients, ctx.needs_input_grad))
     return d_hidden, d_weight, *[None] * (len(ctx.needs_input_grad) - 2)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-def _peak_memory(kind: str, N: int, C: int, V: int) -> float:
-    """Peak memory in GB, above inputs and weights, of one forward and backward pass; call it in a fresh process."""
-    import resource
-    import torch.nn.functional as F
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    def peak():
-        if device == "cuda":
-            return torch.cuda.max_memory_allocated() / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    def plain_logprobs_kl():
-        log_q, log_p = (hidden @ weight.T).log_softmax(-1), (teacher[0] @ teacher[1].T).log_softmax(-1)
-        return log_q.gather(1, targets[:, None]).sum() + F.kl_div(log_q, log_p, log_target=True, reduction="sum")
-    hidden, weight, *teacher = (torch.randn(n, C, device=device).div_(16) for n in (N, V, N, V))
-    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
-    targets = torch.randint(V, (N,), device=device)
-    before = peak()
-    losses = {
-        "cross-entropy, plain": lambda: F.cross_entropy(hidden @ weight.T, targets, reduction="sum"),
-        "cross-entropy, chunked": lambda: linear_cross_entropy(hidden, weight, targets),
-        "log p + forward KL, plain": plain_logprobs_kl,
-        "log p + forward KL, chunked": lambda: torch.cat(linear_logprobs_kl(hidden, weight, targets, *teacher)).sum(),
-    }
-    losses[kind]().backward()
-    return peak() - before
-
-
-def _memory_table() -> None:
-    """The largest, log p + KL in plain PyTorch, is five times the 2.7 GB of one model's logits."""
-    import subprocess
-    N, C, V = 4096, 256, 166144
-    print(f"peak memory of loss + gradients, {N} tokens, width {C}, vocabulary {V}, fp32, above inputs and weights:")
-    for loss in ("cross-entropy", "log p + forward KL"):
-        for kind in ("plain", "chunked"):
-            command = [sys.executable, "-m", "kernels.cross_entropy", f"{loss}, {kind}", str(N), str(C), str(V)]
-            output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-            print(f"  {loss + ', ' + kind:28} {float(output):6.2f} GB")
-
-
-if __name__ == "__main__":
-    from kernels.tools import check
-    if len(sys.argv) > 1:
-        print(_peak_memory(sys.argv[1], *map(int, sys.argv[2:])))
-    else:
-        try:
-            check.main(check.cross_entropy, __name__)
-        finally:  # it exits with what it found
-            _memory_table()

@@ -1,11 +1,11 @@
 """RMSNorm (Zhang & Sennrich, arXiv 1910.07467), alone and with the residual add before it.
 
-y = x / sqrt(mean(x^2) + eps) * w. The work is a handful of operations an element, so memory is the limit: the kernels
-read each element once and write each result once. A program holds a whole row in registers. The weight's gradient is
-a sum over all rows: each program adds up its own rows in fp32, and one last sum in a fixed order joins the programs
-(no atomics: the same bits every time).
+y = x / sqrt(mean(x^2) + eps) * w. The work is a handful of operations an element, so memory is the
+limit: the kernels read each element once and write each result once. A program holds a whole row in
+registers. The weight's gradient is a sum over all rows: each program adds up its own rows in fp32,
+and one last sum in a fixed order joins the programs (no atomics: the same bits every time).
 
-Shapes: N rows, C width, P programs. `python -m kernels.rmsnorm` checks the kernels.
+Shapes: N rows, C width, P programs. `python -m kernels.tools.check rms_norm` checks the kernels.
 """
 import torch
 
@@ -14,25 +14,31 @@ from kernels import INTERPRETED, tl, triton, use_triton, with_last_dim_contiguou
 MAX_WIDTH = 8192  # a row must fit a program's registers; wider ones are left to PyTorch
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, kernels: str = "auto") -> torch.Tensor:
+def rms_norm(
+        x: torch.Tensor, weight: torch.Tensor, eps: float, kernels: str = "auto") -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
 
-    x (..., C) of any float type; weight (C,). Statistics in fp32 (float64 for float64 x), result in x's type.
+    x (..., C) of any float type; weight (C,). Statistics in fp32 (float64 for float64 x), result in
+    x's type.
     """
     if use_triton(x, kernels) and x.shape[-1] <= MAX_WIDTH:
         return forward_op(x, None, weight, eps)[0]
     return PlainRMSNorm.apply(x, None, weight, eps)
 
 
-def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, kernels: str = "auto"):
-    """(rms_norm(x + residual), x + residual): the pair that a pre-norm block needs; all (..., C)."""
+def add_rms_norm(
+        x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float,
+        kernels: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
+    """(rms_norm(x + residual), x + residual): the pair that a pre-norm block needs; all (...,
+    C)."""
     if use_triton(x, kernels) and x.shape[-1] <= MAX_WIDTH:
         return forward_op(x, residual, weight, eps)[:2]
     return PlainRMSNorm.apply(x, residual, weight, eps)
 
 
 class PlainRMSNorm(torch.autograd.Function):
-    """The same by PyTorch. The backward pass is written out: autograd's would go through memory twice as often."""
+    """The same by PyTorch. The backward pass is written out: autograd's would go through memory
+    twice as often."""
 
     @staticmethod
     def forward(ctx, x, residual, weight, eps):
@@ -46,25 +52,28 @@ class PlainRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, d_total=None):
-        """dx = rstd * (g - n * mean(g * n)) with n = x * rstd and g = dy * w, and d_total on top of it."""
+        """dx = rstd * (g - n * mean(g * n)) with n = x * rstd and g = dy * w, and d_total on top of
+        it."""
         normed, rstd, weight = ctx.saved_tensors
         product = dy * normed
         mean = (product @ weight.type_as(product))[..., None].type_as(normed) / normed.shape[-1]
         inner = torch.addcmul((dy * weight).type_as(normed), normed, mean, value=-1)
-        rstd, d_weight = rstd.type_as(normed), product.flatten(0, -2).sum(0).type_as(weight)
+        rstd = rstd.type_as(normed)
+        d_weight = product.flatten(0, -2).sum(0).type_as(weight)
         if d_total is None:
             return inner.mul_(rstd), None, d_weight, None
         dx = torch.addcmul(d_total, inner, rstd)
         return dx, dx, d_weight, None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Triton
 
 @triton.jit
 def rms_norm_forward(X, RESIDUAL, W, Y, TOTAL, RSTD, stride_x, stride_r, C, eps,
                      ADD: tl.constexpr, BLOCK: tl.constexpr):
-    """A row a program: Y and 1 / rms, and with ADD the sum that they are of. Y, TOTAL (N, C) contiguous; RSTD (N,)."""
+    """A row a program: Y and 1 / rms, and with ADD the sum that they are of. Y, TOTAL (N, C)
+    contiguous; RSTD (N,)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < C
@@ -76,7 +85,8 @@ def rms_norm_forward(X, RESIDUAL, W, Y, TOTAL, RSTD, stride_x, stride_r, C, eps,
         x = total.to(tl.float32)  # the norm is of what is stored
     rstd = tl.rsqrt(tl.sum(x * x, 0) / C + tl.cast(eps, tl.float32))
     w = tl.load(W + column, mask=inside, other=0.0).to(tl.float32)
-    normed = (x * rstd).to(X.dtype.element_ty).to(tl.float32)  # rounded before the weight, as Llama does
+    # Rounded before the weight, as Llama does.
+    normed = (x * rstd).to(X.dtype.element_ty).to(tl.float32)
     tl.store(Y + row * C + column, (normed * w).to(Y.dtype.element_ty), mask=inside)
     tl.store(RSTD + row, rstd)
 
@@ -84,10 +94,11 @@ def rms_norm_forward(X, RESIDUAL, W, Y, TOTAL, RSTD, stride_x, stride_r, C, eps,
 @triton.jit
 def rms_norm_backward(DY, DTOTAL, X, W, RSTD, DX, DW, stride_dy, stride_dt, stride_x, N, C,
                       ADD: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows p, p + P, p + 2P, ... of program p: DX (N, C), and its share of the weight's gradient in DW (P, C).
+    """Rows p, p + P, p + 2P, ... of program p: DX (N, C), and its share of the weight's gradient in
+    DW (P, C).
 
-    With n = x * rstd and g = dy * w: dx = rstd * (g - n * mean(g * n)), and dw = sum over rows of dy * n. With ADD the
-    gradient that reaches the sum by another way, DTOTAL, comes on top.
+    With n = x * rstd and g = dy * w: dx = rstd * (g - n * mean(g * n)), and dw = sum over rows of
+    dy * n. With ADD the gradient that reaches the sum by another way, DTOTAL, comes on top.
     """
     column = tl.arange(0, BLOCK)
     inside = column < C
@@ -96,7 +107,8 @@ def rms_norm_backward(DY, DTOTAL, X, W, RSTD, DX, DW, stride_dy, stride_dt, stri
     for i in tl.range(tl.program_id(0), N, tl.num_programs(0)):
         row = tl.cast(i, tl.int64)
         dy = tl.load(DY + row * stride_dy + column, mask=inside, other=0.0).to(tl.float32)
-        n = tl.load(X + row * stride_x + column, mask=inside, other=0.0).to(tl.float32) * tl.load(RSTD + row)
+        x = tl.load(X + row * stride_x + column, mask=inside, other=0.0).to(tl.float32)
+        n = x * tl.load(RSTD + row)
         g = dy * w
         dx = (g - n * (tl.sum(g * n, 0) / C)) * tl.load(RSTD + row)
         if ADD:
@@ -106,21 +118,29 @@ def rms_norm_backward(DY, DTOTAL, X, W, RSTD, DX, DW, stride_dy, stride_dt, stri
     tl.store(DW + tl.program_id(0).to(tl.int64) * C + column, dw, mask=inside)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Launches, as operators that torch.compile, FSDP and activation checkpointing see as one node each
 
 FORWARD, BACKWARD = 16, 8  # elements a thread: the backward pass keeps more of each in registers
 
 
 def launch(C: int, elements: int) -> dict:
-    """Block and warps for a width: a thread loads so many elements of each tensor, 8 of bf16 at once."""
+    """Block and warps for a width.
+
+    A thread loads so many elements of each tensor, 8 of bf16 at once.
+    """
     block = triton.next_power_of_2(C)
     return dict(BLOCK=block, num_warps=min(16, max(1, block // (32 * elements))))
 
 
 def programs(N: int, device: torch.device) -> int:
-    """P of the backward pass: two a multiprocessor hide each other's latency and leave a short last sum."""
-    return min(N, 4 if INTERPRETED else 2 * torch.cuda.get_device_properties(device).multi_processor_count)
+    """P of the backward pass.
+
+    Two per multiprocessor hide each other's latency and leave a short last sum.
+    """
+    if INTERPRETED:
+        return min(N, 4)
+    return min(N, 2 * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -128,15 +148,17 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.library.custom_op("nanobeige::rms_norm", mutates_args=())
-def forward_op(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor,
-               eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward_op(
+        x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor,
+        eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(y, x + residual or an empty tensor, 1 / rms of each row in fp32)."""
     y, total, rstd = forward_fake(x, residual, weight, eps)
     rows, C = _rows(x), x.shape[-1]
     if len(rows):
         add = rows if residual is None else _rows(residual)
-        rms_norm_forward[(len(rows),)](rows, add, weight.contiguous(), y, total, rstd, rows.stride(0), add.stride(0),
-                                       C, eps, ADD=residual is not None, **launch(C, FORWARD))
+        rms_norm_forward[(len(rows),)](
+            rows, add, weight.contiguous(), y, total, rstd, rows.stride(0), add.stride(0), C, eps,
+            ADD=residual is not None, **launch(C, FORWARD))
     return y, total, rstd
 
 
@@ -148,8 +170,9 @@ def forward_fake(x, residual, weight, eps):
 
 
 @torch.library.custom_op("nanobeige::rms_norm_backward", mutates_args=())
-def backward_op(dy: torch.Tensor, d_total: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor,
-                rstd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def backward_op(
+        dy: torch.Tensor, d_total: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor,
+        rstd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of (x, weight), where x is what the norm was taken of."""
     dx, dw = backward_fake(dy, d_total, x, weight, rstd)
     rows, C = _rows(x), x.shape[-1]
@@ -159,8 +182,10 @@ def backward_op(dy: torch.Tensor, d_total: torch.Tensor | None, x: torch.Tensor,
     partial = torch.empty(P, C, device=x.device, dtype=torch.float32)
     dy = _rows(dy)
     add = dy if d_total is None else _rows(d_total)
-    rms_norm_backward[(P,)](dy, add, rows, weight.contiguous(), rstd, dx, partial, dy.stride(0), add.stride(0),
-                            rows.stride(0), len(rows), C, ADD=d_total is not None, **launch(C, BACKWARD))
+    rms_norm_backward[(P,)](
+        dy, add, rows, weight.contiguous(), rstd, dx, partial,
+        dy.stride(0), add.stride(0), rows.stride(0), len(rows), C,
+        ADD=d_total is not None, **launch(C, BACKWARD))
     return dx, partial.sum(0).to(weight.dtype)
 
 
@@ -186,8 +211,3 @@ def _backward(ctx, dy, d_total, _):
 
 
 forward_op.register_autograd(_backward, setup_context=_save)
-
-
-if __name__ == "__main__":
-    from kernels.tools import check
-    check.main(check.rms_norm, __name__)

@@ -1,4 +1,5 @@
 """The kernels against their definitions in float64, values and gradients."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ def rand(*shape, dtype=torch.float64):
 def assert_same(ours, plain, inputs, d_out=None):
     """Equal values, and equal gradients of the inputs for a gradient d_out of the result."""
     torch.testing.assert_close(ours, plain)
-    for pair in zip(*(torch.autograd.grad(y, inputs, d_out, retain_graph=True) for y in (ours, plain))):
+    for pair in zip(
+        *(torch.autograd.grad(y, inputs, d_out, retain_graph=True) for y in (ours, plain))
+    ):
         torch.testing.assert_close(*pair)
 
 
@@ -35,12 +38,18 @@ DOCS = torch.tensor([[0, 0, 0, 3, 4, 4, 4], [0, 1, 1, 1, 1, 1, 6]], dtype=torch.
 
 
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (5, 1), (6, 3)], ids=str)
-@pytest.mark.parametrize("T, docs", [(7, None), (7, DOCS), (3, None), (3, DOCS[:, 4:]), (1, None), (1, DOCS[:, 6:])],
-                         ids=["T=S", "T=S docs", "T<S", "T<S docs", "T=1", "T=1 docs"])
+@pytest.mark.parametrize(
+    "T, docs",
+    [(7, None), (7, DOCS), (3, None), (3, DOCS[:, 4:]), (1, None), (1, DOCS[:, 6:])],
+    ids=["T=S", "T=S docs", "T<S", "T<S docs", "T=1", "T=1 docs"],
+)
 def test_attention(heads, T, docs):
     """T < S: the queries are the last T positions, as when a cache holds the others."""
     (H, K), B, S, D = heads, 2, 7, 4
-    inputs = [x.requires_grad_() for x in (rand(B, T, H, D), rand(B, S, K, D), rand(B, S + 1, K, D)[:, 1:])]
+    inputs = [
+        x.requires_grad_()
+        for x in (rand(B, T, H, D), rand(B, S, K, D), rand(B, S + 1, K, D)[:, 1:])
+    ]
     d_out = rand(B, T, H, D + 1)[..., 1:]
     assert_same(attention(*inputs, docs), plain_attention(*inputs, docs), inputs, d_out)
 
@@ -50,33 +59,56 @@ def test_attention_in_bfloat16_stays_near():
     for docs in (None, DOCS):
         ours = attention(*(x.bfloat16() for x in (q, k, v)), docs)
         assert ours.dtype == torch.bfloat16
-        torch.testing.assert_close(ours.double(), plain_attention(q, k, v, docs), atol=0.03, rtol=0.03)
+        torch.testing.assert_close(
+            ours.double(), plain_attention(q, k, v, docs), atol=0.03, rtol=0.03
+        )
 
 
 @pytest.mark.parametrize("T, docs", [(7, None), (7, DOCS), (3, None), (1, DOCS[:, 6:])], ids=str)
 def test_gradients_of_attention_in_bfloat16_stay_near(T, docs):
     """On a CPU another way than in fp32: the products in the open."""
-    inputs, d_out = [rand(2, n, heads, 8).requires_grad_() for n, heads in ((T, 4), (7, 2), (7, 2))], rand(2, T, 4, 8)
+    inputs, d_out = (
+        [rand(2, n, heads, 8).requires_grad_() for n, heads in ((T, 4), (7, 2), (7, 2))],
+        rand(2, T, 4, 8),
+    )
     near = [x.detach().bfloat16().requires_grad_() for x in inputs]
     found = torch.autograd.grad(attention(*near, docs), near, d_out.bfloat16())
-    for ours, plain in zip(found, torch.autograd.grad(plain_attention(*inputs, docs), inputs, d_out)):
+    for ours, plain in zip(
+        found, torch.autograd.grad(plain_attention(*inputs, docs), inputs, d_out)
+    ):
         torch.testing.assert_close(ours.double(), plain, atol=0.05, rtol=0.05)
 
 
 def test_rms_norm():
-    x, residual, weight = rand(3, 5, 16).requires_grad_(), rand(3, 5, 17)[..., 1:], rand(16).requires_grad_()
+    x, residual, weight = (
+        rand(3, 5, 16).requires_grad_(),
+        rand(3, 5, 17)[..., 1:],
+        rand(16).requires_grad_(),
+    )
     for eps in (1e-5, 0.5):
-        assert_same(rms_norm(x, weight, eps), F.rms_norm(x, (16,), weight, eps), (x, weight), rand(3, 5, 18)[..., 2:])
+        assert_same(
+            rms_norm(x, weight, eps),
+            F.rms_norm(x, (16,), weight, eps),
+            (x, weight),
+            rand(3, 5, 18)[..., 2:],
+        )
     residual.requires_grad_()
     normed, total = add_rms_norm(x, residual, weight, 1e-5)
     torch.testing.assert_close(total, x + residual)
-    plain = torch.cat((F.rms_norm(x + residual, (16,), weight, 1e-5), x + residual), -1)  # both results have a gradient
+    plain = torch.cat(
+        (F.rms_norm(x + residual, (16,), weight, 1e-5), x + residual), -1
+    )  # both results have a gradient
     assert_same(torch.cat((normed, total), -1), plain, (x, residual, weight), rand(3, 5, 32))
 
 
-@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str
+)
 def test_rms_norm_of_two_types(dtypes):
-    x, weight = rand(3, 5, 16, dtype=dtypes[0]).requires_grad_(), rand(16, dtype=dtypes[1]).requires_grad_()
+    x, weight = (
+        rand(3, 5, 16, dtype=dtypes[0]).requires_grad_(),
+        rand(16, dtype=dtypes[1]).requires_grad_(),
+    )
     y = rms_norm(x, weight, 1e-5)
     dx, d_weight = torch.autograd.grad(y.float().sum(), (x, weight))
     assert y.dtype == torch.float32 and dx.dtype == x.dtype and d_weight.dtype == weight.dtype

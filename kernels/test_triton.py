@@ -1,4 +1,7 @@
-"""The Triton kernels against PyTorch in float64: on a GPU as they are, elsewhere in Triton's interpreter."""
+"""The Triton kernels against PyTorch in float64: on a GPU as they are, elsewhere in Triton's
+interpreter."""
+
+import itertools
 import subprocess
 import sys
 
@@ -6,36 +9,62 @@ import pytest
 import torch
 
 from conftest import ROOT
-from kernels import attention, INTERPRETED, rmsnorm, tl, triton
-from kernels.tools import check
+from kernels import INTERPRETED, attention, rmsnorm, tl, triton
 from kernels.attention import backward_op, decode_op, forward_op
-from kernels.tools.check import DEVICE, documents, guards, rand
 from kernels.cross_entropy import linear_cross_entropy
+from kernels.tools import check
+from kernels.tools.check import DEVICE, documents, rand
+from kernels.tools.guards import guards
 from model import ModelConfig, Transformer, init_weights
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="of the interpreter")
 
 
-@pytest.mark.parametrize("part, module, seed", [
-    (check.masks, attention, 0), (check.masks, attention, 1), (check.layouts, attention, 0),
-    (check.decoding, attention, 0), (check.decoding, attention, 1), (check.visits, attention, 0),
-    (check.specialized, attention, 0), (check.specialized, attention, 1),
-    (check.rms_norm, rmsnorm, 0), (check.rms_norm, rmsnorm, 1), (check.rms_norm, rmsnorm, 2)],
-    ids=lambda x: getattr(x, "__name__", x))
+@pytest.mark.parametrize(
+    "part, module, seed",
+    [
+        (check.masks, attention, 0),
+        (check.masks, attention, 1),
+        (check.layouts, attention, 0),
+        (check.decoding, attention, 0),
+        (check.decoding, attention, 1),
+        (check.visits, attention, 0),
+        (check.specialized, attention, 0),
+        (check.specialized, attention, 1),
+        (check.check_rms_norm, rmsnorm, 0),
+        (check.check_rms_norm, rmsnorm, 1),
+        (check.check_rms_norm, rmsnorm, 2),
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
+)
 def test_kernels_are_right(part, module, seed, monkeypatch):
     monkeypatch.setattr(check, "SEED", seed)
     findings = list(part(module))
     assert findings and not [str(f) for f in findings if not f.ok]
 
 
-@pytest.mark.parametrize("name", ["attention", "rmsnorm"])
-def test_each_file_checks_itself(name):
-    """`python -m kernels.NAME`: the check runs on the module as __main__; a few lines of it are enough here."""
-    code = f"import kernels.tools.check as c, itertools, runpy; c.{'attention' if name == 'attention' else 'rms_norm'} = " \
-           f"lambda m, f=c.{'masks' if name == 'attention' else 'rms_norm'}: itertools.islice(f(m), 6); " \
-           f"runpy.run_module('kernels.{name}', run_name='__main__', alter_sys=True)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "all right" in done.stdout, done.stdout + done.stderr
+@pytest.mark.parametrize("family", ["attention", "rms_norm"])
+def test_the_command_checks_a_family(family, monkeypatch, capsys):
+    """A few findings of it are enough here."""
+    first = check.masks if family == "attention" else check.check_rms_norm
+    few = lambda module: itertools.islice(first(module), 6)
+    monkeypatch.setitem(check.CHECKS, family, few)
+    monkeypatch.setattr(sys, "argv", ["check.py", family])
+    with pytest.raises(SystemExit) as leave:
+        check.main()
+    output = capsys.readouterr().out
+    assert leave.value.code == 0 and "cases, all right" in output
+    assert output.count("\nok    ") == output.count("\n") - 2
+
+
+def test_the_command_says_what_is_wrong(monkeypatch, capsys):
+    wrong = [check.Finding("a case: out 0", error, 2.0) for error in (1.0, float("nan"), 1.5)]
+    monkeypatch.setitem(check.CHECKS, "attention", lambda module: wrong)
+    monkeypatch.setattr(sys, "argv", ["check.py", "attention"])
+    with pytest.raises(SystemExit) as leave:
+        check.main()
+    output = capsys.readouterr().out
+    assert leave.value.code == 1 and "WRONG a case " in output and "1 cases, 1 wrong" in output
 
 
 def test_the_same_bits_every_time():
@@ -50,16 +79,26 @@ def operators() -> dict:
     docs = documents(1, 18, 18, [[5]])
     q, k, v = (rand(1, 18, n, 16, seed=n).requires_grad_() for n in (2, 1, 1))
     o, lse = (t.detach() for t in forward_op(q, k, v, docs, 0.25))
-    x, residual, weight = rand(3, 24).requires_grad_(), rand(3, 24, seed=1).requires_grad_(), rand(24).requires_grad_()
+    x, residual, weight = (
+        rand(3, 24).requires_grad_(),
+        rand(3, 24, seed=1).requires_grad_(),
+        rand(24).requires_grad_(),
+    )
     rstd = torch.ones(3, device=DEVICE)
     return {
         "attention": (forward_op, (q, k, v, docs, 0.25)),
         "attention without documents": (forward_op, (q, k, v, None, 0.25)),
-        "attention, backward": (backward_op, (*(t.detach() for t in (o, q, k, v)), docs, o, lse, 0.25)),
+        "attention, backward": (
+            backward_op,
+            (*(t.detach() for t in (o, q, k, v)), docs, o, lse, 0.25),
+        ),
         "decoding": (decode_op, (q[:, :1].detach(), k.detach(), v.detach(), None, 0.25)),
         "rms_norm": (rmsnorm.forward_op, (x, None, weight, 1e-5)),
         "add_rms_norm": (rmsnorm.forward_op, (x, residual, weight, 1e-5)),
-        "rms_norm, backward": (rmsnorm.backward_op, (x.detach(), residual.detach(), x.detach(), weight.detach(), rstd)),
+        "rms_norm, backward": (
+            rmsnorm.backward_op,
+            (x.detach(), residual.detach(), x.detach(), weight.detach(), rstd),
+        ),
     }
 
 
@@ -70,10 +109,19 @@ def test_operators_keep_torchs_rules(name):
     torch.library.opcheck(op, args)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The whole model
 
-TINY = dict(n_layers=2, hidden_size=64, ffn_size=96, n_heads=4, n_kv_heads=2, head_dim=16, vocab_size=50, init_std=0.2)
+TINY = dict(
+    n_layers=2,
+    hidden_size=64,
+    ffn_size=96,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    vocab_size=50,
+    init_std=0.2,
+)
 
 
 def loss_and_gradients(kernels: str, recompute: bool = False, compiled: bool = False):
@@ -85,14 +133,17 @@ def loss_and_gradients(kernels: str, recompute: bool = False, compiled: bool = F
             block.compile(fullgraph=True, backend="aot_eager" if INTERPRETED else "inductor")
     tokens = torch.randint(50, (2, 34), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     hidden = model(tokens[:, :-1], documents(2, 33, 33, [[9, 16], [1, 2, 30]]))
-    loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, tokens[:, 1:].flatten(), kernels=kernels)
+    loss = linear_cross_entropy(
+        hidden.flatten(0, 1), model.lm_head.weight, tokens[:, 1:].flatten(), kernels=kernels
+    )
     loss.backward()
     return loss.detach(), [p.grad for p in model.parameters()]
 
 
 @pytest.mark.parametrize("options", [{}, {"recompute": True}, {"compiled": True}], ids=str)
 def test_the_models_gradients_are_those_without_kernels(options):
-    """Packed documents, fp32, to 1e-4; under activation checkpointing and torch.compile, without a graph break."""
+    """Packed documents, fp32, to 1e-4; under activation checkpointing and torch.compile, without a
+    graph break."""
     loss, gradients = loss_and_gradients("triton", **options)
     plain_loss, plain_gradients = loss_and_gradients("torch")
     torch.testing.assert_close(loss, plain_loss, atol=1e-4, rtol=1e-5)
@@ -113,7 +164,8 @@ for kernels in ("triton", "torch"):
     init_weights(model, 0, common.assign)
     tokens = torch.randint(50, (1, 18), generator=torch.Generator().manual_seed(d.rank))
     hidden = model(tokens[:, :-1], torch.tensor([[0] * 7 + [7] * 10], dtype=torch.int32))
-    loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, tokens[:, 1:].flatten(), kernels=kernels)
+    loss = linear_cross_entropy(
+        hidden.flatten(0, 1), model.lm_head.weight, tokens[:, 1:].flatten(), kernels=kernels)
     loss.backward()
     losses.append((loss.item(), common.clip_grad_norm(model, 1.0)))
 (a, b), (c, e) = losses
@@ -133,24 +185,28 @@ def test_kernels_beside_fsdp(mini):
 def test_sampling_with_kernels_is_sampling_without():
     """Prompts of unequal lengths, so left padding; then a token at a time against the cache."""
     from generate import sample
+
     answers = []
     for kernels in ("triton", "torch"):
         model = Transformer(ModelConfig(**TINY, kernels=kernels)).to(DEVICE)
         init_weights(model, 0)
-        answers.append(sample(model, [[1, 2, 3, 4, 5], [6], [7, 8]], n=2, max_new_tokens=6, temperature=0))
+        answers.append(
+            sample(model, [[1, 2, 3, 4, 5], [6], [7, 8]], n=2, max_new_tokens=6, temperature=0)
+        )
     for with_kernels, without in zip(*([s for group in a for s in group] for a in answers)):
         assert with_kernels.tokens == without.tokens
         assert with_kernels.logprobs == pytest.approx(without.logprobs, abs=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Memory
 
 FAR_APART = """
 import torch
 from kernels import attention, rmsnorm
 device = "cuda" if torch.cuda.is_available() else "cpu"
-far = torch.empty(3 * 2**30 + 64, dtype=torch.bfloat16, device=device)  # on the CPU only the pages touched are there
+# On the CPU only the pages touched are there.
+far = torch.empty(3 * 2**30 + 64, dtype=torch.bfloat16, device=device)
 def apart(x):  # rows (the dimension after the batch) 2^30 elements apart
     y = far.as_strided(x.shape, (0, 2**30, *x.stride()[2:]))
     return y.copy_(x)
@@ -174,7 +230,9 @@ print("right")
 
 def test_rows_beyond_2_to_the_31_elements():
     """In a process of its own: with 32-bit offsets it would die."""
-    done = subprocess.run([sys.executable, "-c", FAR_APART], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FAR_APART], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "right" in done.stdout, done.stderr[-2000:]
 
 
@@ -213,10 +271,13 @@ def test_bfloat16_in_the_interpreter_is_that_of_a_gpu():
     # ties go to even; then tiny, not a number, and past the range
     halfway = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1e-40, float("nan"), 3.4e38])
     rounded = torch.tensor([1.0, 1 + 2**-6, -1e-40, float("nan"), 3.4e38]).bfloat16()
-    from kernels.tools.interpreter import _convert
+    from kernels.interpreter import _convert
+
     bits = _convert(halfway.numpy(), tl.float32, tl.bfloat16, None)
     assert torch.equal(torch.from_numpy(bits.view("int16"))[:3], rounded.view(torch.int16)[:3])
     assert torch.from_numpy(bits.view("int16")).view(torch.bfloat16)[3].isnan()
-    assert torch.equal(torch.from_numpy(bits.view("int16")).view(torch.bfloat16)[4], halfway[4].bfloat16())
+    assert torch.equal(
+        torch.from_numpy(bits.view("int16")).view(torch.bfloat16)[4], halfway[4].bfloat16()
+    )
     with pytest.raises(Exception, match="cast to tl.float32 first"):
         add[(1,)](x.flatten(), w.flatten(), y.flatten(), 16)

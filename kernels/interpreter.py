@@ -1,9 +1,9 @@
 """Makes Triton's interpreter agree with a GPU on bfloat16: imported once, before the first launch.
 
-The interpreter keeps bfloat16 as 16-bit integers: its tl.dot multiplies those bits, its arithmetic adds them, and its
-casts truncate, all silently (seen in Triton 3.4 to 3.9, which do not support the type there). Here tl.dot widens its
-operands, casts round to nearest even, and any other arithmetic on bfloat16 is an error: a kernel must widen to fp32
-first, as it should on a GPU.
+The interpreter keeps bfloat16 as 16-bit integers: its tl.dot multiplies those bits, its arithmetic
+adds them, and its casts truncate, all silently (seen in Triton 3.4 to 3.9, which do not support the
+type there). Here tl.dot widens its operands, casts round to nearest even, and any other arithmetic
+on bfloat16 is an error: a kernel must widen to fp32 first, as it should on a GPU.
 """
 import numpy as np
 import triton.language as tl
@@ -14,10 +14,12 @@ Builder = interpreter.InterpreterBuilder
 
 
 def _convert(x, source, target, rounding):
-    """Float casts as the interpreter makes them, on arrays of bits; those from and to bfloat16 are ours."""
+    """Float casts as the interpreter makes them, on arrays of bits; those from and to bfloat16 are
+    ours."""
     if (source, target) == (tl.float32, tl.bfloat16):
         bits = np.ascontiguousarray(x).view(np.uint32)
-        rounded = (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest, ties to even
+        to_nearest = bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)  # ties to even
+        rounded = to_nearest >> 16
         is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
         return np.where(is_nan, bits >> 16 | 0x40, rounded).astype(np.uint16).reshape(x.shape)
     if (source, target) == (tl.bfloat16, tl.float32):
@@ -26,8 +28,10 @@ def _convert(x, source, target, rounding):
 
 
 def _wide(operand):
-    return (_convert(operand.data, tl.bfloat16, tl.float32, None)
-            if operand.dtype.scalar == tl.bfloat16 else operand.data)
+    """An operand's data, in fp32 where it is bfloat16."""
+    if operand.dtype.scalar != tl.bfloat16:
+        return operand.data
+    return _convert(operand.data, tl.bfloat16, tl.float32, None)
 
 
 def _dot(self, a, b, c, input_precision, max_num_imprecise_acc):
@@ -39,7 +43,8 @@ def _dot(self, a, b, c, input_precision, max_num_imprecise_acc):
 def _refusing_bfloat16(method):
     def checked(self, *operands):
         if any(getattr(x, "dtype", tl.void).scalar == tl.bfloat16 for x in operands):
-            raise TypeError("arithmetic on bfloat16 in Triton's interpreter: cast to tl.float32 first")
+            raise TypeError(
+                "arithmetic on bfloat16 in Triton's interpreter: cast to tl.float32 first")
         with np.errstate(all="ignore"):  # exp2 of a masked score: a GPU says nothing either
             return method(self, *operands)
     return checked
