@@ -213,7 +213,8 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin (..., T, 1, D/2), fp32, of positions (..., T): frequencies rope_theta^(-2i/D)."""
+        """cos and sin (..., T, 1, D/2), fp32, of positions (..., T): frequencies
+        rope_theta^(-2i/D)."""
         exponent = torch.arange(
             0, self.cfg.head_dim, 2, device=positions.device, dtype=torch.float32
         )

@@ -14,7 +14,8 @@ def progress_bar(iterable=None, **options) -> tqdm:
 
 
 class ProgressLines(tqdm):
-    """A bar for a log file: each state is a line of its own, every SECONDS at most and at the end."""
+    """A bar for a log file: each state is a line of its own, every SECONDS at most and at the
+    end."""
 
     def __init__(self, iterable=None, **options):
         self.next_line = time.monotonic() + SECONDS
@@ -28,4 +29,5 @@ class ProgressLines(tqdm):
             self.fp.write(f"{self}\n")
 
     def clear(self, nolock: bool = False) -> None:
-        """Nothing: tqdm.write() would have the bar out of its way, but here no line is overwritten."""
+        """Nothing: tqdm.write() would have the bar out of its way, but here no line is
+        overwritten."""

@@ -30,7 +30,9 @@ def test_lines_now_and_then(clock, capsys):
     assert "\r" not in output and output.endswith("\n") and "" not in lines
     states = [line for line in lines if line.startswith("pool math: ")]
     assert len(states) == 4 and "1000/1000" in states[-1] and lines[-1] == states[-1]
-    assert [line for line in lines if line not in states] == [f"line {i}" for i in range(50, 1000, 100)]
+    assert [line for line in lines if line not in states] == [
+        f"line {i}" for i in range(50, 1000, 100)
+    ]
     assert lines.index(states[0]) == 3  # in order: after 30 seconds, and three lines written before
 
 

@@ -13,16 +13,17 @@ import torch
 
 import common
 import hf
-from report import plots
-from experiments.results import record
-from data.tasks.problem import document_prompt
 from data.tasks import recall, registry
+from data.tasks.problem import document_prompt
 from data.text.corpus import read_pool
 from data.text.mixture import PoolStream
+from experiments.results import record
 from generate import sample
 from kernels.cross_entropy import linear_logprobs
+from report import plots
 
-FILLERS = ((0, 1), (2, 4), (6, 8), (11, 13), (16, 18), (22, 24))  # sentences between key and question
+FILLERS = ((0, 1), (2, 4), (6, 8), (11, 13), (16, 18), (22, 24))  # sentences between key and
+                                                                  # question
 BINS = np.arange(0, 257, 32)
 
 
@@ -52,42 +53,80 @@ def passkeys(model, tokenizer, n: int = 200) -> list[tuple[float, float, float]]
         problems = recall.problems("test", n, seed=0, filler=filler)
         prompts = [[tokenizer.bos, *tokenizer.encode(document_prompt(p))] for p in problems]
         answers = sample(model, prompts, max_new_tokens=8, temperature=0, stop=(tokenizer.eot,))
-        right = [registry.reward(p, tokenizer.decode(a[0].tokens[:-1])) for p, a in zip(problems, answers)]
-        distance = [len(tokenizer.encode(document_prompt(p).split(p.answer, 1)[1])) for p in problems]
-        rows.append((float(np.mean(distance)), float(np.mean(right)), float(np.std(right) / n ** 0.5)))
+        right = [
+            registry.reward(p, tokenizer.decode(a[0].tokens[:-1]))
+            for p, a in zip(problems, answers)
+        ]
+        distance = [
+            len(tokenizer.encode(document_prompt(p).split(p.answer, 1)[1])) for p in problems
+        ]
+        rows.append(
+            (float(np.mean(distance)), float(np.mean(right)), float(np.std(right) / n**0.5))
+        )
     return rows
 
 
 def main():
     folder = Path(next((a for a in sys.argv[1:] if not a.startswith("--")), "out/context"))
-    ends = [p for p in reversed(common.list_checkpoints(folder / "pretrain")) if common.read_meta(p).get("keep")]
+    ends = [
+        p
+        for p in reversed(common.list_checkpoints(folder / "pretrain"))
+        if common.read_meta(p).get("keep")
+    ]
     if not ends or len(ends) < 2 and not common.read_meta(ends[-1])["pretrain"]["branch_from"]:
-        raise common.UserError("train first: `python -m data.text.corpus configs/context.py`, then `python pretrain.py "
-                               "configs/context.py`")
+        raise common.UserError(
+            "train first: `python -m data.text.corpus configs/context.py`, then `python "
+            "pretrain.py "
+            "configs/context.py`"
+        )
     results = {}
-    trunk = common.read_meta(ends[-1])["pretrain"]["branch_from"]  # a branched run has its "before" in another
+    # a branched run has its "before" in another
+    trunk = common.read_meta(ends[-1])["pretrain"]["branch_from"]
     for name, path in (("before", Path(trunk) if trunk else ends[-2]), ("after", ends[-1])):
         model, tokenizer = hf.load(path)
         model.rope_theta = common.read_meta(path)["model"]["rope_theta"]
-        results[name] = loss_by_position(model, tokenizer, Path("out/context/data")), passkeys(model, tokenizer)
+        results[name] = (
+            loss_by_position(model, tokenizer, Path("out/context/data")),
+            passkeys(model, tokenizer),
+        )
         print(f"{name} the context stage: {path}, RoPE base {model.rope_theta:,.0f}")
     print("\nloss by position (nats a token)\n" + f"{'position':>12}{'before':>10}{'after':>10}")
     for i in range(8):
-        print(f"{BINS[i]:>7}-{BINS[i + 1] - 1:<4}{results['before'][0][i]:>10.3f}{results['after'][0][i]:>10.3f}")
-    print("\npasskey accuracy (200 test problems each, greedy)\n" + f"{'tokens away':>12}{'before':>16}{'after':>16}")
+        print(
+            f"{BINS[i]:>7}-{BINS[i + 1] - 1:<4}{results['before'][0][i]:>10.3f}"
+            f"{results['after'][0][i]:>10.3f}"
+        )
+    print(
+        "\npasskey accuracy (200 test problems each, greedy)\n"
+        + f"{'tokens away':>12}{'before':>16}{'after':>16}"
+    )
     for before, after in zip(results["before"][1], results["after"][1]):
-        print(f"{before[0]:>12.0f}{before[1]:>9.3f} ±{before[2]:.3f}{after[1]:>9.3f} ±{after[2]:.3f}")
+        print(
+            f"{before[0]:>12.0f}{before[1]:>9.3f} ±{before[2]:.3f}{after[1]:>9.3f} ±{after[2]:.3f}"
+        )
     if "--record" in sys.argv:
-        record("context", common.read_meta(ends[-1]), **{name: {"loss_by_position": losses, "passkeys": rows}
-                                                                for name, (losses, rows) in results.items()})
+        record(
+            "context",
+            common.read_meta(ends[-1]),
+            **{
+                name: {"loss_by_position": losses, "passkeys": rows}
+                for name, (losses, rows) in results.items()
+            },
+        )
     figure, (loss, keys) = plots.new_figure(2, sharex=False)
     for i, (name, (losses, rows)) in enumerate(results.items()):
-        loss.plot(BINS[:-1] + 16, losses, "o-", color=plots.COLORS[i], label=f"{name} the context stage")
+        loss.plot(
+            BINS[:-1] + 16, losses, "o-", color=plots.COLORS[i], label=f"{name} the context stage"
+        )
         distance, accuracy, error = zip(*rows)
         keys.errorbar(distance, accuracy, error, fmt="o-", capsize=3, color=plots.COLORS[i])
     loss.set(xlabel="position in the document (tokens)", ylabel="loss (nats a token)")
     loss.legend(frameon=False)
-    keys.set(xlabel="tokens between key and question", ylabel="passkey accuracy ± s.e.", ylim=(-0.03, 1.03))
+    keys.set(
+        xlabel="tokens between key and question",
+        ylabel="passkey accuracy ± s.e.",
+        ylim=(-0.03, 1.03),
+    )
     for axis, x in ((loss, 64), (keys, 64)):
         axis.axvline(x, color="0.6", ls=":")
     print("\npicture:", plots.save_figure(figure, folder / "context.png"))

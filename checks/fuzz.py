@@ -19,58 +19,165 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import common
-from experiments import results
 from data.verify import answers
 from data.verify.sandbox import Limits, Sandbox
+from experiments import results
 
 LIMITS = Limits(seconds=0.3, wall=2.0)
 SECRET = "SECRET-" + os.urandom(8).hex()
 TESTS = f"assert f('x') == '{SECRET}'\nassert {{f('y'): 1}} == {{'{SECRET}': 1}}"
-GOLDS = ["7919", r"\frac{355}{113}", "0.4375", r"(3,\frac{\pi}{2})", "east", r"\{1,2,86\}", "x^2+97", r"37\%",
-         r"[2,\infty)"]
+GOLDS = [
+    "7919",
+    r"\frac{355}{113}",
+    "0.4375",
+    r"(3,\frac{\pi}{2})",
+    "east",
+    r"\{1,2,86\}",
+    "x^2+97",
+    r"37\%",
+    r"[2,\infty)",
+]
 
-NAMES = st.sampled_from("os sys json gc ctypes signal builtins socket threading fcntl resource mmap atexit".split())
+NAMES = st.sampled_from(
+    "os sys json gc ctypes signal builtins socket threading fcntl resource mmap atexit".split()
+)
 VALUES = st.sampled_from(
-    "1 '' b'x' None [] {} () x f E() 10**9 -1 'passed' 0 parent open print range(10**6) float('nan')".split())
+    "1 '' b'x' None [] {} () x f E() 10**9 -1 'passed' 0 parent open print range(10**6) "
+    "float('nan')".split()
+)
 CALLS = st.sampled_from(
-    "os._exit sys.exit os.fork os.kill os.write os.read os.close os.dup2 os.open os.listdir os.unlink os.rename "
-    "os.dup os.chmod os.execv os.system os.pipe os.abort os.getppid sys.setrecursionlimit sys.settrace sys._getframe "
-    "eval exec gc.get_objects compile __import__ setattr getattr vars globals locals open input print repr hash "
+    "os._exit sys.exit os.fork os.kill os.write os.read os.close os.dup2 os.open os.listdir "
+    "os.unlink os.rename "
+    "os.dup os.chmod os.execv os.system os.pipe os.abort os.getppid sys.setrecursionlimit "
+    "sys.settrace sys._getframe "
+    "eval exec gc.get_objects compile __import__ setattr getattr vars globals locals open input "
+    "print repr hash "
     "iter next len bytes bytearray memoryview signal.signal signal.alarm "
     "socket.socketpair threading.Thread ctypes.string_at "
-    "ctypes.memset ctypes.CDLL mmap.mmap resource.setrlimit fcntl.fcntl atexit.register json.dumps".split())
+    "ctypes.memset ctypes.CDLL mmap.mmap resource.setrlimit fcntl.fcntl atexit.register "
+    "json.dumps".split()
+)
 EXPRESSIONS = st.recursive(
-    VALUES, lambda inner: st.builds("{}({})".format, CALLS, st.lists(inner, max_size=3).map(", ".join))
-    | st.builds("({} {} {})".format, inner, st.sampled_from(["+", "*", "==", "and", "**", "%", "@", "in"]), inner)
-    | st.builds("[{} for x in {}]".format, inner, inner) | st.builds("(lambda x: {})".format, inner), max_leaves=6)
+    VALUES,
+    lambda inner: (
+        st.builds("{}({})".format, CALLS, st.lists(inner, max_size=3).map(", ".join))
+        | st.builds(
+            "({} {} {})".format,
+            inner,
+            st.sampled_from(["+", "*", "==", "and", "**", "%", "@", "in"]),
+            inner,
+        )
+        | st.builds("[{} for x in {}]".format, inner, inner)
+        | st.builds("(lambda x: {})".format, inner)
+    ),
+    max_leaves=6,
+)
 LINES = (
-    st.builds("x = {}".format, EXPRESSIONS) | st.builds("return {}".format, EXPRESSIONS) | EXPRESSIONS
-    | st.builds("import {}".format, NAMES) | st.builds("raise SystemExit({})".format, VALUES)
-    | st.builds("del {}".format, st.sampled_from(["x", "f", "len"])) | st.just("while True: pass")
-    | st.builds("{}.{} = {}".format, NAMES, st.sampled_from(["write", "dumps", "exit", "len", "x"]), EXPRESSIONS)
-    | st.just("class E(str):\n    __eq__ = lambda s, o: True\n    __hash__ = str.__hash__") | st.text(max_size=20))
+    st.builds("x = {}".format, EXPRESSIONS)
+    | st.builds("return {}".format, EXPRESSIONS)
+    | EXPRESSIONS
+    | st.builds("import {}".format, NAMES)
+    | st.builds("raise SystemExit({})".format, VALUES)
+    | st.builds("del {}".format, st.sampled_from(["x", "f", "len"]))
+    | st.just("while True: pass")
+    | st.builds(
+        "{}.{} = {}".format,
+        NAMES,
+        st.sampled_from(["write", "dumps", "exit", "len", "x"]),
+        EXPRESSIONS,
+    )
+    | st.just("class E(str):\n    __eq__ = lambda s, o: True\n    __hash__ = str.__hash__")
+    | st.text(max_size=20)
+)
 
 
 def program_of(before: list[str], body: list[str], after: list[str]) -> str:
     def indented(line: str) -> str:
         return line.replace("\n", "\n    ")
-    return "\n".join([
-        "import os, sys, json, gc, ctypes, signal, builtins, socket, threading, fcntl, resource, mmap, atexit",
+
+    lines = [
+        "import os, sys, json, gc, ctypes, signal, builtins, socket, threading, fcntl, "
+        "resource, mmap, atexit",
         "parent, x = os.getppid(), 1",
-        *(f"try:\n    {indented(line)}\nexcept BaseException: pass" for line in before),
-        "def f(x):", *(f"    {indented(line)}" for line in body), *after])
+    ]
+    lines += [f"try:\n    {indented(line)}\nexcept BaseException: pass" for line in before]
+    lines.append("def f(x):")
+    lines += [f"    {indented(line)}" for line in body]
+    return "\n".join(lines + after)
 
 
-PROGRAMS = st.builds(program_of, st.lists(LINES, max_size=3), st.lists(LINES, min_size=1, max_size=3),
-                     st.lists(LINES, max_size=1))
-PIECES = st.sampled_from([
-    "\\boxed{", "}", "{", "\\frac", "\\sqrt", "^", "_", "\\left(", "\\right]", "(", ")", "[", "]", ",", ";", "9", "7",
-    "0.5", "1e9", "**", "!", "%", "\\%", "$", "$$", "\\text{", "\\pi", "x", "=", "or", " and ", "\\infty", "\n", "####",
-    "The answer is ", "</think>", "<think>", "95**95**95", "9^{9^{9^9}}", "\\begin{pmatrix}", "\\end{pmatrix}", "&",
-    "\\\\", "\0", "٣", "−", "-", "+", "1,000", "cm", "B", "__import__('os')", "\\input{/etc/passwd}", "\\int_0^1",
-    "\\sum", "\\lim", "½", "\u202e", "²"])
-ANSWERS = st.lists(PIECES | st.text(max_size=8) | st.integers().map(str) | st.floats().map(str), max_size=25).map(
-    "".join)
+PROGRAMS = st.builds(
+    program_of,
+    st.lists(LINES, max_size=3),
+    st.lists(LINES, min_size=1, max_size=3),
+    st.lists(LINES, max_size=1),
+)
+PIECES = st.sampled_from(
+    [
+        "\\boxed{",
+        "}",
+        "{",
+        "\\frac",
+        "\\sqrt",
+        "^",
+        "_",
+        "\\left(",
+        "\\right]",
+        "(",
+        ")",
+        "[",
+        "]",
+        ",",
+        ";",
+        "9",
+        "7",
+        "0.5",
+        "1e9",
+        "**",
+        "!",
+        "%",
+        "\\%",
+        "$",
+        "$$",
+        "\\text{",
+        "\\pi",
+        "x",
+        "=",
+        "or",
+        " and ",
+        "\\infty",
+        "\n",
+        "####",
+        "The answer is ",
+        "</think>",
+        "<think>",
+        "95**95**95",
+        "9^{9^{9^9}}",
+        "\\begin{pmatrix}",
+        "\\end{pmatrix}",
+        "&",
+        "\\\\",
+        "\0",
+        "٣",
+        "−",
+        "-",
+        "+",
+        "1,000",
+        "cm",
+        "B",
+        "__import__('os')",
+        "\\input{/etc/passwd}",
+        "\\int_0^1",
+        "\\sum",
+        "\\lim",
+        "½",
+        "\u202e",
+        "²",
+    ]
+)
+ANSWERS = st.lists(
+    PIECES | st.text(max_size=8) | st.integers().map(str) | st.floats().map(str), max_size=25
+).map("".join)
 
 
 def run(n: int, strategy, body) -> tuple[Counter, float]:
@@ -112,22 +219,42 @@ def main():
             return max(rewards)
 
         programs, longest_program = run(n, PROGRAMS, program)
-        print(f"{programs.total()} programs: {dict(programs)}; none passed, the longest took {longest_program:.1f} s")
+        print(
+            f"{programs.total()} programs: {dict(programs)}; none passed, the longest took "
+            f"{longest_program:.1f} s"
+        )
         ends, longest_answer = run(n, ANSWERS, answer)
-        print(f"{ends.total()} answers: {dict(ends)}; none was right, the longest took {longest_answer:.1f} s")
+        print(
+            f"{ends.total()} answers: {dict(ends)}; none was right, the longest took "
+            f"{longest_answer:.1f} s"
+        )
         box.limits = Limits()
         right = "def f(x):\n    return sorted(x)"
-        speed = {"scripts": per_second(lambda i: box.run(f"print({i})")),
-                 "functions": per_second(lambda i: box.call(right, "f", [[[3, 1, 2]]] * 5)),
-                 "tests": per_second(lambda i: box.test(right, "assert f([2, 1]) == [1, 2]", ["f"]))}
+        speed = {
+            "scripts": per_second(lambda i: box.run(f"print({i})")),
+            "functions": per_second(lambda i: box.call(right, "f", [[[3, 1, 2]]] * 5)),
+            "tests": per_second(lambda i: box.test(right, "assert f([2, 1]) == [1, 2]", ["f"])),
+        }
     plain = [(str(i), f"<think>hm</think> So it is \\boxed{{{i + i % 2}}}.") for i in range(20_000)]
     speed["plain answers"] = per_second(lambda i: answers.reward(*plain[i]), len(plain), threads=1)
-    print("a second, on 2 cores: " + ", ".join(f"{name} {value:.0f}" for name, value in speed.items()))
+    print(
+        "a second, on 2 cores: " + ", ".join(f"{name} {value:.0f}" for name, value in speed.items())
+    )
     if "--write" in sys.argv:
-        results.append("fuzz", dict(
-            commit=common.current_commit(), command=f"python -m checks.fuzz --n={n} --write", seed=0, programs=programs,
-            answers={str(end): count for end, count in ends.items()}, longest=[longest_program, longest_answer],
-            per_second=speed, machine=common.describe_machine(torch.device("cpu")), seconds=time.time() - started))
+        results.append(
+            "fuzz",
+            dict(
+                commit=common.current_commit(),
+                command=f"python -m checks.fuzz --n={n} --write",
+                seed=0,
+                programs=programs,
+                answers={str(end): count for end, count in ends.items()},
+                longest=[longest_program, longest_answer],
+                per_second=speed,
+                machine=common.describe_machine(torch.device("cpu")),
+                seconds=time.time() - started,
+            ),
+        )
 
 
 if __name__ == "__main__":

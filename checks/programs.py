@@ -1,7 +1,7 @@
 """Do known solutions pass their tests in the sandbox, and do wrong variants fail? HumanEval and
 sanitized MBPP.
 
-    python -m checks.programs --humaneval=FILE --mbpp=FILE [--write]     # two and a half minutes on 2 cores
+    python -m checks.programs --humaneval=FILE --mbpp=FILE [--write]   # 2.5 minutes on 2 cores
 """
 import os
 import sys
@@ -11,24 +11,31 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 import common
-from experiments import results
-from data.verify import sandbox
-from data.tasks.problem import seeded_rng
 from data.sets import public
 from data.sets.programs import mutants, run_tests
+from data.tasks.problem import seeded_rng
+from data.verify import sandbox
+from experiments import results
 
 VARIANTS = 8    # of each solution
 
 
 def main():
-    files = dict(a.removeprefix("--").split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a)
+    files = dict(
+        a.removeprefix("--").split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a
+    )
     if not {"humaneval", "mbpp"} <= files.keys():
         raise common.UserError("give --humaneval=FILE and --mbpp=FILE (sanitized)")
     for name in ("humaneval", "mbpp"):
         problems, started = public.load(name, files[name], ""), time.time()
-        wrong = [mutants(problem.answer, seeded_rng("variants", i), VARIANTS) for i, problem in enumerate(problems)]
+        wrong = [
+            mutants(problem.answer, seeded_rng("variants", i), VARIANTS)
+            for i, problem in enumerate(problems)
+        ]
         with sandbox.Sandbox(workers=2) as box, ThreadPoolExecutor(os.cpu_count()) as pool:
-            right = list(pool.map(lambda problem: run_tests(problem.answer, problem, box), problems))
+            right = list(
+                pool.map(lambda problem: run_tests(problem.answer, problem, box), problems)
+            )
             flat = [(i, code) for i, codes in enumerate(wrong) for code in codes]
             scores = list(pool.map(lambda pair: run_tests(pair[1], problems[pair[0]], box), flat))
         seconds = time.time() - started
@@ -42,9 +49,17 @@ def main():
             if right[i] != 1.0 or i not in failing:
                 print(f"  {problem.key}: solution {right[i]}, {len(wrong[i])} variants")
         if "--write" in sys.argv:
-            results.append("programs", dict(
-                commit=common.current_commit(), command="python -m checks.programs --humaneval=… --mbpp=… --write", seed=0,
-                machine=common.describe_machine(torch.device("cpu")), seconds=seconds) | line)
+            results.append(
+                "programs",
+                dict(
+                    commit=common.current_commit(),
+                    command="python -m checks.programs --humaneval=… --mbpp=… --write",
+                    seed=0,
+                    machine=common.describe_machine(torch.device("cpu")),
+                    seconds=seconds,
+                )
+                | line,
+            )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does the filter tell clean pages from corrupted ones? ROC AUC by kind of fault.
 
-    python -m checks.quality            # the table: tags (0-9 and yes/no), retrieval, hybrid, chance
+    python -m checks.quality          # the table: tags (0-9 and yes/no), retrieval, hybrid, chance
     python -m checks.quality --write    # and a line a seed in results/quality.jsonl
 
 Pages are those of data/tasks, half of them with a fault. The filter learns from 4,000 that a
@@ -15,10 +15,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import common
+from data.filter.classifier import fit
+from data.tasks import pages
 from experiments import results
 from experiments.labels import DIMENSIONS, labelled_pages
-from data.tasks import pages
-from data.filter.classifier import fit
 
 SEEDS = (0, 1, 2)
 
@@ -41,9 +41,16 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
     held_out, kinds = [held_out[i] for i in keep], np.array(kinds)[keep]
     tags, hybrid, found = fit(texts, grades, DIMENSIONS).scores(held_out)
     tags_yes_no, hybrid_yes_no, _ = fit(texts, 9.0 * (grades >= 5), DIMENSIONS).scores(held_out)
-    scores = {"tags 0-9": tags[:, -1], "tags yes/no": tags_yes_no[:, -1], "lexical": found[:, 0],
-              "vector": found[:, 1], "retrieval": found.mean(1), "hybrid": hybrid, "hybrid, yes/no": hybrid_yes_no,
-              "random": np.random.default_rng(seed).random(len(held_out))}
+    scores = {
+        "tags 0-9": tags[:, -1],
+        "tags yes/no": tags_yes_no[:, -1],
+        "lexical": found[:, 0],
+        "vector": found[:, 1],
+        "retrieval": found.mean(1),
+        "hybrid": hybrid,
+        "hybrid, yes/no": hybrid_yes_no,
+        "random": np.random.default_rng(seed).random(len(held_out)),
+    }
     return {name: aucs(score, kinds) for name, score in scores.items()}
 
 
@@ -53,13 +60,27 @@ def main():
         started = time.time()
         tables.append(measure(seed))
         if "--write" in sys.argv:
-            results.append("quality", dict(
-                commit=common.current_commit(), command="python -m checks.quality --write", seed=seed, auc=tables[-1],
-                machine=common.describe_machine(torch.device("cpu")), seconds=time.time() - started))
-    print(f"ROC AUC of clean pages against each fault, mean of {len(SEEDS)} seeds\n\n| | {' | '.join(columns)} | each "
-          f"seed |\n{'|---' * (len(columns) + 2)}|")
+            results.append(
+                "quality",
+                dict(
+                    commit=common.current_commit(),
+                    command="python -m checks.quality --write",
+                    seed=seed,
+                    auc=tables[-1],
+                    machine=common.describe_machine(torch.device("cpu")),
+                    seconds=time.time() - started,
+                ),
+            )
+    print(
+        f"ROC AUC of clean pages against each fault, mean of {len(SEEDS)} seeds\n\n| | "
+        f"{' | '.join(columns)} | each "
+        f"seed |\n{'|---' * (len(columns) + 2)}|"
+    )
     for name in tables[0]:
-        cells = [f"{np.mean([table[name][kind] for table in tables]):.3f}" for kind in columns]
+        cells = []
+        for kind in columns:
+            mean = np.mean([table[name][kind] for table in tables])
+            cells.append(f"{mean:.3f}")
         each = " ".join(f"{table[name]['all']:.3f}" for table in tables)
         print(f"| {name} | {' | '.join(cells)} | {each} |")
 

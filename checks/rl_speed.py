@@ -31,14 +31,14 @@ import torch
 import transformers
 import trl
 
-from checks import bench
 import common
 import hf
 import loop
-from experiments import results
 import rl
 import rollouts
+from checks import bench
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
+from experiments import results
 from model import ModelConfig, count_parameters, init_weights
 
 SHAPE = ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=4096)
@@ -53,7 +53,9 @@ def reward(tokens: list[int]) -> float:
 
 def ours(tokenizer, prompts: list[list[int]], d):
     """A function that takes a step and returns the seconds of its parts."""
-    p = rl.RlConfig(stages=[], group_size=GROUP, batch_groups=GROUPS, max_new_tokens=NEW, context=PROMPT + NEW)
+    p = rl.RlConfig(
+        stages=[], group_size=GROUP, batch_groups=GROUPS, max_new_tokens=NEW, context=PROMPT + NEW
+    )
     model, optimizer = loop.build_model(SHAPE, p, d)
     init_weights(model, 0, common.assign)
     rollouts.task_prompt = lambda prompt, *_: prompt  # problems are prompts here
@@ -62,7 +64,9 @@ def ours(tokenizer, prompts: list[list[int]], d):
 
     def take() -> dict[str, float]:
         first, clock = next(steps), [time.perf_counter()]
-        groups = rollouts.sample_rollouts(model, endless, prompts[first:first + GROUPS], GROUP, p, seed=first)
+        groups = rollouts.sample_rollouts(
+            model, endless, prompts[first : first + GROUPS], GROUP, p, seed=first
+        )
         clock.append(time.perf_counter())
         mine = [r for group in groups for r in group]
         for r in mine:
@@ -81,7 +85,8 @@ def ours(tokenizer, prompts: list[list[int]], d):
 
 class IdsGRPOTrainer(trl.GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[str]):
-        return [[int(i) for i in prompt.split()] for prompt in prompts], None, {}  # the parent's takes texts alone
+        # the parent's takes texts alone
+        return [list(map(int, prompt.split())) for prompt in prompts], None, {}
 
 
 def theirs(export: Path, prompts: list[list[int]], folder: Path):
@@ -89,11 +94,28 @@ def theirs(export: Path, prompts: list[list[int]], folder: Path):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         export, dtype=torch.float32, attn_implementation="sdpa")
     args = trl.GRPOConfig(
-        output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, gradient_checkpointing=False,
-        learning_rate=3e-4, optim="adamw_torch_fused", loss_type="dapo", beta=0.0, num_iterations=1, epsilon=0.2,
-        epsilon_high=0.28, temperature=1.0, num_generations=GROUP, max_completion_length=NEW, shuffle_dataset=False,
-        per_device_train_batch_size=GROUPS * GROUP // PASSES, gradient_accumulation_steps=PASSES,
-        cache_implementation="static", generation_kwargs={"eos_token_id": NEVER})
+        output_dir=str(folder),
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        learning_rate=3e-4,
+        optim="adamw_torch_fused",
+        loss_type="dapo",
+        beta=0.0,
+        num_iterations=1,
+        epsilon=0.2,
+        epsilon_high=0.28,
+        temperature=1.0,
+        num_generations=GROUP,
+        max_completion_length=NEW,
+        shuffle_dataset=False,
+        per_device_train_batch_size=GROUPS * GROUP // PASSES,
+        gradient_accumulation_steps=PASSES,
+        cache_implementation="static",
+        generation_kwargs={"eos_token_id": NEVER},
+    )
     trainer = IdsGRPOTrainer(
         model, lambda completion_ids, **_: [*map(reward, completion_ids)], args,
         datasets.Dataset.from_dict({"prompt": [" ".join(map(str, prompt)) for prompt in prompts]}),
@@ -116,7 +138,10 @@ def theirs(export: Path, prompts: list[list[int]], folder: Path):
 
 def product_rate(places: int) -> float:
     """GFLOP/s of the product at the MLP's entrance: what is there to be had."""
-    x, weight = torch.randn(places, SHAPE.hidden_size), torch.randn(SHAPE.ffn_size, SHAPE.hidden_size)
+    x, weight = (
+        torch.randn(places, SHAPE.hidden_size),
+        torch.randn(SHAPE.ffn_size, SHAPE.hidden_size),
+    )
     seconds = []
     for _ in range(20):
         started = time.perf_counter()
@@ -129,13 +154,20 @@ def main():
     d = common.init_distributed("float32")
     tokenizer = train_tokenizer([file.read_text() for file in sorted(Path().glob("*.py"))],
                                 TokenizerConfig(vocab_size=SHAPE.vocab_size))
-    prompts = np.random.default_rng(0).integers(0, SHAPE.vocab_size, ((ROUNDS + 1) * GROUPS, PROMPT)).tolist()
+    prompts = (
+        np.random.default_rng(0)
+        .integers(0, SHAPE.vocab_size, ((ROUNDS + 1) * GROUPS, PROMPT))
+        .tolist()
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         model = hf.meta_model(SHAPE).to_empty(device="cpu")
         init_weights(model, 0)
         hf.export(model, tokenizer, folder / "export", torch.float32)
-        contestants = {"ours": ours(tokenizer, prompts, d), "TRL": theirs(folder / "export", prompts, folder / "TRL")}
+        contestants = {
+            "ours": ours(tokenizer, prompts, d),
+            "TRL": theirs(folder / "export", prompts, folder / "TRL"),
+        }
         seconds, parts = {name: [] for name in contestants}, []
         for turn in range(ROUNDS + 1):  # the first does not count
             for name, take in contestants.items():
@@ -145,19 +177,37 @@ def main():
                     seconds[name].append(time.perf_counter() - started)
                     parts += [found] if found else []
     rows = {name: median(s) for name, s in seconds.items()}
-    rows |= {f"ours: {part}": median(found[part] for found in parts) for part in parts[0]}
+    for part in parts[0]:
+        rows[f"ours: {part}"] = median(seconds_of[part] for seconds_of in parts)
     print("\n".join(f"{name:16}{row:8.3f} s a step" for name, row in rows.items()))
     ratio, counts = rows["TRL"] / rows["ours"], count_parameters(model)
-    places = GROUPS * (PROMPT + GROUP * (NEW - 1))  # that the update runs through the model: data.chat.packing.share_prefixes
+    places = GROUPS * (PROMPT + GROUP * (NEW - 1))  # that the update runs through the model:
+                                                    # data.chat.packing.share_prefixes
     flops = 6 * ((counts["attention"] + counts["mlp"]) * places
-                 + SHAPE.vocab_size * SHAPE.hidden_size * GROUPS * GROUP * NEW)  # attention's own products left out
+                 # attention's own products left out
+                 + SHAPE.vocab_size * SHAPE.hidden_size * GROUPS * GROUP * NEW)
     rates = {"update": flops / rows["ours: update"] / 1e9, "product": product_rate(places)}
-    print(f"the update makes {rates['update']:.0f} GFLOP/s, a single product of its shapes {rates['product']:.0f}")
+    print(
+        f"the update makes {rates['update']:.0f} GFLOP/s, a single product of its shapes "
+        f"{rates['product']:.0f}"
+    )
     print(f"{counts['total'] / 1e6:.1f}M parameters: ours is {ratio:.2f} x as fast")
-    results.append("rl_speed", bench.describe_origin("checks.rl_speed", 0, d.device) | dict(
-        command="python -m checks.rl_speed", layers=SHAPE.n_layers, width=SHAPE.hidden_size,
-        trl=trl.__version__, transformers=transformers.__version__, seconds=seconds, parts=parts, gflops=rates,
-        config=common.hash_json([GROUPS, GROUP, PROMPT, NEW, ROUNDS, PASSES]), ratio=ratio))
+    results.append(
+        "rl_speed",
+        bench.describe_origin("checks.rl_speed", 0, d.device)
+        | dict(
+            command="python -m checks.rl_speed",
+            layers=SHAPE.n_layers,
+            width=SHAPE.hidden_size,
+            trl=trl.__version__,
+            transformers=transformers.__version__,
+            seconds=seconds,
+            parts=parts,
+            gflops=rates,
+            config=common.hash_json([GROUPS, GROUP, PROMPT, NEW, ROUNDS, PASSES]),
+            ratio=ratio,
+        ),
+    )
 
 
 if __name__ == "__main__":

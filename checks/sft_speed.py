@@ -21,26 +21,30 @@ import torch
 import transformers
 import trl
 
-from checks import bench
 import common
 import hf
 import loop
-from experiments import results
 import sft
+from checks import bench
 from data.chat.conversations import Pool
 from data.chat.packing import build_batch, plan_stages
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
+from experiments import results
 from model import ModelConfig, init_weights
 
-SHAPES = [ModelConfig(4, 128, 352, 4, 2, 32, vocab_size=1024), ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=1024)]
+SHAPES = [
+    ModelConfig(4, 128, 352, 4, 2, 32, vocab_size=1024),
+    ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=1024),
+]
 CONTEXT, ROWS, ROUNDS, STEPS = 256, 8, 5, 2
 
 
 def conversations(n: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.lognormal(np.log(CONTEXT / 4), 0.6, n), 8, CONTEXT).astype(int)
-    return ([rng.integers(0, 250, length) for length in lengths],
-            [(np.arange(length) >= length // 2).astype(np.int64) for length in lengths])
+    tokens = [rng.integers(0, 250, length) for length in lengths]
+    masks = [(np.arange(length) >= length // 2).astype(np.int64) for length in lengths]
+    return tokens, masks
 
 
 def ours(shape: ModelConfig, tokens: list, masks: list, d):
@@ -50,8 +54,12 @@ def ours(shape: ModelConfig, tokens: list, masks: list, d):
     init_weights(model, 0, common.assign)
     ends = np.cumsum([*map(len, tokens)])
     pools = {"all": Pool(np.concatenate(tokens), np.concatenate(masks).astype(np.float16), ends)}
-    plan, = plan_stages([sft.StageConfig("all", [1, 1], CONTEXT, epochs={"all": 1})], pools, p.batch_tokens, 0)
-    of_rows = np.diff(np.cumsum(np.array([*map(len, tokens)])[plan.conversation])[plan.ends - 1], prepend=0)
+    (plan,) = plan_stages(
+        [sft.StageConfig("all", [1, 1], CONTEXT, epochs={"all": 1})], pools, p.batch_tokens, 0
+    )
+    of_rows = np.diff(
+        np.cumsum(np.array([*map(len, tokens)])[plan.conversation])[plan.ends - 1], prepend=0
+    )
     steps = itertools.cycle(range(plan.n_steps))
 
     def take() -> int:
@@ -67,18 +75,30 @@ def ours(shape: ModelConfig, tokens: list, masks: list, d):
 def theirs(export: Path, tokens: list, masks: list, packing: bool, rows: int, folder: Path):
     """rows: of a forward pass; packed ones that are joined attend to a mask of their joined
     length."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32, attn_implementation="sdpa")
-    data = datasets.Dataset.from_dict({"input_ids": [t.tolist() for t in tokens],
-                                       "completion_mask": [m.tolist() for m in masks]})
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        export, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    ids = [row.tolist() for row in tokens]
+    columns = {"input_ids": ids, "completion_mask": [mask.tolist() for mask in masks]}
+    data = datasets.Dataset.from_dict(columns)
     args = trl.SFTConfig(
-        output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, max_length=CONTEXT,
-        packing=packing, packing_strategy="bfd", completion_only_loss=True, learning_rate=3e-4,
-        per_device_train_batch_size=rows, gradient_checkpointing=False,
-        optim="adamw_torch_fused", max_grad_norm=1.0)
+        output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True,
+        max_length=CONTEXT,
+        packing=packing,
+        packing_strategy="bfd",
+        completion_only_loss=True,
+        learning_rate=3e-4,
+        per_device_train_batch_size=rows,
+        gradient_checkpointing=False,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+    )
     trainer = trl.SFTTrainer(model, args, train_dataset=data,
                              processing_class=transformers.AutoTokenizer.from_pretrained(export))
     model = trainer.accelerator.prepare(trainer.model)
-    passes = ROWS // rows if packing else round(ROWS * CONTEXT / np.mean([*map(len, tokens)]) / rows)
+    passes = (
+        ROWS // rows if packing else round(ROWS * CONTEXT / np.mean([*map(len, tokens)]) / rows)
+    )
     optimizer, trainer.current_gradient_accumulation_steps = trainer.create_optimizer(), passes
 
     def batches():
@@ -90,7 +110,11 @@ def theirs(export: Path, tokens: list, masks: list, packing: bool, rows: int, fo
         real = 0
         for _ in range(passes):
             inputs = next(stream)
-            real += int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else inputs["input_ids"].numel()
+            real += (
+                int(inputs["attention_mask"].sum())
+                if "attention_mask" in inputs
+                else inputs["input_ids"].numel()
+            )
             trainer.training_step(model, inputs)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -107,9 +131,15 @@ def main():
         init_weights(model, 0)
         hf.export(model, tokenizer, folder / "export", torch.float32)
         tokens, masks = conversations(2000, 0)
-        contestants = {"ours": ours(shape, tokens, masks, d), **{
-            f"TRL {name}": theirs(folder / "export", tokens, masks, name.startswith("packed"), rows, folder / name)
-            for name, rows in (("packed", ROWS), ("packed, a row a pass", 1), ("unpacked", 8))}}
+        contestants = {
+            "ours": ours(shape, tokens, masks, d),
+            **{
+                f"TRL {name}": theirs(
+                    folder / "export", tokens, masks, name.startswith("packed"), rows, folder / name
+                )
+                for name, rows in (("packed", ROWS), ("packed, a row a pass", 1), ("unpacked", 8))
+            },
+        }
         speeds = {name: [] for name in contestants}
         for turn in range(ROUNDS + 1):  # the first does not count
             for name, take in contestants.items():
@@ -121,10 +151,20 @@ def main():
         print(f"{shape.n_layers} x {shape.hidden_size}: " + ", ".join(
             f"{name} {median(s):,.0f} tokens/s" for name, s in speeds.items())
               + f"; ours is {median(speeds['ours']) / best:.2f} x the better", flush=True)
-        results.append("sft_speed", bench.describe_origin("checks.sft_speed", 0, d.device) | dict(
-            command="python -m checks.sft_speed", layers=shape.n_layers, width=shape.hidden_size,
-            trl=trl.__version__, transformers=transformers.__version__, tokens_per_s=speeds,
-            config=common.hash_json([CONTEXT, ROWS, ROUNDS, STEPS]), ratio=median(speeds["ours"]) / best))
+        results.append(
+            "sft_speed",
+            bench.describe_origin("checks.sft_speed", 0, d.device)
+            | dict(
+                command="python -m checks.sft_speed",
+                layers=shape.n_layers,
+                width=shape.hidden_size,
+                trl=trl.__version__,
+                transformers=transformers.__version__,
+                tokens_per_s=speeds,
+                config=common.hash_json([CONTEXT, ROWS, ROUNDS, STEPS]),
+                ratio=median(speeds["ours"]) / best,
+            ),
+        )
         shutil.rmtree(folder / "export")
 
 

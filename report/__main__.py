@@ -67,14 +67,11 @@ def draw_plan(config: SimpleNamespace) -> Path | None:
 
 
 def read_pretrain_config(config: SimpleNamespace) -> SimpleNamespace:
-    """The config of pre-training, with the settings of the command that trained the run."""
-    command = plots.read_newest_meta(config.out / "pretrain").get("command")
-    if command:
-        _, *arguments = shlex.split(command)
-    else:
-        arguments = [config.path, f"--run={config.run}"]
+    """The config of pre-training, by the command that trained the run; before it, by our own."""
+    meta = plots.read_newest_meta(config.out / "pretrain")
+    _, *arguments = shlex.split(meta.get("command", config.command))
     return common.load_config(
-        pretrain.__doc__, arguments, flags={"plan": ""}, model=ModelConfig,
+        pretrain.__doc__, arguments, flags={"plan": "", "record": ""}, model=ModelConfig,
         tokenizer=TokenizerConfig, corpus=CorpusConfig, pretrain=pretrain.PretrainConfig,
         evaluate=EvaluateConfig)
 

@@ -1,4 +1,5 @@
 """Duplicates and overlap against plain set arithmetic."""
+
 import random
 
 import numpy as np
@@ -11,7 +12,7 @@ def words(rng: random.Random, n: int) -> list[str]:
 
 
 def shingles(text: list[str]) -> set:
-    return {tuple(text[i:i + dedup.RUN]) for i in range(len(text) - dedup.RUN + 1)}
+    return {tuple(text[i : i + dedup.RUN]) for i in range(len(text) - dedup.RUN + 1)}
 
 
 def changed(rng: random.Random, text: list[str], share: float) -> list[str]:
@@ -30,7 +31,7 @@ def test_near_duplicates_are_found_as_often_as_the_formula_says():
             text = words(rng, 150)
             other = changed(rng, text, share)
             s = len(shingles(text) & shingles(other)) / len(shingles(text) | shingles(other))
-            expected.append(1 - (1 - s ** dedup.ROWS) ** dedup.BANDS)
+            expected.append(1 - (1 - s**dedup.ROWS) ** dedup.BANDS)
             a, b = (dedup.signature(" ".join(t)) for t in (text, other))
             found += bool((a[:-1] == b[:-1]).any())
         p = np.mean(expected)
@@ -42,7 +43,17 @@ def test_runs_are_hashes_of_the_very_words():
     three = dedup.runs(h, 3)
     assert len(three) == 4 and three[0] == three[3] and len(set(three.tolist())) == 3
     assert dedup.runs(h, 7).tolist() == [] and (dedup.runs(h, 1) == h).all()
-    assert dedup.tokens("Zwölf 中文 x_1, don't!") == ["zwölf", "中", "文", "x_1", ",", "don", "'", "t", "!"]
+    assert dedup.tokens("Zwölf 中文 x_1, don't!") == [
+        "zwölf",
+        "中",
+        "文",
+        "x_1",
+        ",",
+        "don",
+        "'",
+        "t",
+        "!",
+    ]
 
 
 def test_a_long_text_is_read_in_pieces(monkeypatch):
@@ -59,7 +70,10 @@ def test_duplicates_keep_the_first_in_order(tmp_path):
     a, b, c = (" ".join(words(rng, 60)) for _ in range(3))
     texts = [[a, b, "x"], [], [b.upper() + "!", c, "x", a + " and a tail"]]
     for i, shard in enumerate(texts):
-        np.save(tmp_path / f"{i}.npy", np.array([dedup.signature(t) for t in shard], np.uint64).reshape(-1, dedup.COLUMNS))
+        np.save(
+            tmp_path / f"{i}.npy",
+            np.array([dedup.signature(t) for t in shard], np.uint64).reshape(-1, dedup.COLUMNS),
+        )
     files = [tmp_path / f"{i}.npy" for i in range(3)]
     for slice_size in (1 << 24, 2):  # one slice, and several
         found = dedup.duplicates(files, tmp_path / "found.npy", slice_size)
@@ -68,9 +82,19 @@ def test_duplicates_keep_the_first_in_order(tmp_path):
 
 def test_contamination():
     item = "a train leaves at nine and needs two hours for the first eighty miles of its way"
-    found = dedup.Contamination([item, "seven words are too few to say", "eight words are just enough to say something"])
+    found = dedup.Contamination(
+        [item, "seven words are too few to say", "eight words are just enough to say something"]
+    )
     assert found.n_items == 3 and found.too_short == 1
-    assert found("It is said: A TRAIN leaves, at nine and needs two hours for the first eighty miles. So?")
-    assert not found("a train leaves at nine and needs two hours for the last eighty miles of its way")
-    assert found("here eight words are just enough to say something too") and not found("") and not found("short")
+    assert found(
+        "It is said: A TRAIN leaves, at nine and needs two hours for the first eighty miles. So?"
+    )
+    assert not found(
+        "a train leaves at nine and needs two hours for the last eighty miles of its way"
+    )
+    assert (
+        found("here eight words are just enough to say something too")
+        and not found("")
+        and not found("short")
+    )
     assert not dedup.Contamination([])("anything at all")

@@ -1,16 +1,20 @@
-"""The inside of the sandbox: a fresh interpreter runs this file, locks itself in, and forks a child for each program.
+"""The inside of the sandbox: a fresh interpreter runs this file and locks itself in.
 
-The locks, none of which needs root, a container or a namespace; they hold for root as for an ordinary user:
+Then it forks a child for each program. The locks, none of which needs root, a container or a
+namespace; they hold for root as for an ordinary user:
     capabilities    dropped, with no_new_privs: nothing run later can have more
-    Landlock        files: read the standard library and system libraries, write one flat folder; no /proc, no home
-    seccomp         a list of allowed system calls: no process, no exec, no socket, no signal to others, no ptrace, no
-                    chmod; threads are allowed
+    Landlock        files: read the standard library and system libraries, write one flat folder; no
+                    /proc, no home
+    seccomp         a list of allowed system calls: no process, no exec, no socket, no signal to
+                    others, no ptrace, no chmod; threads are allowed
     rlimits         memory, CPU time, size and number of files
-What they leave: names, sizes and times of files whose path is guessed (stat is not Landlock's), and the kernel's bugs.
+What they leave: names, sizes and times of files whose path is guessed (stat is not Landlock's), and
+the kernel's bugs.
 
-A child is forked from a process that has never held anything of a job: programs, arguments and results go through
-pipes between child and parent (data/verify/sandbox.py), so a child can find no other run and no expected value in its memory.
-It uses only the standard library of the interpreter that it runs in, and nothing of the project.
+A child is forked from a process that has never held anything of a job: programs, arguments and
+results go through pipes between child and parent (data/verify/sandbox.py), so a child can find no
+other run and no expected value in its memory. It uses only the standard library of the interpreter
+that it runs in, and nothing of the project.
 """
 import atexit
 import builtins
@@ -22,6 +26,7 @@ import json
 import linecache
 import os
 import platform
+import random
 import resource
 import signal
 import socket
@@ -29,10 +34,12 @@ import struct
 import sys
 import threading
 import traceback
+import types
 
-# Imported once, not by each program (a fork shares them); random, for its seed.
-import bisect, collections, copy, datetime, decimal, fractions, functools, heapq, itertools, math, operator  # noqa
-import random, re, statistics, string, types, typing  # noqa: E401, F401
+# Imported once, not by each program: a fork shares them.
+for _name in ("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools",
+              "heapq", "itertools", "math", "operator", "re", "statistics", "string", "typing"):
+    __import__(_name)
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,11 +48,14 @@ class Refused(Exception):
     """The kernel lacks a layer."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The locks of the whole process
 
 def lock(folder: str, readable: list[str], unsafe: bool) -> list[str]:
-    """Capabilities, Landlock and the rlimits that are the same for all jobs. Returns what is missing (unsafe only)."""
+    """Capabilities, Landlock and the rlimits that are the same for all jobs.
+
+    Returns what is missing (unsafe only).
+    """
     limit(CORE=0, MEMLOCK=0, MSGQUEUE=0, NOFILE=64, STACK=64 << 20)
     missing = []
     for layer in (_drop_privileges, lambda: _landlock(folder, readable), _try_seccomp):
@@ -77,26 +87,35 @@ def _drop_privileges():
 
 
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
-FOLDER = 1 << 1 | READ_FILE | READ_DIR | 1 << 5 | 1 << 8 | 1 << 14  # write, remove and make plain files, truncate
+WRITE_FILE, REMOVE_FILE, MAKE_REG, TRUNCATE = 1 << 1, 1 << 5, 1 << 8, 1 << 14
+FOLDER = WRITE_FILE | READ_FILE | READ_DIR | REMOVE_FILE | MAKE_REG | TRUNCATE
 
 
 def _landlock(folder: str, readable: list[str]):
-    """Whatever is not named here can be neither read nor written (linux/landlock.h; since Linux 5.13)."""
+    """Whatever is not named here can be neither read nor written.
+
+    linux/landlock.h; since Linux 5.13.
+    """
     version = libc.syscall(444, None, 0, 1)
     if version < 1:
         raise Refused("no Landlock (Linux 5.13 or newer, with landlock among its security modules)")
     files = (1 << (13, 13, 14, 15, 15, 16)[min(version, 5)]) - 1
-    attributes = struct.pack("<QQQ", files, 3, 3)   # with TCP since version 4, abstract sockets and signals since 6
-    attributes = attributes[:8 if version < 4 else 16 if version < 6 else 24]
+    # with TCP since version 4, abstract sockets and signals since 6
+    attributes = struct.pack("<QQQ", files, 3, 3)
+    if version < 4:
+        attributes = attributes[:8]
+    elif version < 6:
+        attributes = attributes[:16]
     ruleset = libc.syscall(444, attributes, ctypes.c_size_t(len(attributes)), 0)
-    rules = [(path, READ_FILE | READ_DIR) for path in readable] + [(folder, FOLDER), ("/dev/null", READ_FILE | 2)]
+    rules = [(path, READ_FILE | READ_DIR) for path in readable]
+    rules += [(folder, FOLDER), ("/dev/null", READ_FILE | WRITE_FILE)]
     for path, rights in rules:
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             continue  # not on this system
         if not os.path.isdir(path):
-            rights &= READ_FILE | 2
+            rights &= READ_FILE | WRITE_FILE
         rule = struct.pack("<Qi", rights & files, fd)
         if libc.syscall(445, ruleset, 1, rule, 0):
             raise Refused(f"Landlock takes no rule for {path}")
@@ -107,55 +126,82 @@ def _landlock(folder: str, readable: list[str]):
 
 
 def readable_paths(more: list[str]) -> list[str]:
-    """What a program may read: the standard library without installed packages, shared libraries, time zones."""
+    """What a program may read.
+
+    The standard library without installed packages, shared libraries, time zones.
+    """
     library = os.path.dirname(os.__file__)
     entries = [os.path.join(library, name) for name in os.listdir(library)
                if name not in ("site-packages", "dist-packages", "test")]
     shared = os.path.join(sys.base_prefix, "lib")
     entries += [os.path.join(shared, name) for name in os.listdir(shared) if ".so" in name]
-    return entries + ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/dev/urandom",
-                      "/usr/share/zoneinfo", *more]
+    return entries + ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache",
+                      "/dev/urandom", "/usr/share/zoneinfo", *more]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Seccomp: the system calls of a child (seccomp(2); numbers of x86_64 and aarch64, None where there is no such call)
+# --------------------------------------------------------------------------------------------------
+# Seccomp: the system calls of a child (seccomp(2))
 
-ALLOWED = {name: tuple(None if n == "-" else int(n) for n in (x86, arm)) for name, x86, arm in (
-    entry.split(":") for entry in """
-read:0:63 write:1:64 readv:19:65 writev:20:66 pread64:17:67 pwrite64:18:68 lseek:8:62 close:3:57 close_range:436:436
-dup:32:23 dup2:33:- dup3:292:24 pipe:22:- pipe2:293:59 poll:7:- ppoll:271:73 select:23:- pselect6:270:72
-epoll_create:213:- epoll_create1:291:20 epoll_ctl:233:21 epoll_wait:232:- epoll_pwait:281:22 eventfd2:290:19
-stat:4:- fstat:5:80 lstat:6:- newfstatat:262:79 statx:332:291 access:21:- faccessat:269:48 faccessat2:439:439
-readlink:89:- readlinkat:267:78 getcwd:79:17 getdents64:217:61 ftruncate:77:46 unlink:87:- unlinkat:263:35 rename:82:-
-renameat:264:38 renameat2:316:276 umask:95:166 fsync:74:82 fdatasync:75:83 flock:73:32 sendfile:40:71
-copy_file_range:326:285 fadvise64:221:223 mmap:9:222 munmap:11:215 mprotect:10:226 mremap:25:216 madvise:28:233
-brk:12:214 mincore:27:232 rt_sigaction:13:134 rt_sigprocmask:14:135 rt_sigreturn:15:139 rt_sigpending:127:136
-rt_sigtimedwait:128:137 rt_sigsuspend:130:133 sigaltstack:131:132 pause:34:- alarm:37:- setitimer:38:103
-getitimer:36:102 restart_syscall:219:128 nanosleep:35:101 clock_nanosleep:230:115 clock_gettime:228:113
-clock_getres:229:114 gettimeofday:96:169 time:201:- times:100:153 getrusage:98:165 sysinfo:99:179 uname:63:160
-getrandom:318:278 getpid:39:172 gettid:186:178 getppid:110:173 getpgrp:111:- getpgid:121:155 getsid:124:156
-getuid:102:174 geteuid:107:175 getgid:104:176 getegid:108:177 getresuid:118:148 getresgid:120:150 getgroups:115:158
-getrlimit:97:163 setrlimit:160:164 sched_yield:24:124 sched_getaffinity:204:123 getcpu:309:168 futex:202:98
-set_robust_list:273:99 get_robust_list:274:100 set_tid_address:218:96 rseq:334:293 membarrier:324:283 arch_prctl:158:-
-exit:60:93 exit_group:231:94 wait4:61:260 waitid:247:95 sendto:44:206 recvfrom:45:207 sendmsg:46:211 recvmsg:47:212
+def _read_numbers(table: str) -> dict[str, tuple[int | None, int | None]]:
+    """The two numbers of each call "name:x86_64:aarch64"; None for "-": there is no such call."""
+    numbers = {}
+    for entry in table.split():
+        name, *both = entry.split(":")
+        numbers[name] = tuple(None if number == "-" else int(number) for number in both)
+    return numbers
+
+
+ALLOWED = _read_numbers("""
+read:0:63 write:1:64 readv:19:65 writev:20:66 pread64:17:67 pwrite64:18:68 lseek:8:62 close:3:57
+close_range:436:436 dup:32:23 dup2:33:- dup3:292:24 pipe:22:- pipe2:293:59 poll:7:- ppoll:271:73
+select:23:- pselect6:270:72 epoll_create:213:- epoll_create1:291:20 epoll_ctl:233:21
+epoll_wait:232:- epoll_pwait:281:22 eventfd2:290:19 stat:4:- fstat:5:80 lstat:6:- newfstatat:262:79
+statx:332:291 access:21:- faccessat:269:48 faccessat2:439:439 readlink:89:- readlinkat:267:78
+getcwd:79:17 getdents64:217:61 ftruncate:77:46 unlink:87:- unlinkat:263:35 rename:82:-
+renameat:264:38 renameat2:316:276 umask:95:166 fsync:74:82 fdatasync:75:83 flock:73:32
+sendfile:40:71 copy_file_range:326:285 fadvise64:221:223 mmap:9:222 munmap:11:215 mprotect:10:226
+mremap:25:216 madvise:28:233 brk:12:214 mincore:27:232 rt_sigaction:13:134 rt_sigprocmask:14:135
+rt_sigreturn:15:139 rt_sigpending:127:136 rt_sigtimedwait:128:137 rt_sigsuspend:130:133
+sigaltstack:131:132 pause:34:- alarm:37:- setitimer:38:103 getitimer:36:102 restart_syscall:219:128
+nanosleep:35:101 clock_nanosleep:230:115 clock_gettime:228:113 clock_getres:229:114
+gettimeofday:96:169 time:201:- times:100:153 getrusage:98:165 sysinfo:99:179 uname:63:160
+getrandom:318:278 getpid:39:172 gettid:186:178 getppid:110:173 getpgrp:111:- getpgid:121:155
+getsid:124:156 getuid:102:174 geteuid:107:175 getgid:104:176 getegid:108:177 getresuid:118:148
+getresgid:120:150 getgroups:115:158 getrlimit:97:163 setrlimit:160:164 sched_yield:24:124
+sched_getaffinity:204:123 getcpu:309:168 futex:202:98 set_robust_list:273:99 get_robust_list:274:100
+set_tid_address:218:96 rseq:334:293 membarrier:324:283 arch_prctl:158:- exit:60:93 exit_group:231:94
+wait4:61:260 waitid:247:95 sendto:44:206 recvfrom:45:207 sendmsg:46:211 recvmsg:47:212
 shutdown:48:210 getsockname:51:204 getpeername:52:205 getsockopt:55:209 setsockopt:54:208
-""".split())}
-# name: (x86_64, aarch64), which argument, and what it may be: one of these values; "self": the child's own number
+""")
+# name: (x86_64, aarch64), which argument, and what it may be: one of these values, or "self", the
+# child's own number
 CHECKED = {
-    "kill": ((62, 129), 0, ["self"]), "tgkill": ((234, 131), 0, ["self"]), "prlimit64": ((302, 261), 0, [0, "self"]),
-    "fcntl": ((72, 25), 1, [0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032]),   # none that names who gets a signal
-    "ioctl": ((16, 29), 1, [0x5401, 0x5413, 0x5421, 0x5450, 0x5451, 0x541B]),    # is it a terminal, FIONBIO, …
-    "prctl": ((157, 167), 0, [15, 16]),                             # the name of a thread
+    "kill": ((62, 129), 0, ["self"]),
+    "tgkill": ((234, 131), 0, ["self"]),
+    "prlimit64": ((302, 261), 0, [0, "self"]),
+    # none that names who gets a signal
+    "fcntl": ((72, 25), 1, [0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032]),
+    # is it a terminal, FIONBIO, …
+    "ioctl": ((16, 29), 1, [0x5401, 0x5413, 0x5421, 0x5450, 0x5451, 0x541B]),
+    # the name of a thread
+    "prctl": ((157, 167), 0, [15, 16]),
 }
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 EPERM, ENOSYS, ALLOW, KILL = 0x50001, 0x50026, 0x7FFF0000, 0x80000000
 LOAD, JUMP_EQ, JUMP_SET, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
+# a line of BPF: what to do, the lines to skip if true and if false, and an operand
+PERMIT, REFUSE = (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, EPERM)
 
 
 def seccomp_filter(pid: int) -> bytes:
     """The filter as a BPF program; what is not allowed fails with EPERM."""
     column, architecture = ARCHITECTURES[platform.machine()]
-    program = [(LOAD, 0, 0, 4), (JUMP_EQ, 1, 0, architecture), (RETURN, 0, 0, KILL), (LOAD, 0, 0, 0)]
+    program = [
+        (LOAD, 0, 0, 4),
+        (JUMP_EQ, 1, 0, architecture),
+        (RETURN, 0, 0, KILL),
+        (LOAD, 0, 0, 0),
+    ]
 
     def call(numbers: tuple, *body: tuple):
         if numbers[column] is not None:
@@ -165,23 +211,29 @@ def seccomp_filter(pid: int) -> bytes:
         return LOAD, 0, 0, 16 + 8 * i  # its low half: these are all 32 bits wide
 
     for numbers in ALLOWED.values():
-        call(numbers, (RETURN, 0, 0, ALLOW))
+        call(numbers, PERMIT)
     for numbers, which, values in CHECKED.values():
-        tests = [test for value in values
-                 for test in ((JUMP_EQ, 0, 1, pid if value == "self" else value), (RETURN, 0, 0, ALLOW))]
-        call(numbers, argument(which), *tests, (RETURN, 0, 0, EPERM))
+        tests = []
+        for value in values:
+            tests += [(JUMP_EQ, 0, 1, pid if value == "self" else value), PERMIT]
+        call(numbers, argument(which), *tests, REFUSE)
     thread = 0x10000                    # CLONE_THREAD: a thread, no process
-    call((56, 220), argument(0), (JUMP_SET, 0, 1, thread), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, EPERM))
-    call((435, 435), (RETURN, 0, 0, ENOSYS))    # clone3 hides its flags in memory: libc then takes clone
+    call((56, 220), argument(0), (JUMP_SET, 0, 1, thread), PERMIT, REFUSE)
+    call((435, 435), (RETURN, 0, 0, ENOSYS))    # clone3 hides its flags in memory: libc takes clone
     call((437, 437), (RETURN, 0, 0, ENOSYS))    # openat2 likewise
     # asyncio needs a socket pair; only a stream, since a datagram could be sent elsewhere
-    call((53, 199), argument(0), (JUMP_EQ, 1, 0, 1), (RETURN, 0, 0, EPERM), argument(1), (AND, 0, 0, 0xF),
-         (JUMP_EQ, 0, 1, 1), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, EPERM))
+    call((53, 199),
+         argument(0), (JUMP_EQ, 1, 0, 1), REFUSE,
+         argument(1), (AND, 0, 0, 0xF), (JUMP_EQ, 0, 1, 1), PERMIT,
+         REFUSE)
     # O_TRUNC only on a file that is opened for writing: before its version 3 Landlock sees no other
     for numbers, which in (((2, None), 1), ((257, 56), 2)):
-        call(numbers, argument(which), (JUMP_SET, 1, 0, os.O_TRUNC), (RETURN, 0, 0, ALLOW), (AND, 0, 0, 3),
-             (JUMP_EQ, 2, 0, os.O_WRONLY), (JUMP_EQ, 1, 0, os.O_RDWR), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW))
-    return b"".join(struct.pack("<HBBI", *line) for line in [*program, (RETURN, 0, 0, EPERM)])
+        call(numbers,
+             argument(which), (JUMP_SET, 1, 0, os.O_TRUNC), PERMIT,
+             (AND, 0, 0, 3), (JUMP_EQ, 2, 0, os.O_WRONLY), (JUMP_EQ, 1, 0, os.O_RDWR), REFUSE,
+             PERMIT)
+    program.append(REFUSE)
+    return b"".join(struct.pack("<HBBI", *line) for line in program)
 
 
 def install(program: bytes):
@@ -207,7 +259,7 @@ def _try_seccomp():
         raise Refused("no seccomp filters")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The server: forks a child for each request of the parent, and says how it ended
 
 def main():
@@ -227,7 +279,9 @@ def main():
         request = json.loads(data)
         if "reap" in request:
             _, status, usage = os.wait4(request["reap"], 0)
-            answer, pidfd = {"code": os.waitstatus_to_exitcode(status), "seconds": usage.ru_utime + usage.ru_stime}, []
+            answer = {"code": os.waitstatus_to_exitcode(status),
+                      "seconds": usage.ru_utime + usage.ru_stime}
+            pidfd = []
         else:
             server = os.getpid()
             try:
@@ -270,8 +324,9 @@ def child(request: dict, fds: list[int], server: int, folder: str, unsafe: bool)
         if leave.code is not None and not isinstance(leave.code, int):
             print(leave.code, file=sys.stderr)
     except BaseException as error:
-        while (trace := error.__traceback__) and trace.tb_frame.f_code.co_filename == child.__code__.co_filename:
-            error.__traceback__ = trace.tb_next  # our own lines are of no interest
+        ours = child.__code__.co_filename       # our own lines are of no interest
+        while (trace := error.__traceback__) and trace.tb_frame.f_code.co_filename == ours:
+            error.__traceback__ = trace.tb_next
         traceback.print_exception(error)
     finally:
         try:
@@ -306,17 +361,20 @@ def run(request: dict) -> int:
     try:
         execute(source, space)
     finally:
-        threading._shutdown()                   # as Python does at a script's end: wait for threads,
-        atexit._run_exitfuncs()                 # then call what was registered
+        # as Python does at a script's end: wait for threads, then call what was registered
+        threading._shutdown()
+        atexit._run_exitfuncs()
     return 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Functions of a program, called through pipes. What travels is plain data, rebuilt on the other side from builtin types
-# alone: an object that lies about itself is only its value there. Anything else stays where it is, under a number.
+# --------------------------------------------------------------------------------------------------
+# Functions of a program, called through pipes. What travels is plain data, rebuilt on the other
+# side from builtin types alone: an object that lies about itself is only its value there. Anything
+# else stays where it is, under a number.
 
 MOST_KEYS = 10_000   # of a set or dictionary: numbers can be chosen so that all of them collide
 PLAIN = {"tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter}
+ITERATED = (range, type({}.keys()), type({}.values()))      # they travel as iterators
 
 
 class Raised(Exception):
@@ -329,38 +387,50 @@ class Raised(Exception):
 
 def encode(value: object, handle=None) -> object:
     """Plain data as JSON; handle(object) -> number is asked for the rest (TypeError without it)."""
-    def inner(value):
-        if value is None or value is True or value is False:
+    return _encode(value, handle)
+
+
+def _encode(value: object, handle) -> object:
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        value = int.__int__(value)
+        if abs(value) < 1 << 53:
             return value
-        if isinstance(value, str):
-            return str.__str__(value)
-        if isinstance(value, int):
-            value = int.__int__(value)
-            return value if abs(value) < 1 << 53 else {"int": hex(value)}   # Python limits the digits of decimals
-        if isinstance(value, float):
-            return float.__float__(value)
-        if isinstance(value, complex):
-            return {"complex": [value.real, value.imag]}
-        if isinstance(value, (bytes, bytearray)):
-            return {"bytearray" if isinstance(value, bytearray) else "bytes": bytes(value).hex()}
-        if isinstance(value, list):
-            return [inner(v) for v in list.__iter__(value)]
-        if isinstance(value, dict):
-            return {"dict": [[inner(k), inner(v)] for k, v in dict.items(value)]}
-        for name in ("tuple", "set", "frozenset"):
-            if isinstance(value, PLAIN[name]):
-                return {name: [inner(v) for v in PLAIN[name].__iter__(value)]}
-        if handle is None:
-            raise TypeError(f"{type(value).__name__} is no plain data")
-        if hasattr(type(value), "__next__") or isinstance(value, (range, type({}.keys()), type({}.values()))):
-            return {"iterator": [inner(v) for v in value]}
-        return {"object": handle(value)}
-    return inner(value)
+        return {"int": hex(value)}      # Python limits the digits of decimals
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, (bytes, bytearray)):
+        kind = "bytearray" if isinstance(value, bytearray) else "bytes"
+        return {kind: bytes(value).hex()}
+    if isinstance(value, list):
+        return [_encode(v, handle) for v in list.__iter__(value)]
+    if isinstance(value, dict):
+        return {"dict": [[_encode(k, handle), _encode(v, handle)] for k, v in dict.items(value)]}
+    for name in ("tuple", "set", "frozenset"):
+        if isinstance(value, PLAIN[name]):
+            return {name: [_encode(v, handle) for v in PLAIN[name].__iter__(value)]}
+    return _encode_object(value, handle)
+
+
+def _encode_object(value: object, handle) -> object:
+    """What is no plain data, but may be an iterator of such."""
+    if handle is None:
+        raise TypeError(f"{type(value).__name__} is no plain data")
+    if hasattr(type(value), "__next__") or isinstance(value, ITERATED):
+        return {"iterator": [_encode(v, handle) for v in value]}
+    return {"object": handle(value)}
 
 
 def decode(value: object, proxy=None) -> object:
-    """What encode made, of builtin types alone; proxy(number) stands for what is no plain data. Raises ValueError and
-    the like for what is malformed, and Raised."""
+    """What encode made, of builtin types alone; proxy(number) stands for what is no plain data.
+
+    Raises ValueError and the like for what is malformed, and Raised.
+    """
     if type(value) is list:
         return [decode(v, proxy) for v in value]
     if type(value) is not dict:
@@ -414,7 +484,10 @@ def write_all(fd: int, data: bytes):
 
 
 def serve(request: dict) -> int:
-    """Runs the program of fd 3, then answers calls of fd 5 on fd 4: [what, number of the object, …]."""
+    """Runs the program of fd 3, then answers calls of fd 5 on fd 4.
+
+    A call is [what, number of the object, …].
+    """
     source = read_source()
     space = namespace("solution", source)
     execute(source, space)
@@ -433,9 +506,12 @@ def serve(request: dict) -> int:
             if what == "get":
                 value = getattr(objects[number], rest[0]) if number else space[rest[0]]
             elif what == "call":
-                value = objects[number](*decode(rest[0], objects.__getitem__), **decode(rest[1], objects.__getitem__))
+                args = decode(rest[0], objects.__getitem__)
+                kwargs = decode(rest[1], objects.__getitem__)
+                value = objects[number](*args, **kwargs)
             else:
-                value = {"len": len, "iter": lambda x: iter(list(x)), "str": str}[what](objects[number])
+                questions = {"len": len, "iter": lambda x: iter(list(x)), "str": str}
+                value = questions[what](objects[number])
             answer = encode(value, handle)
         except Exception as error:
             answer = {"raised": [type(error).__name__, str(error)[:1000]]}
@@ -443,8 +519,11 @@ def serve(request: dict) -> int:
 
 
 class Proxy:
-    """What a program's function or object is to the tests. It answers no comparison: an object that lies about being
-    equal is worth nothing, so only plain data pass."""
+    """What a program's function or object is to the tests.
+
+    It answers no comparison: an object that lies about being equal is worth nothing, so only plain
+    data pass.
+    """
     __slots__ = ("_ask", "_number")
 
     def __init__(self, ask, number: int):
@@ -478,8 +557,11 @@ def _number_of(value) -> int:
 
 
 def test(request: dict) -> int:
-    """Runs the tests of fd 3 with proxies of the program's names (calls go out by fd 6, answers come in by fd 5), and
-    says so on fd 4 if they all pass. A program that is gone or talks nonsense ends them at once."""
+    """Runs the tests of fd 3 with proxies of the program's names; says so on fd 4 if all pass.
+
+    Calls go out by fd 6, answers come in by fd 5. A program that is gone or talks nonsense ends the
+    tests at once.
+    """
     source = read_source()
 
     def ask(*message):

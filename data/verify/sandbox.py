@@ -1,15 +1,20 @@
-"""The sandbox: the only place where code that a model wrote is run. How it is locked in stands in data/verify/jail.py.
+"""The sandbox: the only place where code that a model wrote is run.
 
     with Sandbox(workers=2) as box:
-        box.run("print(input())", stdin="hello")                        # a script
-        box.call("def f(x): return x + 1", "f", [[1], [2]]).values      # [2, 3], to be compared out here
-        box.test("def f(x): return x + 1", "assert f(1) == 2", ["f"])   # tests, in a process of their own
+        # a script
+        box.run("print(input())", stdin="hello")
+        # values, to be compared out here: [2, 3]
+        box.call("def f(x): return x + 1", "f", [[1], [2]]).values
+        # tests, in a process of their own
+        box.test("def f(x): return x + 1", "assert f(1) == 2", ["f"])
 
-Expected values never enter the process that runs the program. A verdict is never taken from it either: only values,
-rebuilt here (or in the process of the tests) from plain builtin types.
+How it is locked in stands in data/verify/jail.py. Expected values never enter the process that runs
+the program. A verdict is never taken from it either: only values, rebuilt here (or in the process
+of the tests) from plain builtin types.
 
-Each worker is a warm interpreter that forks a child for every program, in a few milliseconds; nothing but data survives
-a program, and its folder is emptied. Threads may share a Sandbox, each takes a free worker. Linux on x86_64 or aarch64.
+Each worker is a warm interpreter that forks a child for every program, in a few milliseconds;
+nothing but data survives a program, and its folder is emptied. Threads may share a Sandbox, each
+takes a free worker. Linux on x86_64 or aarch64.
 """
 import atexit
 import functools
@@ -35,18 +40,19 @@ from pathlib import Path
 from common import UserError
 from data.verify import jail
 
-JAIL = Path(jail.__file__).read_bytes()  # given to the interpreter by a pipe, which may be unable to read our folder
+# given to the interpreter by a pipe, which may be unable to read our folder
+JAIL = Path(jail.__file__).read_bytes()
 
 
 @dataclass(frozen=True)
 class Limits:
     """Of one program. What goes beyond is killed."""
-    seconds: float = 4.0         # of CPU time, over all its threads: a busy machine changes no verdict
-    wall: float = 30.0           # from start to end; a program that only sleeps uses no CPU time
-    memory: int = 512 << 20      # bytes of address space
-    output: int = 1 << 20        # bytes of each: standard output, standard error, returned values
-    file_size: int = 8 << 20     # bytes of a file, and 8 times as many of all
-    files: int = 100             # in its folder
+    seconds: float = 4.0        # of CPU time, of all its threads: a busy machine changes no verdict
+    wall: float = 30.0          # from start to end; a program that only sleeps uses no CPU time
+    memory: int = 512 << 20     # bytes of address space
+    output: int = 1 << 20       # bytes of each: standard output, standard error, returned values
+    file_size: int = 8 << 20    # bytes of a file, and 8 times as many of all
+    files: int = 100            # in its folder
     threads: int = 100
 
 
@@ -54,15 +60,24 @@ class Limits:
 class Result:
     """How a program ended.
 
-    status: "ok", or for tests "passed"; "error": an exception, another exit code than 0, a failed test; "time",
-    "output", "files", "threads": the limit that it broke; "killed": by a signal, as when memory runs out in C;
-    "broken": the sandbox itself failed, which says nothing about the program (its reward is None).
+    status: one of
+        "ok", or for tests "passed"
+        "error"     an exception, another exit code than 0, a failed test
+        "time", "output", "files", "threads"    the limit that it broke
+        "killed"    by a signal, as when memory runs out in C
+        "broken"    the sandbox itself failed, which says nothing about the program (its reward is
+                    None)
     """
     status: str
     stdout: str = ""
     stderr: str = ""
-    values: list = field(default_factory=list)  # that the calls returned; a jail.Raised for each that raised
-    seconds: float = 0.0                        # of CPU time
+    # that the calls returned; a jail.Raised for each that raised
+    values: list = field(default_factory=list)
+    seconds: float = 0.0    # of CPU time
+
+
+# what reading a message raises that a program may have forged
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 
 
 class Unavailable(UserError):
@@ -76,23 +91,28 @@ class Broken(Exception):
 class Sandbox:
     """A pool of workers. Raises Unavailable where the kernel lacks a layer, unless unsafe.
 
-    python: the interpreter that runs the programs (default: this one's, without its virtual environment).
-    paths: folders of packages that programs may import. unsafe: runs model-written code without the layers that are
-    missing, so with your own rights to read, write and send. Only for machines that hold nothing.
+    python: the interpreter that runs the programs (default: this one's, without its virtual
+        environment)
+    paths: folders of packages that programs may import
+    unsafe: runs model-written code without the layers that are missing, so with your own rights to
+        read, write and send. Only for machines that hold nothing.
     """
 
-    def __init__(self, workers: int = 2, limits: Limits = Limits(), python: str = "", paths: Sequence[str] = (),
-                 unsafe: bool = False):
+    def __init__(self, workers: int = 2, limits: Limits = Limits(), python: str = "",
+                 paths: Sequence[str] = (), unsafe: bool = False):
         self.limits = limits
-        self._start = functools.partial(_Worker, python or os.path.realpath(sys._base_executable), paths, unsafe)
+        python = python or os.path.realpath(sys._base_executable)
+        self._start = functools.partial(_Worker, python, paths, unsafe)
         self._free = queue.LifoQueue()  # the warmest first
         for _ in range(workers - 1):
             self._free.put(None)  # started when it is first needed, and again after one broke
         self._free.put(self._start())
         try:
-            result = self.run("import colorsys\nprint(colorsys.rgb_to_hsv(0, 0, 1)[2])")    # a module not yet imported
+            # an honest program, with a module that is not yet imported
+            result = self.run("import colorsys\nprint(colorsys.rgb_to_hsv(0, 0, 1)[2])")
             if result.stdout != "1\n":  # a jail that runs nothing passes every test of its walls
-                raise Unavailable(f"the sandbox does not run an honest program: {result.status}, {result.stderr!r}")
+                raise Unavailable("the sandbox does not run an honest program: "
+                                  f"{result.status}, {result.stderr!r}")
         except BaseException:
             self.close()
             raise
@@ -117,18 +137,21 @@ class Sandbox:
             return job.finish(child, "ok")
         return self._job(job, limits)
 
-    def call(self, program: str, function: str, arguments: list[list], limits: Limits | None = None) -> Result:
-        """The values that a function of the program returns for each list of arguments (plain data, see jail.encode).
+    def call(self, program: str, function: str, arguments: list[list],
+             limits: Limits | None = None) -> Result:
+        """The values that a function of the program returns for each list of arguments.
 
-        values is whole only if status is "ok". One call sees what earlier ones did to the program's variables.
+        Arguments and values are plain data (see jail.encode); values is whole only if status is
+        "ok". One call sees what earlier ones did to the program's variables.
         """
-        calls = [["get", 0, function], *(["call", 1, jail.encode(a), jail.encode({})] for a in arguments)]
+        calls = [["get", 0, function]]
+        calls += [["call", 1, jail.encode(args), jail.encode({})] for args in arguments]
         requests = b"".join(map(jail.frame, calls))
 
         def job(job):
             child = job.launch("serve", {0: "", 3: program, 5: requests}, outputs=(1, 2, 4))
             result = job.finish(child, "ok")
-            with suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+            with suppress(*MALFORMED):
                 answers = _frames(child.outputs[4], len(calls))
                 if len(answers) == len(calls) and answers[0] == {"object": 1}:
                     result.values = [_value(answer) for answer in answers[1:]]
@@ -137,17 +160,22 @@ class Sandbox:
             return result
         return self._job(job, limits)
 
-    def test(self, program: str, tests: str, names: Sequence[str], limits: Limits | None = None) -> Result:
+    def test(self, program: str, tests: str, names: Sequence[str],
+             limits: Limits | None = None) -> Result:
         """Whether the tests, trusted code with assertions, run to their end: status "passed".
 
-        names: what the tests use of the program, as globals or by `from solution import …`. Each becomes a jail.Proxy:
-        no other name of the program reaches the tests, so none can take the place of `len` or `sorted` there.
+        names: what the tests use of the program, as globals or by `from solution import …`. Each
+        becomes a jail.Proxy: no other name of the program reaches the tests, so none can take the
+        place of `len` or `sorted` there.
         """
         def job(job):
-            calls, answers = job.pipe(), job.pipe()
-            program_child = job.launch("serve", {0: "", 3: program}, (1, 2), {4: answers[1], 5: calls[0]})
-            child = job.launch("test", {0: "", 3: tests}, (1, 2, 4), {5: answers[0], 6: calls[1]}, names=list(names))
-            job.close(*calls, *answers)
+            calls_out, calls_in = job.pipe()
+            answers_out, answers_in = job.pipe()
+            program_child = job.launch("serve", {0: "", 3: program}, outputs=(1, 2),
+                                       ours={4: answers_in, 5: calls_out})
+            child = job.launch("test", {0: "", 3: tests}, outputs=(1, 2, 4),
+                               ours={5: answers_out, 6: calls_in}, names=list(names))
+            job.close(calls_out, calls_in, answers_out, answers_in)
             result = job.finish(child, "passed")
             if result.status == "passed" and child.outputs[4] != b"passed":
                 result.status = "error"
@@ -180,13 +208,14 @@ def _shared(pid: int, unsafe: bool) -> Sandbox:
     return box
 
 
-FLAG = {"unsafe_exec": "run model-written code even without the sandbox's layers: with all your rights"}
+FLAG = {"unsafe_exec": "run model-written code even without the sandbox's layers: "
+                       "with all your rights"}
 _unlocked = False
 _lock = threading.Lock()
 
 
 def allow_unlocked():
-    """From now on `shared` works where the kernel lacks a layer, too. A script calls it for --unsafe-exec."""
+    """From now on `shared` works where the kernel lacks a layer, too: for --unsafe-exec."""
     global _unlocked
     _unlocked = True
 
@@ -197,33 +226,37 @@ def shared() -> Sandbox:
         return _shared(os.getpid(), _unlocked)
 
 
-def same(got: object, wanted: object) -> bool:
+def same(value: object, expected: object) -> bool:
     """Whether two plain values are equal in type and value: True is not 1, and 1.0 is not 1."""
-    if type(got) is not type(wanted):
+    if type(value) is not type(expected):
         return False
-    if isinstance(wanted, (list, tuple)):
-        return len(got) == len(wanted) and all(map(same, got, wanted))
-    if isinstance(wanted, dict):
-        return same(list(got.items()), list(wanted.items())) if got.keys() == wanted.keys() else False
-    return got == wanted or got != got and wanted != wanted
+    if isinstance(expected, (list, tuple)):
+        return len(value) == len(expected) and all(map(same, value, expected))
+    if isinstance(expected, dict):
+        if value.keys() != expected.keys():
+            return False
+        return same(list(value.items()), list(expected.items()))
+    both_are_nan = value != value and expected != expected
+    return value == expected or both_are_nan
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A worker: the locked-in interpreter and its folder
 
 class _Worker:
     def __init__(self, python: str, paths: Sequence[str], unsafe: bool):
         if sys.platform != "linux" or platform.machine() not in jail.ARCHITECTURES:
-            raise Unavailable(f"the sandbox needs Linux on {' or '.join(jail.ARCHITECTURES)}")
+            machines = " or ".join(jail.ARCHITECTURES)
+            raise Unavailable(f"the sandbox needs Linux on {machines}")
         self.folder = tempfile.mkdtemp(prefix="sandbox-")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(60)
-        command = [python, "-S", "-s", "-P", "-B", "-X", "utf8", "-", str(theirs.fileno()), self.folder,
-                   "unsafe" if unsafe else "safe", *paths]
-        environment = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "TZ": "UTC", "LANG": "C.UTF-8"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.PIPE, env=environment, cwd="/", start_new_session=True,
-                                        pass_fds=[theirs.fileno()])
+        self.process = subprocess.Popen(
+            [python, "-S", "-s", "-P", "-B", "-X", "utf8", "-",
+             str(theirs.fileno()), self.folder, "unsafe" if unsafe else "safe", *paths],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "TZ": "UTC", "LANG": "C.UTF-8"},
+            cwd="/", start_new_session=True, pass_fds=[theirs.fileno()])
         theirs.close()
         try:
             self.process.stdin.write(JAIL)
@@ -232,12 +265,16 @@ class _Worker:
         except (OSError, ValueError):
             answer = {}
         if "missing" not in answer:
-            said = answer.get("refused") or self.process.stderr.read1().decode("utf-8", "replace").strip()[-500:]
+            reason = answer.get("refused")
+            if not reason:
+                errors = self.process.stderr.read1().decode("utf-8", "replace")
+                reason = errors.strip()[-500:] or "the worker ended"
             self.close()
-            raise Unavailable(f"no safe place for model-written code here: {said or 'the worker ended'}. --unsafe-exec "
+            raise Unavailable(f"no safe place for model-written code here: {reason}. --unsafe-exec "
                               "runs it without: with all your rights, on all your files")
         if answer["missing"]:
-            print(f"warning: model-written code runs WITHOUT {'; '.join(answer['missing'])}", file=sys.stderr)
+            layers = "; ".join(answer["missing"])
+            print(f"warning: model-written code runs WITHOUT {layers}", file=sys.stderr)
 
     def ask(self, request: dict, fds: Sequence[int] = ()) -> tuple[dict, list[int]]:
         socket.send_fds(self.control, [json.dumps(request).encode()], fds)
@@ -262,7 +299,7 @@ class _Worker:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A job: one or two children, what goes in and comes out of them, and its limits
 
 class _Child:
@@ -275,10 +312,14 @@ class _Child:
 
 
 class _Job:
-    """Its children run while `finish` moves bytes and watches; leaving the block kills and reaps what is left."""
+    """Its children run while `finish` moves bytes and watches.
+
+    Leaving the block kills and reaps what is left.
+    """
 
     def __init__(self, worker: _Worker, limits: Limits):
-        self.worker, self.limits, self.children, self.fds = worker, limits, [], set()
+        self.worker, self.limits = worker, limits
+        self.children, self.fds = [], set()
         self.selector = selectors.DefaultSelector()
         self.seconds = 0.0
         self.deadline = time.monotonic() + limits.wall
@@ -305,23 +346,28 @@ class _Job:
             self.fds.remove(fd)
             os.close(fd)
 
-    def launch(self, kind: str, inputs: dict[int, str | bytes], outputs: Sequence[int], given: dict[int, int] = {},
-               **more) -> _Child:
-        """Starts a child whose fds are: inputs, texts to be written; outputs, read to the end; given, ours."""
-        theirs, ours = dict(given), {}
+    def launch(self, kind: str, inputs: dict[int, str | bytes], outputs: Sequence[int],
+               ours: dict[int, int] = {}, **more) -> _Child:
+        """Starts a child with the fds `inputs`, texts to be written, and `outputs`, read whole.
+
+        ours: {fd of the child: an fd of ours that it gets}; the caller closes these.
+        """
+        child_ends, our_ends = dict(ours), {}
         for number in inputs:
-            theirs[number], ours[number] = self.pipe()
+            child_ends[number], our_ends[number] = self.pipe()
         for number in outputs:
-            ours[number], theirs[number] = self.pipe()
+            our_ends[number], child_ends[number] = self.pipe()
         limits = self.limits
-        request = dict(kind=kind, numbers=list(theirs), memory=limits.memory, cpu=math.ceil(limits.seconds) + 1,
-                       file_size=limits.file_size, output=limits.output, **more)
-        answer, (pidfd,) = self.worker.ask(request, list(theirs.values()))
-        self.close(*(fd for number, fd in theirs.items() if number not in given))
+        request = dict(
+            kind=kind, numbers=list(child_ends), memory=limits.memory,
+            cpu=math.ceil(limits.seconds) + 1, file_size=limits.file_size, output=limits.output,
+            **more)
+        answer, (pidfd,) = self.worker.ask(request, list(child_ends.values()))
+        self.close(*(fd for number, fd in child_ends.items() if number not in ours))
         child = _Child(answer["pid"], pidfd)
         self.fds.add(pidfd)
         self.children.append(child)
-        for number, fd in ours.items():
+        for number, fd in our_ends.items():
             os.set_blocking(fd, False)
             if number in inputs:
                 text = inputs[number]
@@ -357,7 +403,10 @@ class _Job:
         return len(into) <= self.limits.output
 
     def finish(self, child: _Child, good: str) -> Result:
-        """Waits for the end of this child, then kills the others. good: the status for exit code 0."""
+        """Waits for the end of this child, then kills the others.
+
+        good: the status for exit code 0.
+        """
         self.selector.register(child.pidfd, selectors.EVENT_READ)
         broken = ""
         while not broken:
@@ -371,14 +420,28 @@ class _Job:
                 break
             broken = broken or self.broken_limit()
         codes = {c: self.reap(c) for c in list(self.children)}
-        while not broken and (left := [k for k, _ in self.selector.select(0) if isinstance(k.data, bytearray)]):
-            if not all([self.read(key.fd, key.data) for key in left]):  # what was still in the pipes
-                broken = "output"
+        if not broken and not self.read_rest():
+            broken = "output"
         code = codes[child]
-        status = broken or (good if code == 0 else "error" if code > 0 else "killed")
-        if code == -signal.SIGXCPU or self.seconds > self.limits.seconds and not broken:
+        if broken:
+            status = broken
+        elif code == 0:
+            status = good
+        else:
+            status = "error" if code > 0 else "killed"
+        if code == -signal.SIGXCPU or (self.seconds > self.limits.seconds and not broken):
             status = "time"
         return Result(status, child.text(1), child.text(2), seconds=self.seconds)
+
+    def read_rest(self) -> bool:
+        """Moves what is still in the pipes; False if it is too much."""
+        while True:
+            events = self.selector.select(0)
+            waiting = [key for key, _ in events if isinstance(key.data, bytearray)]
+            if not waiting:
+                return True
+            if not all([self.read(key.fd, key.data) for key in waiting]):
+                return False
 
     def broken_limit(self) -> str:
         limits = self.limits
@@ -394,7 +457,8 @@ class _Job:
         for entry in os.scandir(os.fsencode(self.worker.folder)):
             with suppress(OSError):
                 sizes.append(entry.stat(follow_symlinks=False).st_size)
-        return "files" if len(sizes) > limits.files or sum(sizes) > 8 * limits.file_size else ""
+        too_many = len(sizes) > limits.files or sum(sizes) > 8 * limits.file_size
+        return "files" if too_many else ""
 
     def reap(self, child: _Child) -> int:
         """Kills a child if it still runs; its exit code, negative for a signal."""

@@ -1,8 +1,11 @@
-"""The sandbox under attack, as root and as an ordinary user; and honest programs, which must all pass.
+"""The sandbox under attack, as root and as an ordinary user; and honest programs, which must all
+pass.
 
-HARM: scripts that print ESCAPED if they got out. CHEATS: programs whose f is called by hidden tests that expect SECRET;
-none may pass them. Both run in one process a user (`attack`), whose findings the tests look at.
+HARM: scripts that print ESCAPED if they got out. CHEATS: programs whose f is called by hidden tests
+that expect SECRET; none may pass them. Both run in one process a user (`attack`), whose findings
+the tests look at.
 """
+
 import json
 import math
 import os
@@ -18,7 +21,7 @@ import pytest
 
 from conftest import ROOT
 from data.verify import jail, sandbox
-from data.verify.sandbox import Limits, same, Sandbox
+from data.verify.sandbox import Limits, Sandbox, same
 
 QUICK = Limits(seconds=0.4, wall=1.5)
 SECRET = "SECRET-" + os.urandom(8).hex()
@@ -43,20 +46,23 @@ X86 = jail.platform.machine() == "x86_64"
 HARM = {  # name: script; None in the place of a status means that any end is good
     "fork": "attempt(os.fork)",
     "fork bomb": "while True:\n    try: os.fork()\n    except OSError: break",
-    "forks by number": "for n in ((56, 57, 58) if X86 else (220,)):\n    call('fork', n, 17, 0, 0, 0, 0)",
+    "forks by number": "for n in ((56, 57, 58) if X86 else (220,)):\n"
+    "    call('fork', n, 17, 0, 0, 0, 0)",
     "clone3": "call('clone3', 435, struct.pack('11Q', 0, 0, 0, 0, 17, 0, 0, 0, 0, 0, 0), 88)",
     "libc fork": "if libc.fork() >= 0: print('ESCAPED')",
     "spawn": "attempt(os.posix_spawn, '/bin/true', ['true'], {})",
     "exec": "attempt(os.execv, '/bin/true', ['true'])",
     "subprocess": "attempt(subprocess.run, ['/bin/true'])",
     "system": "if os.system('true') == 0: print('ESCAPED')",
-    "multiprocessing": "import multiprocessing\nattempt(lambda: multiprocessing.Process(target=print).start())",
+    "multiprocessing": "import multiprocessing\n"
+    "attempt(lambda: multiprocessing.Process(target=print).start())",
     "memory bomb": "attempt(bytearray, 4 << 30)",
     "memory leak": "x = [0]\ntry:\n    while True: x += x\nexcept MemoryError: print('full')",
     "memory maps": "import mmap\nattempt(lambda: [mmap.mmap(-1, 100 << 20) for _ in range(30)])",
     "memfd": "attempt(os.memfd_create, 'x')",
     "shared memory": "call('shmget', 29 if X86 else 194, 0, 1 << 20, 0o1600)",
-    "big file": "f = open('x', 'wb')\nattempt(lambda: [f.write(bytes(1 << 20)) for _ in range(100)])",
+    "big file": "f = open('x', 'wb')\nattempt(lambda: [f.write(bytes(1 << 20)) for _ in "
+    "range(100)])",
     "sparse file": "attempt(os.truncate, os.open('x', os.O_RDWR | os.O_CREAT), 1 << 40)",
     "folders": "attempt(os.mkdir, 'x')",
     "symlink": "attempt(os.symlink, '/etc/passwd', 'x')",
@@ -67,56 +73,76 @@ HARM = {  # name: script; None in the place of a status means that any end is go
     "read the project": "attempt(open, ROOT + '/common.py')\nattempt(os.listdir, ROOT)",
     "read the canary": "attempt(open, CANARY)",
     "read home": "attempt(os.listdir, os.path.expanduser('~'))\nattempt(os.listdir, '/root')",
-    "read temporary files": "attempt(os.listdir, '/tmp')\nattempt(os.listdir, os.path.dirname(os.getcwd()))",
+    "read temporary files": "attempt(os.listdir, '/tmp')\n"
+    "attempt(os.listdir, os.path.dirname(os.getcwd()))",
     "read another worker's folder": "attempt(os.listdir, OTHER)",
-    "read proc": "attempt(os.listdir, '/proc')\nattempt(open, '/proc/self/maps')\nattempt(open, '/proc/self/environ')",
-    "read the parent": "for f in 'mem', 'environ', 'maps', 'cmdline':\n    attempt(open, f'/proc/{parent}/{f}', 'rb')",
-    "read sys": "attempt(os.listdir, '/sys')\nattempt(os.listdir, '/dev')\nattempt(os.listdir, '/')",
+    "read proc": "attempt(os.listdir, '/proc')\nattempt(open, '/proc/self/maps')\n"
+    "attempt(open, '/proc/self/environ')",
+    "read the parent": "for f in 'mem', 'environ', 'maps', 'cmdline':\n"
+    "    attempt(open, f'/proc/{parent}/{f}', 'rb')",
+    "read sys": "attempt(os.listdir, '/sys')\nattempt(os.listdir, '/dev')\n"
+    "attempt(os.listdir, '/')",
     "cross by chdir": "attempt(os.chdir, '/')\nattempt(os.listdir, 'etc')",
     "escape by ..": "attempt(open, '../../etc/passwd')",
     "opened folders": "attempt(lambda: os.open('etc/passwd', 0, dir_fd=os.open('/', os.O_PATH)))",
-    "environment": "if any('KEY' in k or 'HOME' in k for k in os.environ): print('ESCAPED', os.environ)",
+    "environment": "if any('KEY' in k or 'HOME' in k for k in os.environ): print('ESCAPED', "
+    "os.environ)",
     "write the canary": "attempt(open, CANARY, 'a')\nattempt(open, CANARY, 'w')",
     "truncate the canary": "attempt(os.truncate, CANARY, 0)\nattempt(os.open, CANARY, os.O_TRUNC)\n"
-                           "attempt(os.open, CANARY, os.O_TRUNC | 3)",
-    "truncate the library": "attempt(os.open, os.__file__, os.O_TRUNC)\nattempt(os.open, os.__file__, os.O_WRONLY)",
+    "attempt(os.open, CANARY, os.O_TRUNC | 3)",
+    "truncate the library": "attempt(os.open, os.__file__, os.O_TRUNC)\n"
+    "attempt(os.open, os.__file__, os.O_WRONLY)",
     "remove the canary": "attempt(os.unlink, CANARY)",
-    "rename the canary": "attempt(os.rename, CANARY, 'x')\nattempt(os.rename, CANARY, CANARY + '2')",
+    "rename the canary": "attempt(os.rename, CANARY, 'x')\n"
+    "attempt(os.rename, CANARY, CANARY + '2')",
     "replace the canary": "open('x', 'w').close()\nattempt(os.rename, 'x', CANARY)",
-    "chmod": "attempt(os.chmod, CANARY, 0o777)\nattempt(os.chmod, '.', 0o777)\nattempt(os.fchmod, 0, 0o777)",
+    "chmod": "attempt(os.chmod, CANARY, 0o777)\nattempt(os.chmod, '.', 0o777)\n"
+    "attempt(os.fchmod, 0, 0o777)",
     "chown": "attempt(os.chown, CANARY, os.getuid(), os.getgid())",
     "utime": "attempt(os.utime, CANARY, (0, 0))",
     "xattr": "attempt(os.setxattr, CANARY, 'user.x', b'x')",
-    "write elsewhere": "attempt(open, '/tmp/escaped', 'w')\nattempt(open, '/dev/shm/escaped', 'w')\n"
-                       "attempt(open, '/var/tmp/escaped', 'w')\nattempt(os.mkdir, '/tmp/escaped')",
+    "write elsewhere": "attempt(open, '/tmp/escaped', 'w')\n"
+    "attempt(open, '/dev/shm/escaped', 'w')\n"
+    "attempt(open, '/var/tmp/escaped', 'w')\nattempt(os.mkdir, '/tmp/escaped')",
     "kill the parent": "for s in 0, 9, 15, 19:\n    attempt(os.kill, parent, s)",
-    "kill all": "attempt(os.kill, -1, 9)\nattempt(os.killpg, os.getpgid(parent), 9)\nattempt(os.kill, 1, 0)\n"
-                "attempt(os.kill, 0, 0)",
-    "kill by number": "call('tkill', 200 if X86 else 130, parent, 9)\ncall('tgkill', 234 if X86 else 131, parent, parent, 9)\n"
-                      "call('sigqueue', 129 if X86 else 138, parent, 9, bytes(128))",
+    "kill all": "attempt(os.kill, -1, 9)\nattempt(os.killpg, os.getpgid(parent), 9)\n"
+    "attempt(os.kill, 1, 0)\n"
+    "attempt(os.kill, 0, 0)",
+    "kill by number": "call('tkill', 200 if X86 else 130, parent, 9)\n"
+    "call('tgkill', 234 if X86 else 131, parent, parent, 9)\n"
+    "call('sigqueue', 129 if X86 else 138, parent, 9, bytes(128))",
     "pidfd": "attempt(os.pidfd_open, parent)",
-    "signals by fcntl": "import fcntl\nr, w = os.pipe()\nattempt(fcntl.fcntl, r, fcntl.F_SETOWN, parent)",
+    "signals by fcntl": "import fcntl\nr, w = os.pipe()\n"
+    "attempt(fcntl.fcntl, r, fcntl.F_SETOWN, parent)",
     "ptrace": "call('ptrace', 101 if X86 else 117, 16, parent, 0, 0)",
     "process_vm_readv": "call('process_vm_readv', 310 if X86 else 270, parent, 0, 0, 0, 0, 0)",
-    "limits of the parent": "import resource\nattempt(resource.prlimit, parent, resource.RLIMIT_AS, (0, 0))",
+    "limits of the parent": "import resource\nattempt(resource.prlimit, parent, "
+    "resource.RLIMIT_AS, (0, 0))",
     "own limits": "import resource\nfor n in 'AS', 'CPU', 'FSIZE', 'NOFILE', 'CORE':\n"
-                  "    attempt(resource.setrlimit, getattr(resource, 'RLIMIT_' + n), (-1, -1))",
-    "priority": "attempt(os.setpriority, os.PRIO_PROCESS, parent, 19)\nattempt(os.sched_setaffinity, parent, {0})",
-    "sockets": "for family in socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK, socket.AF_PACKET:\n"
-               "    for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW:\n"
-               "        attempt(socket.socket, family, kind)",
+    "    attempt(resource.setrlimit, getattr(resource, 'RLIMIT_' + n), (-1, -1))",
+    "priority": "attempt(os.setpriority, os.PRIO_PROCESS, parent, 19)\n"
+    "attempt(os.sched_setaffinity, parent, {0})",
+    "sockets": "for family in socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK, "
+    "socket.AF_PACKET:\n"
+    "    for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW:\n"
+    "        attempt(socket.socket, family, kind)",
     "connect": "attempt(socket.create_connection, ('127.0.0.1', PORT), 1)",
     "datagrams": "attempt(socket.socketpair, socket.AF_UNIX, socket.SOCK_DGRAM)",
     "io_uring": "call('io_uring', 425, 8, bytes(256))",
-    "descriptors": "for fd in range(3, 1024):\n    try: os.fstat(fd)\n    except OSError: continue\n    print('ESCAPED', fd)",
-    "become root": "for i in 0, 1, 65534:\n    attempt(os.setuid, i)\n    attempt(os.setgid, i)\n    attempt(os.setgroups, [i])",
-    "capabilities": "call('capset', 126 if X86 else 91, struct.pack('Ii', 0x20080522, 0), b'\\xff' * 24)",
-    "namespaces": "for flag in 0x10000000, 0x20000, 0x40000000:\n    if libc.unshare(flag) == 0: print('ESCAPED')",
+    "descriptors": "for fd in range(3, 1024):\n    try: os.fstat(fd)\n"
+    "    except OSError: continue\n    print('ESCAPED', fd)",
+    "become root": "for i in 0, 1, 65534:\n    attempt(os.setuid, i)\n    attempt(os.setgid, i)\n"
+    "    attempt(os.setgroups, [i])",
+    "capabilities": "call('capset', 126 if X86 else 91, struct.pack('Ii', 0x20080522, 0), "
+    "b'\\xff' * 24)",
+    "namespaces": "for flag in 0x10000000, 0x20000, 0x40000000:\n"
+    "    if libc.unshare(flag) == 0: print('ESCAPED')",
     "mount": "if libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0: print('ESCAPED')",
     "chroot": "attempt(os.chroot, '.')",
     "dumpable": "if libc.prctl(4, 1, 0, 0, 0) == 0: print('ESCAPED')",
-    "kernel": "for n in ((321, 298, 323, 248, 250, 175, 246, 169) if X86 else (280, 241, 282, 217, 219, 105, 104, 142)):\n"
-              "    call(n, n, 0, 0, 0, 0, 0)",
+    "kernel": "for n in ((321, 298, 323, 248, 250, 175, 246, 169) if X86 else (280, 241, 282, "
+    "217, 219, 105, 104, 142)):\n"
+    "    call(n, n, 0, 0, 0, 0, 0)",
     "terminal": "import fcntl, termios\nattempt(fcntl.ioctl, 0, termios.TIOCSTI, b'x')",
     "session": "attempt(os.setsid)\nattempt(os.setpgid, 0, parent)",
     "timers": "call('timer_create', 222 if X86 else 107, 0, bytes(64), bytes(8))",
@@ -131,19 +157,23 @@ HARM = {  # name: script; None in the place of a status means that any end is go
 LOUD = {  # script: the limit that it breaks
     "while True: pass": "time",
     "import time\ntime.sleep(60)": "time",
-    "import threading\nfor _ in range(2): threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()": "time",
+    "import threading\nfor _ in range(2): threading.Thread(target=lambda: [0 for _ in iter(int, "
+    "1)]).start()": "time",
     "x = 7\nwhile True: x = x * x": "time",
     "import re\nre.match('(a+)+b', 'a' * 40)": "time",
-    "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
+    "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+    "    except (OSError, ValueError): pass\n"
     "while True: pass": "time",
     "import threading, time\nthreading.Thread(target=time.sleep, args=[60]).start()": "time",
     "import atexit\n@atexit.register\ndef f():\n    while True: pass": "time",
     "while True: print('x' * 1000)": "output",
     "import os\nwhile True: os.write(2, bytes(1000))": "output",
     "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'w').close()": "files",
-    "for n in range(99):\n    with open(str(n), 'wb') as f: f.write(bytes(8 << 20))\nwhile True: pass": "files",
+    "for n in range(99):\n    with open(str(n), 'wb') as f: f.write(bytes(8 << 20))\n"
+    "while True: pass": "files",
     "import threading, time\nthreading.stack_size(32768)\nwhile True:\n"
-    "    try: threading.Thread(target=time.sleep, args=[60]).start()\n    except RuntimeError: pass": "threads",
+    "    try: threading.Thread(target=time.sleep, args=[60]).start()\n"
+    "    except RuntimeError: pass": "threads",
     "import ctypes\nctypes.string_at(0)": "killed",
     "import os\nos.abort()": "killed",
     "import os\nos.kill(os.getpid(), 9)": "killed",
@@ -154,8 +184,11 @@ LOUD = {  # script: the limit that it breaks
     "\0": "error",
     "": "ok",
 }
-FORGE = "import os, json, struct\nfor fd in range(256):\n    for text in {texts}:\n        try: os.write(fd, text)\n" \
-        "        except OSError: pass\n"
+FORGE = (
+    "import os, json, struct\nfor fd in range(256):\n    for text in {texts}:\n"
+    "        try: os.write(fd, text)\n"
+    "        except OSError: pass\n"
+)
 FRAME = "lambda m: struct.pack('>I', len(json.dumps(m))) + json.dumps(m).encode()"
 SEARCH = "def has(o):\n    return isinstance(o, str) and 'SECRET-' in o and len(o) < 40 and o\n"
 CHEATS = {
@@ -164,86 +197,129 @@ CHEATS = {
     "exit when called": "import sys\ndef f(x): sys.exit(0)",
     "exit hard when called": "import os\ndef f(x): os._exit(0)",
     "exit at exit": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return 1",
-    "exit later": "import threading, os\nthreading.Timer(0.01, os._exit, [0]).start()\ndef f(x):\n    while True: pass",
+    "exit later": "import threading, os\nthreading.Timer(0.01, os._exit, [0]).start()\ndef f(x):\n"
+    "    while True: pass",
     "excepthook": "import sys, os\nsys.excepthook = lambda *a: os._exit(0)\n1 / 0",
     "kill itself": "import os\ndef f(x): os.kill(os.getpid(), 15)",
     "say passed": "def f(x): return print('passed') or 'passed'",
-    "always equal": "class E:\n    def __eq__(s, o): return True\n    def __ne__(s, o): return False\n"
-                    "    def __hash__(s): return 0\ndef f(x): return E()",
-    "always equal string": "class E(str):\n    def __eq__(s, o): return True\n    __hash__ = str.__hash__\ndef f(x): return E()",
-    "always equal number": "class E(int):\n    def __eq__(s, o): return True\n    __hash__ = int.__hash__\ndef f(x): return E()",
+    "always equal": "class E:\n    def __eq__(s, o): return True\n"
+    "    def __ne__(s, o): return False\n"
+    "    def __hash__(s): return 0\ndef f(x): return E()",
+    "always equal string": "class E(str):\n    def __eq__(s, o): return True\n"
+    "    __hash__ = str.__hash__\ndef f(x): return E()",
+    "always equal number": "class E(int):\n    def __eq__(s, o): return True\n"
+    "    __hash__ = int.__hash__\ndef f(x): return E()",
     "always equal list": "class E(list):\n    def __eq__(s, o): return True\ndef f(x): return E()",
-    "always equal class": "class E(type):\n    def __eq__(s, o): return True\n    __hash__ = type.__hash__\n"
-                          "class C(metaclass=E): pass\ndef f(x): return C",
-    "liar about its class": "class E:\n    __class__ = str\n    def __eq__(s, o): return True\ndef f(x): return E()",
-    "reflected": "class E(str):\n    def __req__(s, o): return True\n    def __radd__(s, o): return o\ndef f(x): return E()",
+    "always equal class": "class E(type):\n    def __eq__(s, o): return True\n"
+    "    __hash__ = type.__hash__\n"
+    "class C(metaclass=E): pass\ndef f(x): return C",
+    "liar about its class": "class E:\n    __class__ = str\n    def __eq__(s, o): return True\n"
+    "def f(x): return E()",
+    "reflected": "class E(str):\n    def __req__(s, o): return True\n"
+    "    def __radd__(s, o): return o\ndef f(x): return E()",
     "f is no function": "class E:\n    def __eq__(s, o): return True\nf = E()",
     "no f": "g = 1",
-    "patched builtins": "import builtins\nbuiltins.len = builtins.sorted = builtins.str = lambda *a: 1\n"
-                        "builtins.isinstance = lambda *a: True\nbuiltins.AssertionError = SystemExit\ndef f(x): return 1",
-    "shadowed names": "def len(*a): return 1\nstr = repr = print = all = any = sorted = tests = check = len\n"
-                      "AssertionError = SystemExit\nTrue_ = 1\ndef f(x): return 1",
-    "patched json": "import json\njson.dumps = lambda *a, **k: '\"passed\"'\njson.loads = lambda *a, **k: None\n"
-                    "json.JSONEncoder.encode = lambda *a: '\"passed\"'\ndef f(x): return 1",
-    "patched jail": "import sys, gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'write_all' in o:\n"
-                    "        for n in 'encode', 'frame', 'serve', 'test', 'read_frame':\n"
-                    "            o[n] = lambda *a, **k: b'\\0\\0\\0\\x08\"passed\"'\ndef f(x): return 1",
+    "patched builtins": "import builtins\nbuiltins.len = builtins.sorted = builtins.str = lambda "
+    "*a: 1\n"
+    "builtins.isinstance = lambda *a: True\nbuiltins.AssertionError = SystemExit\n"
+    "def f(x): return 1",
+    "shadowed names": "def len(*a): return 1\nstr = repr = print = all = any = sorted = tests = "
+    "check = len\n"
+    "AssertionError = SystemExit\nTrue_ = 1\ndef f(x): return 1",
+    "patched json": "import json\njson.dumps = lambda *a, **k: '\"passed\"'\n"
+    "json.loads = lambda *a, **k: None\n"
+    "json.JSONEncoder.encode = lambda *a: '\"passed\"'\ndef f(x): return 1",
+    "patched jail": "import sys, gc\nfor o in gc.get_objects():\n"
+    "    if isinstance(o, dict) and 'write_all' in o:\n"
+    "        for n in 'encode', 'frame', 'serve', 'test', 'read_frame':\n"
+    "            o[n] = lambda *a, **k: b'\\0\\0\\0\\x08\"passed\"'\ndef f(x): return 1",
     "frames": SEARCH + "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n"
-              "        for o in [*frame.f_locals.values(), *frame.f_globals.values(), *frame.f_code.co_consts]:\n"
-              "            if has(o): return o\n        frame = frame.f_back",
-    "gc": SEARCH + "import gc\ndef f(x):\n    for o in gc.get_objects():\n        for p in gc.get_referents(o):\n"
-          "            if has(p): return p",
-    "memory": "import ctypes, os\ndef f(x):\n    for path in '/proc/self/mem', '/proc/self/maps', f'/proc/{os.getppid()}/mem':\n"
-              "        try: data = open(path, 'rb').read()\n        except OSError: continue\n"
-              "        if b'SECRET-' in data: i = data.index(b'SECRET-'); return data[i:i + 23].decode()",
-    "heap": "import ctypes, mmap\ndef f(x):\n    here = id(object()) & ~0xfffff\n    data = ctypes.string_at(here, 1 << 20)\n"
-            "    i = data.find(b'SECRET-')\n    return data[i:i + 23].decode('latin1') if i >= 0 else ''",
-    "environment": "import os, sys\ndef f(x):\n    for v in [*os.environ.values(), *sys.argv, *sys.orig_argv]:\n"
-                   "        if 'SECRET' in v: return v",
-    "files": "import os\ndef f(x):\n    for folder in '.', '..', '/tmp', '/dev/shm', '/':\n        try: names = os.listdir(folder)\n"
-             "        except OSError: continue\n        for n in names:\n            try: text = open(folder + '/' + n).read()\n"
-             "            except (OSError, ValueError): continue\n            if 'SECRET' in text: return text",
-    "descriptors": "import os\ndef f(x):\n    for fd in [0, 3, *range(6, 256)]:\n        try: data = os.read(fd, 10000)\n"
-                   "        except OSError: continue\n        if b'SECRET' in data: return data.decode()",
+    "        for o in [*frame.f_locals.values(), *frame.f_globals.values(), "
+    "*frame.f_code.co_consts]:\n"
+    "            if has(o): return o\n        frame = frame.f_back",
+    "gc": SEARCH + "import gc\ndef f(x):\n    for o in gc.get_objects():\n"
+    "        for p in gc.get_referents(o):\n"
+    "            if has(p): return p",
+    "memory": "import ctypes, os\ndef f(x):\n"
+    "    for path in '/proc/self/mem', '/proc/self/maps', f'/proc/{os.getppid()}/mem':\n"
+    "        try: data = open(path, 'rb').read()\n        except OSError: continue\n"
+    "        if b'SECRET-' in data: i = data.index(b'SECRET-'); return data[i:i + 23].decode()",
+    "heap": "import ctypes, mmap\ndef f(x):\n    here = id(object()) & ~0xfffff\n"
+    "    data = ctypes.string_at(here, 1 << 20)\n"
+    "    i = data.find(b'SECRET-')\n    return data[i:i + 23].decode('latin1') if i >= 0 else ''",
+    "environment": "import os, sys\ndef f(x):\n"
+    "    for v in [*os.environ.values(), *sys.argv, *sys.orig_argv]:\n"
+    "        if 'SECRET' in v: return v",
+    "files": "import os\ndef f(x):\n    for folder in '.', '..', '/tmp', '/dev/shm', '/':\n"
+    "        try: names = os.listdir(folder)\n"
+    "        except OSError: continue\n        for n in names:\n"
+    "            try: text = open(folder + '/' + n).read()\n"
+    "            except (OSError, ValueError): continue\n"
+    "            if 'SECRET' in text: return text",
+    "descriptors": "import os\ndef f(x):\n    for fd in [0, 3, *range(6, 256)]:\n"
+    "        try: data = os.read(fd, 10000)\n"
+    "        except OSError: continue\n        if b'SECRET' in data: return data.decode()",
     "history": "import linecache, sys\ndef f(x):\n    for m in list(sys.modules.values()):\n"
-               "        for v in list(vars(m).values()):\n            if isinstance(v, str) and 'SECRET' in v: return v",
-    "forge bytes": FORGE.format(texts="[b'passed', b'passed\\n', b'\"passed\"', b'\\0\\0\\0\\x08\"passed\"']") + "def f(x): return 1",
-    "forge values": f"import struct, json\nframe = {FRAME}\n" + FORGE.format(
-        texts="[frame({'object': 1}), frame('passed'), frame(True), frame([True] * 9)]") + "def f(x): return True",
+    "        for v in list(vars(m).values()):\n"
+    "            if isinstance(v, str) and 'SECRET' in v: return v",
+    "forge bytes": FORGE.format(
+        texts="[b'passed', b'passed\\n', b'\"passed\"', b'\\0\\0\\0\\x08\"passed\"']"
+    )
+    + "def f(x): return 1",
+    "forge values": f"import struct, json\nframe = {FRAME}\n"
+    + FORGE.format(texts="[frame({'object': 1}), frame('passed'), frame(True), frame([True] * 9)]")
+    + "def f(x): return True",
     "forge lengths": FORGE.format(texts="[b'\\xff\\xff\\xff\\xff' * 9]") + "def f(x): return 1",
-    "forge kinds": f"import struct, json\nframe = {FRAME}\n" + FORGE.format(
-        texts="[frame({'object': 1}), frame({'iterator': 5}), frame({'dict': [[[], 1]]}), frame({'int': 'x'}), "
-              "frame({'exec': '1'}), frame({'object': 'x'}), frame({'tuple': [], 'set': []})]") + "def f(x): return 1",
-    "forge exceptions": f"import struct, json\nframe = {FRAME}\n" + FORGE.format(
-        texts="[frame({'object': 1}), frame({'raised': ['SystemExit', '0']}), frame({'raised': ['exec', '1']})]")
+    "forge kinds": f"import struct, json\nframe = {FRAME}\n"
+    + FORGE.format(
+        texts="[frame({'object': 1}), frame({'iterator': 5}), frame({'dict': [[[], 1]]}), "
+        "frame({'int': 'x'}), "
+        "frame({'exec': '1'}), frame({'object': 'x'}), frame({'tuple': [], 'set': []})]"
+    )
+    + "def f(x): return 1",
+    "forge exceptions": f"import struct, json\nframe = {FRAME}\n"
+    + FORGE.format(
+        texts="[frame({'object': 1}), frame({'raised': ['SystemExit', '0']}), frame({'raised': "
+        "['exec', '1']})]"
+    )
     + "def f(x): return 1",
     "exceptions": "def f(x): raise SystemExit(0)",
     "exceptions of tests": "class AssertionError(Exception): pass\ndef f(x): raise GeneratorExit",
-    "strange exceptions": "class E(Exception):\n    def __str__(s): raise SystemExit(0)\ndef f(x): raise E()",
+    "strange exceptions": "class E(Exception):\n    def __str__(s): raise SystemExit(0)\n"
+    "def f(x): raise E()",
     "close everything": "import os\nos.closerange(0, 256)\ndef f(x): return 1",
     "nested": "def f(x):\n    l = []\n    for _ in range(100_000): l = [l]\n    return l",
-    "nested by hand": "import os\nos.write(4, b'\\0\\3\\x0d\\x40' + b'[' * 200_000)\ndef f(x): return 1",
+    "nested by hand": "import os\nos.write(4, b'\\0\\3\\x0d\\x40' + b'[' * 200_000)\n"
+    "def f(x): return 1",
     "nested in itself": "def f(x):\n    l = []\n    l.append(l)\n    return l",
     "endless value": "import itertools\ndef f(x): return itertools.count()",
     "huge value": "def f(x): return 'x' * 10_000_000",
     "huge number": "def f(x): return 10 ** 10_000_000",
     "not a number": "def f(x): return float('nan')",
     "surrogates": "def f(x): return '\\ud800'",
-    "pickle": "import os\nclass E:\n    def __reduce__(s): return os._exit, (0,)\ndef f(x): return E()",
-    "modules for the tests": "import sys, types\nfor n in 'tests', 'solution', 'pytest', 'math', '__main__':\n"
-                             "    sys.modules[n] = types.SimpleNamespace(f=lambda x: 1)\n    try: open(n + '.py', 'w').write('f = 1')\n"
-                             "    except OSError: pass\ndef f(x): return 1",
-    "threads": "import threading\ndef loop():\n    while True: pass\nfor _ in range(4): threading.Thread(target=loop).start()\n"
-               "def f(x): return 1",
-    "many messages": "import os\nd = b'\\0\\0\\0\\x011' * 200_000\nwhile d: d = d[os.write(4, d):]\ndef f(x): return 1",
-    "colliding numbers": f"import os, struct, json\nframe = {FRAME}\nm = {{'set': [{{'int': hex((2 ** 61 - 1) * k)}} "
-                         "for k in range(1, 20_000)]}\nd = frame({'object': 1}) + frame(m) + frame(1)\n"
-                         "while d: d = d[os.write(4, d):]\nos._exit(0)",
+    "pickle": "import os\nclass E:\n    def __reduce__(s): return os._exit, (0,)\n"
+    "def f(x): return E()",
+    "modules for the tests": "import sys, types\nfor n in 'tests', 'solution', 'pytest', 'math', "
+    "'__main__':\n"
+    "    sys.modules[n] = types.SimpleNamespace(f=lambda x: 1)\n"
+    "    try: open(n + '.py', 'w').write('f = 1')\n"
+    "    except OSError: pass\ndef f(x): return 1",
+    "threads": "import threading\ndef loop():\n    while True: pass\n"
+    "for _ in range(4): threading.Thread(target=loop).start()\n"
+    "def f(x): return 1",
+    "many messages": "import os\nd = b'\\0\\0\\0\\x011' * 200_000\n"
+    "while d: d = d[os.write(4, d):]\ndef f(x): return 1",
+    "colliding numbers": f"import os, struct, json\nframe = {FRAME}\n"
+    "m = {'set': [{'int': hex((2 ** 61 - 1) * k)} "
+    "for k in range(1, 20_000)]}\nd = frame({'object': 1}) + frame(m) + frame(1)\n"
+    "while d: d = d[os.write(4, d):]\nos._exit(0)",
     "crash": "import ctypes\ndef f(x): ctypes.string_at(0)",
     "stop": "import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)",
-    "trace": "import sys\nsys.settrace(lambda *a: 1 / 0)\nsys.setprofile(lambda *a: 1 / 0)\ndef f(x): return 1",
+    "trace": "import sys\nsys.settrace(lambda *a: 1 / 0)\nsys.setprofile(lambda *a: 1 / 0)\n"
+    "def f(x): return 1",
 }
-# Nothing here may be passed by something that is not SECRET, and whatever the program's f returns is looked at.
+# Nothing here may be passed by something that is not SECRET, and whatever the program's f returns
+# is looked at.
 TESTS = f"""
 def check(candidate):
     assert candidate("x") == "{SECRET}", "wrong"
@@ -273,22 +349,39 @@ def attack(python: str, folder: str) -> dict:
             known = TRY + "".join(f"{k} = {v!r}\n" for k, v in values.items())
             known += f"OTHER = {others!r}[os.getcwd() == OTHER]\n"
             result = box.run(known + script)
-            found["harm: " + name] = ["ESCAPED" in result.stdout, result.status, result.stdout + result.stderr]
+            found["harm: " + name] = [
+                "ESCAPED" in result.stdout,
+                result.status,
+                result.stdout + result.stderr,
+            ]
         for script, limit in LOUD.items():
             found["loud: " + script] = [False, box.run(script).status, limit]
         for name, program in CHEATS.items():
             tests, started = box.test(program, TESTS, ["f"]), time.thread_time()
             calls = box.call(program, "f", [["x"], ["y"]])
             ours[name] = time.thread_time() - started
-            found["cheat: " + name] = [tests.status == "passed" or any(same(v, SECRET) for v in calls.values),
-                                       tests.status, calls.status, tests.stderr]
+            found["cheat: " + name] = [
+                tests.status == "passed" or any(same(v, SECRET) for v in calls.values),
+                tests.status,
+                calls.status,
+                tests.stderr,
+            ]
         found["our own time"] = {name: seconds for name, seconds in ours.items() if seconds > 1}
         right = f"def f(x): return '{SECRET}'"
-        found["right"] = [box.test(right, TESTS, ["f"]).status, box.call(right, "f", [["x"]]).values]
+        found["right"] = [
+            box.test(right, TESTS, ["f"]).status,
+            box.call(right, "f", [["x"]]).values,
+        ]
         servers = [worker.process.pid for worker in box.workers()]
-        found["left"] = [[Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in servers],
-                         [os.listdir(worker.folder) for worker in box.workers()]]
-    found["canary"] = [Path(canary).read_text(), os.stat(canary).st_mtime, oct(os.stat(canary).st_mode & 0o777)]
+        found["left"] = [
+            [Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in servers],
+            [os.listdir(worker.folder) for worker in box.workers()],
+        ]
+    found["canary"] = [
+        Path(canary).read_text(),
+        os.stat(canary).st_mtime,
+        oct(os.stat(canary).st_mode & 0o777),
+    ]
     return found
 
 
@@ -301,7 +394,13 @@ def ordinary_python() -> str:
     if all(folder.stat().st_mode & 1 for folder in ours.parents):
         return str(ours)
     system = shutil.which("python3", path="/usr/bin:/usr/local/bin")
-    new = system and subprocess.run([system, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]).returncode == 0
+    new = (
+        system
+        and subprocess.run(
+            [system, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        ).returncode
+        == 0
+    )
     return system if new else ""
 
 
@@ -344,47 +443,83 @@ def found(request, tmp_path_factory):
 
 def test_attacks(found):
     assert isinstance(found, dict), found
-    assert not {name: what for name, what in found.items() if name.startswith(("harm", "cheat")) and what[0]}
-    assert not {name: what for name, what in found.items() if name.startswith("loud") and what[1] != what[2]}
+    assert not {
+        name: what for name, what in found.items() if name.startswith(("harm", "cheat")) and what[0]
+    }
+    assert not {
+        name: what for name, what in found.items() if name.startswith("loud") and what[1] != what[2]
+    }
     assert not {name: what for name, what in found.items() if "broken" in map(str, what)}
-    assert found["our own time"] == {}     # a program must not keep us busy, either
+    assert found["our own time"] == {}  # a program must not keep us busy, either
     assert found["right"] == ["passed", [SECRET]]
     assert found["left"] == [["", ""], [[], []]]
     assert found["canary"] == ["alive", 1e9, "0o644"]
-    # each script of HARM ran to its end (a wall that stops everything proves nothing), or was killed for what it did
-    ended = {name: what for name, what in found.items() if name.startswith("harm") and what[1] != "ok"}
+    # each script of HARM ran to its end (a wall that stops everything proves nothing), or was
+    # killed for what it did
+    ended = {
+        name: what for name, what in found.items() if name.startswith("harm") and what[1] != "ok"
+    }
     assert set(ended) <= {"harm: 32-bit system calls", "harm: memory leak"}, ended
 
 
 HONEST = {
     "print(sum(map(int, input().split())))": ("1 2 3\n", "6\n"),
     "import sys\nfor line in sys.stdin: print(line.strip()[::-1])": ("ab\ncd\n", "ba\ndc\n"),
-    "import sys\nsys.stdout.buffer.write(sys.stdin.buffer.read().upper())": ("grün €\n", "GRüN €\n"),
+    "import sys\nsys.stdout.buffer.write(sys.stdin.buffer.read().upper())": (
+        "grün €\n",
+        "GRüN €\n",
+    ),
     "print('日本語 🎉')": ("", "日本語 🎉\n"),
-    "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(20_000))": ("", "20000\n"),
+    "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return n and 1 + f(n - 1)\n"
+    "print(f(20_000))": (
+        "",
+        "20000\n",
+    ),
     "import threading, sys\nsys.setrecursionlimit(10**6)\nthreading.stack_size(100 << 20)\n"
     "t = threading.Thread(target=lambda: print('deep'))\nt.start()": ("", "deep\n"),
     "import sys\nsys.set_int_max_str_digits(0)\nprint(len(str(3 ** 50_000)))": ("", "23857\n"),
     "from concurrent.futures import ThreadPoolExecutor\n"
-    "with ThreadPoolExecutor(8) as p: print(sum(p.map(lambda x: x * x, range(100))))": ("", "328350\n"),
-    "import asyncio\nasync def main():\n    await asyncio.sleep(0.01)\n    print(await asyncio.to_thread(lambda: 5))\n"
+    "with ThreadPoolExecutor(8) as p: print(sum(p.map(lambda x: x * x, range(100))))": (
+        "",
+        "328350\n",
+    ),
+    "import asyncio\nasync def main():\n    await asyncio.sleep(0.01)\n"
+    "    print(await asyncio.to_thread(lambda: 5))\n"
     "asyncio.run(main())": ("", "5\n"),
-    "import json, re, collections, heapq, bisect, fractions, decimal, statistics, hashlib, zlib, sqlite3, csv, uuid\n"
-    "import numbers, enum, dataclasses, typing, contextlib, difflib, textwrap, unicodedata, calendar, zoneinfo, array\n"
-    "print(decimal.Decimal('0.1') + 1, fractions.Fraction(1, 3), hashlib.sha256(b'').hexdigest()[:8])":
-        ("", "1.1 1/3 e3b0c442\n"),
-    "with open('a.txt', 'w') as f: f.write('kept')\nimport os\nprint(open('a.txt').read(), os.listdir('.'))":
-        ("", "kept ['a.txt']\n"),
-    "import os\nprint(os.listdir('.'))": ("", "[]\n"),    # of the program before
-    "import tempfile\nwith tempfile.TemporaryFile() as f:\n    f.write(b'x')\n    print(f.tell())": ("", "1\n"),
+    "import json, re, collections, heapq, bisect, fractions, decimal, statistics, hashlib, zlib, "
+    "sqlite3, csv, uuid\n"
+    "import numbers, enum, dataclasses, typing, contextlib, difflib, textwrap, unicodedata, "
+    "calendar, zoneinfo, array\n"
+    "print(decimal.Decimal('0.1') + 1, fractions.Fraction(1, 3), "
+    "hashlib.sha256(b'').hexdigest()[:8])": (
+        "",
+        "1.1 1/3 e3b0c442\n",
+    ),
+    "with open('a.txt', 'w') as f: f.write('kept')\nimport os\n"
+    "print(open('a.txt').read(), os.listdir('.'))": (
+        "",
+        "kept ['a.txt']\n",
+    ),
+    "import os\nprint(os.listdir('.'))": ("", "[]\n"),  # of the program before
+    "import tempfile\nwith tempfile.TemporaryFile() as f:\n    f.write(b'x')\n"
+    "    print(f.tell())": (
+        "",
+        "1\n",
+    ),
     "import random\nprint(random.random())": ("", "0.8444218515250481\n"),
     "print(hash('a') == hash('a'), {'a', 'b'} == {'b', 'a'})": ("", "True True\n"),
     "import atexit\natexit.register(print, 'bye')\nprint('hello')": ("", "hello\nbye\n"),
-    "import signal, time\nsignal.signal(signal.SIGALRM, lambda *a: print('ring'))\nsignal.setitimer(0, 0.01)\ntime.sleep(0.1)":
-        ("", "ring\n"),
+    "import signal, time\nsignal.signal(signal.SIGALRM, lambda *a: print('ring'))\n"
+    "signal.setitimer(0, 0.01)\ntime.sleep(0.1)": (
+        "",
+        "ring\n",
+    ),
     "if __name__ == '__main__': print(__name__)": ("", "__main__\n"),
     "import sys\nprint(1)\nsys.exit()": ("", "1\n"),
-    "import datetime, time\nprint(datetime.datetime.fromtimestamp(0), time.tzname[0])": ("", "1970-01-01 00:00:00 UTC\n"),
+    "import datetime, time\nprint(datetime.datetime.fromtimestamp(0), time.tzname[0])": (
+        "",
+        "1970-01-01 00:00:00 UTC\n",
+    ),
     "import ctypes\nprint(ctypes.CDLL('libm.so.6').abs(-3))": ("", "3\n"),
     "x = bytearray(200 << 20)\nprint(len(x))": ("", f"{200 << 20}\n"),
 }
@@ -412,23 +547,56 @@ def test_honest_programs_as_an_ordinary_user():
         with Sandbox(python=python) as box:
             results = {program: box.run(program, stdin) for program, (stdin, _) in HONEST.items()}
         return {program: (result.status, result.stdout) for program, result in results.items()}
+
     wanted = {program: ("ok", stdout) for program, (_, stdout) in HONEST.items()}
     assert as_ordinary_user(work) == wanted
 
 
-VALUES = [None, True, False, 0, -7, 2 ** 53, -3 ** 5000, 0.1, -0.0, math.inf, 1e308, 2 + 3j, "", "grün €\0\n", "\ud800", b"\0\xff",
-          bytearray(b"x"), [], [1, [2, [3]]], (), (1, (2,)), {1, 2}, frozenset({("a", 1)}), {}, {"a": 1, 2: "b", (3, 4): [5]},
-          {"tuple": [1]}, [{"int": "ff"}]]
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    -7,
+    2**53,
+    -(3**5000),
+    0.1,
+    -0.0,
+    math.inf,
+    1e308,
+    2 + 3j,
+    "",
+    "grün €\0\n",
+    "\ud800",
+    b"\0\xff",
+    bytearray(b"x"),
+    [],
+    [1, [2, [3]]],
+    (),
+    (1, (2,)),
+    {1, 2},
+    frozenset({("a", 1)}),
+    {},
+    {"a": 1, 2: "b", (3, 4): [5]},
+    {"tuple": [1]},
+    [{"int": "ff"}],
+]
 
 
 def test_values_travel(box):
     """Each comes back as it went, type and all; as the value of a call and through tests."""
     result = box.call("def f(x): return x", "f", [[value] for value in VALUES])
     assert result.status == "ok" and all(map(same, result.values, VALUES)), result
-    result = box.test("def f(x): return x", f"for v in {VALUES!r}".replace("inf", "1e999") + ":\n    r = f(v)\n"
-                      "    assert r == v and type(r) is type(v)", ["f"])
+    result = box.test(
+        "def f(x): return x",
+        f"for v in {VALUES!r}".replace("inf", "1e999") + ":\n    r = f(v)\n"
+        "    assert r == v and type(r) is type(v)",
+        ["f"],
+    )
     assert result.status == "passed", result
-    assert not same(True, 1) and not same(1.0, 1) and not same([1], (1,)) and same(math.nan, math.nan)
+    assert (
+        not same(True, 1) and not same(1.0, 1) and not same([1], (1,)) and same(math.nan, math.nan)
+    )
     assert not same({1: True}, {1: 1}) and not same([1, 2], [1]) and same({1: [2]}, {1: [2]})
 
 
@@ -438,11 +606,13 @@ import collections, enum, typing
 class Color(enum.IntEnum): RED = 3
 class P(typing.NamedTuple): a: int; b: int
 def f(what):
-    return {"counter": collections.Counter("aab"), "default": collections.defaultdict(list, a=[1]), "enum": Color.RED,
-            "named": P(1, 2), "generator": (i for i in range(3)), "map": map(str, [1]), "range": range(3)}[what]
+    return {"counter": collections.Counter("aab"), "default": collections.defaultdict(list, a=[1]),
+            "enum": Color.RED, "named": P(1, 2), "generator": (i for i in range(3)),
+            "map": map(str, [1]), "range": range(3)}[what]
 """
     tests = """
-assert f("counter") == {"a": 2, "b": 1} and f("default") == {"a": [1]} and f("enum") == 3 and f("named") == (1, 2)
+assert f("counter") == {"a": 2, "b": 1} and f("default") == {"a": [1]}
+assert f("enum") == 3 and f("named") == (1, 2)
 assert list(f("generator")) == [0, 1, 2] and f("generator") != [0, 1, 2] and next(f("map")) == "1"
 assert sorted(f("range")) == [0, 1, 2]
 """
@@ -462,14 +632,17 @@ class Stack:
 LIMIT = 5
 def total(stack): return sum(stack.items)
 def fail(kind): raise kind_of(kind)
-def kind_of(kind): return {"value": ValueError("bad value"), "own": Own("own"), "unicode": UnicodeDecodeError("a", b"b", 0, 1, "c")}[kind]
+def kind_of(kind):
+    unicode = UnicodeDecodeError("a", b"b", 0, 1, "c")
+    return {"value": ValueError("bad value"), "own": Own("own"), "unicode": unicode}[kind]
 class Own(Exception): pass
 """
     tests = """
 import solution
 from solution import Stack, total, fail
 s = Stack([1]).push(2)
-assert len(s) == 2 and list(s) == [1, 2] and s.items == [1, 2] and str(s) == "Stack([1, 2])" and total(s) == 3
+assert len(s) == 2 and list(s) == [1, 2] and s.items == [1, 2]
+assert str(s) == "Stack([1, 2])" and total(s) == 3
 assert s != 5 and s != Stack([1, 2]) and solution.LIMIT == 5
 for kind, wanted in ("value", ValueError), ("own", Exception), ("unicode", Exception):
     try: fail(kind)
@@ -481,17 +654,23 @@ else: assert False
 """
     result = box.test(program, tests, ["Stack", "total", "fail", "LIMIT"])
     assert result.status == "passed", result
-    assert box.test(program, "total(object())", ["total"]).status == "error"    # no plain data
+    assert box.test(program, "total(object())", ["total"]).status == "error"  # no plain data
     assert box.test(program, "x = 1", ["missing"]).status == "error"
     assert box.test(program, "x = (", ["Stack"]).status == "error"
-    assert box.test("def f(x): return 1", "import sys\nsys.exit(0)", ["f"]).status == "error"  # tests that did not end
+    assert (
+        box.test("def f(x): return 1", "import sys\nsys.exit(0)", ["f"]).status == "error"
+    )  # tests that did not end
 
 
 def test_tests_that_expect_an_exception_are_not_passed_by_a_program_that_is_gone(box):
     tests = "try: f(1)\nexcept BaseException: pass\nelse: assert False"
     assert box.test("def f(x): raise ValueError", tests, ["f"]).status == "passed"
-    for program in ("import os\ndef f(x): os._exit(0)", "import sys\ndef f(x): sys.exit(0)", CHEATS["forge lengths"],
-                    CHEATS["nested by hand"]):
+    for program in (
+        "import os\ndef f(x): os._exit(0)",
+        "import sys\ndef f(x): sys.exit(0)",
+        CHEATS["forge lengths"],
+        CHEATS["nested by hand"],
+    ):
         assert box.test(program, tests, ["f"]).status == "error"
 
 
@@ -505,14 +684,24 @@ def test_a_broken_worker_is_replaced_and_says_nothing_about_the_program(monkeypa
     with Sandbox(workers=1) as box:
         box.workers()[0].process.kill()
         assert box.run("print(1)").stdout == "1\n"
-        monkeypatch.setattr(sandbox._Worker, "ask", lambda *_: (_ for _ in ()).throw(sandbox.Broken()))
+        monkeypatch.setattr(
+            sandbox._Worker, "ask", lambda *_: (_ for _ in ()).throw(sandbox.Broken())
+        )
         assert box.run("print(1)").status == "broken"
 
 
 def test_refuses_where_a_layer_is_missing(capfd):
-    """In a process whose kernel calls for Landlock fail: no silent fall-back, and a warning where it is asked for."""
+    """In a process whose kernel calls for Landlock fail: no silent fall-back, and a warning where
+    it is asked for.
+    """
+
     def work():
-        landlock = [(jail.LOAD, 0, 0, 0), (jail.JUMP_EQ, 0, 1, 444), (jail.RETURN, 0, 0, jail.ENOSYS), (jail.RETURN, 0, 0, jail.ALLOW)]
+        landlock = [
+            (jail.LOAD, 0, 0, 0),
+            (jail.JUMP_EQ, 0, 1, 444),
+            (jail.RETURN, 0, 0, jail.ENOSYS),
+            (jail.RETURN, 0, 0, jail.ALLOW),
+        ]
         jail.libc.prctl(38, 1, 0, 0, 0)
         jail.install(b"".join(jail.struct.pack("<HBBI", *line) for line in landlock))
         try:
@@ -520,7 +709,12 @@ def test_refuses_where_a_layer_is_missing(capfd):
         except sandbox.Unavailable as error:
             said = str(error)
         with Sandbox(workers=1, unsafe=True) as box:
-            return said, box.run("print(open('/etc/passwd').read(4))").stdout, box.run("import os\nos.fork()").status
+            return (
+                said,
+                box.run("print(open('/etc/passwd').read(4))").stdout,
+                box.run("import os\nos.fork()").status,
+            )
+
     read, write = os.pipe()
     if (pid := os.fork()) == 0:
         os.write(write, json.dumps(work()).encode())
@@ -532,11 +726,17 @@ def test_refuses_where_a_layer_is_missing(capfd):
     assert "WITHOUT no Landlock" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(not Path("/usr/include/asm-generic/unistd.h").exists(), reason="needs the kernel's headers")
+@pytest.mark.skipif(
+    not Path("/usr/include/asm-generic/unistd.h").exists(), reason="needs the kernel's headers"
+)
 def test_system_call_numbers():
     """The table against the kernel's own, of both machines."""
     import re
-    headers = {0: "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", 1: "/usr/include/asm-generic/unistd.h"}
+
+    headers = {
+        0: "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
+        1: "/usr/include/asm-generic/unistd.h",
+    }
     numbers = jail.ALLOWED | {name: numbers for name, (numbers, _, _) in jail.CHECKED.items()}
     for column, path in headers.items():
         if not Path(path).exists():
