@@ -8,7 +8,7 @@ look at the table, then move them.
 quality = dict(
     sources=[dict(hf="HuggingFaceFW/fineweb", config="sample-10BT")],
     # ODC-BY; or dict(path="folder/of/jsonl")
-    writer=dict(url="http://localhost:8000/v1", temperature=0.0, max_tokens=200),
+    llm=dict(url="http://localhost:8000/v1", temperature=0.0, max_tokens=200),
     # or labels="labels.jsonl"
     n_labels=2000,
     evaluation_sets=[
