@@ -123,7 +123,7 @@ def prepare() -> None:
 
 def read_filter_counts(shard: int) -> dict[str, dict]:
     """What the filter made of a shard of pages, by quality; shard 0 is clean, 1 is corrupted."""
-    path = Path(f"out/fg_wsd/quality/judged/{shard:05d}.json")
+    path = Path(f"out/fg_wsd/quality/classified/{shard:05d}.json")
     return json.loads(path.read_text())["table"]
 
 
