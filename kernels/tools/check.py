@@ -91,7 +91,7 @@ def compare(what: str, ours: Callable, plain: Callable, inputs: list[torch.Tenso
         assert result.shape == low.shape, (what, name, result.shape)
         if exact.numel():
             one_rounding = EPS[result.dtype] * exact.abs().max().item()
-            bound = 2 * largest_error(low, exact) + one_rounding + 1e-7
+            bound = 3 * largest_error(low, exact) + one_rounding + 1e-7
             yield Finding(f"{what}: {name}", largest_error(result, exact), bound)
 
 
