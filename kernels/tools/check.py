@@ -91,7 +91,7 @@ def compare(what: str, ours: Callable, plain: Callable, inputs: list[torch.Tenso
         assert result.shape == low.shape, (what, name, result.shape)
         if exact.numel():
             one_rounding = EPS[result.dtype] * exact.abs().max().item()
-            bound = 3 * largest_error(low, exact) + one_rounding + 1e-7
+            bound = 2 * largest_error(low, exact) + one_rounding + 1e-7
             yield Finding(f"{what}: {name}", largest_error(result, exact), bound)
 
 
@@ -475,10 +475,13 @@ def check_losses(kernels, case: LossCase, seed: int) -> Iterator[Finding]:
     def plain_entropy(h, w, t):
         return plain_logprobs_entropy(h, w, t, temperature)
 
+    # A power of two scales without rounding: plain PyTorch scales the logits' gradient, ours scales
+    # the products with it, and the two orders round differently.
+    d_sum = torch.tensor(-0.5, device=DEVICE)
     for n, ignored in (("none", targets < 0), ("some", targets % 3 == 1), ("all", targets >= 0)):
         kept = targets.masked_fill(ignored, -100)
         yield from compare(f"cross_entropy, {name}, {n} ignored", ours_cross_entropy,
-                           plain_cross_entropy, [hidden, weight, kept], [rand(1)[0]])
+                           plain_cross_entropy, [hidden, weight, kept], [d_sum])
     name += f", d {case.d_layout}, T {temperature}"
     yield from compare(f"logprobs, {name}", ours_logprobs, plain_logprobs,
                        [hidden, weight, targets], d[:1])
