@@ -170,7 +170,7 @@ def sample_batch(model, tokenizer, prompts: list, batch: list[int], cfg: Evaluat
     samples = [sample for group in groups for sample in group]
     answers = {}
     for pair, sample in zip(pairs, samples):
-        text = tokenizer.decode([token for token in sample.tokens if token not in stop])
+        text = generate.decode_answer(sample.tokens, tokenizer)
         answers[pair] = (text, sample.finish_reason, len(sample.tokens))
     return answers
 

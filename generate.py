@@ -80,6 +80,12 @@ def stop_ids(tokenizer) -> tuple[int, ...]:
     return tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})
 
 
+def decode_answer(tokens: list[int], tokenizer) -> str:
+    """The text of a sample's tokens, without those that end it."""
+    stop = stop_ids(tokenizer)
+    return tokenizer.decode([token for token in tokens if token not in stop])
+
+
 def uniforms(seed: int, rows: list[tuple[int, int]], max_new_tokens: int) -> torch.Tensor:
     """The random numbers of each row (R, max_new_tokens), in [0, 1), float64.
 

@@ -23,7 +23,7 @@ from common import Dist, UserError
 from data.chat import template
 from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, without_rows
-from generate import sample, stop_ids
+from generate import decode_answer, sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
 from progress import progress_bar
 from schedule import Stage, check_schedule
@@ -291,7 +291,7 @@ class Log:
     def __init__(self, run: Run, n_steps: int):
         self.run, self.n_steps = run, n_steps
         self.seconds_before = run.seconds
-        self.skipped, self.last_skipped = 0, -2
+        self.skipped = 0  # steps in a row
         self.metrics = common.Metrics(run.dist, run.folder, run.first_step)
         if run.dist.is_main:
             n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
@@ -321,10 +321,13 @@ class Log:
         run.seconds += seconds
         mfu = self._mfu(shape, seconds)
         memory = common.memory_gb(dist.device)
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if is_finite:
+            self.skipped = 0
         self.metrics.write(
             step=step, stage=stage.name, loss=loss, lr=lr, grad_norm=grad_norm, tokens=n_tokens,
             tokens_per_s=n_tokens / seconds, mfu=mfu, memory_gb=memory, seconds=run.seconds,
-            finite=math.isfinite(loss) and math.isfinite(grad_norm), **more)
+            finite=is_finite, **more)
         done = step + 1
         if dist.is_main and (done % run.cfg.log_every == 0 or done == self.n_steps):
             seconds_per_step = (run.seconds - self.seconds_before) / (done - run.first_step)
@@ -352,8 +355,7 @@ class Log:
 
         UserError after ten in a row, or at once with on_nonfinite="stop".
         """
-        self.skipped = self.skipped + 1 if step - self.last_skipped <= 1 else 1
-        self.last_skipped = step
+        self.skipped += 1
         message = f"step {step}: loss {loss}, gradient norm {grad_norm}; read from {data}"
         if self.run.dist.is_main:
             print(f"warning: {message}; the weights are as before", flush=True)
@@ -436,12 +438,6 @@ def continue_prompts(
     return [decode_answer(answer[0].tokens, tokenizer) for answer in samples]
 
 
-def decode_answer(tokens: list[int], tokenizer) -> str:
-    """The text of a sample, without the tokens that end it."""
-    stop = stop_ids(tokenizer)
-    return tokenizer.decode([token for token in tokens if token not in stop])
-
-
 def evaluate_starting_point(run: Run, prompt_formats: tuple[str, ...]) -> None:
     """Writes before.json, what the start can do: {task: its score in the better prompt format}.
 
@@ -481,15 +477,8 @@ def gain_rows(folder: Path) -> list[list[str]]:
     for task, before in first.items():
         if task in last:
             gain = last[task]["avg"] - before["avg"]
-            rows.append(
-                [
-                    task,
-                    with_error(before),
-                    before["prompt_format"],
-                    with_error(last[task]),
-                    f"{gain:+.3f}",
-                ]
-            )
+            scores_of_task = [with_error(before), before["prompt_format"], with_error(last[task])]
+            rows.append([task, *scores_of_task, f"{gain:+.3f}"])
     return rows
 
 

@@ -20,7 +20,7 @@ from data.chat.template import after_thoughts
 from data.tasks import registry, taste
 from data.tasks.problem import Problem
 from evaluate import task_prompt
-from generate import sample, stop_ids
+from generate import decode_answer, sample, stop_ids
 from progress import progress_bar
 from reward import RewardModel, group_rewards, win_rates
 
@@ -63,7 +63,7 @@ def sample_rollouts(
     for problem, prompt, samples in zip(problems, prompts, answers):
         groups.append([])
         for answer in samples:
-            text = loop.decode_answer(answer.tokens, tokenizer)
+            text = decode_answer(answer.tokens, tokenizer)
             groups[-1].append(
                 Rollout(problem, prompt, answer.tokens, answer.logprobs, answer.finish_reason, text)
             )

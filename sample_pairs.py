@@ -24,7 +24,7 @@ from data.tasks import registry
 from data.tasks.problem import Problem
 from data.text.tokenizer import Tokenizer
 from evaluate import task_prompt
-from generate import sample, stop_ids
+from generate import decode_answer, sample, stop_ids
 from progress import progress_bar
 
 CHUNK = 64  # problems whose samples are one file: what a killed run loses at most
@@ -93,7 +93,7 @@ def sample_and_score(
     for problem_answers in answers:
         samples.append([
             {
-                "text": loop.decode_answer(answer.tokens, tokenizer),
+                "text": decode_answer(answer.tokens, tokenizer),
                 "score": None,
                 "finish_reason": answer.finish_reason,
                 "tokens": answer.tokens,
@@ -135,9 +135,8 @@ def sample_checkpoint(
     if missing:
         model, tokenizer = hf.load(source, dist.device, getattr(torch, cfg.dtype))
         folder.mkdir(parents=True, exist_ok=True)
-        disable = None if dist.is_main else True
-        bar = progress_bar(missing, desc=f"samples of the {who}", unit="chunk", disable=disable)
-        for n in bar:
+        name = f"samples of the {who}"
+        for n in progress_bar(missing, desc=name, unit="chunk", disable=not dist.is_main):
             chunk = problems[n * CHUNK:(n + 1) * CHUNK]
             samples = sample_and_score(model, tokenizer, chunk, cfg, cfg.seed * 1_000_000 + n)
             common.write_atomic(paths[n], json.dumps(samples))

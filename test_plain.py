@@ -10,7 +10,6 @@ import pytest
 from checks import plain
 from conftest import ROOT
 
-PHASES = ("pretrain", "refine", "sft", "distill", "reward", "rl")
 FOLDERS = ("data", "kernels", "experiments", "report", "checks")
 NODES_PER_LINE = 8.5
 LONGEST_SCRIPT = 600
@@ -23,7 +22,7 @@ LAYERS = (  # a module imports from its own layer or from those before it
     ("generate",),
     ("evaluate",),
     ("loop",),
-    ("sample_pairs", "rollouts", *PHASES),
+    ("sample_pairs", "rollouts", *plain.PHASES),
     ("experiments", "report", "checks"),
 )
 
@@ -75,7 +74,7 @@ def test_rules_that_ruff_does_not_know(name):
     assert not plain.faults(MODULES[name])
 
 
-@pytest.mark.parametrize("name", PHASES)
+@pytest.mark.parametrize("name", plain.PHASES)
 def test_a_phase_is_plain(name):
     """Few syntax nodes a line, no wide line, and short enough to be read in one go."""
     measure = plain.measure(MODULES[name])

@@ -10,7 +10,7 @@ from common import UserError
 from data.tasks import pages, registry
 from data.tasks.problem import Problem
 from evaluate import EvaluateConfig, task_prompt
-from generate import sample, stop_ids
+from generate import decode_answer, sample, stop_ids
 from report.tables import MAX_CHARACTERS, PHASES, load_json, phase_title
 
 MAX_BYTES_ON_CPU = 4e9   # of a checkpoint that is still asked for samples without a GPU
@@ -99,8 +99,4 @@ def answer_greedily(path: Path, problems: list[Problem], length: int) -> list[st
     prompt_format = "document" if meta["phase"] == "pretrain" else "chat"
     prompts = [task_prompt(problem, tokenizer, prompt_format) for problem in problems]
     groups = sample(model, prompts, max_new_tokens=length, temperature=0, stop=stop)
-    texts = []
-    for group in groups:
-        tokens = [token for token in group[0].tokens if token not in stop]
-        texts.append(tokenizer.decode(tokens))
-    return texts
+    return [decode_answer(group[0].tokens, tokenizer) for group in groups]
