@@ -263,7 +263,10 @@ def _try_seccomp():
 # The server: forks a child for each request of the parent, and says how it ended
 
 def main():
-    control = socket.socket(fileno=int(sys.argv[1]))
+    # moved to the lowest free number, among those that `child` closes: a parent with many open files
+    # hands over a high one
+    control = socket.socket(fileno=os.dup(int(sys.argv[1])))
+    os.close(int(sys.argv[1]))
     folder, unsafe, paths = sys.argv[2], sys.argv[3] == "unsafe", sys.argv[4:]
     try:
         missing = lock(folder, readable_paths(paths), unsafe)

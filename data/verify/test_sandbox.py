@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -336,13 +337,22 @@ def both_workers(box: Sandbox) -> list:
     return box.workers()
 
 
+@contextmanager
+def many_open_files():
+    """As a training run has: what a worker inherits from us has a number above 100."""
+    with ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(open(os.devnull))
+        yield
+
+
 def attack(python: str, folder: str) -> dict:
     """Runs everything above, and what came of it, by name. folder: where the canary is made."""
     canary = os.path.join(folder, CANARY)
     Path(canary).write_text("alive")
     os.utime(canary, (1e9, 1e9))
     found, ours = {}, {}
-    with Sandbox(workers=2, limits=QUICK, python=python) as box:
+    with many_open_files(), Sandbox(workers=2, limits=QUICK, python=python) as box:
         others = [worker.folder for worker in both_workers(box)]
         for name, script in HARM.items():
             values = dict(ROOT=str(ROOT), CANARY=canary, X86=X86, PORT=PORT, OTHER=others[0])
@@ -527,7 +537,7 @@ HONEST = {
 
 @pytest.fixture(scope="module")
 def box():
-    with Sandbox(workers=2) as box:
+    with many_open_files(), Sandbox(workers=2) as box:
         yield box
 
 
