@@ -63,11 +63,13 @@ SILENT = "The program ended with the status {status}. It printed nothing."
 NEITHER = "There was neither a program nor a verdict on the last line."
 LAST = "\nNo program is run any more. End your next message with the verdict."
 
+# possessive (*+), so that no text takes longer than its length
 BLOCK = re.compile(
-    r"^[ \t]*(`{3,}|~{3,})[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*\1[`~]*[ \t]*$|\Z)",
+    r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+(\w*+)[^\n`]*+\n(.*?)(?:^[ \t]*+\1[`~]*+[ \t]*+$|\Z)",
     re.DOTALL | re.MULTILINE)
 LANGUAGE = ("python", "python3", "py")
-VERDICT = re.compile(r"\**verdict:[* ]*(equivalent|different)\**\.?\**", re.IGNORECASE | re.ASCII)
+VERDICT = re.compile(
+    r"\**+verdict:[* ]*+(equivalent|different)\**+(?:\.\**+)?", re.IGNORECASE | re.ASCII)
 ESCAPED = re.compile(r"[<>&`]|\[(?=[A-Za-z/])")     # ASCII that tags, fences and [INST] are made of
 TAG = re.compile(r"<(?![\s=<])|\[(?=[A-Za-z/])")    # what begins them; Python minds no space
 
