@@ -87,8 +87,8 @@ def cli(main) -> None:
 # Config: a Python file with one dict a section, checked against the dataclass of that section
 
 SECTIONS = (
-    "model", "tokenizer", "quality", "corpus", "synthesize", "pretrain", "refine", "sft", "distill",
-    "reward", "rl", "evaluate",
+    "model", "tokenizer", "quality", "corpus", "synthesize", "transcripts", "pretrain", "refine",
+    "sft", "distill", "reward", "rl", "evaluate",
 )
 OPTIONS = {
     "run": "name of the folder under out/ (default: the config's name); under torchrun: --name",

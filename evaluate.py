@@ -54,6 +54,8 @@ class EvaluateConfig:
     max_new_tokens: int = 96     # longer answers count as truncated, and are scored as they are
     max_rows: int = 256          # samples decoded together; of a server: requests in flight
     seed: int = 0                # of problems and samples
+    verifier: dict = field(default_factory=dict)  # who decides on answers that rules leave open,
+                                 # VerifierConfig of data/verify/agentic.py ({}: they are wrong)
 
     def __post_init__(self):
         known_format = self.prompt_format in ("", "document", "chat")
@@ -70,13 +72,13 @@ class EvaluateConfig:
 # Samples. Each is known by (problem, sample): the problem's number in its task, and 0 to k - 1.
 
 def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = None,
-             folder: Path | None = None, made_by: str = "") -> dict[str, dict]:
+             folder: Path | None = None, made_by: str = "", verifier=None) -> dict[str, dict]:
     """The scores of each task, as `summarize` makes them; the same on all ranks.
 
     model: a plain module on this rank (common.unsharded_copy), or without a tokenizer the LLM of
     `server_llm`; the ranks share the problems. cfg.prompt_format "chat": the question in chat form;
     else the document up to where the model must go on. folder: where samples are kept; made_by:
-    what the model is, for the names of the files there.
+    what the model is, for the names of the files there. verifier: of open_verifier.
     """
     dist = dist or common.Dist(0, 1, torch.device("cpu"), None)
     scores = {}
@@ -93,7 +95,7 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = N
         new_rows = {}
         for batch in progress_bar(own_batches, desc=task, delay=10, disable=not dist.is_main):
             answers = sample_batch(model, tokenizer, prompts, batch, cfg)
-            scored = score_batch(task, problems, prompts, answers, tokenizer)
+            scored = score_batch(task, problems, prompts, answers, tokenizer, verifier)
             new_rows |= scored
             if folder:
                 keep_samples(folder / f"{name}.{dist.rank}.jsonl", scored)
@@ -129,6 +131,8 @@ def sample_file_name(task: str, problems: list[Problem], prompts: list, cfg: Eva
     questions = [(problem.key, problem.answer, prompt)
                  for problem, prompt in zip(problems, prompts)]
     key = [made_by, cfg.k, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, questions]
+    if cfg.verifier:
+        key.append(cfg.verifier)
     set_name = task.partition("=")[0]
     return f"{set_name}-{common.hash_json(key)}"
 
@@ -185,14 +189,14 @@ def ask_server(server: Callable, prompts: list, pairs: list[tuple[int, int]], k:
     return {(i, j): answers[i * k + j] or failed for i, j in pairs}
 
 
-def score_batch(task: str, problems: list[Problem], prompts: list, answers: dict,
-                tokenizer) -> dict[tuple[int, int], dict]:
+def score_batch(task: str, problems: list[Problem], prompts: list, answers: dict, tokenizer,
+                verifier=None) -> dict[tuple[int, int], dict]:
     """The rows of a batch: of each sample all that is kept, its reward included."""
     offered_answer = getattr(registry.family(task), "offered", final_answer)
     responses = [text or "" for text, _, _ in answers.values()]
-    rewards = registry.rewards([problems[i] for i, _ in answers], responses)
+    scores = registry.scores([problems[i] for i, _ in answers], responses, verifier)
     rows = {}
-    for ((i, j), (text, finish_reason, n_tokens)), reward in zip(answers.items(), rewards):
+    for ((i, j), (text, finish_reason, n_tokens)), score in zip(answers.items(), scores):
         rows[i, j] = {
             "task": task,
             "problem": i,
@@ -204,7 +208,8 @@ def score_batch(task: str, problems: list[Problem], prompts: list, answers: dict
             "offered": offered_answer(text or "") or None,
             "finish_reason": finish_reason,
             "tokens": n_tokens,
-            "reward": None if text is None else reward,
+            "reward": None if text is None else score.reward,
+            "by_verifier": score.verdict is not None,
         }
     return rows
 
@@ -262,6 +267,22 @@ def server_llm(cfg: EvaluateConfig) -> Callable:
         "seed": cfg.seed,
     }
     return llm.http_llm(common.from_dict(llm.LLMConfig, settings, "evaluate.endpoint"), read)
+
+
+def open_verifier(spec: dict, tasks: Sequence[str], out: Path, dist: common.Dist):
+    """The data.verify.agentic.Verifier of a config; None where no task leaves an answer open.
+
+    spec: VerifierConfig. Its verdicts are kept in out/<run>/verdicts, by its model and words.
+    """
+    if not spec or not any(getattr(registry.family(task), "judge", None) for task in tasks):
+        return None
+    from data.verify import agentic, sandbox  # only who has a verifier waits for them
+
+    cfg = common.from_dict(agentic.VerifierConfig, spec, "verifier")
+    llm, identity = generate.open_llm(cfg.model, "verifier.model", out)
+    name = common.hash_json([identity, cfg.turns, cfg.prompts])
+    path = out / "verdicts" / f"{name}.{dist.rank}.jsonl"
+    return agentic.Verifier(llm, sandbox.shared(), cfg, path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -459,7 +480,8 @@ def main():
     if dist.is_main:
         print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)
 
-    scores = evaluate(model, tokenizer, cfg, dist, config.out / "evaluate", made_by)
+    verifier = open_verifier(cfg.verifier, cfg.tasks, config.out, dist)
+    scores = evaluate(model, tokenizer, cfg, dist, config.out / "evaluate", made_by, verifier)
 
     if dist.is_main:
         print(format_table(scores))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -235,6 +236,28 @@ class LocalLLM:
                 text = as_reply(text)
             texts.append(text)
         return texts
+
+
+def open_llm(spec: dict, where: str, out: Path) -> tuple[Callable, dict]:
+    """A language model of a config, as data.llm.LLM says, and what decides its answers, as JSON.
+
+    spec: {"checkpoint": a phase of the run or a path, and fields of LocalLLM}, or {"url": of an
+    OpenAI-compatible endpoint, and fields of data.llm.LLMConfig}. where: its name in messages.
+    """
+    spec = dict(spec)
+    if "checkpoint" not in spec:
+        from data import llm  # only who asks a server waits for its client
+
+        return llm.http_llm(common.from_dict(llm.LLMConfig, spec, where)), spec
+    one_process = common.Dist(0, 1, torch.device("cpu"), None)
+    folder = hf.resolve_checkpoint(one_process, spec.pop("checkpoint"), out)
+    try:
+        model = LocalLLM(str(folder), **spec)
+    except TypeError as error:
+        raise common.UserError(f"{where}: {error}") from None
+    stats = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
+    spec["weights"] = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    return model, spec
 
 
 def load_for_sampling(path: str) -> tuple[Transformer, object]:

@@ -4,6 +4,7 @@ The losses and the loops themselves stand in the scripts: pretrain.py, sft.py, d
 reward.py, rl.py.
 """
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -22,7 +23,7 @@ import hf
 from common import Dist, UserError
 from data.chat import template
 from data.text.tokenizer import Tokenizer
-from evaluate import evaluate, format_table, without_rows
+from evaluate import evaluate, format_table, open_verifier, without_rows
 from generate import decode_answer, sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
 from progress import progress_bar
@@ -50,6 +51,7 @@ class TrainConfig:
     eval_every: int = 0          # steps between evaluations (0: only at the end of each stage)
     eval_problems: int = 0       # held-out problems per task at each evaluation (0: none); the last
                                  # takes evaluate's
+    eval_tasks: list = field(default_factory=list)  # evaluated in this phase beside evaluate.tasks
     save_every: int = 200        # steps between checkpoints; the end of each stage has one anyway
     keep: int = 2                # newest checkpoints kept, beside those of stage ends
     on_nonfinite: str = "skip"   # a loss or gradient that is no number: "skip" the step, or "stop"
@@ -108,6 +110,18 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.config.out / self.phase
+
+    @property
+    def eval_tasks(self) -> list[str]:
+        """What an evaluation of this phase asks; none where evaluate.tasks has none."""
+        tasks = self.config.evaluate.tasks
+        return list(dict.fromkeys(tasks + self.cfg.eval_tasks)) if tasks else []
+
+    @functools.cached_property
+    def verifier(self):
+        """Who decides in evaluations on answers that rules leave open; None for nobody."""
+        spec = self.config.evaluate.verifier
+        return open_verifier(spec, self.eval_tasks, self.config.out, self.dist)
 
     def unsharded_model(self):
         """A plain module with the present weights, for sampling (common.unsharded_copy)."""
@@ -387,13 +401,11 @@ def evaluate_and_sample(run: Run, is_last: bool, prompt_format: str = "chat") ->
     is_last: the last evaluation of a run takes all of evaluate.n_problems, those before it
     eval_problems. {} on other ranks than the first.
     """
-    settings = run.config.evaluate
-    n_problems = settings.n_problems if is_last else run.cfg.eval_problems
+    n_problems = run.config.evaluate.n_problems if is_last else run.cfg.eval_problems
     model = run.unsharded_model()
     scores = {}
-    if n_problems and settings.tasks:
-        settings = dataclasses.replace(settings, n_problems=n_problems, prompt_format=prompt_format)
-        scores = evaluate(model, run.tokenizer, settings, run.dist)
+    if n_problems and run.eval_tasks:
+        scores = evaluate_tasks(run, model, n_problems, prompt_format)
     if not run.dist.is_main:
         return {}
     texts = answer_prompts(run, model, prompt_format)
@@ -401,6 +413,13 @@ def evaluate_and_sample(run: Run, is_last: bool, prompt_format: str = "chat") ->
         tqdm.write(format_table(scores))
     sys.stdout.flush()
     return {"scores": without_rows(scores), "samples": texts}
+
+
+def evaluate_tasks(run: Run, model, n_problems: int, prompt_format: str) -> dict[str, dict]:
+    """The scores of the phase's tasks."""
+    settings = dataclasses.replace(run.config.evaluate, tasks=run.eval_tasks,
+                                   n_problems=n_problems, prompt_format=prompt_format)
+    return evaluate(model, run.tokenizer, settings, run.dist, verifier=run.verifier)
 
 
 def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:
@@ -446,14 +465,15 @@ def evaluate_starting_point(run: Run, prompt_formats: tuple[str, ...]) -> None:
     """
     scores = {}
     for prompt_format in prompt_formats:
-        settings = dataclasses.replace(run.config.evaluate, prompt_format=prompt_format)
-        scores[prompt_format] = evaluate(run.unsharded_model(), run.tokenizer, settings, run.dist)
+        n_problems = run.config.evaluate.n_problems
+        scores[prompt_format] = evaluate_tasks(
+            run, run.unsharded_model(), n_problems, prompt_format)
     if not run.dist.is_main:
         return
     for prompt_format, by_task in scores.items():
         print(f"before, in {prompt_format} form\n{format_table(by_task)}", flush=True)
     best = {}
-    for task in run.config.evaluate.tasks:
+    for task in run.eval_tasks:
         better = max(scores, key=lambda prompt_format: scores[prompt_format][task]["avg"])
         best[task] = scores[better][task] | {"prompt_format": better}
     run.folder.mkdir(parents=True, exist_ok=True)

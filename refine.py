@@ -22,13 +22,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 import common
-import hf
 from common import UserError
 from data.chat.conversations import normalize
-from data.llm import LLM, LLMConfig, cached, http_llm
+from data.llm import LLM, cached
 from data.refine import checklist, practice
 from data.refine.refinement import Case, Settings, nth_draw, reconstruct, refine, with_usage
 from data.tasks import pages, registry
@@ -36,7 +34,7 @@ from data.tasks.problem import Problem, between, seeded_rng
 from data.text import sources
 from data.text.tokenizer import Tokenizer
 from data.verify import sandbox
-from generate import LocalLLM
+from generate import open_llm
 
 N_PROBED = 200  # reconstructions of each set that the audit repeats without and with a wrong answer
 
@@ -63,20 +61,9 @@ def output_folder(config: SimpleNamespace) -> Path:
 
 def load_llm(config: SimpleNamespace, name: str) -> LLM:
     """A model of the config, its answers kept under out/<run>/refine/cache."""
-    spec = dict(config.refine.models[name])
-    where = f"refine.models[{name!r}]"
-    if "checkpoint" in spec:
-        one_process = common.Dist(0, 1, torch.device("cpu"), None)
-        path = hf.resolve_checkpoint(one_process, spec.pop("checkpoint"), config.out)
-        try:
-            llm = LocalLLM(str(path), **spec)
-        except TypeError as error:
-            raise UserError(f"{where}: {error}") from None
-        stats = [(file.name, file.stat()) for file in sorted(path.iterdir())]
-        spec["weights"] = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-    else:
-        llm = http_llm(common.from_dict(LLMConfig, spec, where))
-    cache = output_folder(config) / "cache" / f"{name}-{common.hash_json(spec)}.jsonl"
+    llm, identity = open_llm(
+        config.refine.models[name], f"refine.models[{name!r}]", config.out)
+    cache = output_folder(config) / "cache" / f"{name}-{common.hash_json(identity)}.jsonl"
     return cached(llm, cache, failures=True)
 
 

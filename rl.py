@@ -29,12 +29,13 @@ from data.chat.packing import pack, share_prefixes
 from data.tasks import taste
 from data.tasks.problem import Problem
 from data.verify import sandbox
-from evaluate import EvaluateConfig
+from evaluate import EvaluateConfig, open_verifier
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_entropy
 from model import ModelConfig
-from reward import RewardModel, load_reward_model
+from reward import load_reward_model
 from rollouts import (
     COMPARED,
+    Judges,
     Rollout,
     assign_rewards,
     average_over_ranks,
@@ -70,6 +71,8 @@ class StageConfig:
 class RlConfig(loop.TrainConfig):
     stages: list                 # STEM, coding, preference: see StageConfig
     reward_model: str = ""       # of pairwise stages: a phase, a checkpoint or a folder
+    verifier: dict = field(default_factory=dict)  # who decides on answers that rules leave open,
+                                 # VerifierConfig of data/verify/agentic.py ({}: they are wrong)
     group_size: int = 8          # responses to each problem
     batch_groups: int = 16       # problems of a step
     micro_rows: int = 0          # responses of one forward pass on one device; 0: all of the
@@ -361,18 +364,22 @@ class StageState:
     cfg: RlConfig             # with the stage's temperature
     problems: list[Problem]   # after the filter
     first_policy: torch.nn.Module | None  # that the stage began with, for the KL term
-    reward_model: RewardModel | None
+    judges: Judges
     references: dict[str, str]  # question -> the policy's greedy reply, of compared problems
 
 
 def begin_stage(
-    run: loop.Run, stage: Stage, step: int, reward_model: RewardModel | None
+    run: loop.Run, stage: Stage, step: int, judges: Judges
 ) -> StageState:
     """Filters the stage's problems with the present policy, and gives it a fresh optimizer."""
     cfg = dataclasses.replace(
         run.cfg, temperature=stage.settings.temperature or run.cfg.temperature
     )
-    problems, references = filter_problems(run, cfg, stage.settings, reward_model)
+    problems, references = filter_problems(run, cfg, stage.settings, judges)
+    asked = verifier_metrics(judges, run.dist)  # so that the first step's counts are its own
+    if asked and run.dist.is_main:
+        print(f"  verifier: {asked['verifier_cases']:.0f} answers, "
+              f"{asked['verifier_undecided']:.0f} undecided, {asked['verifier_s']:.0f} s")
     if step == stage.first_step:  # with the old moments mathematics was forgotten while code was
                                   # trained
         run.optimizer.state.clear()
@@ -380,7 +387,7 @@ def begin_stage(
     if cfg.kl:  # where the stage began, not where a resumed run goes on
         folder = run.folder / f"step_{stage.first_step:08d}" if stage.first_step else run.source
         first_policy = hf.load_frozen(run.dist, folder, cfg.dtype)
-    return StageState(stage, cfg, problems, first_policy, reward_model, references)
+    return StageState(stage, cfg, problems, first_policy, judges, references)
 
 
 def collect_rollouts(run: loop.Run, state: StageState, step: int) -> list[list[Rollout]]:
@@ -400,9 +407,10 @@ def reward_rollouts(
 ) -> dict[str, float]:
     """Fills in rewards and advantages, writes the rollouts, and returns metrics of them."""
     cfg, dist, stage = state.cfg, run.dist, state.stage.settings
-    if state.reward_model is not None:  # what is asked together is rounded together:
-        state.reward_model.known.clear()  # so a resumed run asks the same, to the bit
-    disagreement = assign_rewards(groups, stage, state.reward_model, cfg, cfg.seed + step)
+    reward_model = state.judges.reward_model
+    if reward_model is not None:  # what is asked together is rounded together:
+        reward_model.known.clear()  # so a resumed run asks the same, to the bit
+    disagreement = assign_rewards(groups, stage, state.judges, cfg, cfg.seed + step)
     by_rule, compared = split_groups(groups, stage)
     divide_by_std = cfg.divide_by_std and cfg.loss != "dr_grpo"
     n_with_signal = assign_advantages(by_rule, divide_by_std) + assign_advantages(compared, False)
@@ -410,14 +418,26 @@ def reward_rollouts(
     write_rollouts(run, step, groups)
     metrics = summarize_rollouts(groups, dist)
     if stage.reward == "pairwise":
-        rates = reference_win_rates(compared, state.reward_model, state.references)
+        rates = reference_win_rates(compared, reward_model, state.references)
         rubric = []
         for rollout in flatten(compared):
             if rollout.problem.family == "taste":
                 rubric.append(taste.reward(rollout.problem, rollout.text))
         metrics |= average_over_ranks(
             {"win_rate": flatten(rates), "rubric": rubric, "disagreement": disagreement}, dist)
+    metrics |= verifier_metrics(state.judges, dist)
     return metrics | {"groups_with_signal": n_with_signal}
+
+
+def verifier_metrics(judges: Judges, dist: Dist) -> dict[str, float]:
+    """What the verifier was asked in a step and said, of all ranks; seconds are the slowest's."""
+    if judges.verifier is None:
+        return {}
+    counts = judges.verifier.take_counts()
+    seconds = dist.gather({dist.rank: counts.pop("seconds")})
+    sums = dict(zip(counts, dist.sum(*counts.values())))
+    metrics = {f"verifier_{name}": total for name, total in sums.items()}
+    return metrics | {"verifier_s": max(seconds.values())}
 
 
 class Clock:
@@ -463,22 +483,27 @@ def resume_key(plan: list[Stage], cfg: RlConfig, source: Path, step: int) -> lis
     return [cfg.seed, str(source), cfg.group_size, cfg.batch_groups, *past]
 
 
-def open_reward_model(run: loop.Run, stages: list[StageConfig]) -> RewardModel | None:
-    """The reward model, where a stage needs one."""
+def open_judges(run: loop.Run, stages: list[StageConfig]) -> Judges:
+    """The reward model and the verifier, where a stage needs them."""
     cfg, dist = run.cfg, run.dist
-    if all(stage.reward == "verified" for stage in stages):
-        return None
-    folder = hf.resolve_checkpoint(dist, cfg.reward_model, run.config.out)
-    return load_reward_model(folder, dist.device, getattr(torch, cfg.dtype), cfg.context)
+    judges = Judges()
+    if any(stage.reward == "pairwise" for stage in stages):
+        folder = hf.resolve_checkpoint(dist, cfg.reward_model, run.config.out)
+        dtype = getattr(torch, cfg.dtype)
+        judges.reward_model = load_reward_model(folder, dist.device, dtype, cfg.context)
+    tasks = [task for stage in stages for task in stage.problems]
+    judges.verifier = open_verifier(cfg.verifier, tasks, run.config.out, dist)
+    return judges
 
 
 def report_step(run: loop.Run, step: int, metrics: dict) -> None:
     """Prints the line below the log's own one."""
     if run.dist.is_main and step % run.cfg.log_every == 0:
+        decided = f"  by verifier {metrics['by_verifier']:.0%}" if metrics["by_verifier"] else ""
         tqdm.write(
             f"  reward {metrics['reward']:.3f}  entropy {metrics.get('entropy', math.nan):.3f}  "
             f"length {metrics['length']:.1f}  "
-            f"groups with signal {metrics['groups_with_signal']:.0f}"
+            f"groups with signal {metrics['groups_with_signal']:.0f}{decided}"
         )
 
 
@@ -505,7 +530,7 @@ def main():
     run = loop.start("rl", config, dist, default_source="distill")
     plan = make_plan(stages, config.scale)
     n_steps = plan[-1].end_step
-    reward_model = open_reward_model(run, stages)
+    judges = open_judges(run, stages)
     loop.load_or_resume(run, lambda step: resume_key(plan, cfg, run.source, step))
     model, optimizer = run.model, run.optimizer
     if run.first_step == 0 and config.evaluate.tasks:
@@ -518,7 +543,7 @@ def main():
         clock = Clock()
         stage = stage_at(plan, step)
         if state is None or stage is not state.stage:
-            state = begin_stage(run, stage, step, reward_model)
+            state = begin_stage(run, stage, step, judges)
         lr = learning_rate(cfg.lr, stage, step)
         for group in optimizer.param_groups:
             group["lr"] = lr

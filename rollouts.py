@@ -37,8 +37,16 @@ class Rollout:
     finish_reason: str
     text: str
     reward: float | None = None  # None: could not be scored
+    verdict: object = None       # of the verifier, where rules left the answer open
     advantage: float = 0.0
     loss_mask: float = 1.0       # 0 where the response is not trained: cut off, or not scored
+
+
+@dataclass
+class Judges:
+    """Who scores what rules cannot."""
+    reward_model: RewardModel | None = None  # compares responses
+    verifier: object = None      # data.verify.agentic.Verifier: decides on answers in other forms
 
 
 def sample_rollouts(
@@ -100,18 +108,14 @@ def split_groups(groups: list[list[Rollout]], stage) -> tuple[list, list]:
     return by_rule, compared
 
 
-def verified_rewards(rollouts: list[Rollout]) -> list[float | None]:
-    """What the rules say of each response; None: could not be scored."""
+def verified_scores(rollouts: list[Rollout], judges: Judges) -> list[registry.Score]:
+    """What rules and verifier say of each response."""
     problems = [rollout.problem for rollout in rollouts]
-    return registry.rewards(problems, [rollout.text for rollout in rollouts])
+    return registry.scores(problems, [rollout.text for rollout in rollouts], judges.verifier)
 
 
 def assign_rewards(
-    groups: list[list[Rollout]],
-    stage,
-    reward_model: RewardModel | None,
-    cfg,
-    seed: int,
+    groups: list[list[Rollout]], stage, judges: Judges, cfg, seed: int
 ) -> list[float]:
     """Fills in the rewards; returns each compared group's disagreement between the two orders.
 
@@ -121,15 +125,15 @@ def assign_rewards(
     """
     by_rule, compared = split_groups(groups, stage)
     rollouts = flatten(by_rule)
-    for rollout, reward in zip(rollouts, verified_rewards(rollouts)):
-        rollout.reward = reward
+    for rollout, score in zip(rollouts, verified_scores(rollouts, judges)):
+        rollout.reward, rollout.verdict = score.reward, score.verdict
     if not compared:
         return []
     replies = []
     for group in compared:
         texts = [reply_text(rollout.text) for rollout in group]
         replies.append((group[0].problem.question, texts))
-    verdicts = group_rewards(reward_model, replies, cfg.opponents, seed)
+    verdicts = group_rewards(judges.reward_model, replies, cfg.opponents, seed)
     for group, verdict in zip(compared, verdicts):
         can_tell = verdict.rewards.std() > verdict.disagreement
         rewards = verdict.rewards if can_tell else np.full(len(group), 0.5)
@@ -158,7 +162,7 @@ def reference_win_rates(groups: list[list[Rollout]], reward_model: RewardModel |
 
 
 def filter_problems(
-    run: loop.Run, cfg, stage, reward_model: RewardModel | None
+    run: loop.Run, cfg, stage, judges: Judges
 ) -> tuple[list[Problem], dict[str, str]]:
     """The stage's problems that the policy sometimes solves and sometimes does not, with a table.
 
@@ -174,7 +178,7 @@ def filter_problems(
         n_tokens = len(task_prompt(problem, run.tokenizer, "chat")) + cfg.max_new_tokens
         if n_tokens <= cfg.context:
             problems.append(problem)
-    means, references = measure_problems(run, cfg, stage, problems, reward_model)
+    means, references = measure_problems(run, cfg, stage, problems, judges)
     low, high = cfg.keep_between
     kept = []
     for problem in problems:
@@ -198,7 +202,7 @@ def filter_problems(
 
 
 def measure_problems(
-    run: loop.Run, cfg, stage, problems: list[Problem], reward_model: RewardModel | None
+    run: loop.Run, cfg, stage, problems: list[Problem], judges: Judges
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """({problem's key: mean reward of its samples}, {question: greedy reply} of compared problems).
 
@@ -213,7 +217,7 @@ def measure_problems(
     path = run.folder / "filter" / name
     if dist.sum(float(path.is_file()))[0] < dist.world:
         rank_problems = problems[dist.rank :: dist.world]
-        means, references = sample_and_measure(run, cfg, stage, rank_problems, reward_model)
+        means, references = sample_and_measure(run, cfg, stage, rank_problems, judges)
         means, references = dist.gather(means), dist.gather(references)
         if dist.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +228,7 @@ def measure_problems(
 
 
 def sample_and_measure(
-    run: loop.Run, cfg, stage, problems: list[Problem], reward_model: RewardModel | None
+    run: loop.Run, cfg, stage, problems: list[Problem], judges: Judges
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """What measure_problems returns, of this rank's problems, by sampling."""
     model, tokenizer = run.unsharded_model(), run.tokenizer
@@ -244,24 +248,21 @@ def sample_and_measure(
         compared = [group[0].problem for group in split_groups(groups, stage)[1]]
         for (greedy,) in sample_rollouts(model, tokenizer, compared, 1, greedy_cfg, 0):
             references[greedy.problem.question] = reply_text(greedy.text)
-        means |= mean_rewards(groups, stage, reward_model, references)
+        means |= mean_rewards(groups, stage, judges, references)
     return means, references
 
 
 def mean_rewards(
-    groups: list[list[Rollout]],
-    stage,
-    reward_model: RewardModel | None,
-    references: dict[str, str],
+    groups: list[list[Rollout]], stage, judges: Judges, references: dict[str, str]
 ) -> dict[str, float | None]:
     """{problem's key: mean of its group}, of verified rewards or of wins; None: none was scored."""
     by_rule, compared = split_groups(groups, stage)
-    rewards = iter(verified_rewards(flatten(by_rule)))
+    rewards = iter(score.reward for score in verified_scores(flatten(by_rule), judges))
     values = []
     for group in by_rule:
         of_group = [next(rewards) for _ in group]
         values.append([reward for reward in of_group if reward is not None])
-    values += reference_win_rates(compared, reward_model, references)
+    values += reference_win_rates(compared, judges.reward_model, references)
     means = {}
     for group, numbers in zip(by_rule + compared, values):
         means[group[0].problem.key] = float(np.mean(numbers)) if len(numbers) else None
@@ -293,6 +294,7 @@ def summarize_rollouts(groups: list[list[Rollout]], dist: Dist) -> dict[str, flo
     values["length_wrong"] = [len(rollout.tokens) for rollout in scored if rollout.reward <= 0.5]
     values["truncated"] = [rollout.finish_reason != "stop" for rollout in rollouts]
     values["unscored"] = [rollout.reward is None for rollout in rollouts]
+    values["by_verifier"] = [rollout.verdict is not None for rollout in rollouts]
     return average_over_ranks(values, dist)
 
 
@@ -319,6 +321,7 @@ def write_rollouts(run: loop.Run, step: int, groups: list[list[Rollout]]) -> Non
                 "question": r.problem.question,
                 "response": r.text,
                 "reward": r.reward,
+                "verdict": r.verdict and dataclasses.asdict(r.verdict),
                 "advantage": r.advantage,
                 "finish_reason": r.finish_reason,
                 "tokens": len(r.tokens),

@@ -43,7 +43,7 @@ from rl import (
     select_trained,
     train_step,
 )
-from rollouts import Rollout, sample_rollouts
+from rollouts import Judges, Rollout, sample_rollouts
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 V = 90
@@ -498,7 +498,7 @@ def test_verified_rewards_are_the_tasks_own():
         ]
         for problem in MATH[:3]
     ]
-    assert rollouts.assign_rewards(groups, StageConfig("s", {}, 1), None, settings(), 0) == []
+    assert rollouts.assign_rewards(groups, StageConfig("s", {}, 1), Judges(), settings(), 0) == []
     assert [[r.reward for r in group] for group in groups] == [[1, 0]] * 3
 
 
@@ -537,7 +537,7 @@ def test_pairwise_rewards_are_wins_of_right_responses():
         Fake(),
         taste_group("a", "bb", "ccc", thoughts="<think>\nLong thoughts.\n</think>\n\n"),
     )
-    assert rollouts.assign_rewards([group], PAIRWISE, judge, settings(opponents=0), 0) == [0]
+    assert rollouts.assign_rewards([group], PAIRWISE, Judges(judge), settings(opponents=0), 0) == [0]
     assert [r.reward for r in group] == [0, 1 / 3, 2 / 3, 0]
     assert not any("thoughts" in text for _, *texts in judge.asked for text in texts)
 
@@ -550,7 +550,7 @@ def test_a_mixed_stage_judges_each_task_in_its_own_way():
         for text in (f"Answer: {MATH[0].answer}", "Answer: -1", "?")
     ]
     groups = [solved, taste_group("a", "bb", "ccc"), solved[:2]]
-    assert rollouts.assign_rewards(groups, PAIRWISE, Fake(), settings(opponents=0), 0) == [0]
+    assert rollouts.assign_rewards(groups, PAIRWISE, Judges(Fake()), settings(opponents=0), 0) == [0]
     assert [[r.reward for r in group] for group in groups] == [
         [1, 0, 0],
         [0, 1 / 3, 2 / 3, 0],
@@ -558,14 +558,14 @@ def test_a_mixed_stage_judges_each_task_in_its_own_way():
     ]
     number = TASTE[0].extra["number"]
     means = rollouts.mean_rewards(
-        groups[:2], PAIRWISE, Fake(), {TASTE[0].question: f"Answer: {number} xx"}
+        groups[:2], PAIRWISE, Judges(Fake()), {TASTE[0].question: f"Answer: {number} xx"}
     )
     assert means == {
         MATH[0].key: pytest.approx(1 / 3),
         TASTE[0].key: pytest.approx((0 + 0.5 + 1 + 0) / 4),
     }
     assert (
-        rollouts.assign_rewards(groups, StageConfig("s", {}, 1), None, settings(), 0) == []
+        rollouts.assign_rewards(groups, StageConfig("s", {}, 1), Judges(), settings(), 0) == []
         and groups[1][0].reward is not None
     )
 
@@ -599,14 +599,14 @@ def test_a_judge_that_contradicts_itself_is_not_followed():
     always_first = lambda asked: np.full(len(asked), 0.9)
     group = taste_group("a", "bb", "ccc")
     assert rollouts.assign_rewards(
-        [group], PAIRWISE, always_first, settings(opponents=0), 0
+        [group], PAIRWISE, Judges(always_first), settings(opponents=0), 0
     ) == pytest.approx([0.8])
     assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
     assert assign_advantages([group[:3]], False) == 0
     # more than it tells apart
     leaning = lambda asked: np.array([0.7 + 0.002 * (len(a) - len(b)) for _, a, b in asked])
     assert rollouts.assign_rewards(
-        [group], PAIRWISE, leaning, settings(opponents=0), 0
+        [group], PAIRWISE, Judges(leaning), settings(opponents=0), 0
     ) == pytest.approx([0.4])
     assert [r.reward for r in group] == [0.5, 0.5, 0.5, 0]
 
@@ -656,10 +656,12 @@ def filtered(
     monkeypatch.setattr(rollouts, "sample_rollouts", drawn)
     monkeypatch.setattr(rollouts, "task_prompt", lambda problem, *_: [1] * 5)
     monkeypatch.setattr(
-        registry, "rewards", lambda problems, responses: [*map(json.loads, responses)]
+        registry,
+        "scores",
+        lambda problems, responses, _: [registry.Score(json.loads(text)) for text in responses],
     )
     run = fake_run(folder)
-    kept, _ = rollouts.filter_problems(run, settings(**changes), stage, None)
+    kept, _ = rollouts.filter_problems(run, settings(**changes), stage, Judges())
     return [problems.index(problem) for problem in kept]
 
 
@@ -717,7 +719,7 @@ def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monke
     monkeypatch.setattr(rollouts, "task_prompt", lambda problem, *_: [1] * 5)
     stage = StageConfig("s", {"taste": 3}, 1, reward="pairwise")
     kept, references = rollouts.filter_problems(
-        fake_run(tmp_path), settings(filter_samples=4), stage, Fake())
+        fake_run(tmp_path), settings(filter_samples=4), stage, Judges(Fake()))
     assert kept == [problems[1]]
     assert references == {q.question: f"Answer: {q.extra['number']} ccc" for q in problems}
 

@@ -29,7 +29,7 @@ from common import UserError
 from data.chat.template import after_thoughts
 from data.sets import bfcl, ifeval, livecodebench, programs, synthetic
 from data.tasks.pages import FAMILIES
-from data.tasks.problem import Problem, assign_split, seeded_rng, shuffled
+from data.tasks.problem import OpenAnswer, Problem, assign_split, seeded_rng, shuffled
 from data.text import sources
 from data.verify import answers
 
@@ -145,6 +145,11 @@ def math_reward(problem: Problem, response: str) -> float | None:
     return answers.reward(problem.answer, cut_next_problem(response))
 
 
+def math_judge(problem: Problem, response: str) -> float | None | OpenAnswer:
+    """As math_reward, or the answer that rules and math-verify leave open."""
+    return answers.judge(problem.answer, cut_next_problem(response))
+
+
 def math_answer(response: str) -> str | None:
     """The answer that a response offers; None for none."""
     return answers.final_answer(cut_next_problem(response))
@@ -247,8 +252,9 @@ SETS = {
 def family(spec: str) -> SimpleNamespace:
     """The `problems` and `reward` of "name" or "name=PATH"; UserError for an unknown name.
 
-    And `offered(response)`, the answer that is judged, None for none; `same(answer, other)` where
-    answers can be compared with each other, by plain rules alone, else None.
+    And `offered(response)`, the answer that is judged, None for none; `judge(problem, response)`,
+    where there is a verifier for what rules leave open; `same(answer, other)` where answers can be
+    compared with each other, by plain rules alone. These two are None where a set has none.
     """
     name, _, path = spec.partition("=")
     if name not in SETS:
@@ -258,6 +264,7 @@ def family(spec: str) -> SimpleNamespace:
     return SimpleNamespace(
         problems=functools.partial(problems, name, path),
         reward=SETS[name].reward,
+        judge=math_judge if is_math else None,
         offered=math_answer if is_math else final_text,
         same=same_math if is_math else None)
 

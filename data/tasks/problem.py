@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from data.chat.template import after_thoughts
 
@@ -25,6 +26,12 @@ class Problem:
     level: int                  # 1 easy .. 3 hard
     # what the reward needs beside the answer; fit for JSON
     extra: dict = field(default_factory=dict, hash=False)
+
+
+class OpenAnswer(NamedTuple):
+    """A final answer that no rule can hold against the gold answer: a verifier is for it."""
+    gold: str
+    answer: str
 
 
 def assign_split(key: str) -> str:

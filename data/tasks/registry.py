@@ -1,19 +1,28 @@
 """What judges responses to a task, found by its name: a generated family, or a public set."""
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from data.tasks.problem import FAMILIES, Problem
+from data.tasks.problem import FAMILIES, OpenAnswer, Problem
+
+
+@dataclass
+class Score:
+    """The reward of a response, and what the verifier said of it."""
+    reward: float | None        # 1.0 right, 0.0 wrong, None: could not be scored
+    verdict: object = None      # data.verify.agentic.Verdict; None where rules decided
 
 
 def family(spec: str):
     """What has `problems(split, n, seed)` and `reward(problem, response)`, loaded when asked for.
 
-    spec: one of FAMILIES, "taste", or a public set (data/sets/public.py): "gsm8k" from the hub, or
-    "gsm8k=FILE". Where its answers can be compared, as for a vote, it has `same` as well.
+    spec: one of FAMILIES, "taste", "phrases", or a public set (data/sets/public.py): "gsm8k" from
+    the hub, or "gsm8k=FILE". Where its answers can be compared, as for a vote, it has `same` as
+    well; where rules leave some answers open `judge`, which returns these as OpenAnswer.
     """
-    if spec in FAMILIES or spec == "taste":
+    if spec in FAMILIES or spec in ("taste", "phrases"):
         return importlib.import_module(f"data.tasks.{spec}")
     from data.sets import public  # verifier and sandbox, which generated problems do without
 
@@ -29,6 +38,33 @@ def reward(problem: Problem, response: str) -> float | None:
 
 
 def rewards(problems: Sequence[Problem], responses: Sequence[str]) -> list[float | None]:
-    """The reward of each response, several at a time: programs wait for the sandbox."""
+    """The reward of each response by rules alone."""
+    return [score.reward for score in scores(problems, responses)]
+
+
+def scores(
+    problems: Sequence[Problem], responses: Sequence[str], verifier: Callable | None = None
+) -> list[Score]:
+    """The score of each response, several at a time: programs wait for the sandbox.
+
+    verifier: a data.verify.agentic.Verifier, which is asked about all answers that rules leave open
+    together. Without one they are wrong.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(reward, problems, responses))
+        judgements = list(pool.map(_judge, problems, responses))
+    cases = {}
+    for i, judgement in enumerate(judgements):
+        if isinstance(judgement, OpenAnswer):
+            cases[i] = (problems[i].question, judgement.gold, judgement.answer)
+    if verifier is None:
+        return [Score(0.0 if i in cases else reward) for i, reward in enumerate(judgements)]
+    scored = [Score(reward) for reward in judgements]
+    for i, verdict in zip(cases, verifier(list(cases.values()))):
+        scored[i] = Score(None if verdict.equal is None else float(verdict.equal), verdict)
+    return scored
+
+
+def _judge(problem: Problem, response: str) -> float | None | OpenAnswer:
+    judges = family(problem.family)
+    judge = getattr(judges, "judge", None) or judges.reward
+    return judge(problem, response)

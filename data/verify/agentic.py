@@ -19,13 +19,16 @@ quotation, ends its message with a verdict that it quotes, or has a program exec
 whose output may then say anything.
 """
 import json
+import math
+import os
 import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,6 +36,9 @@ from tqdm import tqdm
 from common import UserError
 from data.llm import LLM
 from data.verify.sandbox import Result, Sandbox
+
+# --------------------------------------------------------------------------------------------------
+# What the model is told
 
 SYSTEM = """You decide whether the given answer to a question is mathematically equivalent to the \
 gold answer.
@@ -63,6 +69,22 @@ SILENT = "The program ended with the status {status}. It printed nothing."
 NEITHER = "There was neither a program nor a verdict on the last line."
 LAST = "\nNo program is run any more. End your next message with the verdict."
 
+
+@dataclass(frozen=True)
+class Prompts:
+    """The words of the protocol: a small model that has learned it by heart needs few.
+
+    case has {question}, {gold} and {answer}, ran has {status}, {stdout} and {stderr}: JSON strings,
+    but for the status.
+    """
+    system: str = SYSTEM     # "": no system message
+    case: str = CASE
+    ran: str = RAN
+    silent: str = SILENT     # where the program printed nothing
+    neither: str = NEITHER
+    last: str = LAST         # goes behind the last message that the model is sent
+
+
 # possessive (*+), so that no text takes longer than its length
 BLOCK = re.compile(
     r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+(\w*+)[^\n`]*+\n(.*?)(?:^[ \t]*+\1[`~]*+[ \t]*+$|\Z)",
@@ -81,29 +103,133 @@ class Verdict:
     runs: int = 0           # programs
 
 
-def verify(llm: LLM, box: Sandbox, cases: Sequence[tuple[str, str, str]],
-           turns: int = 4) -> list[Verdict]:
+# --------------------------------------------------------------------------------------------------
+# The verifier of a run: it asks once about each case, within limits, and keeps what came of it
+
+
+@dataclass(kw_only=True)
+class VerifierConfig:
+    model: dict             # {"checkpoint": phase or path, …} or {"url": endpoint, …}, as in refine
+    turns: int = 4          # messages of the model in a conversation
+    seconds: float = 600.0  # of one step's cases: after that no turn begins, the rest is undecided
+    max_cases: int = 0      # of one step on one process; further ones are undecided (0: no limit)
+    prompts: dict = field(default_factory=dict)  # fields of Prompts
+
+    def __post_init__(self):
+        if self.turns < 1 or self.seconds <= 0 or self.max_cases < 0:
+            raise ValueError("turns must be at least 1, seconds above 0, max_cases at least 0")
+        unknown = set(self.prompts) - set(Prompts.__dataclass_fields__)
+        if unknown:
+            known = ", ".join(Prompts.__dataclass_fields__)
+            raise ValueError(f"there is no prompt {min(unknown)!r}; there are {known}")
+
+
+class Verifier:
+    """Verdicts on cases (question, gold, answer): a list of Verdict for a list of them.
+
+    What was decided is kept in memory and in path, a line of JSON each with its conversation, and
+    is not asked again; what was not is. counts: of all since `take_counts`: cases, and of their
+    verdicts equivalent, different, undecided; asked, what is new of them, programs, seconds.
+    """
+
+    def __init__(self, llm: LLM, box: Sandbox, cfg: VerifierConfig, path: Path):
+        self.llm, self.box, self.cfg, self.path = llm, box, cfg, path
+        self.prompts = Prompts(**cfg.prompts)
+        self.verdicts = read_verdicts(path)
+        self.counts = Counter()
+
+    def __call__(self, cases: Sequence[tuple[str, str, str]]) -> list[Verdict]:
+        started = time.monotonic()
+        new_cases = [case for case in dict.fromkeys(cases) if case not in self.verdicts]
+        if self.cfg.max_cases:
+            new_cases = new_cases[:self.cfg.max_cases]
+        new = verify(self.llm, self.box, new_cases, self.cfg.turns, self.prompts,
+                     deadline=started + self.cfg.seconds)
+        by_case = dict(zip(new_cases, new))
+        save_verdicts(self.path, by_case)
+        decided = {case: verdict for case, verdict in by_case.items() if verdict.equal is not None}
+        self.verdicts |= decided
+        verdicts = []
+        for case in cases:
+            known = self.verdicts.get(case) or by_case.get(case)
+            verdicts.append(known or Verdict(None, []))
+        self._count(verdicts, new, time.monotonic() - started)
+        return verdicts
+
+    def _count(self, verdicts: list[Verdict], new: list[Verdict], seconds: float) -> None:
+        names = {True: "equivalent", False: "different", None: "undecided"}
+        self.counts.update(names[verdict.equal] for verdict in verdicts)
+        self.counts["cases"] += len(verdicts)
+        self.counts["asked"] += len(new)
+        self.counts["programs"] += sum(verdict.runs for verdict in new)
+        self.counts["seconds"] += seconds
+
+    def take_counts(self) -> dict[str, float]:
+        """The counts so far, which begin again at 0."""
+        names = ("cases", "equivalent", "different", "undecided", "asked", "programs", "seconds")
+        counts = {name: self.counts[name] for name in names}
+        self.counts.clear()
+        return counts
+
+
+def save_verdicts(path: Path, verdicts: dict[tuple[str, str, str], Verdict]) -> None:
+    """Appends to JSON Lines, in one write: a killed run keeps what was decided."""
+    lines = []
+    for (question, gold, answer), verdict in verdicts.items():
+        case = {"question": question, "gold": gold, "answer": answer}
+        lines.append(json.dumps(case | asdict(verdict)) + "\n")
+    if not lines:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        file.write("".join(lines).encode())
+
+
+def read_verdicts(path: Path) -> dict[tuple[str, str, str], Verdict]:
+    """What save_verdicts wrote and was decided; a last line that a kill tore is cut off."""
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[:data.rfind(b"\n") + 1]
+    verdicts = {}
+    try:
+        for line in map(json.loads, whole.splitlines()):
+            case = (line["question"], line["gold"], line["answer"])
+            if line["equal"] is not None:
+                verdicts[case] = Verdict(line["equal"], line["messages"], line["runs"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged, or no file of verdicts: move it away") from None
+    if whole != data:
+        os.truncate(path, len(whole))
+    return verdicts
+
+
+# --------------------------------------------------------------------------------------------------
+# The conversations
+
+
+def verify(llm: LLM, box: Sandbox, cases: Sequence[tuple[str, str, str]], turns: int = 4,
+           prompts: Prompts = Prompts(), deadline: float = math.inf) -> list[Verdict]:
     """The verdict on each (question, gold, answer), after at most so many messages of the model.
 
     An empty answer is different, and so is one much longer than the gold: nobody is asked.
-    UserError: the model answers nothing at all.
+    deadline: of time.monotonic(); after it no turn begins. UserError: the model answers nothing at
+    all.
     """
-    verdicts = [open_case(*case) for case in cases]
+    verdicts = [open_case(*case, prompts) for case in cases]
     open_cases = {i: verdict for i, verdict in enumerate(verdicts) if verdict.messages}
     for turn in range(turns):
-        if not open_cases:
+        if not open_cases or time.monotonic() > deadline:
             break
         is_last = turn == turns - 1
         if is_last:
             for verdict in open_cases.values():
-                verdict.messages[-1]["content"] += LAST
+                verdict.messages[-1]["content"] += prompts.last
         conversations = [None] * len(verdicts)      # a case keeps its number: None for a closed one
         for i, verdict in open_cases.items():
             conversations[i] = messages_to_send(verdict.messages)
         texts = ask(llm, conversations)
 
         def take(i: int) -> bool:
-            return take_turn(open_cases[i], texts[i], box, is_last)
+            return take_turn(open_cases[i], texts[i], box, prompts, is_last)
 
         with ThreadPoolExecutor() as pool:          # programs wait for the sandbox
             stays_open = dict(zip(open_cases, pool.map(take, open_cases)))
@@ -111,34 +237,20 @@ def verify(llm: LLM, box: Sandbox, cases: Sequence[tuple[str, str, str]],
     return verdicts
 
 
-def verifier(llm: LLM, box: Sandbox, path: Path) -> Callable[[str, str, str], bool | None]:
-    """verify() of one case (question, gold, answer); appends each conversation to path.
-
-    data.verify.answers.reward takes it as verify=functools.partial(it, question).
-    """
-    def is_equal(question: str, gold: str, answer: str) -> bool | None:
-        [verdict] = verify(llm, box, [(question, gold, answer)])
-        save(path, [verdict])
-        return verdict.equal
-
-    return is_equal
-
-
-def save(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Appends to JSON Lines, in one write: others may append as well."""
-    lines = [json.dumps(asdict(verdict)) + "\n" for verdict in verdicts]
-    with open(path, "ab", buffering=0) as file:
-        file.write("".join(lines).encode())
-
-
-def open_case(question: str, gold: str, answer: str) -> Verdict:
+def open_case(question: str, gold: str, answer: str, prompts: Prompts) -> Verdict:
+    """A case with the messages that begin its conversation, or with its verdict."""
     if not answer.strip() or len(answer) > max(200, 3 * len(gold) + 100):   # golds are short
         return Verdict(False, [])
-    case = CASE.format(question=quote(question), gold=quote(gold), answer=quote(answer))
-    return Verdict(None, [{"role": "system", "content": SYSTEM}, {"role": "user", "content": case}])
+    case = prompts.case.format(question=quote(question), gold=quote(gold), answer=quote(answer))
+    messages = [{"role": "user", "content": case}]
+    if prompts.system:
+        messages.insert(0, {"role": "system", "content": prompts.system})
+    return Verdict(None, messages)
 
 
-def take_turn(verdict: Verdict, text: str | None, box: Sandbox, is_last: bool) -> bool:
+def take_turn(
+    verdict: Verdict, text: str | None, box: Sandbox, prompts: Prompts, is_last: bool
+) -> bool:
     """Adds the model's message, and the reply to it; whether the case stays open."""
     if text is None:
         return False
@@ -146,13 +258,13 @@ def take_turn(verdict: Verdict, text: str | None, box: Sandbox, is_last: bool) -
     program, verdict.equal = read_message(text)
     if is_last or verdict.equal is not None:
         return False
-    reply = NEITHER
+    reply = prompts.neither
     if program is not None:
         result = box.run(program)
         verdict.runs += 1
         if result.status == "broken":
             return False
-        reply = report_result(result)
+        reply = report_result(result, prompts)
     verdict.messages.append({"role": "user", "content": reply})
     return True
 
@@ -189,12 +301,13 @@ def messages_to_send(messages: list[dict]) -> list[dict]:
     return sent
 
 
-def report_result(result: Result) -> str:
+def report_result(result: Result, prompts: Prompts) -> str:
+    """What the model is told of its program."""
     stdout = result.stdout
     stderr = "\n".join(result.stderr.splitlines()[-5:])[-500:]
     if len(stdout) > 1500:
         stdout = stdout[:750] + " [...] " + stdout[-750:]
-    form = RAN if stdout or stderr else SILENT
+    form = prompts.ran if stdout or stderr else prompts.silent
     return form.format(status=result.status, stdout=quote(stdout), stderr=quote(stderr))
 
 

@@ -21,6 +21,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from data.chat.template import after_thoughts
+from data.tasks.problem import OpenAnswer
 from data.verify import symbolic
 from data.verify.symbolic import FUNCTIONS
 
@@ -797,11 +798,11 @@ def decide(gold: str, answer: str) -> bool | None:
     return shared().verify(gold, answer)
 
 
-def reward(gold: str, response: str,
-           verify: Callable[[str, str], bool | None] | None = None) -> float | None:
+def judge(gold: str, response: str) -> float | None | OpenAnswer:
     """1.0 for a right final answer, 0.0 for a wrong one or none, None where a verifier failed.
 
-    `verify(gold, answer)` is asked about what may be another wording; without one it is wrong.
+    Or the answer itself where it may be another wording of the gold: neither rules nor math-verify
+    can read one of the two. The agentic verifier (data/verify/agentic.py) is for these.
     """
     answer = final_answer(response)
     if answer is None:
@@ -810,9 +811,13 @@ def reward(gold: str, response: str,
         verdict = decide(gold, answer)
     except symbolic.Failed:
         return None
-    if verdict is None:
-        verdict = verify(gold, answer) if verify else False
-    return None if verdict is None else float(verdict)
+    return OpenAnswer(gold, answer) if verdict is None else float(verdict)
+
+
+def reward(gold: str, response: str) -> float | None:
+    """As `judge`; what it leaves open is wrong: 0.0."""
+    verdict = judge(gold, response)
+    return 0.0 if isinstance(verdict, OpenAnswer) else verdict
 
 
 def check_golds(golds: Iterable[str]) -> list[int]:

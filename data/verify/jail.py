@@ -263,8 +263,8 @@ def _try_seccomp():
 # The server: forks a child for each request of the parent, and says how it ended
 
 def main():
-    # moved to the lowest free number, among those that `child` closes: a parent with many open files
-    # hands over a high one
+    # moved to the lowest free number, among those that `child` closes: a parent with many open
+    # files hands over a high one
     control = socket.socket(fileno=os.dup(int(sys.argv[1])))
     os.close(int(sys.argv[1]))
     folder, unsafe, paths = sys.argv[2], sys.argv[3] == "unsafe", sys.argv[4:]

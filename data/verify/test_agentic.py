@@ -3,14 +3,22 @@
 import json
 import random
 import re
-from functools import partial
 
 import pytest
 
 from common import UserError
+from data.tasks import phrases, registry
 from data.test_llm import make, reply, server  # noqa: F401
-from data.verify import agentic, answers
-from data.verify.agentic import messages_to_send, quote, read_message, save, verifier, verify
+from data.verify import agentic
+from data.verify.agentic import (
+    Prompts,
+    Verifier,
+    VerifierConfig,
+    messages_to_send,
+    quote,
+    read_message,
+    verify,
+)
 from data.verify.sandbox import Limits, Sandbox
 
 
@@ -297,26 +305,101 @@ def test_nobody_is_asked_about_no_answer_and_a_long_one(server, box):  # noqa: F
     assert verify(make(server), box, []) == []
 
 
-def test_the_conversations_are_kept(server, box, tmp_path):  # noqa: F811
-    server.answer, path = lambda text: reply("Verdict: equivalent"), tmp_path / "verdicts.jsonl"
-    equal = verifier(make(server), box, path)
-    assert equal(*CASE) is True and equal("?", "4", "") is False
-    assert (
-        answers.reward(
-            "a square", "\\boxed{a rectangle, all sides equal}", partial(equal, "Which?")
-        )
-        == 1.0
+# ---- the verifier of a run
+
+
+def open_verifier(server, box, path, **settings):  # noqa: F811
+    return Verifier(make(server), box, VerifierConfig(model={}, **settings), path)
+
+
+def counted(verifier: Verifier) -> tuple:
+    """(cases, equivalent, different, undecided, asked, programs) since the last time."""
+    *counts, seconds = verifier.take_counts().values()
+    assert seconds >= 0
+    return tuple(counts)
+
+
+def test_a_case_is_asked_once(server, box, tmp_path):  # noqa: F811
+    path = tmp_path / "new" / "verdicts.jsonl"
+    server.answer = lambda text: reply(
+        "Hm."
+        if "unclear" in text
+        else "Verdict: equivalent"
+        if "2 + 2" in text
+        else "Verdict: different"
     )
-    (verdict,) = verify(make(server), box, [case("\ud800", "4")])
-    save(path, [verdict, verdict])
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["equal"] for line in lines] == [True, False, True, True, True]
-    assert list(quoted(lines[2]["messages"][1]).values()) == [
-        "Which?",
-        "a square",
-        "a rectangle, all sides equal",
+    cases = [CASE, case("4", "5 in all"), CASE, case("4", "unclear"), case("4", "")]
+    verifier = open_verifier(server, box, path, turns=1)
+    assert [v.equal for v in verifier(cases)] == [True, False, True, None, False]
+    assert counted(verifier) == (5, 2, 2, 1, 4, 0) and counted(verifier) == (0,) * 6
+    n_requests = len(server.seen)
+    lines = path.read_bytes()
+    for again in (verifier, open_verifier(server, box, path, turns=1)):
+        assert [v.equal for v in again(cases)] == [True, False, True, None, False]
+        assert counted(again) == (5, 2, 2, 1, 1, 0)
+    assert len(server.seen) == n_requests + 2  # what is undecided is asked again, and that alone
+    with open(path, "ab") as file:
+        file.write(b'{"question": "torn by a ki')
+    assert (
+        open_verifier(server, box, path)([CASE])[0].messages[-1]["content"] == "Verdict: equivalent"
+    )
+    assert path.read_bytes().startswith(lines) and b"torn" not in path.read_bytes()
+    path.write_text("something else\n")
+    with pytest.raises(UserError, match="no file of verdicts"):
+        open_verifier(server, box, path)
+
+
+def test_limits_of_a_step(server, box, tmp_path):  # noqa: F811
+    server.answer = lambda text: reply("Verdict: equivalent")
+    cases = [case("4", f"4 + {i}") for i in range(5)]
+    verifier = open_verifier(server, box, tmp_path / "a.jsonl", max_cases=2)
+    assert [v.equal for v in verifier(cases)] == [True, True, None, None, None]
+    assert [v.equal for v in verifier(cases)] == [True, True, True, True, None]
+    hurried = open_verifier(server, box, tmp_path / "b.jsonl", seconds=1e-9)
+    assert [v.equal for v in hurried(cases)] == [None] * 5
+    assert counted(hurried) == (5, 0, 0, 5, 5, 0)
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(turns=0), dict(seconds=0.0), dict(max_cases=-1), dict(prompts=dict(sytem=""))]
+)
+def test_wrong_settings(settings):
+    with pytest.raises(ValueError):
+        VerifierConfig(model={}, **settings)
+
+
+def test_few_words_for_a_small_model(server, box):  # noqa: F811
+    prompts = Prompts(system="", case="Gold: {gold}\nGiven: {answer}", ran="{stdout}", last="")
+    server.answer = lambda text: reply(
+        "Verdict: equivalent" if "True" in text else python("print(2 + 2 == 4)")
+    )
+    (verdict,) = verify(make(server), box, [CASE], prompts=prompts)
+    assert [message["role"] for message in verdict.messages] == ["user", "assistant"] * 2
+    assert verdict.equal and verdict.messages[0]["content"] == 'Gold: "4"\nGiven: "2 + 2"'
+    assert verdict.messages[2]["content"] == '"True\\n"'
+
+
+def test_scores_of_answers_that_rules_leave_open(server, box, tmp_path):  # noqa: F811
+    problem = phrases.problems("train", 1, 0)[0]
+    value = int(problem.extra["value"])
+    responses = [
+        f"Answer: {value}",
+        f"Answer: {value + 1}",
+        "Answer: 1 or 2",
+        f"Answer: {problem.answer}",
     ]
-    assert [m["role"] for m in lines[0]["messages"]] == ["system", "user", "assistant"]
+    server.answer = lambda text: reply(
+        f"Verdict: {'equivalent' if str(value) in text else 'different'}"
+    )
+    verifier = open_verifier(server, box, tmp_path / "verdicts.jsonl")
+    scores = registry.scores([problem] * 4, responses, verifier)
+    assert [score.reward for score in scores] == [1, 0, 0, 1]
+    asked = [score.verdict is not None for score in scores]
+    assert asked[:2] == [True, True] and not asked[3]  # a copy of the gold is right by rule
+    assert registry.rewards([problem] * 4, responses) == [0, 0, 0, 1]
+    server.answer = lambda text: reply("I do not know.")
+    unknown = open_verifier(server, box, tmp_path / "other.jsonl", turns=1)
+    assert registry.scores([problem], responses[:1], unknown)[0].reward is None
 
 
 # ---- hostile answers

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.verify import answers, symbolic
-from data.verify.answers import Verifier, check_golds, decide, equal, final_answer, reward
+from data.verify.answers import Verifier, check_golds, decide, equal, final_answer, judge, reward
 
 ANSWERS = {
     r"\boxed{5}": "5",
@@ -294,21 +294,14 @@ def test_golds_and_other_wordings():
     ]
     assert check_golds(golds) == [2, 3, 4]
     assert decide("a long gold in words", "the same in other words") is None
-    asked = []
-
-    def verify(gold, answer):
-        asked.append((gold, answer))
-        return True
-
-    assert (
-        reward("a long gold in words", "\\boxed{the same in other words}", verify) == 1.0
-        and len(asked) == 1
+    response = "\\boxed{the same in other words}"
+    assert judge("a long gold in words", response) == (
+        "a long gold in words",
+        "the same in other words",
     )
-    assert reward("a long gold in words", "\\boxed{the same in other words}") == 0.0
-    assert reward("a long gold in words", "\\boxed{other words}", lambda *_: None) is None
-    assert (
-        reward("5", r"\boxed{6}", verify) == 0.0 and len(asked) == 1
-    )  # what rules decide nobody is asked
+    assert reward("a long gold in words", response) == 0.0
+    assert judge("5", r"\boxed{6}") == 0.0  # what rules decide is not open
+    assert judge("5", r"\boxed{5}") == 1.0 and judge("a long gold in words", "none") == 0.0
 
 
 GOLDS = [
