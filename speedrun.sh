@@ -22,10 +22,11 @@ phase() {  # NAME PLANNED_SECONDS COMMAND…
 phase corpus 30 python -m data.text.corpus configs/tiny.py --run="$run"
 phase pre-training 300 python pretrain.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
 # Two that draft, judge and revise, side by side with a thread each; then one that completes chains of
-# thought.
+# thought, beside the verifier of RL's rewards.
 writers() {
     local options=(--scale="$scale" --sft.data="out/$run/practice") pids=() failed=0
     python refine.py configs/tiny.py --run="$run" --scale="$scale" --practice
+    python -m data.verify.transcripts configs/tiny.py --run="$run" --scale="$scale"
     for writer in ann bob; do
         OMP_NUM_THREADS=1 python sft.py configs/tiny_writer.py --run="$run/$writer" \
             --init_from="out/$run/pretrain" --sft.seed="${#pids[@]}" "${options[@]}" &
@@ -33,8 +34,12 @@ writers() {
     done
     for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
     [ $failed = 0 ] || return 1
-    python sft.py configs/tiny_completer.py --run="$run/completer" --init_from="out/$run/ann/sft" \
-        "${options[@]}"
+    OMP_NUM_THREADS=1 python sft.py configs/tiny_verifier.py --run="$run/verifier" \
+        --init_from="out/$run/pretrain" --scale="$scale" --sft.data="out/$run/verifier_data" \
+        > "out/$run/verifier.log" &
+    OMP_NUM_THREADS=1 python sft.py configs/tiny_completer.py --run="$run/completer" \
+        --init_from="out/$run/ann/sft" "${options[@]}"
+    wait $! || { cat "out/$run/verifier.log"; return 1; }
 }
 refine() {  # and beside it, on the other core, the teacher of the distillation
     OMP_NUM_THREADS=1 python sft.py configs/tiny_teacher.py --run="$run/teacher" \

@@ -537,7 +537,8 @@ def test_pairwise_rewards_are_wins_of_right_responses():
         Fake(),
         taste_group("a", "bb", "ccc", thoughts="<think>\nLong thoughts.\n</think>\n\n"),
     )
-    assert rollouts.assign_rewards([group], PAIRWISE, Judges(judge), settings(opponents=0), 0) == [0]
+    judges = Judges(judge)
+    assert rollouts.assign_rewards([group], PAIRWISE, judges, settings(opponents=0), 0) == [0]
     assert [r.reward for r in group] == [0, 1 / 3, 2 / 3, 0]
     assert not any("thoughts" in text for _, *texts in judge.asked for text in texts)
 
@@ -550,7 +551,8 @@ def test_a_mixed_stage_judges_each_task_in_its_own_way():
         for text in (f"Answer: {MATH[0].answer}", "Answer: -1", "?")
     ]
     groups = [solved, taste_group("a", "bb", "ccc"), solved[:2]]
-    assert rollouts.assign_rewards(groups, PAIRWISE, Judges(Fake()), settings(opponents=0), 0) == [0]
+    judges = Judges(Fake())
+    assert rollouts.assign_rewards(groups, PAIRWISE, judges, settings(opponents=0), 0) == [0]
     assert [[r.reward for r in group] for group in groups] == [
         [1, 0, 0],
         [0, 1 / 3, 2 / 3, 0],

@@ -176,6 +176,8 @@ rl = dict(
         dict(name="preference", problems=dict(helpsteer3=8_000, ultrafeedback=8_000), steps=200,
              reward="pairwise"),
     ],
+    # what rules and math-verify leave open, in STEM: any OpenAI-compatible server
+    verifier=dict(model=dict(url="http://localhost:8002/v1", max_tokens=8192), seconds=1800.0),
     reward_model="reward", group_size=16, batch_groups=64, micro_rows=1, max_new_tokens=32_000,
     context=34_816,
     max_rows=32, filter_samples=16, lr=1e-6, weight_decay=0.0, keep_between=[0.1, 0.9],

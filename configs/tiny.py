@@ -100,7 +100,7 @@ reward = dict(
 # transcripts (tiny_verifier.py), in few words.
 _protocol = dict(system="", case="Gold: {gold}\nGiven: {answer}", ran="{stdout}", silent="Nothing.",
                  neither="Verdict?", last="")
-transcripts = dict(n=6000, seed=8, prompts=_protocol)
+transcripts = dict(n=12_000, seed=8, prompts=_protocol)
 _verifier = dict(model=dict(checkpoint="verifier/sft", max_new_tokens=40, temperature=0),
                  prompts=_protocol)
 
@@ -109,7 +109,7 @@ _verifier = dict(model=dict(checkpoint="verifier/sft", max_new_tokens=40, temper
 # back five times is learned by heart.
 rl = dict(
     stages=[
-        dict(name="STEM", problems=dict(math=1100, phrases=500), steps=40),
+        dict(name="STEM", problems=dict(math=600, phrases=1000), steps=40),
         dict(name="coding", problems=dict(code=800), steps=40),
         dict(name="preference", problems=dict(taste=600), steps=60, reward="pairwise",
              temperature=0.9, lr=[2, 0.5]),

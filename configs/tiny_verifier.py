@@ -7,7 +7,7 @@ from configs.tiny import evaluate, model, sft
 
 sft = sft | dict(
     lr=2e-3,
-    stages=[dict(name="transcripts", epochs=dict(transcripts=2), lr=[1, 0.01], curve="1-sqrt",
+    stages=[dict(name="transcripts", epochs=dict(transcripts=1), lr=[1, 0.01], curve="1-sqrt",
                  context=256)],
     prompts=[], compare=False)
 

@@ -75,7 +75,12 @@ FORMS = {
     "half": Form("half of {a}", "{a} / 2", _double),
 }
 # a form with its operands spelled so is in no transcript that a verifier learns from
-HELD_OUT = {("less", "words"), ("times", "words"), ("plus", "digits"), ("half", "words")}
+HELD_OUT = {
+    ("less", ("words", "words")),
+    ("times", ("words", "words")),
+    ("plus", ("digits", "digits")),
+    ("half", ("words",)),
+}
 
 
 @dataclass(frozen=True)
@@ -84,25 +89,29 @@ class Phrase:
     code: str           # Python for its value
     value: int
     form: str           # a key of FORMS
-    spelling: str       # of its operands
+    spelling: tuple[str, ...]   # of each operand, one of SPELLINGS
 
 
 def draw_phrase(rng: random.Random, value: int, held_out: bool | None = None) -> Phrase:
     """A phrase for a number from 2 to 99. held_out: True for HELD_OUT alone, False for the rest."""
     while True:
-        name, spelling = pick(rng, list(FORMS)), pick(rng, SPELLINGS)
-        if held_out is not None and held_out != ((name, spelling) in HELD_OUT):
-            continue
+        name = pick(rng, list(FORMS))
         operands = FORMS[name].operands(rng, value)
-        if operands is not None:
+        if operands is None:
+            continue
+        spelling = tuple(pick(rng, SPELLINGS) for _ in operands)
+        if held_out is None or held_out == ((name, spelling) in HELD_OUT):
             return make_phrase(name, spelling, operands, value)
 
 
-def make_phrase(name: str, spelling: str, operands: tuple[int, ...], value: int) -> Phrase:
-    form = FORMS[name]
-    written = operands if spelling == "digits" else [spell(operand) for operand in operands]
-    text = form.wording.format(**dict(zip("ab", written)))
-    code = form.code.format(**dict(zip("ab", operands)))
+def make_phrase(
+    name: str, spelling: tuple[str, ...], operands: tuple[int, ...], value: int
+) -> Phrase:
+    written = []
+    for operand, spelled in zip(operands, spelling):
+        written.append(spell(operand) if spelled == "words" else str(operand))
+    text = FORMS[name].wording.format(**dict(zip("ab", written)))
+    code = FORMS[name].code.format(**dict(zip("ab", operands)))
     return Phrase(text, code, value, name, spelling)
 
 
