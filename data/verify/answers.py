@@ -12,7 +12,6 @@ text (it takes part of what it cannot read).
 """
 import atexit
 import functools
-import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -22,8 +21,8 @@ from typing import NamedTuple
 
 from data.chat.template import after_thoughts
 from data.tasks.problem import OpenAnswer
-from data.verify import symbolic
-from data.verify.symbolic import FUNCTIONS
+from data.verify import symbolic, units
+from data.verify.spelling import digits_for_words, tidy
 
 MAX_ANSWER = 1000       # characters of an answer; a longer one is none
 MAX_WORDS = 6           # of a gold in words; a longer one has too many wordings
@@ -33,20 +32,39 @@ MAX_DEPTH = 5           # of values inside of values
 
 # ---- what a response offers
 
+# The answer follows. The last of them counts.
+_STATEMENT = re.compile(r"""
+    \banswers?\b (?:\ (?:to|of|for)\ (?:the|this)\ (?:question|problem|exercise))?
+        [*_\s]*+ (?:(?:is|are|equals|would\ be|will\ be|must\ be)\b|[:=]) |
+    ^[ \t\#>*_]*+ (?:the\ )?(?:final\ |correct\ )?answer [*_ \t]*+$ |
+    答案[*_\s]*+(?:应该?)?(?:是|为|选|[:=：]) | 答[:：] | 故选""",
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE)
+# A decimal point ends no sentence, nor does that of 'Rs. 10'; an exclamation is no factorial.
+_END = re.compile(r"""
+    \n|[。！？]|(?<!Rs)\.(?=[\s*_]|$)|!(?=[*_]*\s*(?:[A-Z]|$))|,?\s(?:because|since)\b""",
+    re.VERBOSE)
+_BETWEEN_BOXES = re.compile(r"""
+    (?:[\s$,;.&*]|\\[()\[\]\\,;]|\\q?quad\b|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[和或])*+
+    (?:[A-Za-z]\s*=\s*)?""", re.VERBOSE)
+_NAME_BEFORE_BOX = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*=\s*$")
+
+
 def final_answer(response: str) -> str | None:
     """The last box; without one the last '#### x' line (GSM8K); else what follows 'answer is'.
 
-    Of 'answer is' or 'Answer:' the last, too. None for no answer: also thoughts that never end, a
-    last box that never ends, more than MAX_ANSWER characters.
+    Boxes with nothing but commas, 'and' or 'or' between them are one answer: `x=\\boxed{3}` and
+    `y=\\boxed{5}` are 'x=3, y=5'. Of 'answer is', 'Answer:', '答案' and headings that say 'Answer'
+    the last, too. None for no answer: also thoughts that never end, a last box that never ends,
+    more than MAX_ANSWER characters.
     """
     text = after_thoughts(response)
     if text is None:
         return None
     if "\\boxed" in text or "\\fbox" in text:
-        answer = boxed(text)
+        answer = _boxed_together(text)
     elif "####" in text:
         start = text.rfind("####") + 4
-        answer = text[start:start + MAX_ANSWER + 9].partition("\n")[0]
+        answer = text[start:start + MAX_ANSWER + 9].lstrip("# ").partition("\n")[0]
     else:
         answer = _stated(text)
     answer = (answer or "").strip()
@@ -58,231 +76,72 @@ def boxed(text: str) -> str | None:
 
     None if there is none, or it never ends.
     """
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    return _box(text, _last_box(text, len(text)))[0]
+
+
+def _last_box(text: str, end: int) -> int:
+    """Where the last box before `end` starts; -1 if there is none."""
+    return max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+
+
+def _box(text: str, start: int) -> tuple[str | None, int]:
+    """What the box that starts there holds, and where it ends. None for no box."""
     if start < 0:
-        return None
-    body = re.sub(r"^\\(?:boxed|fbox)\s*", "", text[start:start + MAX_ANSWER + 99])
+        return None, -1
+    command = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start, start + MAX_ANSWER + 99)
+    if not command:
+        return None, -1
+    body = text[command.end():start + MAX_ANSWER + 99]
     if not body.startswith("{"):
         line = re.match(r"[^$\n]*", body)[0]
-        return line.strip().rstrip(".") or None
+        return line.strip().rstrip(".") or None, command.end() + len(line)
     depth = 0
     for mark in re.finditer(r"\\.|[{}]", body, re.DOTALL):  # an escaped brace is content
         depth += {"{": 1, "}": -1}.get(mark[0], 0)
         if depth == 0:
-            return body[1:mark.start()].strip() or None
-    return None
+            return body[1:mark.start()].strip() or None, command.end() + mark.end()
+    return None, -1
+
+
+def _boxed_together(text: str) -> str | None:
+    """The last box, and those before it that only commas and the like separate from it."""
+    start = _last_box(text, len(text))
+    content, _ = _box(text, start)
+    contents = []
+    while content:
+        name = _NAME_BEFORE_BOX.search(text[max(0, start - 9):start])
+        contents.append(f"{name[1]}={content}" if name else content)
+        next_start = start
+        start = _last_box(text, start)
+        content, end = _box(text, start)
+        is_joined = 0 < end <= next_start and next_start - end < 60
+        if not is_joined or not _BETWEEN_BOXES.fullmatch(text[end:next_start]):
+            break
+    if not contents:
+        return None
+    if len(set(contents)) == 1:
+        return contents[0].partition("=")[2] if name else contents[0]
+    return ", ".join(reversed(contents))
 
 
 def _stated(text: str) -> str | None:
-    """The rest of the sentence or line after the last 'answer is', 'Answer:' and the like.
-
-    A decimal point ends no sentence.
-    """
+    """The rest of the sentence or line after the last 'answer is', 'Answer:' and the like."""
     last = None
-    for match in re.finditer(r"\banswer[*_\s]*(?:is\b|[:=])", text, re.IGNORECASE):
+    for match in _STATEMENT.finditer(text):
         last = match
     if last is None:
         return None
-    rest = text[last.end():last.end() + MAX_ANSWER + 99].lstrip("*_: \t\r\n")
-    return re.split(r"\n|\.(?=[\s*_]|$)", rest, maxsplit=1)[0].rstrip("*_ \t\r")
-
-
-# ---- one spelling: what LaTeX and plain text write in many ways.
-# Words of \text stand in double quotes from here on.
-
-_UNICODE = str.maketrans({
-    "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "/", "π": "\\pi ",
-    "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "²": "^2", "³": "^3", "∪": "\\cup ", "±": "\\pm ",
-    "“": " ", "”": " ", "’": "'",
-})
-
-
-def _quote_words(match: re.Match) -> str:
-    """The content of \\text{...}: quoted where it is words, else as if it stood bare.
-
-    Bare are `\\text{(C)}` and `\\mathbf{5}`.
-    """
-    if re.fullmatch(r"[A-Za-z .'/-]+", match[1]):
-        return f' "{match[1].strip()}" '
-    return f" {match[1]} "
-
-
-def _fraction(match: re.Match) -> str:
-    numerator, denominator = [part.strip("{}").strip() for part in match.groups()]
-    return f"\\frac{{{numerator}}}{{{denominator}}}"
-
-
-def _root(match: re.Match) -> str:
-    content = next(part for part in match.groups() if part is not None)
-    return f"\\sqrt{{{content}}}"
-
-
-def _factorial(match: re.Match) -> str:
-    return str(math.factorial(int(match[1])))
-
-
-_SPELLINGS = (      # a pattern and what takes its place, one after the other
-    (r"\\(?:text(?:bf|it|rm|sf|normal)?|mbox|hbox|mathrm|operatorname)\s*\{([^{}]*)\}",
-     _quote_words),
-    (r"\\(?:mathbf|mathit|mathsf|bold|displaystyle)(?![A-Za-z])", ""),
-    (r"(?<=[0-9])(?:\{,\}|,?\\!|\\,)\s*(?=[0-9]{3}(?![0-9]))", ""),     # 1{,}000  1,\!000  1\,000
-    (r"(?<!\\)\\!\s*", ""),
-    (r"(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|~", " "),
-    (r"(?<!\\)\\[()\[\]]", " "),                                        # \( \) \[ \] as $
-    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])", ""),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (r"\\frac\s*(\{[^{}]*\}|[0-9A-Za-z])\s*(\{[^{}]*\}|[0-9A-Za-z])",   # \frac12  \frac 5 {9}
-     _fraction),
-    (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
-    (r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)|√\s*\(([^()]*)\)|√\s*([0-9]+|[A-Za-z])", _root),
-    (rf"(?<![\\A-Za-z])({'|'.join(FUNCTIONS)})(?![A-Za-z])", r"\\\1"),  # 2pi  sin x
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])", "°"),
-    (r"\\%", "%"),
-    (r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=", r"\\le "),
-    (r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=", r"\\ge "),
-    (r"\\lt(?![A-Za-z])", "<"),
-    (r"\\gt(?![A-Za-z])", ">"),
-    (r"\*\*", "^"),
-    (r"\\(?:times|cdot)(?![A-Za-z])|\*", r"\\cdot "),
-    (r"\^\s*\(([^()]*)\)", r"^{\1}"),                                   # 2^(10)
-    (r"\^\s*(-?[0-9]{2,}|-[A-Za-z0-9])", r"^{\1}"),                     # 2^10  x^-1
-    (r"([_^])\s*\{\s*([0-9A-Za-z])\s*\}", r"\1\2"),
-    (r"(?<![0-9.^])([12]?[0-9])!(?![!0-9])", _factorial),
-)
-_RULES = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLINGS]
-
-
-def _tidy(text: str) -> str:
-    text = (boxed(text) or text).replace('"', " ").replace("\\$", "¤").strip().strip("*`")
-    if not text.isascii():
-        text = text.translate(_UNICODE)
-    if "$" in text:     # a single one is dollars, two enclose mathematics
-        text = text.replace("$", "¤" if text.count("$") == 1 else " ")
-    if not text.isalnum():
-        for pattern, replacement in _RULES:
-            text = pattern.sub(replacement, text)
-    return " ".join(text.split()).rstrip(". ")
-
-
-# ---- units
-
-_SPELLINGS_OF_UNITS = {
-    "%": "% percent percentage pct",
-    "degree": "° degree deg",
-    "radian": "radian rad",
-    "dollar": "¤ $ dollar usd buck",
-    "cent": "¢ cent",
-    "euro": "€ euro eur",
-    "yen": "¥ yen",
-    "rupee": "₹ rupee",
-    "pound": "£ pound lb",      # money or weight
-    "mm": "mm millimeter millimetre",
-    "cm": "cm centimeter centimetre",
-    "m": "m meter metre",
-    "in": "in inch inche",
-    "km": "km kilometer kilometre",
-    "ft": "ft foot feet",
-    "yd": "yd yard",
-    "mi": "mi mile",
-    "mg": "mg milligram",
-    "g": "g gram",
-    "kg": "kg kilogram",
-    "oz": "oz ounce",
-    "ton": "ton tonne",
-    "ml": "ml milliliter millilitre",
-    "l": "l liter litre",
-    "gallon": "gallon gal",
-    "s": "s second sec",
-    "min": "min minute",
-    "h": "h hour hr",
-    "day": "day",
-    "week": "week",
-    "month": "month",
-    "year": "year yr",
-    "mi/h": "mph",
-    "km/h": "kph kmh",
-    "unit": "unit",
-}
-_UNITS = {spelling: unit for unit, spellings in _SPELLINGS_OF_UNITS.items()
-          for spelling in spellings.split()}
-_KNOWN = set(_UNITS.values()) | {""}
-# What may follow a number and change its value, or be another one: then it is no unit, and the text
-# no plain number.
-_NOT_UNIT = re.compile(rf"""
-    (?:hundred|dozen|score|gross|grand|lakh|crore|pair|couple|double|half|halve|third|quarter|
-    zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|time|plus|minus|over|mod|
-    modulo|root|radical|factorial|power|choose|inverse|multiplied|divided|negative|less|more|fewer|
-    than|not|and|or|to|except|unless|versus|above|below|base|squared|cubed|alpha|beta|gamma|delta|
-    epsilon|zeta|eta|theta|kappa|lambda|rho|sigma|tau|phi|chi|psi|omega|infinity|infinite|cosine|
-    sine|tangent|{'|'.join(FUNCTIONS)})s?|
-    .*(?:th|teen|ty|illion)s?""", re.VERBOSE)
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-
-
-def _unit(text: str) -> str | None:
-    """The unit that a tail is, in one spelling; None for what is no unit.
-
-    As 'cm^2', 'mi/h', 'duck egg', 'base 8', or '' for no tail.
-    """
-    base = re.fullmatch(r"_\{?([0-9]{1,2})\}?", text)
-    if base:
-        return f"base {base[1]}"
-    spaced = re.sub(r"([/^°%])", r" \1", text.replace('"', " ").lower()).replace("/", "/ ")
-    parts = []
-    power = per = ""
-    for word in spaced.split():
-        word = word.rstrip(".")
-        if word in ("^2", "^3", "squared", "cubed") and parts:
-            parts[-1] += {"squared": "^2", "cubed": "^3"}.get(word, word)
-        elif word in ("square", "sq", "cubic", "cu"):
-            power = "^2" if word[0] == "s" else "^3"
-        elif word in ("per", "/"):
-            per = "/"
-        else:
-            unit = _unit_of_word(word, text)
-            if unit is None:
-                return None
-            parts.append(per + unit + power)
-            power = per = ""
-    if power or per:
-        return None
-    return " ".join(parts).replace(" /", "/")
-
-
-def _unit_of_word(word: str, text: str) -> str | None:
-    """A unit that we know, or a noun that may be one; None for what is neither. text: all of it."""
-    stem = word[:-1] if len(word) > 2 and word.endswith("s") else word
-    unit = _UNITS.get(word) or _UNITS.get(stem)
-    if unit:        # a single letter is one only where it is set as text
-        is_bare_letter = len(word) == 1 and word.isalpha() and '"' not in text
-        return None if is_bare_letter else unit
-    stands_apart = text[:1] in ' "'     # 'ab' in 5ab is no unit
-    is_noun = len(word) > 2 and word.isascii() and word.isalpha() and not _NOT_UNIT.fullmatch(word)
-    return stem if stands_apart and is_noun else None
-
-
-def _units_agree(gold: str, answer: str) -> bool | None:
-    """A unit that one side lacks is forgiven.
-
-    But a base on the answer's side alone, 42_8 for 42, is another number.
-    """
-    if not answer or gold == answer:
-        return True
-    if not gold:
-        return answer == "base 10" or not answer.startswith("base")
-    return False if _is_known(gold) and _is_known(answer) else None     # 'egg' and 'duck egg'
-
-
-def _is_known(unit: str) -> bool:
-    return set(re.split(r"\^.|/| ", unit)) <= _KNOWN or unit.startswith("base")
+    rest = text[last.end():last.end() + MAX_ANSWER + 99].lstrip("*_:： \t\r\n")
+    return _END.split(rest, maxsplit=1)[0].rstrip("*_ \t\r")
 
 
 # ---- a text to a value
 
 class Value(NamedTuple):
-    # number, choice, words, math; or of several: list, '()' '(]' '[)' '[]', 'matrix' and its shape
+    # number, choice, words, time, math; or of several: list, ratio, '()' '(]' '[)' '[]', 'matrix'
+    # and its shape
     kind: str
-    # Fraction, letter, lower-case words, expression without spaces; or the Values
+    # Fraction, letter, lower-case words, 'hours:minutes', expression without spaces; or the Values
     body: object
     text: str = ""      # a single value as mathematics
     unit: str = ""
@@ -296,30 +155,51 @@ _NUMBER = re.compile(rf"""
     (?:(?P<whole>[0-9]+)\s*)?
         \\frac\{{(?P<top>[-+]?{_DECIMAL})\}}\{{(?P<bottom>[-+]?{_DECIMAL})\}} |
     (?:(?P<plain_whole>[0-9]+)\s+)?(?P<plain_top>{_DECIMAL})\s*/\s*(?P<plain_bottom>{_DECIMAL}) |
+    10\s*\^\s*(?:\{{(?P<power>[-+]?[0-9]+)\}}|(?P<digit>[0-9])(?![0-9])) |
     (?P<decimal>{_DECIMAL})
         (?:[eE](?P<e>[-+]?[0-9]+)|\s*\\cdot\s*10\s*\^\s*\{{?(?P<power_of_10>[-+]?[0-9]+)\}}?)?
     )""", re.VERBOSE)
-_SCALE = re.compile(r'[\s"]+(thousand|million|billion|trillion)(?![A-Za-z])')
+_SCALE = re.compile(r'[\s"]+(hundred|thousand|million|billion|trillion)(?![A-Za-z])|\s*([万亿])')
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+           "trillion": 10**12, "万": 10**4, "亿": 10**8}
+_ORDINAL = re.compile(r'\s?"?(st|nd|rd|th)"?(?![A-Za-z])')
 _CHOICE = re.compile(r'[("]*([A-J])[)"]*')
-# '(C) 5' is option C; '(C) or 5', '(C), 5', '(C)+1' and '(C) maybe D' are not
+_SMALL_CHOICE = re.compile(r"\(?([a-j])\)?")
+# '(C) 5' is option C; '(C) or 5', '(C), 5', '(C)+1', '(C) maybe d' and '(C) d' are not
 _OPTION = re.compile(r"""
-    [("]*([A-J])"?(?:\)"?|[.:](?=\s))(?:\s*(?=[\w$\\"({.])|\s+(?=-))
-    ((?!(?:or|and|not)\b)(?:(?!(?<![A-Za-z\\])[A-J](?![A-Za-z])).)+)""", re.VERBOSE)
+    (?: [("]*([A-J])"?(?:\)"?|[.:](?=\s))(?:\s*(?=[\w$\\"({.])|\s+(?=-)) | \(([a-j])\)\s+(?=[\w"]) )
+    ((?:(?!(?<![A-Za-z\\])[A-J](?![A-Za-z])).)+)""", re.VERBOSE)
+_HEDGE = re.compile(r"""
+    (?:or|and|not)\b.*|"?[a-j]"?|.*\([a-j]\).*|
+    .*\b(?:maybe|perhaps|possibly|probably|rather|instead|but|either|neither|nor|wrong|incorrect|
+    false|isn't|is\ not|unsure)\b.*|.*[a-z]{3}.*\b[b-hj]\b.*""", re.VERBOSE | re.IGNORECASE)
+_TIME = re.compile(r"""([0-9]{1,2})(?::([0-9]{2}))?\s*"?(?:([ap])\.?\s?m\.?|o'clock)?"?""",
+                   re.VERBOSE | re.IGNORECASE)
+_RATIO = re.compile(r'\s*(?::|(?<!\\)"?\bto\b"?)\s*')
 _MATRIX = re.compile(r"\\begin\{([pbB]?(?:small)?matrix)\}(.*)\\end\{\1\}")
 _THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
-_SEPARATOR = re.compile(r"""([(\[{])|([)\]}])|[,;]|\\cup(?![a-z])|"?\b(?:and|or)\b"?""")
+_SEPARATOR = re.compile(r"""
+    ([(\[{])|([)\]}])|[,;]\s*"?(?:and|or)\b"?|[,;]|\\cup(?![a-z])|"?\b(?:and|or)\b"?|[和或]""",
+    re.VERBOSE)
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _NAME = re.compile(r"""
-    ([A-Za-z"\\][A-Za-z" ]{0,30}(?:_\{?[A-Za-z0-9]{1,5}\}?)?'?(?:\([A-Za-z]\))?)
+    ([A-Za-z"\\][A-Za-z" ]{0,30}(?:_\{?[A-Za-z0-9]{1,5}\}?)?'?(?:\([A-Za-z]\))?|
+    \([A-Za-z](?:,\ ?[A-Za-z])+\)(?=\s*=\s*\())
     \s*(?:=|\\in(?![a-z]))\s*(.+)""", re.VERBOSE)
 _WORDS = re.compile(r"""[A-Za-z"' .-]*[A-Za-z]{3}[A-Za-z"' .-]*|"[A-Za-z .]+"|no""", re.IGNORECASE)
 _TAIL = re.compile(r'(?:%|°|"[^"]*"(?:\s*\^[23])?|\s[A-Za-z][A-Za-z ]+(?:\^[23])?)$')
-_NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NO_SOLUTION = re.compile(
+    r"(?:there (?:is|are|exists?) )?(?:no|not any) ((?:[a-z]+ )?)solutions?(?: exists?)?|"
+    r"(?:the )?(?:equation|system|problem) has no ((?:[a-z]+ )?)solutions?")
+_MEANING = {"no real number": "no real solution", "empty set": "\\emptyset",
+            "the empty set": "\\emptyset", "dne": "does not exist", "无解": "no solution"}
+_LETTER_UNIT = re.compile(
+    r"([-+]?[0-9.,]+)\s+([a-zA-Z]{1,3}(?:\^[23])?(?:/[a-z]{1,3}(?:\^[23])?)?)")
 
 
 @functools.lru_cache(1 << 14)       # a gold is read once for all of its responses
 def _read(text: str) -> Value:
-    return _parse(_tidy(text))
+    return _parse(tidy(boxed(text) or text))
 
 
 def _parse(text: str, depth: int = 0) -> Value:
@@ -334,7 +214,7 @@ def _parse(text: str, depth: int = 0) -> Value:
     expression = Value("math", re.sub(r"(?<![0-9]) +| +(?![0-9])", "", text), text)
     if not text or depth > MAX_DEPTH:
         return expression
-    for rule in (_choice, _option, _matrix):
+    for rule in (_choice, _option, _matrix, _time, _ratio):
         value = rule(text, depth, expression)
         if value:
             return value
@@ -361,10 +241,12 @@ def _option(text: str, depth: int, otherwise: Value) -> Value | None:
     match = _OPTION.fullmatch(text)
     if not match:
         return None
-    value = _parse(match[2], depth + 1)
+    if _HEDGE.fullmatch(match[3]):
+        return otherwise
+    value = _parse(match[3], depth + 1)
     if value.kind not in ("number", "words", "math"):
         return otherwise
-    return value._replace(name=f"option {match[1]}")
+    return value._replace(name=f"option {(match[1] or match[2]).upper()}")
 
 
 def _matrix(text: str, depth: int, otherwise: Value) -> Value | None:
@@ -376,6 +258,31 @@ def _matrix(text: str, depth: int, otherwise: Value) -> Value | None:
     cells = tuple(_parse(cell.strip(), depth + 1) for row in rows for cell in row)
     widths = [len(row) for row in rows]
     return Value(f"matrix {widths}", cells, text)
+
+
+def _time(text: str, depth: int, otherwise: Value) -> Value | None:
+    """12:30; 3 PM; 15:00, which is 3:00 PM"""
+    match = _TIME.fullmatch(text)
+    if not match or not (match[2] or text.strip('0123456789"')):
+        return None
+    hour, minute = int(match[1]), int(match[2] or 0)
+    half = (match[3] or "").lower()
+    if hour > (12 if half else 24) or minute > 59:
+        return None
+    if hour > 12 or hour == 0:
+        half = "a" if hour in (0, 24) else "p"
+    return Value("time", f"{(hour - 1) % 12 + 1}:{minute:02}", text, half)
+
+
+def _ratio(text: str, depth: int, otherwise: Value) -> Value | None:
+    """3:4; 3 to 4"""
+    parts = _RATIO.split(text)
+    if len(parts) == 1 or not all(parts):
+        return None
+    values = tuple(_parse(part, depth + 1) for part in parts)
+    if any(value.kind not in ("number", "math") or value.name for value in values):
+        return None
+    return Value("ratio", values, text)
 
 
 def _separated(text: str, depth: int, otherwise: Value) -> Value | None:
@@ -430,14 +337,13 @@ def _related(text: str, depth: int, otherwise: Value) -> Value | None:
 
 
 def _plain_words(text: str, depth: int, otherwise: Value) -> Value | None:
-    """east; five"""
-    if not _WORDS.fullmatch(text):
+    """east; there are no solutions"""
+    if not _WORDS.fullmatch(text) and text not in _MEANING:
         return None
     words = " ".join(text.replace('"', " ").lower().split())
-    if words not in _NUMERALS:
-        return Value("words", words)
-    number = _NUMERALS.index(words)
-    return Value("number", Fraction(number), str(number))
+    words = _NO_SOLUTION.sub(r"no \1\2solution", words) if "solution" in words else words
+    words = _MEANING.get(words, words)
+    return Value("math" if words.startswith("\\") else "words", words, words)
 
 
 def _with_unit(text: str, depth: int, otherwise: Value) -> Value | None:
@@ -445,8 +351,8 @@ def _with_unit(text: str, depth: int, otherwise: Value) -> Value | None:
     tail = _TAIL.search(text)
     if not tail or not tail.start():
         return None
-    unit = _unit(text[tail.start():])
-    if not unit or not ('"' in tail[0] or _is_known(unit)):
+    unit = units.read(text[tail.start():])
+    if not unit or not ('"' in tail[0] or units.is_known(unit)):
         return None
     value = _parse(text[:tail.start()].strip(), depth + 1)
     if value.kind not in ("number", "math") or value.unit:
@@ -460,6 +366,9 @@ def _number(text: str) -> Value | None:
     """A number and at most a unit; None for all else."""
     match = _NUMBER.match(text)
     if not match:
+        text = digits_for_words(text)
+        match = _NUMBER.match(text)
+    if not match:
         return None
     groups = match.groupdict(default="")
     sign, sign_after, symbol = groups["sign"], groups["sign_after"], groups["currency"]
@@ -468,20 +377,26 @@ def _number(text: str) -> Value | None:
     scale_word = _SCALE.match(rest)
     if scale_word:
         rest = rest[scale_word.end():].removeprefix('"')
-        scale = _SCALES[scale_word[1]]
-    unit = _unit(rest)
+        scale = _SCALES[scale_word[1] or scale_word[2]]
+    ordinal = _ORDINAL.match(rest)
+    if ordinal and ordinal[1] == _ordinal_ending(match[0]):
+        rest = rest[ordinal.end():]
+    unit = units.read(rest)
     if unit is None or (sign and sign_after):
         return None
     plain = text[:match.end()].replace(",", "")
     if symbol:
-        currency = _UNITS[symbol]
+        currency = units.of_sign(symbol)
         if unit not in ("", currency) and not unit.startswith("/"):
             return None
         if unit != currency:
             unit = currency + unit
         plain = plain.replace(symbol, "")
 
-    value = _scientific(groups) if groups["decimal"] else _mixed(groups)
+    if groups["decimal"] or groups["power"] or groups["digit"]:
+        value = _scientific(groups)
+    else:
+        value = _mixed(groups)
     if value is None:
         return None
     value *= -scale if "-" in (sign, sign_after) else scale
@@ -490,11 +405,20 @@ def _number(text: str) -> Value | None:
 
 def _scientific(groups: dict[str, str]) -> Fraction | None:
     """A decimal number, maybe times a power of ten; None if that is too large."""
-    exponent = groups["e"] or groups["power_of_10"] or "0"
-    value = _decimal(groups["decimal"])
+    exponent = groups["e"] or groups["power_of_10"] or groups["power"] or groups["digit"] or "0"
+    value = _decimal(groups["decimal"] or "1")
     if value is None or len(exponent) > 9 or abs(int(exponent)) > MAX_EXPONENT:
         return None
     return value * Fraction(10) ** int(exponent)
+
+
+def _ordinal_ending(number: str) -> str:
+    """'rd' of 3, 'th' of 13."""
+    if not number.isdigit():
+        return ""
+    if number[-2:-1] == "1":
+        return "th"
+    return {"1": "st", "2": "nd", "3": "rd"}.get(number[-1], "th")
 
 
 def _mixed(groups: dict[str, str]) -> Fraction | None:
@@ -523,7 +447,7 @@ def _decimal(text: str) -> Fraction | None:
 def _split(text: str) -> list[str] | None:
     """The parts between commas, 'and', 'or' and unions that stand in no brackets.
 
-    None where brackets do not match.
+    None where brackets do not match, or a part is empty.
     """
     depth = start = 0
     parts = []
@@ -541,7 +465,8 @@ def _split(text: str) -> list[str] | None:
     if depth:
         return None
     parts.append(text[start:])
-    return [part.strip() for part in parts if part.strip()]
+    stripped = [part.strip() for part in parts]
+    return stripped if all(stripped) else None
 
 
 def _several(text: str, parts: list[str], kind: str, depth: int) -> Value:
@@ -557,16 +482,14 @@ def _both_signs(part: str) -> list[str]:
     """1 + 2 and 1 - 2 of 1 \\pm 2; else the part alone."""
     upper = {"\\pm": "+", "\\mp": "-"}
     lower = {"\\pm": "-", "\\mp": "+"}
-    signs = r"\\[pm][pm](?![a-z])"
-    first = re.sub(signs, lambda sign: upper[sign[0]], part)
     if not _PLUS_MINUS.search(part):
-        return [first]
-    return [first, re.sub(signs, lambda sign: lower[sign[0]], part)]
+        return [part]
+    return [_PLUS_MINUS.sub(lambda sign: signs[sign[0]], part) for signs in (upper, lower)]
 
 
 def _interval(text: str, depth: int) -> Value | None:
     """x > 3 and 1 < x \\le 2 as intervals; None for all else."""
-    parts = [part.strip() for part in re.split(r"(\\le|\\ge|<|>)(?![a-z])", text)]
+    parts = [part.strip() for part in re.split(r"(\\[lg]e(?![a-z])|<|>)", text)]
     if len(parts) == 3:
         low, from_low, name, to_high, high = _ray(*parts)
     elif len(parts) != 5:
@@ -607,7 +530,9 @@ def _undecided(gold: str, answer: str) -> None:
 def _same(gold: Value, answer: Value, ask: Ask) -> bool | None:
     """True, False, or None where neither plain rules nor `ask` can tell."""
     if "choice" in (gold.kind, answer.kind):
-        return _letter(gold) == _letter(answer)
+        return _letter(gold) == _letter(answer) or _is_small_letter(gold, answer)
+    if "time" in (gold.kind, answer.kind):
+        return _same_time(gold, answer)
     if gold.name and answer.name and gold.name != answer.name:
         return _same_by_other_name(gold, answer, ask)
     gold_is_several = isinstance(gold.body, tuple)
@@ -626,6 +551,19 @@ def _letter(value: Value) -> str:
     if value.kind == "choice":
         return value.body
     return value.name.removeprefix("option ") if value.name.startswith("option ") else ""
+
+
+def _is_small_letter(gold: Value, answer: Value) -> bool:
+    """b for B. But B is not the variable b."""
+    small = _SMALL_CHOICE.fullmatch(answer.text) if answer.kind == "math" else None
+    return bool(small) and gold.kind == "choice" and small[1].upper() == gold.body
+
+
+def _same_time(gold: Value, answer: Value) -> bool:
+    """3:00 PM for 3:00 and, where the hour was asked for, for 3. 3:00 for 3:00 PM is half of it."""
+    if gold.kind == "number":
+        return not gold.unit and answer.body == f"{gold.body}:00"
+    return gold.kind == answer.kind and gold.body == answer.body and gold.unit in ("", answer.unit)
 
 
 def _is_phrase(value: Value) -> bool:
@@ -663,7 +601,11 @@ def _same_words(gold: Value, answer: Value) -> bool | None:
 
 def _same_mathematics(gold: Value, answer: Value, ask: Ask) -> bool | None:
     """Two single values with their units."""
-    agree = _units_agree(gold.unit, answer.unit)
+    if answer.kind == "number" and answer.unit:
+        gold = _with_letter_unit(gold)
+    if gold.kind == "number":
+        answer = _with_letter_unit(answer)
+    agree = units.agree(gold.unit, answer.unit)
     if gold.kind == answer.kind == "number":
         equal = _equal_numbers(gold, answer)
     elif "=" in gold.text or "=" in answer.text:
@@ -677,31 +619,35 @@ def _same_mathematics(gold: Value, answer: Value, ask: Ask) -> bool | None:
     return None if equal is None else agree
 
 
+def _with_letter_unit(value: Value) -> Value:
+    """5 m as five metres, which by itself may be five times m."""
+    match = _LETTER_UNIT.fullmatch(value.text) if value.kind == "math" else None
+    return _number(f'{match[1]} "{match[2]}"') or value if match else value
+
+
 def _equation(value: Value) -> str:
     """A named value is an equation, too."""
     return f"{value.name}={value.text}" if value.name else value.text
 
 
 def _equal_numbers(gold: Value, answer: Value) -> bool:
-    """'%' is a unit that one side may lack; and for a gold without it 50% is also 1/2.
+    """A per cent is a unit, which one side may lack: 50% is right for 50, and not for 1/2.
 
-    For a gold of 0.5 it is only that: 0.5% would be the likely mistake. A gold of 50% is not 0.5,
-    which means half a per cent.
+    So no answer pleases both. And 0.5% for 0.5 is the likely mistake.
     """
-    if answer.unit == "%" != gold.unit:
-        if answer.body / 100 == gold.body:
-            return True
-        return answer.body == gold.body and not 0 < abs(gold.body) < 1
+    if answer.unit == "%" != gold.unit and 0 < abs(gold.body) < 1:
+        return False
     return answer.body == gold.body
 
 
 def _same_several(gold: Value, answer: Value, ask: Ask) -> bool | None:
-    if gold.kind != answer.kind:        # (1, 2) against [1, 2] or {1, 2}
+    if gold.kind != answer.kind and not _are_coordinates(gold, answer):
+        # (1, 2) against [1, 2] or {1, 2}
         is_open = _is_bare_list(gold) or _is_bare_list(answer)
         return None if is_open or "matrix" in gold.kind + answer.kind else False
     if len(gold.body) != len(answer.body):
         return False
-    if gold.kind != "list" or _only_one_has_names(gold, answer):
+    if gold.kind != "list" or answer.kind != "list" or _only_one_has_names(gold, answer):
         return _same_in_order(gold, answer, ask)
 
     rest = list(answer.body)
@@ -720,6 +666,14 @@ def _same_several(gold: Value, answer: Value, ask: Ask) -> bool | None:
 def _is_bare_list(value: Value) -> bool:
     """It may have lost its brackets."""
     return value.kind == "list" and value.text[:1] not in "\\{"
+
+
+def _are_coordinates(one: Value, other: Value) -> bool:
+    """x = 1, y = 2 and (1, 2). Letters that are no neighbours, m and b, have no order."""
+    named, point = (one, other) if one.kind == "list" else (other, one)
+    names = "".join(value.name for value in named.body)
+    is_named = len(names) == len(named.body) and names in "abcdefghijklmnopqrstuvwxyz"
+    return named.kind == "list" and point.kind == "()" and is_named
 
 
 def _only_one_has_names(gold: Value, answer: Value) -> bool:

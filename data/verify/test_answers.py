@@ -61,7 +61,7 @@ SAME = r"""
 5 | 5.0 | +5 | 05 | 5. | $5$ | \$5 | \text{5} | x = 5 | \frac{10}{2} | 10/2 | 5 \text{ cm}
 5 | 5 apples | five
 1,000 | 1000 | 1{,}000 | 1\,000 | 1,\!000 | 1.0e3 | 10^3 | 1 \times 10^3 | 1 thousand
-\frac{1}{2} | 1/2 | 0.5 | .5 | \dfrac12 | \tfrac{1}{2} | \frac{2}{4} | 50\%
+\frac{1}{2} | 1/2 | 0.5 | .5 | \dfrac12 | \tfrac{1}{2} | \frac{2}{4}
 \frac{1}{2} | \left(\frac{1}{2}\right)
 -\frac{3}{4} | -3/4 | -0.75 | \frac{-3}{4} | −0.75
 2\frac{1}{2} | 2.5 | 5/2 | 2 1/2
@@ -83,7 +83,7 @@ y = 2x + 3 | y=3+2x | 2x - y + 3 = 0
 30 | 5(6) | (5)(6) | 2 \cdot 15
 52_8 | 52 | 52_{8}
 42 | 42_{10}
-1 | 100\% | 1\%
+1 | 1\%
 x \in [-2,7] | -2 \le x \le 7 | [-2, 7]
 (-\infty, 2) \cup (3, \infty) | x<2 or x>3
 1 \pm \sqrt{19} | 1+\sqrt{19}, 1-\sqrt{19}
@@ -97,7 +97,7 @@ Tom and Sally | Sally, Tom
 OTHER = r"""
 5 | 6 | -5 | 5.01 | 55 | 3 or 5 | 5, 6 | 5? | 5 hundred | 5x | 5 + 1 | x | [5] | 5!
 1,000 | 1 | 1.000 | 100
-\frac{1}{2} | 0.51 | 2 | 1/3 | 0.49999999999
+\frac{1}{2} | 0.51 | 50\% | 2 | 1/3 | 0.49999999999
 \frac{1}{3} | 0.333 | 0.3333333333
 50\% | 0.5 | 5 | 51
 0.5 | 0.5\% | 5
@@ -149,6 +149,157 @@ def test_not_equal(row):
         assert reward(row[0], f"\\boxed{{{answer}}}") == 0.0, answer
 
 
+# Forms that people and models write, a kind a line: the gold, then what is right, or wrong, for it.
+# A form in which no answer is named stands in a box.
+RIGHT_FORMS = r"""
+1000 | 1 000 | 1'000 | 1’000 | 1{,}000 | 1 000 dollars | \$1 000 | １，０００
+B | The answer is option B. | Choice B | b | (b) | Option (B) | The answer is (B).
+B | \text{Option B} | The correct option is B. | 选B | 答案选B | 答案是B。 | (b) 5
+B | The correct choice is (B) 5 | **Answer: B** | B.
+5 | 答案：5 | 答案是5。 | 5元 | 5个 | 5个苹果 | 5 米 | ５
+5 | 答案为：5。 | 最终答案：5 | 5平方米 | 5\text{元} | 5 小时
+50 | 百分之50
+50000 | 5万 | 5万元
+(1,2) | （1，2） | (x,y)=(1,2) | (x, y) = (1, 2) | \langle 1,2\rangle | x=1, y=2 | x = 1 and y = 2
+x=5 | ｘ＝５ | x＝5
+1234567 | 1 234 567 | 1'234'567
+1234.5 | 1.234,5 | 1 234.5 | 1'234.5 | 1,234.5 | 1.234,50
+1/2 | ½ | {1 \over 2} | 1 \over 2 | \nicefrac12 | \nicefrac{1}{2} | \sfrac12 | \sfrac{1}{2} | 1⁄2
+5/2 | 2½ | 2 ½ | 2.5
+1/3 | 0.\overline{3} | 0.\bar{3} | .\overline{3} | 0.\overline3
+7/6 | 1.1\overline{6}
+5 | 5\frac{\text{m}}{\text{s}} | 5\ \frac{\mathrm{m}}{\mathrm{s}} | 5\,\Omega | 5 Ω
+5 | 5 meters per second | 5\,\text{m/s}^2 | 5 m/s | 5 kilos | 5 Watts | 5 \text{ N}
+5 | 5 \text{ kWh}
+20 | 20°C | 20 °C | 20^\circ\text{C} | 20^\circ C | 20℃ | 20 degrees Celsius | 20\degree C
+5 m | 5 meters | 5\text{ m} | 5 m | 5 metres
+5 \text{ m} | 5 m | 5 meters | 5 米
+10 | USD 10 | Rs. 10 | Rs 10 | US$10 | US\$10 | €10 | 10 € | EUR 10 | 10 USD | 10$ | ¥10
+10 | The answer is Rs. 10. | £10 | INR 10
+3 | 3rd | 3^{\text{rd}} | 3^{rd} | 3 rd
+11 | 11th | eleven
+12:30 | 12:30 PM | 12:30 p.m. | 12:30pm | 12:30\text{ PM}
+3:00 PM | 15:00 | 3 PM | 3:00 p.m.
+3:4 | 3 to 4 | 3 : 4 | 3\text{ to }4 | 3：4 | 3\colon 4
+0.001 | 10^{-3} | 1 \times 10^{-3} | 1e-3 | 10⁻³
+10^{-3} | 0.001 | 1/1000
+1500 | 1.5 x 10^3 | 1.5×10³
+\{1,2\} | \lbrace 1, 2\rbrace | \left\lbrace 1,2 \right\rbrace | ｛1，2｝
+\emptyset | \varnothing | ∅ | \{\} | \{ \} | empty set | the empty set
+(-1,1) | -1<x<1 | -1 < x < 1 | (−1, 1) | x \in (-1,1) | 1 > x > -1
+(3,\infty) | x>3 | \{x \mid x>3\} | \{ x : x > 3 \} | 3<x
+\begin{pmatrix}1\\2\end{pmatrix} | \left[\begin{array}{c}1\\2\end{array}\right]
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{bmatrix}1\\2\end{bmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} | \left(\begin{array}{c} 1 \\ 2 \end{array}\right)
+\begin{pmatrix}1\\2\end{pmatrix} | \left[\begin{matrix}1\\2\end{matrix}\right]
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \left[\begin{array}{cc}1&2\\3&4\end{array}\right]
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \left[\begin{array}{c|c}1&2\\3&4\end{array}\right]
+5 | The answer is 5! | **Answer:** 5 | The final answer is **5**. | ## Answer: 5
+5 | The answer to the question is 5. | The answer is $5$. | The answer is 5 because 2 + 3 = 5.
+5 | The answer is x = 5. | 答：5 | Final answer: \(5\) | The answer would be 5.
+5 | The answer is \textbf{5}.
+72 | The answer is 72 clips, altogether. | The answer is 72 clips.
+72 | The answer is 72 clips in total. | The answer is 72 red clips. | 72 clips | 72\text{ clips}
+72 | seventy-two | Seventy-two clips | 72 hair clips left | The answer is 72 more clips.
+72 | 72 people | 72 years old | \$72 per day | 72 dollars every day | \$72 a week | \$72 each
+72 | 72 cups of water | 72 inches tall
+1 | 1 apple | one apple | 1st
+460 | \text{The answer is 460} | \text{The answer is } 460 | \text{Answer: } 460
+460 | four hundred sixty | four hundred and sixty | 460.00
+21 | twenty-one | twenty one | Twenty-One
+2305 | two thousand three hundred five | two thousand, three hundred and five
+\text{no solution} | There is no solution | No solutions | There are no solutions.
+\text{no solution} | no solution exists | The equation has no solution
+3, 5 | $x=\boxed{3}$, $y=\boxed{5}$ | \boxed{3} and \boxed{5} | \boxed{5}, \boxed{3}
+5 | \boxed{3}, so \boxed{5}
+120 | 5! | \boxed{5!}
+500 | five hundred | 5 hundred
+"""
+WRONG_FORMS = r"""
+B | \boxed{(B) maybe (d)} | (B) rather c | (B) or (C) | b or c | (B), (C) | c | (B) is wrong
+B | (B) d | not B | option C | options B and C
+A | (A) b | (A) incorrect
+b | B
+5 | 5 wrong | 5 tripled | 5 halved | 5 kilo | 5 xyz | 5... | 5, | 5%% | 5 googol | 5 false
+5 | 5 incorrect | 5 approx | 5\text{ wrong} | 5 dozens | 5 pairs | 5 ± 1 | ~5 | ≈5 | about 5 | 5;
+5 | , 5 | 5 cm kg | 5 sixths | 5 of 6 | 5% of x | 5万 | 5半 | 5倍 | 5左右 | 5 halves of it
+5 | 5 perhaps
+5 | 5 guess | 5… | 5.. | 3 to 5 | 5:5 | 5 times | 5 vs | 5 dozen eggs | 5 hundred apples
+5 | \boxed{3} or \boxed{5} | \boxed{3}, \boxed{5} | 5\text{ wrong}^2 | 5 unlike | five hundred
+5 | five six | fifty | 5fifth | 5 PM or 6 PM | not 5 | 5 not | The answer is not 5. | 5 k | 5!!
+5 | 5x | 5 x
+3 | 3th | 3st | 3 thirds | 3rds
+50 | 0.5 | 50%% | 50% off or so
+0.5 | 50% | 0.5% | 50\%
+1/2 | 50% | 2½ | ½% | ½ ½
+12:30 PM | 12:30 AM | 12:30 | 12:31 PM | 0:30
+3:4 | 4:3 | 3 to 5 | 3 | 3 to 4 to 5
+1234.5 | 1.234,6 | 12.34,5
+1.234 | 1.234,5
+1000 | 1 00 | 1 0000 | 10 00 | 1'00 | 1 000 000 | 1 | 1, 000
+2 | 2 000 | 2'000 | 2½
+1/3 | 0.3 | 0.333... | 0.\overline{33}4 | 0.3\overline{4} | 3.\overline{3}
+5 \text{ m} | 5 s | 5 cm | 5\text{ g} | 5 m^2 | 5 kg
+20°C | 20°F
+(1,2) | (x,y)=(2,1) | x=2, y=1 | (1,2,) | （2，1）
+(-1,1) | -1<x\le 1 | -1<x<2 | [-1,1]
+\begin{pmatrix}1\\2\end{pmatrix} | \left[\begin{array}{c}2\\1\end{array}\right]
+\begin{pmatrix}1\\2\end{pmatrix} | \left[\begin{array}{cc}1&2\end{array}\right]
+\begin{pmatrix}1\\2\end{pmatrix} | \left|\begin{array}{c}1\\2\end{array}\right|
+\emptyset | 0 | \{0\}
+10 | USD 100 | Rs. 1 | 10 cents USD
+\$10 | €10 | 10 cents | 10 euros
+72 | The answer is 72 wrong. | 72 clips or 73 clips | The answer is 72 clips, or 73. | 72 maybe
+72 | 72 clips 5 | 72 thousand clips | seventy-three
+21 | twenty | twenty-two | twenty-one thousand
+\text{no solution} | one solution | There is a solution | no real solution or one
+3, 5 | \boxed{3} | $x=\boxed{3}$, so $y=\boxed{5}$ | 3, 5,
+5 | \boxed{\mm, 3} | \boxed{\pp, 3}
+42_8 | 42_9
+42 | 42_8
+"""
+OF_SEVERAL_LINES = [     # gold, response, reward; and what is invisible
+    ("5", "**Final Answer**\n5", 1.0),
+    ("5", "### Answer\n5", 1.0),
+    ("5", "### Final Answer\n\n**5**", 1.0),
+    ("5", "Answer:\n5", 1.0),
+    ("5", "Answer\n6", 0.0),
+    ("5", "5\nAnswer\n", 0.0),
+    ("4", "\\boxed{4\u200b}", 1.0),
+    ("4", "\\boxed{\ufeff4}", 1.0),
+    ("4", "\\boxed{4\u200b5}", 0.0),
+    ("1000", "\\boxed{1\u2009000}", 1.0),
+    ("1000", "\\boxed{1\u202f000}", 1.0),
+    ("1000", "\\boxed{1\u00a0000}", 1.0),
+    ("100", "\\boxed{1\u200900}", 0.0),
+    ("5", "\\boxed{5}\n\n\\boxed{5}", 1.0),
+    ("5", "\\boxed{3}\n\\boxed{5}", 0.0),
+]
+
+
+def response(form: str) -> str:
+    names_an_answer = "\\boxed" in form or "nswer" in form and "\\text" not in form or "答" in form
+    return form if names_an_answer else f"\\boxed{{{form}}}"
+
+
+@pytest.mark.parametrize("row", rows(RIGHT_FORMS), ids=lambda r: r[0])
+def test_right_forms(row):
+    for form in row[1:]:
+        assert reward(row[0], response(form)) == 1.0, form
+
+
+@pytest.mark.parametrize("row", rows(WRONG_FORMS), ids=lambda r: r[0])
+def test_wrong_forms(row):
+    for form in row[1:]:
+        assert reward(row[0], response(form)) == 0.0, form
+
+
+@pytest.mark.parametrize("case", OF_SEVERAL_LINES, ids=ascii)
+def test_forms_of_several_lines(case):
+    gold, text, expected = case
+    assert reward(gold, text) == expected
+
+
 def test_what_is_wrong_for_sure_goes_to_nobody():
     with Verifier() as verifier:
         for gold, answer in [
@@ -191,7 +342,6 @@ HOSTILE = [
     "\ud800",
     "٥",
     "\u202e5",
-    "5\u200b",
     "__import__('os')",
     r"\input{/etc/passwd}",
     "5;os._exit(0)",
