@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import common
+import generate
 import hf
 import rl
 import rollouts
@@ -30,6 +31,7 @@ from conftest import ROOT
 from data.tasks import registry
 from data.tasks.problem import Problem
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
+from data.verify.agentic import Verdict
 from generate import sample
 from model import ModelConfig, Transformer, init_weights
 from rl import (
@@ -47,7 +49,9 @@ from rollouts import Judges, Rollout, sample_rollouts
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 V = 90
-MATH, TASTE = (registry.family(name).problems("train", 17, 0) for name in ("math", "taste"))
+MATH, TASTE, PHRASES = (
+    registry.family(name).problems("train", 17, 0) for name in ("math", "taste", "phrases")
+)
 
 
 def settings(**changes) -> RlConfig:
@@ -502,6 +506,37 @@ def test_verified_rewards_are_the_tasks_own():
     assert [[r.reward for r in group] for group in groups] == [[1, 0]] * 3
 
 
+def test_the_verifier_scores_what_rules_leave_open():
+    """It is asked once about all; what it cannot decide is unscored and out of the baseline."""
+    problem = PHRASES[0]
+    value = problem.extra["value"]
+    texts = [f"Answer: {value}", "Answer: -1", "Answer: 1000", ""]
+    open_group = [rollout(problem=problem, text=text) for text in texts]
+    closed = [rollout(problem=MATH[0], text="Answer: -1") for _ in range(4)]
+    verdicts = {value: True, "-1": False, "1000": None}
+    asked = []
+
+    def verifier(cases):
+        asked.append(cases)
+        return [Verdict(verdicts[answer], []) for *_, answer in cases]
+
+    stage, judges = StageConfig("s", {}, 1), Judges(verifier=verifier)
+    assert rollouts.assign_rewards([closed, open_group], stage, judges, settings(), 0) == []
+    assert asked == [[(problem.question, problem.answer, answer) for answer in verdicts]]
+    assert [r.reward for r in open_group] == [1, 0, None, 0]
+    assert [r.verdict is not None for r in open_group] == [True, True, True, False]
+    assert not any(r.verdict for r in closed)
+    assert assign_advantages([open_group], False) == 1
+    assert [r.advantage for r in open_group] == pytest.approx([2 / 3, -1 / 3, 0, -1 / 3])
+    assert [r.loss_mask for r in open_group] == [1, 1, 0, 1]
+    summary = rollouts.summarize_rollouts([closed, open_group], ONE)
+    assert summary["by_verifier"] == 3 / 8 and summary["unscored"] == 1 / 8
+    means = rollouts.mean_rewards([open_group], stage, judges, {})
+    assert means == {problem.key: pytest.approx(1 / 3)}
+    rollouts.assign_rewards([open_group], stage, Judges(), settings(), 0)
+    assert [r.reward for r in open_group] == [0, 0, 0, 0]  # with rules alone
+
+
 class Fake:
     """A judge that likes the longer text, and the first one by `bias`; asked: what it was shown."""
 
@@ -953,6 +988,50 @@ def test_every_rollout_is_on_disk(base, whole):
             assert [r["advantage"] for r in group] == pytest.approx(
                 (rewards - rewards.mean()) / spread
             )
+
+
+def test_a_run_with_a_verifier(base, monkeypatch, capsys):
+    """Its share is in the log, its conversations beside the rollouts; each case is asked once, and
+    no more after a restart."""
+    asked = []
+
+    def llm(conversations):
+        texts = [None] * len(conversations)
+        for i, messages in enumerate(conversations):
+            if messages is not None:
+                asked.append(messages[0]["content"])
+                equal = len(asked[-1]) % 2
+                texts[i] = "Verdict: equivalent" if equal else "Verdict: different"
+        return texts
+
+    monkeypatch.setattr(generate, "open_llm", lambda spec, where, out: (llm, spec))
+    options = (
+        "--run=verified",
+        "--rl.stages=[{'name': 'STEM', 'problems': {'math': 4, 'phrases': 10}, 'steps': 3}]",
+        "--rl.verifier={'model': {'checkpoint': 'a'}, 'prompts': {'system': ''}}",
+        "--rl.keep_between=[-1, 2]",
+    )
+    attempt(base, monkeypatch, *options)
+    printed = capsys.readouterr().out
+    assert "by verifier" in printed and re.search(r"  verifier: \d+ answers, 0 undecided", printed)
+    assert len(asked) == len(set(asked)) > 10
+    for step, line in enumerate(metrics(base, "verified")):
+        path = base.folder / f"out/verified/rl/rollouts/{step:06d}.jsonl"
+        rows = [json.loads(text) for text in path.read_text().splitlines()]
+        decided = [row for row in rows if row["verdict"]]
+        assert all(row["task"] == "phrases" for row in decided)
+        assert all(row["reward"] == row["verdict"]["equal"] for row in decided)
+        assert line["by_verifier"] == len(decided) / len(rows)
+        assert line["verifier_cases"] >= len(decided) and line["verifier_s"] >= 0
+        named = line["verifier_equivalent"] + line["verifier_different"]
+        assert named == line["verifier_cases"] and line["verifier_undecided"] == 0
+    assert sum(line["by_verifier"] for line in metrics(base, "verified")) > 0
+    n_asked = len(asked)
+    for path in common.list_checkpoints(base.folder / "out/verified/rl"):
+        if int(path.name[5:]) > 1:
+            shutil.rmtree(path)
+    attempt(base, monkeypatch, *options)
+    assert "(step 1)" in capsys.readouterr().out and len(asked) == n_asked
 
 
 def test_a_stage_has_its_own_temperature(base, whole, monkeypatch):

@@ -10,6 +10,7 @@ import common
 import rl
 import rollouts
 from data.tasks import registry, taste
+from data.tasks.problem import OpenAnswer
 from generate import sample
 from rollouts import sample_rollouts
 
@@ -36,7 +37,7 @@ def toy(change) -> None:
     change(rollouts, "sample", sample_with_many_ends)
     change(rollouts, "sample_rollouts", sample_by_problem)
     change(rl, "sample_rollouts", sample_by_problem)
-    change(registry, "rewards", length_rewards)
+    change(registry, "judge", judge_by_length)
     change(taste, "is_correct", is_correct_by_length)
 
 
@@ -53,8 +54,11 @@ def sample_by_problem(model, tokenizer, problems, n, cfg, seed):
     return groups
 
 
-def length_rewards(problems, responses) -> list[float]:
-    return [float(len(text) % 2) for text in responses]
+def judge_by_length(problem, response) -> float | OpenAnswer:
+    """A number for all tasks but phrases, which are open."""
+    if problem.family == "phrases":
+        return OpenAnswer(problem.answer, response)
+    return float(len(response) % 2)
 
 
 def is_correct_by_length(problem, response) -> bool:

@@ -37,6 +37,13 @@ def reward(problem: Problem, response: str) -> float | None:
     return family(problem.family).reward(problem, response)
 
 
+def judge(problem: Problem, response: str) -> float | None | OpenAnswer:
+    """As `reward`, or the answer that rules leave open to a verifier."""
+    of_family = family(problem.family)
+    judge_response = getattr(of_family, "judge", None) or of_family.reward
+    return judge_response(problem, response)
+
+
 def rewards(problems: Sequence[Problem], responses: Sequence[str]) -> list[float | None]:
     """The reward of each response by rules alone."""
     return [score.reward for score in scores(problems, responses)]
@@ -51,7 +58,7 @@ def scores(
     together. Without one they are wrong.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        judgements = list(pool.map(_judge, problems, responses))
+        judgements = list(pool.map(judge, problems, responses))
     cases = {}
     for i, judgement in enumerate(judgements):
         if isinstance(judgement, OpenAnswer):
@@ -62,9 +69,3 @@ def scores(
     for i, verdict in zip(cases, verifier(list(cases.values()))):
         scored[i] = Score(None if verdict.equal is None else float(verdict.equal), verdict)
     return scored
-
-
-def _judge(problem: Problem, response: str) -> float | None | OpenAnswer:
-    judges = family(problem.family)
-    judge = getattr(judges, "judge", None) or judges.reward
-    return judge(problem, response)
