@@ -35,7 +35,7 @@ writers() {
     for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
     [ $failed = 0 ] || return 1
     OMP_NUM_THREADS=1 python sft.py configs/tiny_verifier.py --run="$run/verifier" \
-        --init_from="out/$run/pretrain" --scale="$scale" --sft.data="out/$run/verifier_data" \
+        --init_from="out/$run/ann/sft" --scale="$scale" --sft.data="out/$run/verifier_data" \
         > "out/$run/verifier.log" &
     OMP_NUM_THREADS=1 python sft.py configs/tiny_completer.py --run="$run/completer" \
         --init_from="out/$run/ann/sft" "${options[@]}"

@@ -160,6 +160,41 @@ def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
         evaluate.evaluate(None, tokenizer, EvaluateConfig(tasks=["meth"]))
 
 
+def test_a_verifier_scores_what_rules_leave_open(monkeypatch, tokenizer, tmp_path):
+    """Held out problems whose gold is a phrase; and its settings are part of a file's name."""
+    problems = registry.family("phrases").problems("dev", 2, 0)
+    value = problems[0].extra["value"]
+    answers = {(0, 0): (f"Answer: {value}", "stop", 3), (0, 1): ("Answer: -1", "stop", 3),
+               (1, 0): ("", "stop", 1), (1, 1): (f"Answer: {problems[1].answer}", "stop", 5)}
+
+    def llm(conversations):
+        texts = [messages[0]["content"] for messages in conversations]
+        return [f"Verdict: {'equivalent' if value in text else 'different'}" for text in texts]
+
+    monkeypatch.setattr(evaluate.generate, "open_llm", lambda spec, where, out: (llm, spec))
+    spec = dict(model=dict(checkpoint="verifier/sft"), prompts=dict(system="", case="{answer}"))
+    one = Dist(0, 1, torch.device("cpu"), None)
+    assert evaluate.open_verifier(spec, ["math", "code"], tmp_path, one) is None
+    assert evaluate.open_verifier({}, ["phrases"], tmp_path, one) is None
+    verifier = evaluate.open_verifier(spec, ["math", "phrases"], tmp_path, one)
+    prompts = [evaluate.task_prompt(problem, tokenizer, "chat") for problem in problems]
+    rows = evaluate.score_batch("phrases", problems, prompts, answers, tokenizer, verifier)
+    assert [row["reward"] for row in rows.values()] == [1, 0, 0, 1]
+    assert [row["by_verifier"] for row in rows.values()] == [True, True, False, False]
+    assert len(list((tmp_path / "verdicts").iterdir())) == 1
+    by_rules = evaluate.score_batch("phrases", problems, prompts, answers, tokenizer)
+    assert [row["reward"] for row in by_rules.values()] == [0, 0, 0, 1]
+    names = {
+        evaluate.sample_file_name("phrases", problems, prompts, EvaluateConfig(verifier=v), "")
+        for v in ({}, spec, spec | {"turns": 2})
+    }
+    assert len(names) == 3
+    for wrong, message in (({"modle": {}}, "unknown key 'modle'"), ({"turns": 2}, "model is missing"),
+                           ({"model": {}, "turns": 0}, "turns must be at least 1")):
+        with pytest.raises(UserError, match=message):
+            evaluate.open_verifier(wrong, ["phrases"], tmp_path, one)
+
+
 def test_the_prompt_holds_the_tools():
     function = dict(
         name="add", description="", parameters=dict(type="dict", properties={}, required=[])

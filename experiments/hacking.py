@@ -67,7 +67,7 @@ def train_policy(judge: str, seed: int) -> list[dict]:
     run = f"{run_name(judge)}/{seed}"
     call_phase("rl", run, {
         "rl.stages": [stage], "rl.seed": seed, "rl.eval_every": EVERY,
-        "evaluate.tasks": ["taste"], "rl.reward_model": str(judge_folder)})
+        "evaluate.tasks": ["taste"], "rl.eval_tasks": [], "rl.reward_model": str(judge_folder)})
     folder = Path("out") / run / "rl"
     rows = measure_policy(judge, folder)
     if JUDGES[judge]:

@@ -4,7 +4,7 @@
     python -m experiments.sft_data --seeds 3     # after speedrun.sh: refinement and reconstruction
     python -m experiments.dpd --seeds 3          # after speedrun.sh: the parts of DPD's loss
     python -m experiments.rl --seeds 3           # after speedrun.sh: RL's stages, filter and start
-    python -m experiments.verifier --seeds 3     # after speedrun.sh: rules with a verifier or alone
+    python -m experiments.stem --seeds 3         # after speedrun.sh: rules with a verifier or alone
     python -m experiments.fg_wsd --scale 0.02 --seeds 1      # a try of the machinery, in minutes
     python -m experiments.fg_wsd --show          # the tables of results/fg_wsd.jsonl, without a run
 

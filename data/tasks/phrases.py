@@ -33,7 +33,7 @@ def spell(n: int) -> str:
 @dataclass(frozen=True)
 class Form:
     wording: str                        # with {a} and maybe {b}
-    code: str                           # the same in Python
+    code: str                           # the same in Python, operands in the same order
     operands: Callable[[random.Random, int], tuple[int, ...] | None]
     # of a value, None where it has none
 
@@ -67,8 +67,8 @@ def _double(rng: random.Random, value: int) -> tuple[int] | None:
 
 
 FORMS = {
-    "more": Form("{a} more than {b}", "{b} + {a}", _parts_of_sum),
-    "less": Form("{a} less than {b}", "{b} - {a}", _parts_of_difference),
+    "more": Form("{a} more than {b}", "{a} + {b}", _parts_of_sum),
+    "less": Form("{a} less than {b}", "-{a} + {b}", _parts_of_difference),
     "plus": Form("{a} plus {b}", "{a} + {b}", _parts_of_sum),
     "times": Form("{a} times {b}", "{a} * {b}", _factors),
     "twice": Form("twice {a}", "2 * {a}", _half),

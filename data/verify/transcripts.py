@@ -11,6 +11,7 @@ choice.
 """
 import json
 import random
+import re
 from dataclasses import dataclass, field
 
 import common
@@ -101,7 +102,7 @@ def _write_answer(rng: random.Random, kind: str, value: int, gold_code: str,
     if kind in WRONG:
         value = _other_number(rng, value)
     if kind == "an operand":
-        value = int(pick(rng, [part for part in gold_code.split() if part.isdigit()]))
+        value = int(pick(rng, re.findall("[0-9]+", gold_code)))
     if "phrase" in kind:
         phrase = draw_phrase(rng, value, held_out)
         return phrase.text, phrase.code

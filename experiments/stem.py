@@ -1,6 +1,6 @@
 """What does RL gain by an agentic verifier, where rules cannot read the golds of most problems?
 
-    python -m experiments.verifier --seeds 3     # after speedrun.sh
+    python -m experiments.stem --seeds 3         # after speedrun.sh
 
 The STEM stage of configs/tiny.py from the DPD checkpoint, with the verifier and with rules alone,
 to which no answer to `phrases` is right: of its problems only those of `math` are left. Measured is
@@ -25,7 +25,7 @@ PAIRS = [("verifier", "start"), ("rules", "start"), ("verifier", "rules")]
 RATES = (1e-4, 2e-4)
 
 
-class VerifierRun(Run):
+class StemRun(Run):
     phase = "rl"
 
     def settings(self) -> dict[str, object]:
@@ -49,14 +49,14 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
     sweep = []
     for arm in ("verifier", "rules"):
         for lr in RATES:
-            sweep.append(VerifierRun("verifier", "sweep", arm, 100, lr, "dev", stages))
+            sweep.append(StemRun("stem", "sweep", arm, 100, lr, "dev", stages))
     sweep = train(sweep)
     rates = best_rates(sweep)
     runs = []
     for arm in ("verifier", "rules"):
         for seed in range(seeds):
-            runs.append(VerifierRun("verifier", "arms", arm, seed, rates[arm], "test", stages))
-    [start] = train([VerifierRun("verifier", "arms", "start", 0, 0.0, "test", stages)])
+            runs.append(StemRun("stem", "arms", arm, seed, rates[arm], "test", stages))
+    [start] = train([StemRun("stem", "arms", "start", 0, 0.0, "test", stages)])
     starts = [start | {"seed": seed} for seed in range(seeds)]  # not trained: the same for all
     return sweep + starts + train(runs)
 
@@ -72,7 +72,7 @@ def make_tables(results: list[dict]) -> str:
         "### by task", compare_tasks(arm_rows, names)])
 
 
-EXPERIMENT = Experiment("verifier", "configs/tiny_rl.py", run_arms, make_tables)
+EXPERIMENT = Experiment("stem", "configs/tiny_rl.py", run_arms, make_tables)
 
 
 def main():
