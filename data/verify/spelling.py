@@ -194,7 +194,8 @@ _IN_WORDS = re.compile(
 def digits_for_words(text: str) -> str:
     """'twenty-one apples' as '21 apples'; the text itself where it starts with no number."""
     bare = text.lstrip(' "')
-    words = _IN_WORDS.match(bare)[0].rstrip(" ,")
+    match = _IN_WORDS.match(bare)
+    words = match[0].rstrip(" ,") if match else ""
     if not words:
         return text
     total = below_1000 = 0

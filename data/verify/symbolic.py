@@ -133,16 +133,20 @@ def _values(expression, points: tuple) -> list:
     return values
 
 
-def _differ(one, other) -> bool:
-    """Whether two numbers differ for sure; not where one of them is missing."""
+def _differ(one, other, at_least: int) -> bool:
+    """Whether two numbers differ for sure; not where one of them is missing.
+
+    Relative to the larger one, or to `at_least`: what is zero may be evaluated as 1e-125.
+    """
     if one is None or other is None:
         return False
-    largest = max(abs(one), abs(other), 1)
+    largest = max(abs(one), abs(other), at_least)
     return bool(abs(one - other) > _TOLERANCE * largest)
 
 
 def _differ_in_numbers(one, other) -> bool:
-    return any(map(_differ, _values(one, _POINTS), _values(other, _POINTS)))
+    pairs = zip(_values(one, _POINTS), _values(other, _POINTS))
+    return any(_differ(left, right, at_least=1) for left, right in pairs)
 
 
 def _same_equation(gold_sides: list, answer_sides: list) -> bool:
@@ -153,7 +157,7 @@ def _same_equation(gold_sides: list, answer_sides: list) -> bool:
     answer_left, answer_right = answer_sides
     ratio = (gold_left - gold_right) / (answer_left - answer_right)
     first, *others = _values(ratio, _POINTS)
-    if any(_differ(first, other) for other in others):
+    if any(_differ(first, other, at_least=0) for other in others):
         return False
     ratio = sympy.simplify(ratio)
     return bool(ratio.is_number and ratio.is_finite and not ratio.is_zero)

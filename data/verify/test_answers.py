@@ -407,12 +407,61 @@ def test_a_worker_that_dies_or_never_ends_is_replaced(monkeypatch):
     with Verifier(seconds=1) as verifier:
         assert verifier.verify(r"\frac{\pi}{2}", r"\pi/2") is True
         os.kill(pid(verifier), signal.SIGKILL)
-        assert verifier.verify(r"\frac{\pi}{2}", r"\pi/2") is True
+        assert verifier.verify(r"\frac{\pi}{3}", r"\pi/3") is True
         threading.Timer(0.3, os.kill, (pid(verifier), signal.SIGKILL)).start()  # amid a question
         assert (
             verifier.verify(r"\pi", r"\binom{99999999}{49999999}") is False
         )  # which nothing answers in a second
-        assert verifier.verify(r"\frac{\pi}{2}", r"\pi/2") is True
+        assert verifier.verify(r"\frac{\pi}{4}", r"\pi/4") is True
+    assert verifier.cost.questions == 4 and verifier.cost.slow == 1
+
+
+# Each of them took a second or more before numbers were compared first, or is equal and slow.
+SLOW = [
+    ("x+5", "(x+y+z+w+a+b+c)^{999}"),
+    ("x+5", "(" * 50 + "x" + ")" * 50),
+    ("x+5", "(x+1)^{99}(x+2)^{99}(x+3)^{99}"),
+    ("x+5", r"\sqrt{" * 20 + "x" + "}" * 20),
+    ("x+5", r"\sin(\sin(\sin(\sin(x))))"),
+    ("x+5", r"\frac{1}{" * 12 + "x" + "}" * 12),
+    ("x+5", r"\frac{(x+1)^{99}}{(x+2)^{99}}"),
+    ("x+5", r"(1+\sqrt{2}+\sqrt{3})^{99}"),
+    ("x+5", r"\log(x+1)\log(x+2)\log(x+3)+\sin(x)\cos(y)\tan(z)"),
+    (r"\frac{\pi}{2}", r"\binom{99999999}{49999999}"),
+    ("y=x+5", "(x+y+z)^{99}=(x+1)^{99}"),
+]
+
+
+def test_what_differs_in_numbers_is_quickly_wrong():
+    with Verifier() as verifier:
+        for gold, answer in SLOW:
+            before = verifier.cost.seconds
+            assert verifier.verify(gold, answer) is False, answer
+            assert verifier.cost.seconds - before < 0.8, answer
+        assert verifier.cost.slow == 0
+
+
+EQUAL_AND_SLOW = [
+    ("(x+1)^{99}(x+2)^{99}(x+3)^{99}", "(x^2+3x+2)^{99}(x+3)^{99}"),
+    ("(x+1)^{99}(y+2)^{99}(z+3)^{99}", "(xy+2x+y+2)^{99}(z+3)^{99}"),
+]
+
+
+def test_a_slow_question_is_wrong_and_all_of_them_have_a_budget():
+    with Verifier() as verifier:
+        gold, answer = EQUAL_AND_SLOW[0]
+        assert verifier.verify(gold, answer) is False
+        assert verifier.cost.slow == 1 and 0.5 < verifier.cost.seconds < 2
+        assert verifier.verify(gold, answer) is False       # remembered
+        assert verifier.cost.questions == 1
+        assert verifier.budget < symbolic.BUDGET - 0.3
+
+        verifier.budget = -1.0
+        before = verifier.cost.seconds
+        gold, answer = EQUAL_AND_SLOW[1]
+        assert verifier.verify(gold, answer) is False
+        assert verifier.cost.slow == 2 and verifier.cost.seconds - before < 0.5
+        assert verifier.verify(r"\frac{\pi}{2}", r"\pi/2") is True     # a quick one needs none
 
 
 def test_many_threads_ask_at_once():
@@ -453,6 +502,38 @@ def test_golds_and_other_wordings():
     assert reward("a long gold in words", response) == 0.0
     assert judge("5", r"\boxed{6}") == 0.0  # what rules decide is not open
     assert judge("5", r"\boxed{5}") == 1.0 and judge("a long gold in words", "none") == 0.0
+
+
+
+TOKENS = (
+    r"\mm \pp \pm \mp \frac \frac12 \over \sqrt \boxed{ \text{ } { ( ) [ ] \{ \} \left( "
+    r"\right] \overline{ \begin{array}{c} \end{array} \begin{pmatrix} \end{pmatrix} \\ & , ; : "
+    r". .. ! ? % \% $ \$ ^ _ _8 ^\circ °C 0. 0 1 5 12:30 999 1e9 10^{-3} 1'000 + - = < > \le "
+    r"\cup \in \mid and or to of per each x y i B (b) (C) pm am st rd one hundred twenty "
+    r"million wrong apples cm m/s USD Rs. ½ ² ₈ ， 。 元 万 百分之 答案 是 \Omega \infty \emptyset "
+    r"option answer is no solution "
+).split() + ["\u200b", "\u2009", " ", "\n", '"']
+
+
+def test_no_text_makes_it_fail():
+    rng = random.Random(0)
+    for _ in range(10_000):
+        text = rng.choice(["", " "]).join(rng.choices(TOKENS, k=rng.randint(1, 9)))
+        for gold in "86413", "(C)", text:
+            assert equal(gold, text) in (True, False, None)
+        assert equal("86413", text) is not True, text
+        final_answer(text)
+
+
+def test_no_form_pleases_two_golds_that_exclude_each_other():
+    golds = ["5", "50", "0.5", "5/2", "1000", "1", "1234.5", "1.234", "2", "21", "72", "A", "B",
+             "3:4", "12:30", "12:31", "(1,2)", "(2,1)", "(-1,1)", "[-1,1]", "0.001", "1/3",
+             "\\emptyset", "no solution", "east", "50000", "500", "3, 5", "3", "10"]
+    forms = {form for row in rows(RIGHT_FORMS) for form in row[1:]} | {"50%", "5 wrong", "(B) b"}
+    forms -= {"(b) 5", "The correct choice is (B) 5"}       # B, which is 5
+    for form in sorted(forms):
+        pleased = [gold for gold in golds if reward(gold, response(form)) == 1.0]
+        assert len(pleased) <= 1, (form, pleased)
 
 
 GOLDS = [
