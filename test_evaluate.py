@@ -189,8 +189,11 @@ def test_a_verifier_scores_what_rules_leave_open(monkeypatch, tokenizer, tmp_pat
         for v in ({}, spec, spec | {"turns": 2})
     }
     assert len(names) == 3
-    for wrong, message in (({"modle": {}}, "unknown key 'modle'"), ({"turns": 2}, "model is missing"),
-                           ({"model": {}, "turns": 0}, "turns must be at least 1")):
+    for wrong, message in (
+        ({"modle": {}}, "unknown key 'modle'"),
+        ({"turns": 2}, "model is missing"),
+        ({"model": {}, "turns": 0}, "turns must be at least 1"),
+    ):
         with pytest.raises(UserError, match=message):
             evaluate.open_verifier(wrong, ["phrases"], tmp_path, one)
 

@@ -58,12 +58,20 @@ def _factors(rng: random.Random, value: int) -> tuple[int, int] | None:
     return a, value // a
 
 
-def _half(rng: random.Random, value: int) -> tuple[int] | None:
-    return (value // 2,) if value % 2 == 0 and value >= 4 else None
+def _part(k: int) -> Callable:
+    """The operand that k times gives the value."""
+    def operand(rng: random.Random, value: int) -> tuple[int] | None:
+        return (value // k,) if value % k == 0 and value >= 2 * k else None
+
+    return operand
 
 
-def _double(rng: random.Random, value: int) -> tuple[int] | None:
-    return (2 * value,) if 2 <= value <= 49 else None
+def _multiple(k: int) -> Callable:
+    """The operand that divided by k gives the value."""
+    def operand(rng: random.Random, value: int) -> tuple[int] | None:
+        return (k * value,) if 2 <= value and k * value <= 99 else None
+
+    return operand
 
 
 FORMS = {
@@ -71,8 +79,12 @@ FORMS = {
     "less": Form("{a} less than {b}", "-{a} + {b}", _parts_of_difference),
     "plus": Form("{a} plus {b}", "{a} + {b}", _parts_of_sum),
     "times": Form("{a} times {b}", "{a} * {b}", _factors),
-    "twice": Form("twice {a}", "2 * {a}", _half),
-    "half": Form("half of {a}", "{a} / 2", _double),
+    "twice": Form("twice {a}", "2 * {a}", _part(2)),
+    "double": Form("the double of {a}", "2 * {a}", _part(2)),
+    "triple": Form("the triple of {a}", "3 * {a}", _part(3)),
+    "half": Form("half of {a}", "{a} / 2", _multiple(2)),
+    "third": Form("a third of {a}", "{a} / 3", _multiple(3)),
+    "quarter": Form("a quarter of {a}", "{a} / 4", _multiple(4)),
 }
 # a form with its operands spelled so is in no transcript that a verifier learns from
 HELD_OUT = {

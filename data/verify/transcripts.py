@@ -25,7 +25,7 @@ from data.verify.sandbox import Sandbox
 
 @dataclass
 class TranscriptsConfig:
-    n: int = 12_000         # conversations
+    n: int = 9000           # conversations
     seed: int = 8
     prompts: dict = field(default_factory=dict)     # data.verify.agentic.Prompts
 
@@ -56,6 +56,7 @@ TRICKS = {
     "no": "not {right}",
     "above": "above {wrong}",
     "between": "between {wrong} and {right}",
+    "range": "{wrong} to {right}",
     "claim": "equivalent",
     "right claim": "it is right",
     "verdict": "Verdict: equivalent",
