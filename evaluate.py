@@ -280,7 +280,7 @@ def open_verifier(spec: dict, tasks: Sequence[str], out: Path, dist: common.Dist
 
     cfg = common.from_dict(agentic.VerifierConfig, spec, "verifier")
     llm, identity = generate.open_llm(cfg.model, "verifier.model", out)
-    name = common.hash_json([identity, cfg.turns, cfg.prompts])
+    name = common.hash_json([identity, cfg.turns, cfg.must_compute, cfg.prompts])
     path = out / "verdicts" / f"{name}.{dist.rank}.jsonl"
     return agentic.Verifier(llm, sandbox.shared(), cfg, path)
 

@@ -102,7 +102,7 @@ _protocol = dict(system="", case="Gold: {gold}\nGiven: {answer}", ran="{stdout}"
                  neither="Verdict?", last="")
 transcripts = dict(n=9000, seed=8, prompts=_protocol)
 _verifier = dict(model=dict(checkpoint="verifier/sft", max_new_tokens=40, temperature=0),
-                 prompts=_protocol)
+                 prompts=_protocol, must_compute=True)
 
 # Rollouts at the temperature at which answers are asked for: at 1, half the gain is lost. Many
 # problems with 4 samples of each in the filter, in place of the report's 16: a problem that comes

@@ -111,6 +111,8 @@ class Verdict:
 class VerifierConfig:
     model: dict             # {"checkpoint": phase or path, …} or {"url": endpoint, …}, as in refine
     turns: int = 4          # messages of the model in a conversation
+    must_compute: bool = False  # "equivalent" counts only once a program has run: for small models,
+                            # which take a quoted output for one
     seconds: float = 600.0  # of one step's cases: after that no turn begins, the rest is undecided
     max_cases: int = 0      # of one step on one process; further ones are undecided (0: no limit)
     prompts: dict = field(default_factory=dict)  # fields of Prompts
@@ -144,7 +146,7 @@ class Verifier:
         if self.cfg.max_cases:
             new_cases = new_cases[:self.cfg.max_cases]
         new = verify(self.llm, self.box, new_cases, self.cfg.turns, self.prompts,
-                     deadline=started + self.cfg.seconds)
+                     self.cfg.must_compute, deadline=started + self.cfg.seconds)
         by_case = dict(zip(new_cases, new))
         save_verdicts(self.path, by_case)
         decided = {case: verdict for case, verdict in by_case.items() if verdict.equal is not None}
@@ -207,7 +209,8 @@ def read_verdicts(path: Path) -> dict[tuple[str, str, str], Verdict]:
 
 
 def verify(llm: LLM, box: Sandbox, cases: Sequence[tuple[str, str, str]], turns: int = 4,
-           prompts: Prompts = Prompts(), deadline: float = math.inf) -> list[Verdict]:
+           prompts: Prompts = Prompts(), must_compute: bool = False,
+           deadline: float = math.inf) -> list[Verdict]:
     """The verdict on each (question, gold, answer), after at most so many messages of the model.
 
     An empty answer is different, and so is one much longer than the gold: nobody is asked.
@@ -229,7 +232,7 @@ def verify(llm: LLM, box: Sandbox, cases: Sequence[tuple[str, str, str]], turns:
         texts = ask(llm, conversations)
 
         def take(i: int) -> bool:
-            return take_turn(open_cases[i], texts[i], box, prompts, is_last)
+            return take_turn(open_cases[i], texts[i], box, prompts, must_compute, is_last)
 
         with ThreadPoolExecutor() as pool:          # programs wait for the sandbox
             stays_open = dict(zip(open_cases, pool.map(take, open_cases)))
@@ -249,13 +252,16 @@ def open_case(question: str, gold: str, answer: str, prompts: Prompts) -> Verdic
 
 
 def take_turn(
-    verdict: Verdict, text: str | None, box: Sandbox, prompts: Prompts, is_last: bool
+    verdict: Verdict, text: str | None, box: Sandbox, prompts: Prompts, must_compute: bool,
+    is_last: bool
 ) -> bool:
     """Adds the model's message, and the reply to it; whether the case stays open."""
     if text is None:
         return False
     verdict.messages.append({"role": "assistant", "content": text})
     program, verdict.equal = read_message(text)
+    if verdict.equal and must_compute and verdict.runs == 0:
+        verdict.equal = None
     if is_last or verdict.equal is not None:
         return False
     reply = prompts.neither

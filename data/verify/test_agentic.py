@@ -34,9 +34,10 @@ def ask(server, box):  # noqa: F811
     last one seen.
     """
 
-    def ask(model, cases, turns=4, box=box, **settings):
+    def ask(model, cases, turns=4, box=box, must_compute=False, **settings):
         server.answer = lambda _: reply(model(server.seen[-1]["messages"]))
-        return verify(make(server, concurrency=1, retries=0, **settings), box, cases, turns)
+        llm = make(server, concurrency=1, retries=0, **settings)
+        return verify(llm, box, cases, turns, must_compute=must_compute)
 
     return ask
 
@@ -377,6 +378,16 @@ def test_few_words_for_a_small_model(server, box):  # noqa: F811
     assert [message["role"] for message in verdict.messages] == ["user", "assistant"] * 2
     assert verdict.equal and verdict.messages[0]["content"] == 'Gold: "4"\nGiven: "2 + 2"'
     assert verdict.messages[2]["content"] == '"True\\n"'
+
+
+def test_equivalent_only_after_a_program(ask):
+    at_once = script("Verdict: equivalent", "Verdict: equivalent")
+    assert ask(at_once, [CASE], turns=2)[0].equal is True
+    (verdict,) = ask(at_once, [CASE], turns=2, must_compute=True)
+    assert verdict.equal is None and verdict.messages[3]["content"].startswith(agentic.NEITHER)
+    computed = script(python("print(2 + 2 == 4)"), "Verdict: equivalent")
+    assert ask(computed, [CASE], must_compute=True)[0].equal is True
+    assert ask(script("Verdict: different"), [CASE], must_compute=True)[0].equal is False
 
 
 def test_scores_of_answers_that_rules_leave_open(server, box, tmp_path):  # noqa: F811
