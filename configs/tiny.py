@@ -109,7 +109,7 @@ _verifier = dict(model=dict(checkpoint="verifier/sft", max_new_tokens=40, temper
 # back five times is learned by heart.
 rl = dict(
     stages=[
-        dict(name="STEM", problems=dict(math=600, phrases=1000), steps=40),
+        dict(name="STEM", problems=dict(math=1000, phrases=600), steps=40),
         dict(name="coding", problems=dict(code=800), steps=40),
         dict(name="preference", problems=dict(taste=600), steps=60, reward="pairwise",
              temperature=0.9, lr=[2, 0.5]),
