@@ -5,19 +5,23 @@ namespace; they hold for root as for an ordinary user:
     capabilities    dropped, with no_new_privs: nothing run later can have more
     Landlock        files: read the standard library and system libraries, write one flat folder; no
                     /proc, no home
-    seccomp         a list of allowed system calls: no process, no exec, no socket, no signal to
-                    others, no ptrace, no chmod; threads are allowed
+    seccomp         a list of allowed system calls: no process, no exec, no socket, no file sent to
+                    others, no signal to others, no ptrace, no chmod, no removal; threads are
+                    allowed
     rlimits         memory, CPU time, size and number of files
+    not dumpable    neither the server nor a child lets others open what it holds by /proc/<pid>/fd
 What they leave: names, sizes and times of files whose path is guessed (stat is not Landlock's), and
 the kernel's bugs.
 
 A child is forked from a process that has never held anything of a job: programs, arguments and
 results go through pipes between child and parent (data/verify/sandbox.py), so a child can find no
-other run and no expected value in its memory. It uses only the standard library of the interpreter
-that it runs in, and nothing of the project.
+other run and no expected value in its memory. Tests run in children of a server of their own, whose
+Landlock domain no program shares. It uses only the standard library of the interpreter that it runs
+in, and nothing of the project.
 """
 import atexit
 import builtins
+import collections
 import contextlib
 import ctypes
 import fcntl
@@ -56,7 +60,7 @@ def lock(folder: str, readable: list[str], unsafe: bool) -> list[str]:
 
     Returns what is missing (unsafe only).
     """
-    limit(CORE=0, MEMLOCK=0, MSGQUEUE=0, NOFILE=64, STACK=64 << 20)
+    limit(CORE=0, MEMLOCK=0, MSGQUEUE=0, STACK=64 << 20)
     missing = []
     for layer in (_drop_privileges, lambda: _landlock(folder, readable), _try_seccomp):
         try:
@@ -87,8 +91,9 @@ def _drop_privileges():
 
 
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
-WRITE_FILE, REMOVE_FILE, MAKE_REG, TRUNCATE = 1 << 1, 1 << 5, 1 << 8, 1 << 14
-FOLDER = WRITE_FILE | READ_FILE | READ_DIR | REMOVE_FILE | MAKE_REG | TRUNCATE
+WRITE_FILE, MAKE_REG, TRUNCATE = 1 << 1, 1 << 8, 1 << 14
+# no removal: what is held open without a name could not be counted
+FOLDER = WRITE_FILE | READ_FILE | READ_DIR | MAKE_REG | TRUNCATE
 
 
 def _landlock(folder: str, readable: list[str]):
@@ -157,8 +162,7 @@ close_range:436:436 dup:32:23 dup2:33:- dup3:292:24 pipe:22:- pipe2:293:59 poll:
 select:23:- pselect6:270:72 epoll_create:213:- epoll_create1:291:20 epoll_ctl:233:21
 epoll_wait:232:- epoll_pwait:281:22 eventfd2:290:19 stat:4:- fstat:5:80 lstat:6:- newfstatat:262:79
 statx:332:291 access:21:- faccessat:269:48 faccessat2:439:439 readlink:89:- readlinkat:267:78
-getcwd:79:17 getdents64:217:61 ftruncate:77:46 unlink:87:- unlinkat:263:35 rename:82:-
-renameat:264:38 renameat2:316:276 umask:95:166 fsync:74:82 fdatasync:75:83 flock:73:32
+getcwd:79:17 getdents64:217:61 ftruncate:77:46 umask:95:166 fsync:74:82 fdatasync:75:83 flock:73:32
 sendfile:40:71 copy_file_range:326:285 fadvise64:221:223 mmap:9:222 munmap:11:215 mprotect:10:226
 mremap:25:216 madvise:28:233 brk:12:214 mincore:27:232 rt_sigaction:13:134 rt_sigprocmask:14:135
 rt_sigreturn:15:139 rt_sigpending:127:136 rt_sigtimedwait:128:137 rt_sigsuspend:130:133
@@ -170,7 +174,7 @@ getsid:124:156 getuid:102:174 geteuid:107:175 getgid:104:176 getegid:108:177 get
 getresgid:120:150 getgroups:115:158 getrlimit:97:163 setrlimit:160:164 sched_yield:24:124
 sched_getaffinity:204:123 getcpu:309:168 futex:202:98 set_robust_list:273:99 get_robust_list:274:100
 set_tid_address:218:96 rseq:334:293 membarrier:324:283 arch_prctl:158:- exit:60:93 exit_group:231:94
-wait4:61:260 waitid:247:95 sendto:44:206 recvfrom:45:207 sendmsg:46:211 recvmsg:47:212
+wait4:61:260 waitid:247:95 sendto:44:206 recvfrom:45:207
 shutdown:48:210 getsockname:51:204 getpeername:52:205 getsockopt:55:209 setsockopt:54:208
 """)
 # name: (x86_64, aarch64), which argument, and what it may be: one of these values, or "self", the
@@ -186,6 +190,10 @@ CHECKED = {
     # the name of a thread
     "prctl": ((157, 167), 0, [15, 16]),
 }
+# what clone must be told to make a thread: CLONE_VM, FILES, SIGHAND and THREAD. With a table of
+# files of its own, each thread could hold as many as a process may
+THREAD = 0x100 | 0x400 | 0x800 | 0x10000
+NAMELESS = 0x400000     # of open, in O_TMPFILE
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 EPERM, ENOSYS, ALLOW, KILL = 0x50001, 0x50026, 0x7FFF0000, 0x80000000
 LOAD, JUMP_EQ, JUMP_SET, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
@@ -217,8 +225,7 @@ def seccomp_filter(pid: int) -> bytes:
         for value in values:
             tests += [(JUMP_EQ, 0, 1, pid if value == "self" else value), PERMIT]
         call(numbers, argument(which), *tests, REFUSE)
-    thread = 0x10000                    # CLONE_THREAD: a thread, no process
-    call((56, 220), argument(0), (JUMP_SET, 0, 1, thread), PERMIT, REFUSE)
+    call((56, 220), argument(0), (AND, 0, 0, THREAD), (JUMP_EQ, 0, 1, THREAD), PERMIT, REFUSE)
     call((435, 435), (RETURN, 0, 0, ENOSYS))    # clone3 hides its flags in memory: libc takes clone
     call((437, 437), (RETURN, 0, 0, ENOSYS))    # openat2 likewise
     # asyncio needs a socket pair; only a stream, since a datagram could be sent elsewhere
@@ -226,10 +233,13 @@ def seccomp_filter(pid: int) -> bytes:
          argument(0), (JUMP_EQ, 1, 0, 1), REFUSE,
          argument(1), (AND, 0, 0, 0xF), (JUMP_EQ, 0, 1, 1), PERMIT,
          REFUSE)
-    # O_TRUNC only on a file that is opened for writing: before its version 3 Landlock sees no other
+    # no file without a name; and O_TRUNC only on a file that is opened for writing: before its
+    # version 3 Landlock sees no other
     for numbers, which in (((2, None), 1), ((257, 56), 2)):
         call(numbers,
-             argument(which), (JUMP_SET, 1, 0, os.O_TRUNC), PERMIT,
+             argument(which),
+             (JUMP_SET, 0, 1, NAMELESS), REFUSE,
+             (JUMP_SET, 1, 0, os.O_TRUNC), PERMIT,
              (AND, 0, 0, 3), (JUMP_EQ, 2, 0, os.O_WRONLY), (JUMP_EQ, 1, 0, os.O_RDWR), REFUSE,
              PERMIT)
     program.append(REFUSE)
@@ -263,10 +273,8 @@ def _try_seccomp():
 # The server: forks a child for each request of the parent, and says how it ended
 
 def main():
-    # moved to the lowest free number, among those that `child` closes: a parent with many open
-    # files hands over a high one
-    control = socket.socket(fileno=os.dup(int(sys.argv[1])))
-    os.close(int(sys.argv[1]))
+    libc.prctl(4, 0, 0, 0, 0)   # not dumpable, before it holds anything; children inherit it
+    control = socket.socket(fileno=int(sys.argv[1]))
     folder, unsafe, paths = sys.argv[2], sys.argv[3] == "unsafe", sys.argv[4:]
     try:
         missing = lock(folder, readable_paths(paths), unsafe)
@@ -275,7 +283,7 @@ def main():
     sys.path.extend(paths)
     control.send(json.dumps({"missing": missing}).encode())
     gc.freeze()
-    while message := socket.recv_fds(control, 4096, 8):
+    while message := socket.recv_fds(control, 4096, 16):
         data, fds = message[:2]
         if not data:
             return  # the parent is gone
@@ -305,14 +313,16 @@ def child(request: dict, fds: list[int], server: int, folder: str, unsafe: bool)
     code = 1
     try:
         libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with the server
-        libc.prctl(4, 0, 0, 0, 0)               # no core dump, no ptrace
         if os.getppid() != server:
             os._exit(1)
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 40) for fd in fds]
         for fd, number in zip(high, request["numbers"]):
             os.dup2(fd, number)
-        os.closerange(len(fds), 64)
-        limit(AS=request["memory"], CPU=request["cpu"], FSIZE=request["file_size"])
+        close_from(len(fds))
+        # NOFILE not in the server: files that it sends are counted against it, with those that any
+        # process of the user has sent
+        limit(AS=request["memory"], CPU=request["cpu"], FSIZE=request["file_size"], NOFILE=64)
+        os.unlink = os.remove = remove
         os.chdir(folder)
         with contextlib.suppress(*(OSError, KeyError) if unsafe else ()):
             install(seccomp_filter(os.getpid()))
@@ -337,6 +347,16 @@ def child(request: dict, fds: list[int], server: int, folder: str, unsafe: bool)
             sys.stderr.flush()
         finally:
             os._exit(code & 0xFF)
+
+
+def close_from(first: int):
+    if libc.syscall(436, first, ctypes.c_uint(0xFFFFFFFF), 0):
+        os.closerange(first, 1 << 16)   # no close_range(2): before Linux 5.9
+
+
+def remove(path, *, dir_fd=None):
+    """Stands for os.remove: the file is emptied, its name stays, and counts as one of `files`."""
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC, dir_fd=dir_fd))
 
 
 def read_source() -> str:
@@ -375,7 +395,7 @@ def run(request: dict) -> int:
 # side from builtin types alone: an object that lies about itself is only its value there. Anything
 # else stays where it is, under a number.
 
-MOST_KEYS = 10_000   # of a set or dictionary: numbers can be chosen so that all of them collide
+MOST_ALIKE = 100     # keys of a set or dictionary with the same hash
 PLAIN = {"tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter}
 ITERATED = (range, type({}.keys()), type({}.values()))      # they travel as iterators
 
@@ -445,17 +465,29 @@ def decode(value: object, proxy=None) -> object:
         return complex(*content)
     if kind in ("bytes", "bytearray"):
         return getattr(builtins, kind).fromhex(content)
-    if kind in ("dict", "set", "frozenset") and len(content) > MOST_KEYS:
-        raise ValueError("too many keys")
     if kind == "dict":
-        return {decode(k, proxy): decode(v, proxy) for k, v in content}
+        keys = check_hashes([decode(key, proxy) for key, _ in content])
+        return dict(zip(keys, [decode(each, proxy) for _, each in content]))
     if kind == "object" and proxy and type(content) is int:
         return proxy(content)
     if kind == "raised":
         raise Raised(*map(str, content))
     if kind not in PLAIN:
         raise ValueError(f"unknown kind {kind!r}")
-    return PLAIN[kind]([decode(v, proxy) for v in content])
+    values = [decode(v, proxy) for v in content]
+    return PLAIN[kind](check_hashes(values) if kind in ("set", "frozenset") else values)
+
+
+def check_hashes(keys: list) -> list:
+    """The keys. ValueError where many have one hash: a set of n such would take n² steps.
+
+    Numbers can be chosen so: all multiples of 2⁶¹ - 1 have the hash 0.
+    """
+    if len(keys) > MOST_ALIKE:
+        counts = collections.Counter(map(hash, keys))
+        if max(counts.values()) > MOST_ALIKE:
+            raise ValueError("too many keys of one hash")
+    return keys
 
 
 def frame(message: object) -> bytes:
@@ -521,8 +553,8 @@ def serve(request: dict) -> int:
         write_all(4, frame(answer))
 
 
-class Proxy:
-    """What a program's function or object is to the tests.
+class Function:
+    """What a program's function is to the tests: it can be called, and nothing else.
 
     It answers no comparison: an object that lies about being equal is worth nothing, so only plain
     data pass.
@@ -534,6 +566,14 @@ class Proxy:
 
     def __call__(self, *args, **kwargs):
         return self._ask("call", self._number, encode(args, _number_of), encode(kwargs, _number_of))
+
+
+class Proxy(Function):
+    """What a class of the program, or an object, is to tests that name a class.
+
+    Its answers are the program's: attributes and methods may say whatever pleases.
+    """
+    __slots__ = ()
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
@@ -554,43 +594,56 @@ class Proxy:
 
 
 def _number_of(value) -> int:
-    if type(value) is Proxy:
+    if type(value) in (Function, Proxy):
         return value._number
     raise TypeError(f"{type(value).__name__} cannot be given to the program: it is no plain data")
 
 
+def exception_of(raised: Raised) -> Exception:
+    """What the tests see of an exception in the program: the builtin one of its name.
+
+    `raised` itself where there is none, and for those by which iterators end: a StopIteration would
+    end `all(map(f, values))` at once, and all would be well.
+    """
+    kind = getattr(builtins, raised.type, None)
+    if not isinstance(kind, type) or not issubclass(kind, Exception):
+        return raised
+    if issubclass(kind, (StopIteration, StopAsyncIteration)):
+        return raised
+    try:
+        return kind(raised.text)
+    except TypeError:       # UnicodeDecodeError wants five arguments
+        return raised
+
+
 def test(request: dict) -> int:
-    """Runs the tests of fd 3 with proxies of the program's names; says so on fd 4 if all pass.
+    """Runs the tests of fd 3 with stand-ins for the program's names.
 
     Calls go out by fd 6, answers come in by fd 5. A program that is gone or talks nonsense ends the
-    tests at once.
+    tests at once. Only after their last line it reads the token of fd 7 and shows it on fd 4.
     """
-    source = read_source()
+    names, source = json.loads(read_source())
+    # a name with a capital is a class; where there is none, calls return plain data or functions
+    stand_in = Proxy if any(name[0].isupper() for name in names) else Function
 
     def ask(*message):
         try:
             write_all(6, frame(message))
-            value = decode(read_frame(5, request["output"]), lambda number: Proxy(ask, number))
+            answer = read_frame(5, request["output"])
+            return decode(answer, lambda number: stand_in(ask, number))
         except Raised as raised:
-            error = getattr(builtins, raised.type, None)
-            if isinstance(error, type) and issubclass(error, Exception):
-                try:
-                    error = error(raised.text)
-                except TypeError:  # UnicodeDecodeError wants five arguments
-                    error = raised
-                raise error from None
-            raise
+            error = exception_of(raised)
         except BaseException:  # not for the tests to catch: they may expect an exception
             os.write(2, b"the program ended or its answer cannot be read\n")
             os._exit(1)
-        return value
+        raise error
 
     solution = namespace("solution", "")
     space = namespace("tests", source)
-    for name in request["names"]:
+    for name in names:
         solution[name] = space[name] = ask("get", 0, name)
     execute(source, space)
-    write_all(4, b"passed")
+    write_all(4, os.read(7, 100))
     return 0
 
 

@@ -12,17 +12,20 @@ How it is locked in stands in data/verify/jail.py. Expected values never enter t
 the program. A verdict is never taken from it either: only values, rebuilt here (or in the process
 of the tests) from plain builtin types.
 
-Each worker is a warm interpreter that forks a child for every program, in a few milliseconds;
-nothing but data survives a program, and its folder is emptied. Threads may share a Sandbox, each
-takes a free worker. Linux on x86_64 or aarch64.
+Each worker has a warm interpreter, a server, that forks a child for every program, in a few
+milliseconds; nothing but data survives a program, and its folder is emptied. Tests are forked from
+a second server, which never runs a program: the two share two pipes, and no folder, file or
+Landlock domain. Threads may share a Sandbox, each takes a free worker. Linux on x86_64 or aarch64.
 """
 import atexit
+import fcntl
 import functools
 import json
 import math
 import os
 import platform
 import queue
+import secrets
 import selectors
 import shutil
 import signal
@@ -103,6 +106,7 @@ class Sandbox:
         self.limits = limits
         python = python or os.path.realpath(sys._base_executable)
         self._start = functools.partial(_Worker, python, paths, unsafe)
+        _sweep()
         self._free = queue.LifoQueue()  # the warmest first
         for _ in range(workers - 1):
             self._free.put(None)  # started when it is first needed, and again after one broke
@@ -165,19 +169,23 @@ class Sandbox:
         """Whether the tests, trusted code with assertions, run to their end: status "passed".
 
         names: what the tests use of the program, as globals or by `from solution import …`. Each
-        becomes a jail.Proxy: no other name of the program reaches the tests, so none can take the
-        place of `len` or `sorted` there.
+        becomes a jail.Function, or, where one of them begins with a capital as classes do, a
+        jail.Proxy: no other name of the program reaches the tests, so none can take the place of
+        `len` or `sorted` there.
         """
+        source = json.dumps([list(names), tests], ensure_ascii=False)
+        token = secrets.token_hex(16)   # the tests' process shows it when all is done
+
         def job(job):
             calls_out, calls_in = job.pipe()
             answers_out, answers_in = job.pipe()
+            child = job.launch("test", {0: "", 3: source, 7: token}, outputs=(1, 2, 4),
+                               ours={5: answers_out, 6: calls_in})
             program_child = job.launch("serve", {0: "", 3: program}, outputs=(1, 2),
                                        ours={4: answers_in, 5: calls_out})
-            child = job.launch("test", {0: "", 3: tests}, outputs=(1, 2, 4),
-                               ours={5: answers_out, 6: calls_in}, names=list(names))
             job.close(calls_out, calls_in, answers_out, answers_in)
             result = job.finish(child, "passed")
-            if result.status == "passed" and child.outputs[4] != b"passed":
+            if result.status == "passed" and child.outputs[4] != token.encode():
                 result.status = "error"
             result.stderr += program_child.text(2)
             return result
@@ -241,14 +249,67 @@ def same(value: object, expected: object) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------
-# A worker: the locked-in interpreter and its folder
+# A worker: two locked-in interpreters, each with its folder
+
+FOLDERS = "nanobeige-sandbox-"      # how the names of the folders begin
+
+
+def _make_folder() -> tuple[str, int]:
+    """A work folder, and an open file that holds its lock for as long as this process lives."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=FOLDERS)
+        lock = _lock_folder(folder)
+        if lock is not None and os.path.exists(folder):     # _sweep of another may have been faster
+            return folder, lock
+
+
+def _lock_folder(folder: str) -> int | None:
+    """An open file with the folder's lock; None if it is another user's, or in use."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    if os.fstat(lock).st_uid == os.geteuid():
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+    os.close(lock)
+    return None
+
+
+def _sweep():
+    """Removes the folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(FOLDERS + "*"):
+        lock = _lock_folder(str(folder))
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
 
 class _Worker:
+    """A server for programs, and one for tests, started when it is first needed."""
+
+    def __init__(self, python: str, paths: Sequence[str], unsafe: bool):
+        self._start = functools.partial(_Server, python, paths, unsafe)
+        self.servers = {"programs": self._start()}
+
+    def server(self, kind: str) -> "_Server":
+        name = "tests" if kind == "test" else "programs"
+        if name not in self.servers:
+            self.servers[name] = self._start()
+        return self.servers[name]
+
+    def close(self):
+        for server in self.servers.values():
+            server.close()
+
+
+class _Server:
     def __init__(self, python: str, paths: Sequence[str], unsafe: bool):
         if sys.platform != "linux" or platform.machine() not in jail.ARCHITECTURES:
             machines = " or ".join(jail.ARCHITECTURES)
             raise Unavailable(f"the sandbox needs Linux on {machines}")
-        self.folder = tempfile.mkdtemp(prefix="sandbox-")
+        self.folder, self.lock = _make_folder()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(60)
         self.process = subprocess.Popen(
@@ -287,6 +348,16 @@ class _Worker:
             raise Broken(answer["failed"])
         return answer, received
 
+    def holds_more(self, files: int, size: int) -> bool:
+        """Whether its folder has more files, or more bytes in all; nothing there can be removed."""
+        with os.scandir(os.fsencode(self.folder)) as entries:
+            for entry in entries:
+                files -= 1
+                size -= entry.stat(follow_symlinks=False).st_size
+                if files < 0 or size < 0:
+                    return True
+        return False
+
     def empty_folder(self):
         for entry in os.scandir(os.fsencode(self.folder)):
             os.unlink(entry.path)   # there can be no folders in it
@@ -297,14 +368,22 @@ class _Worker:
         self.process.wait()
         self.process.stderr.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None         # closed more than once, it would be another's
 
 
 # --------------------------------------------------------------------------------------------------
 # A job: one or two children, what goes in and comes out of them, and its limits
 
+# after so many rounds we take what is there every 2 ms: a program that writes byte by byte would
+# wake us for each
+BUSY_ROUNDS = 50
+
+
 class _Child:
-    def __init__(self, pid: int, pidfd: int):
-        self.pid, self.pidfd, self.outputs = pid, pidfd, {}
+    def __init__(self, server: _Server, pid: int, pidfd: int):
+        self.server, self.pid, self.pidfd, self.outputs = server, pid, pidfd, {}
         self.clock = ~pid << 3 | 2          # its CPU clock, as clock_getcpuclockid(3) makes it
 
     def text(self, number: int) -> str:
@@ -322,7 +401,6 @@ class _Job:
         self.children, self.fds = [], set()
         self.selector = selectors.DefaultSelector()
         self.seconds = 0.0
-        self.deadline = time.monotonic() + limits.wall
 
     def __enter__(self):
         return self
@@ -331,7 +409,8 @@ class _Job:
         try:
             for child in list(self.children):
                 self.reap(child)
-            self.worker.empty_folder()
+            for server in self.worker.servers.values():
+                server.empty_folder()
         finally:
             self.selector.close()
             self.close(*self.fds)
@@ -347,7 +426,7 @@ class _Job:
             os.close(fd)
 
     def launch(self, kind: str, inputs: dict[int, str | bytes], outputs: Sequence[int],
-               ours: dict[int, int] = {}, **more) -> _Child:
+               ours: dict[int, int] = {}) -> _Child:
         """Starts a child with the fds `inputs`, texts to be written, and `outputs`, read whole.
 
         ours: {fd of the child: an fd of ours that it gets}; the caller closes these.
@@ -360,11 +439,11 @@ class _Job:
         limits = self.limits
         request = dict(
             kind=kind, numbers=list(child_ends), memory=limits.memory,
-            cpu=math.ceil(limits.seconds) + 1, file_size=limits.file_size, output=limits.output,
-            **more)
-        answer, (pidfd,) = self.worker.ask(request, list(child_ends.values()))
+            cpu=math.ceil(limits.seconds) + 1, file_size=limits.file_size, output=limits.output)
+        server = self.worker.server(kind)
+        answer, (pidfd,) = server.ask(request, list(child_ends.values()))
         self.close(*(fd for number, fd in child_ends.items() if number not in ours))
-        child = _Child(answer["pid"], pidfd)
+        child = _Child(server, answer["pid"], pidfd)
         self.fds.add(pidfd)
         self.children.append(child)
         for number, fd in our_ends.items():
@@ -408,8 +487,12 @@ class _Job:
         good: the status for exit code 0.
         """
         self.selector.register(child.pidfd, selectors.EVENT_READ)
-        broken = ""
+        self.deadline = time.monotonic() + self.limits.wall
+        broken, rounds = "", 0
         while not broken:
+            rounds += 1
+            if rounds > BUSY_ROUNDS:
+                time.sleep(0.002)
             events = self.selector.select(0.02)
             for key, _ in events:
                 if isinstance(key.data, memoryview):
@@ -453,18 +536,15 @@ class _Job:
                     return "time"
                 if os.stat(f"/proc/{child.pid}/task").st_nlink - 2 > limits.threads:
                     return "threads"
-        sizes = []
-        for entry in os.scandir(os.fsencode(self.worker.folder)):
-            with suppress(OSError):
-                sizes.append(entry.stat(follow_symlinks=False).st_size)
-        too_many = len(sizes) > limits.files or sum(sizes) > 8 * limits.file_size
-        return "files" if too_many else ""
+            if child.server.holds_more(limits.files, 8 * limits.file_size):
+                return "files"
+        return ""
 
     def reap(self, child: _Child) -> int:
         """Kills a child if it still runs; its exit code, negative for a signal."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        answer, _ = self.worker.ask({"reap": child.pid})
+        answer, _ = child.server.ask({"reap": child.pid})
         self.children.remove(child)
         self.seconds = max(self.seconds, answer["seconds"])
         return answer["code"]

@@ -10,9 +10,14 @@ import json
 import math
 import os
 import pickle
+import resource
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -68,6 +73,11 @@ HARM = {  # name: script; None in the place of a status means that any end is go
     "folders": "attempt(os.mkdir, 'x')",
     "symlink": "attempt(os.symlink, '/etc/passwd', 'x')",
     "hard link": "attempt(os.link, '/etc/passwd', 'x')",
+    "remove": "open('x', 'w').close()\nlibc.unlink(b'x')\nlibc.remove(b'x')\n"
+    "libc.rename(b'x', b'y')\n"
+    "if os.listdir('.') != ['x']: print('ESCAPED')",
+    "nameless file": "attempt(os.open, '.', os.O_TMPFILE | os.O_RDWR)",
+    "large pipe": "import fcntl\nattempt(fcntl.fcntl, os.pipe()[1], 1031, 1 << 20)",
     "fifo": "attempt(os.mkfifo, 'x')",
     "device": "attempt(os.mknod, 'x', 0o20666, os.makedev(1, 1))",
     "read passwords": "attempt(open, '/etc/passwd')",
@@ -81,6 +91,9 @@ HARM = {  # name: script; None in the place of a status means that any end is go
     "attempt(open, '/proc/self/environ')",
     "read the parent": "for f in 'mem', 'environ', 'maps', 'cmdline':\n"
     "    attempt(open, f'/proc/{parent}/{f}', 'rb')",
+    "open what others hold": "for pid in [parent, *PIDS]:\n    for fd in range(64):\n"
+    "        for how in os.O_RDONLY, os.O_WRONLY | os.O_NONBLOCK:\n"
+    "            attempt(os.open, f'/proc/{pid}/fd/{fd}', how)",
     "read sys": "attempt(os.listdir, '/sys')\nattempt(os.listdir, '/dev')\n"
     "attempt(os.listdir, '/')",
     "cross by chdir": "attempt(os.chdir, '/')\nattempt(os.listdir, 'etc')",
@@ -128,6 +141,11 @@ HARM = {  # name: script; None in the place of a status means that any end is go
     "    for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW:\n"
     "        attempt(socket.socket, family, kind)",
     "connect": "attempt(socket.create_connection, ('127.0.0.1', PORT), 1)",
+    "files in flight": "a, b = socket.socketpair()\n"
+    "attempt(socket.send_fds, a, [b'x'], [0])\nattempt(b.recvmsg, 1)",
+    "threads with files of their own": "stack = ctypes.create_string_buffer(1 << 16)\n"
+    "top = ctypes.c_void_p(ctypes.addressof(stack) + (1 << 15))\n"
+    "call('clone', 56 if X86 else 220, 0x10900, top, 0, 0, 0)",
     "datagrams": "attempt(socket.socketpair, socket.AF_UNIX, socket.SOCK_DGRAM)",
     "io_uring": "call('io_uring', 425, 8, bytes(256))",
     "descriptors": "for fd in range(3, 1024):\n    try: os.fstat(fd)\n"
@@ -171,6 +189,9 @@ LOUD = {  # script: the limit that it breaks
     "import os\nwhile True: os.write(2, bytes(1000))": "output",
     "n = 0\nwhile True:\n    n += 1\n    open(str(n), 'w').close()": "files",
     "for n in range(99):\n    with open(str(n), 'wb') as f: f.write(bytes(8 << 20))\n"
+    "while True: pass": "files",
+    "import os\nfor n in range(60):\n    f = open(str(n), 'wb')\n    os.unlink(f.name)\n"
+    "    os.pwrite(f.fileno(), bytes(8 << 20), 0)\n    os.dup(f.fileno())\n"
     "while True: pass": "files",
     "import threading, time\nthreading.stack_size(32768)\nwhile True:\n"
     "    try: threading.Thread(target=time.sleep, args=[60]).start()\n"
@@ -312,7 +333,7 @@ CHEATS = {
     "while d: d = d[os.write(4, d):]\ndef f(x): return 1",
     "colliding numbers": f"import os, struct, json\nframe = {FRAME}\n"
     "m = {'set': [{'int': hex((2 ** 61 - 1) * k)} "
-    "for k in range(1, 20_000)]}\nd = frame({'object': 1}) + frame(m) + frame(1)\n"
+    "for k in range(1, 9_000)]}\nd = frame({'object': 1}) + frame(m) + frame(1)\n"
     "while d: d = d[os.write(4, d):]\nos._exit(0)",
     "crash": "import ctypes\ndef f(x): ctypes.string_at(0)",
     "stop": "import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)",
@@ -346,53 +367,189 @@ def many_open_files():
         yield
 
 
+class Costs:
+    """What jobs cost our own process: the CPU seconds of each, memory and open files of all."""
+
+    def __init__(self):
+        self.seconds = {}
+        self.memory, self.files = self.peak(), self.open_files()
+
+    @staticmethod
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+    @staticmethod
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def of(self, name: str, work, *args):
+        started = time.thread_time()
+        result = work(*args)
+        self.seconds[name] = time.thread_time() - started
+        return result
+
+    def excessive(self) -> dict:
+        """What is over half a second, 64 MB, or left open."""
+        found = {name: seconds for name, seconds in self.seconds.items() if seconds > 0.5}
+        if self.peak() - self.memory > 64:
+            found["memory"] = self.peak() - self.memory
+        if self.open_files() != self.files:
+            found["files"] = self.open_files() - self.files
+        return found
+
+
+def servers(box: Sandbox) -> list:
+    return [server for worker in box.workers() for server in worker.servers.values()]
+
+
 def attack(python: str, folder: str) -> dict:
     """Runs everything above, and what came of it, by name. folder: where the canary is made."""
     canary = os.path.join(folder, CANARY)
     Path(canary).write_text("alive")
     os.utime(canary, (1e9, 1e9))
-    found, ours = {}, {}
+    found, costs = {}, Costs()
     with many_open_files(), Sandbox(workers=2, limits=QUICK, python=python) as box:
-        others = [worker.folder for worker in both_workers(box)]
+        both_workers(box)
+        box.test("f = len", "f([])", ["f"])     # now the server for tests is there as well
+        others = [server.folder for server in servers(box)]
+        pids = [server.process.pid for server in servers(box)]
+        values = dict(ROOT=str(ROOT), CANARY=canary, X86=X86, PORT=PORT, PIDS=[*pids, os.getpid()])
+        known = TRY + "".join(f"{k} = {v!r}\n" for k, v in values.items())
+        known += f"OTHER = [folder for folder in {others!r} if folder != os.getcwd()][0]\n"
         for name, script in HARM.items():
-            values = dict(ROOT=str(ROOT), CANARY=canary, X86=X86, PORT=PORT, OTHER=others[0])
-            known = TRY + "".join(f"{k} = {v!r}\n" for k, v in values.items())
-            known += f"OTHER = {others!r}[os.getcwd() == OTHER]\n"
-            result = box.run(known + script)
+            result = costs.of(name, box.run, known + script)
             found["harm: " + name] = [
                 "ESCAPED" in result.stdout,
                 result.status,
                 result.stdout + result.stderr,
             ]
         for script, limit in LOUD.items():
-            found["loud: " + script] = [False, box.run(script).status, limit]
+            found["loud: " + script] = [False, costs.of(script, box.run, script).status, limit]
         for name, program in CHEATS.items():
-            tests, started = box.test(program, TESTS, ["f"]), time.thread_time()
-            calls = box.call(program, "f", [["x"], ["y"]])
-            ours[name] = time.thread_time() - started
+            tests = costs.of("test: " + name, box.test, program, TESTS, ["f"])
+            calls = costs.of("call: " + name, box.call, program, "f", [["x"], ["y"]])
             found["cheat: " + name] = [
                 tests.status == "passed" or any(same(v, SECRET) for v in calls.values),
                 tests.status,
                 calls.status,
                 tests.stderr,
             ]
-        found["our own time"] = {name: seconds for name, seconds in ours.items() if seconds > 1}
+        for name, program, tests in early_ends():
+            result = box.test(program, tests, ["f"])
+            found["cheat: " + name] = [result.status == "passed", result.status, result.stderr]
+        found["forged"] = forge(box)
         right = f"def f(x): return '{SECRET}'"
         found["right"] = [
             box.test(right, TESTS, ["f"]).status,
             box.call(right, "f", [["x"]]).values,
         ]
-        servers = [worker.process.pid for worker in box.workers()]
+        pids = [server.process.pid for server in servers(box)]
         found["left"] = [
-            [Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in servers],
-            [os.listdir(worker.folder) for worker in box.workers()],
+            "".join(Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in pids),
+            [name for server in servers(box) for name in os.listdir(server.folder)],
         ]
+    found["our costs"] = costs.excessive()
     found["canary"] = [
         Path(canary).read_text(),
         os.stat(canary).st_mtime,
         oct(os.stat(canary).st_mode & 0o777),
     ]
     return found
+
+
+# ---- tests that a program would end early, or please without a right value
+
+RAISED = ("StopIteration", "StopAsyncIteration", "GeneratorExit", "SystemExit", "KeyboardInterrupt")
+LOOPS = {
+    "all": "assert all(map(f, [1, 2]))",
+    "zip": "for got, wanted in zip(map(f, [1, 2]), [2, 3]): assert got == wanted",
+    "filter": "assert list(filter(f, [1, 2])) == []",
+    "asynchronous": "import asyncio\nasync def values():\n    yield f(1)\n"
+    "async def check():\n    async for value in values(): assert value == 2\n"
+    "asyncio.run(check())",
+}
+PLEASING = """
+class Anything:
+    def __getattr__(self, name): return lambda *args: True
+    def __call__(self, *args): return True
+    __len__ = __iter__ = __contains__ = __getitem__ = __str__ = lambda self, *args: 1
+def function(*args): return True
+function.startswith = function.count = function.append = function.items = function.value = function
+"""
+ON_RESULTS = (
+    "assert f(1).startswith('a')",
+    "assert f(1).count(2)",
+    "assert f(1).items()",
+    "assert f(1).value",
+    "assert f(1)[0]",
+    "assert len(f(1)) == 1",
+    "assert 2 in f(1)",
+    "assert str(f(1)) == '1'",
+    "assert f(1) == f(1)",
+    "assert f(1) >= 0",
+)
+
+
+def early_ends():
+    """(name, program, tests): none of which may be passed."""
+    for loop, tests in LOOPS.items():
+        for kind in RAISED:
+            for how in "{}", "type('{}', (Exception,), {{}})", "type('{}', (BaseException,), {{}})":
+                error = how.format(kind)
+                yield f"{error} in {loop}", f"def f(x): raise {error}", tests
+    for tests in ON_RESULTS:
+        for value in "Anything()", "Anything", "function":
+            yield f"{tests} of {value}", PLEASING + f"def f(x): return {value}", tests
+
+
+# Runs as long as the tests do. From whatever pipe it can open of the servers, or of a process that
+# was started beside it, it takes what it finds and puts tests of its own in the place.
+FORGER = """
+import os, threading
+NEIGHBOURS = [os.getpid() + n for n in (-2, -1, 1, 2)]
+PLACES = [f"/proc/{pid}/fd/{fd}" for pid in [*PIDS, *NEIGHBOURS] for fd in range(3, 14)]
+OWN = {os.fstat(fd).st_ino for fd in (0, 1, 2, 4, 5)}
+TESTS = b'[["f"], "import os; os.write(4, os.read(7, 99)); os._exit(0)"]'
+def forge():
+    opened = []
+    while True:
+        for place in PLACES:
+            try:
+                fd = os.open(place, os.O_RDWR | os.O_NONBLOCK)
+            except OSError:
+                continue
+            (os.close if os.fstat(fd).st_ino in OWN or len(opened) > 30 else opened.append)(fd)
+        for fd in opened:
+            try:
+                found = os.read(fd, 10_000).startswith(b"[[")
+            except OSError:
+                continue
+            if found:
+                os.write(fd, TESTS)
+                for fd in opened: os.close(fd)  # so that the tests' process sees the end
+                return
+threading.Thread(target=forge).start()
+def f(x): return 1
+"""
+
+
+def forge(box: Sandbox, tries: int = 60) -> list[str]:
+    """The ends of tries, while another thread of ours computes, so that we are slow."""
+    pids = [server.process.pid for server in servers(box)]
+    program = f"PIDS = {pids}\n" + FORGER
+    done = threading.Event()
+
+    def compute():
+        while not done.is_set():
+            sum(range(1000))
+    busy = threading.Thread(target=compute)
+    busy.start()
+    try:
+        ends = {box.test(program, "assert f(1) == 2", ["f"]).status for _ in range(tries)}
+    finally:
+        done.set()
+        busy.join()
+    return sorted(ends)
 
 
 PORT = 1
@@ -460,9 +617,10 @@ def test_attacks(found):
         name: what for name, what in found.items() if name.startswith("loud") and what[1] != what[2]
     }
     assert not {name: what for name, what in found.items() if "broken" in map(str, what)}
-    assert found["our own time"] == {}  # a program must not keep us busy, either
+    assert found["forged"] == ["error"]
+    assert found["our costs"] == {}  # a program must not keep us busy, either
     assert found["right"] == ["passed", [SECRET]]
-    assert found["left"] == [["", ""], [[], []]]
+    assert found["left"] == ["", []]
     assert found["canary"] == ["alive", 1e9, "0o644"]
     # each script of HARM ran to its end (a wall that stops everything proves nothing), or was
     # killed for what it did
@@ -516,6 +674,8 @@ HONEST = {
         "",
         "1\n",
     ),
+    "import os\nwith open('a', 'w') as f: f.write('x')\n"
+    "os.remove('a')\nprint(os.path.getsize('a'))": ("", "0\n"),
     "import random\nprint(random.random())": ("", "0.8444218515250481\n"),
     "print(hash('a') == hash('a'), {'a', 'b'} == {'b', 'a'})": ("", "True True\n"),
     "import atexit\natexit.register(print, 'bye')\nprint('hello')": ("", "hello\nbye\n"),
@@ -684,6 +844,112 @@ def test_tests_that_expect_an_exception_are_not_passed_by_a_program_that_is_gone
         assert box.test(program, tests, ["f"]).status == "error"
 
 
+def test_functions_travel_where_no_class_is_named(box):
+    program = """
+def adder(n): return lambda x: x + n
+class Point:
+    def __init__(self, x): self.x = x
+def point(x): return Point(x)
+"""
+    assert box.test(program, "assert adder(2)(3) == 5", ["adder"]).status == "passed"
+    assert box.test(program, "assert point(2).x == 2", ["point"]).status == "error"
+    assert box.test(program, "assert point(2).x == 2", ["point", "Point"]).status == "passed"
+
+
+def test_many_long_names(box):
+    """A request of more than 4,096 bytes, and no worker that breaks at it."""
+    names = [f"name_{n:025}" for n in range(150)]
+    program = "\n".join(f"def {name}(): return {n}" for n, name in enumerate(names))
+    tests = "\n".join(f"assert {name}() == {n}" for n, name in enumerate(names))
+    box.test("f = len", "f([])", ["f"])
+    before = {server.process.pid for server in servers(box)}
+    assert box.test(program, tests, names).status == "passed"
+    assert before <= {server.process.pid for server in servers(box)}
+
+
+def test_files_in_flight_of_the_same_user_break_no_worker(box):
+    """They are counted per user, against the limit of files of the process that sends one."""
+    ends = []
+    with ExitStack() as stack:
+        for _ in range(4):
+            ends += [stack.enter_context(end) for end in socket.socketpair()]
+        for end in ends[::2]:
+            socket.send_fds(end, [b"x"], [0] * 50)
+        before = {server.process.pid for server in servers(box)}
+        assert box.run("print(1)").stdout == "1\n"
+        assert before == {server.process.pid for server in servers(box)}
+
+
+def test_keys_of_one_hash():
+    """Chosen to collide, they take n² steps to be put into a set: as many as an answer can hold."""
+    def decoded(kind, keys):
+        started = time.thread_time()
+        try:
+            jail.decode({kind: [[key, 1] if kind == "dict" else key for key in keys]})
+        except ValueError as error:
+            assert "one hash" in str(error)
+        assert time.thread_time() - started < 0.5
+        return started
+    for kind in "set", "frozenset", "dict":
+        decoded(kind, [{"int": hex((2**61 - 1) * k)} for k in range(40_000)])
+        decoded(kind, [{"int": hex(k << 46)} for k in range(1 << 14)])  # the same lower bits
+        decoded(kind, [{"tuple": [0] * 5000 + [{"int": hex((2**61 - 1) * k)}]} for k in range(99)])
+    numbers = jail.decode({"set": list(range(50_000))})
+    assert numbers == set(range(50_000))        # honest ones are not counted
+
+
+def test_a_program_that_writes_byte_by_byte_costs_us_little(box):
+    """200,000 writes of one byte cost 3.6 s of ours, when each woke us."""
+    for pause in "0", "5e-5":
+        program = "import os, time\nfor _ in range(200_000):\n    os.write(1, b'x')\n"
+        program += f"    {pause} and time.sleep({pause})"
+        costs = Costs()
+        result = costs.of("bytes", box.run, program, "x" * (4 << 20), Limits(wall=4.0))
+        assert set(result.stdout) == {"x"} and result.status in ("ok", "time")
+        assert costs.excessive() == {}
+
+
+LEFT = """
+import sys
+from data.verify.sandbox import Sandbox
+box = Sandbox(workers=1)
+box.test("f = len", "f([])", ["f"])
+print(*[server.folder for server in box.workers()[0].servers.values()], flush=True)
+box.run("import time\\nopen('x', 'w').close()\\ntime.sleep(60)")
+"""
+
+
+def test_folders_of_a_killed_process_are_removed_by_the_next(tmp_path, monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", LEFT], stdout=subprocess.PIPE, text=True,
+                               env=os.environ | {"TMPDIR": str(tmp_path)}, cwd=ROOT)
+    left = [Path(folder) for folder in process.stdout.readline().split()]
+    wait_for(lambda: (left[0] / "x").exists())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    others = [tmp_path / "sandbox-of-another-program", tmp_path / (sandbox.FOLDERS + "x")]
+    for folder in others:
+        folder.mkdir()
+    if os.getuid() == 0:
+        os.chown(others[1], 65534, 65534)   # another user's
+    else:
+        others.pop()
+    with Sandbox(workers=1) as box:
+        assert len(left) == 2 and all(folder.exists() for folder in left)   # it still lives
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with Sandbox(workers=1):
+            assert not any(folder.exists() for folder in left)
+        assert Path(servers(box)[0].folder).exists()
+    assert all(folder.exists() for folder in others)
+    assert set(tmp_path.iterdir()) == set(others)
+
+
+def wait_for(condition):
+    deadline = time.time() + 20
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.01)
+
+
 def test_pool_is_shared_by_threads(box):
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda i: box.run(f"print({i})").stdout, range(60)))
@@ -692,10 +958,10 @@ def test_pool_is_shared_by_threads(box):
 
 def test_a_broken_worker_is_replaced_and_says_nothing_about_the_program(monkeypatch):
     with Sandbox(workers=1) as box:
-        box.workers()[0].process.kill()
+        box.workers()[0].servers["programs"].process.kill()
         assert box.run("print(1)").stdout == "1\n"
         monkeypatch.setattr(
-            sandbox._Worker, "ask", lambda *_: (_ for _ in ()).throw(sandbox.Broken())
+            sandbox._Server, "ask", lambda *_: (_ for _ in ()).throw(sandbox.Broken())
         )
         assert box.run("print(1)").status == "broken"
 
