@@ -101,6 +101,8 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = N
                 keep_samples(folder / f"{name}.{dist.rank}.jsonl", scored)
 
         rows |= dist.gather(new_rows)
+        if tokenizer is None:
+            discard_open_thoughts(rows)
         ordered = [rows[pair] for pair in sorted(rows)]
         scores[task] = summarize(ordered, cfg.k, getattr(family, "same", None))
     return scores
@@ -174,7 +176,7 @@ def sample_batch(model, tokenizer, prompts: list, batch: list[int], cfg: Evaluat
     samples = [sample for group in groups for sample in group]
     answers = {}
     for pair, sample in zip(pairs, samples):
-        text = generate.decode_answer(sample.tokens, tokenizer)
+        text = generate.decode_answer(sample.tokens, tokenizer, prompts[pair[0]])
         answers[pair] = (text, sample.finish_reason, len(sample.tokens))
     return answers
 
@@ -212,6 +214,21 @@ def score_batch(task: str, problems: list[Problem], prompts: list, answers: dict
             "by_verifier": score.verdict is not None,
         }
     return rows
+
+
+def discard_open_thoughts(rows: dict[tuple[int, int], dict]) -> None:
+    """No reward for a server's thoughts that never end, where its chat template opens them.
+
+    That shows in answers that have </think> without <think>; then those without either are all
+    thoughts. Where every answer of a task was cut off it cannot be seen.
+    """
+    answered = [row for row in rows.values() if row["response"] is not None]
+    thoughts = [row["response"].partition("</think>") for row in answered]
+    if not any(end and "<think>" not in before for before, end, _ in thoughts):
+        return
+    for row, (_, end, _) in zip(answered, thoughts):
+        if not end:
+            row.update(reward=0.0, offered=None)
 
 
 def keep_samples(path: Path, rows: dict[tuple[int, int], dict]) -> None:

@@ -8,7 +8,7 @@ Shapes: R rows of the batch (prompts x samples), T time, V vocabulary.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,10 +81,15 @@ def stop_ids(tokenizer) -> tuple[int, ...]:
     return tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})
 
 
-def decode_answer(tokens: list[int], tokenizer) -> str:
-    """The text of a sample's tokens, without those that end it."""
+def decode_answer(tokens: list[int], tokenizer, prompt: Sequence[int] = ()) -> str:
+    """The text of a sample's tokens, without those that end it.
+
+    Behind a prompt that ends with <think>, as some chat templates do, it begins with <think>.
+    """
     stop = stop_ids(tokenizer)
-    return tokenizer.decode([token for token in tokens if token not in stop])
+    text = tokenizer.decode([token for token in tokens if token not in stop])
+    end_of_prompt = tokenizer.decode(list(prompt[-16:]))
+    return template.reopen_thoughts(end_of_prompt, text)
 
 
 def uniforms(seed: int, rows: list[tuple[int, int]], max_new_tokens: int) -> torch.Tensor:
@@ -230,8 +235,8 @@ class LocalLLM:
                 for row, token in zip(active, tokens):
                     answers[row].append(token)
         texts = []
-        for answer in answers:
-            text = tokenizer.decode(answer[:-1]) if answer[-1] in stop else None
+        for prompt, answer in zip(prompts, answers):
+            text = decode_answer(answer, tokenizer, prompt) if answer[-1] in stop else None
             if text is not None and self.prompt_format == "document":
                 text = as_reply(text)
             texts.append(text)

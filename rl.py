@@ -161,6 +161,9 @@ def check_reward(cfg: RlConfig, stage: StageConfig) -> None:
 # Advantages
 
 
+LEAST_SPREAD = 1e-6  # of a group's rewards; what is below is rounding, as 0.3 and 0.1 + 0.2
+
+
 def assign_advantages(groups: list[list[Rollout]], divide_by_std: bool) -> int:
     """Fills in advantage = (reward - group mean) / standard deviation (population; our choice).
 
@@ -171,14 +174,13 @@ def assign_advantages(groups: list[list[Rollout]], divide_by_std: bool) -> int:
     n_with_signal = 0
     for group in groups:
         rewards = np.array([rollout.reward for rollout in group if rollout.reward is not None])
-        spread = 0.0
-        if len(set(rewards)) > 1:  # of equal ones rounding may leave some
-            spread = float(rewards.std())
+        spread = float(rewards.std()) if len(rewards) else 0.0
+        has_signal = spread > LEAST_SPREAD
         for rollout in group:
             is_scored = rollout.reward is not None
             rollout.loss_mask = float(is_scored and rollout.finish_reason == "stop")
             rollout.advantage = 0.0
-            if is_scored and spread > 0:
+            if is_scored and has_signal:
                 difference = float(rollout.reward - rewards.mean())
                 rollout.advantage = difference / (spread if divide_by_std else 1.0)
         n_with_signal += any(rollout.loss_mask and rollout.advantage for rollout in group)

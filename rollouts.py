@@ -71,7 +71,7 @@ def sample_rollouts(
     for problem, prompt, samples in zip(problems, prompts, answers):
         groups.append([])
         for answer in samples:
-            text = decode_answer(answer.tokens, tokenizer)
+            text = decode_answer(answer.tokens, tokenizer, prompt)
             groups[-1].append(
                 Rollout(problem, prompt, answer.tokens, answer.logprobs, answer.finish_reason, text)
             )

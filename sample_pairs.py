@@ -90,10 +90,10 @@ def sample_and_score(
         stop=stop_ids(tokenizer), seed=seed, max_rows=cfg.max_rows,
     )
     samples = []
-    for problem_answers in answers:
+    for prompt, problem_answers in zip(prompts, answers):
         samples.append([
             {
-                "text": decode_answer(answer.tokens, tokenizer),
+                "text": decode_answer(answer.tokens, tokenizer, prompt),
                 "score": None,
                 "finish_reason": answer.finish_reason,
                 "tokens": answer.tokens,

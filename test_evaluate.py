@@ -13,12 +13,14 @@ from collections import Counter
 from dataclasses import replace
 from itertools import combinations, permutations, product
 
+import jinja2
 import numpy as np
 import pytest
 import torch
 
 import evaluate
 import hf
+import rollouts
 from checks.evaluate import serving
 from common import Dist, UserError
 from conftest import ROOT, Mini
@@ -33,6 +35,7 @@ from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from evaluate import EvaluateConfig, majority, pass_at_k, summarize
 from generate import LocalLLM, Sample
 from model import ModelConfig, Transformer, init_weights
+from rl import RlConfig
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
@@ -213,6 +216,82 @@ def test_the_prompt_holds_the_tools():
     assert ours.startswith(
         f"<|im_start|>system\n{system['content']}<|im_end|>\n<|im_start|>user\nHi<|im_end|>"
     )
+
+
+# ---- thoughts that the chat template opens in the prompt
+
+# of Qwen3-4B-Thinking-2507, without its tools
+THINKING = """{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n<think>\\n' }}
+{%- endif %}"""
+ANSWERS = {  # of a model with that template, whose gold is 5
+    "We get \\boxed{5} so far, but": 0.0,
+    "We get 4, no.\n</think>\n\n\\boxed{5}": 1.0,
+    "We get 5.\n</think>\n\n\\boxed{4}": 0.0,
+    "<think>\nWe get 5.\n</think>\n\n\\boxed{5}": 1.0,
+}
+
+
+@pytest.fixture
+def five(tmp_path) -> str:
+    """A task whose answers are all 5."""
+    rows = [{"question": f"{i} + {5 - i}?", "answer": "#### 5"} for i in range(len(ANSWERS))]
+    path = tmp_path / "five.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"gsm8k={path}"
+
+
+def thinking_prompt(problem, tokenizer, prompt_format) -> list[int]:
+    message = {"role": "user", "content": problem.question}
+    text = jinja2.Template(THINKING).render(messages=[message], add_generation_prompt=True)
+    assert text.endswith("<|im_start|>assistant\n<think>\n")
+    ids = []
+    for part in re.split("(<[^<> ]+>)", text):
+        control = tokenizer.special.get(part)
+        ids += tokenizer.encode(part) if control is None else [control]
+    return ids
+
+
+def test_thoughts_that_the_prompt_opened_are_no_answer(monkeypatch, five):
+    """In evaluation and in rollouts, by tokens."""
+    tokenizer = train_tokenizer(["Problem: 1"], TokenizerConfig(vocab_size=300))
+
+    def thinker(model, prompts, n, *args, **kwargs):
+        return [[Sample(tokenizer.encode(text), [], "length")] for text in ANSWERS]
+
+    for module in (evaluate, rollouts):
+        monkeypatch.setattr(module, "task_prompt", thinking_prompt)
+    monkeypatch.setattr(evaluate.generate, "sample", thinker)
+    monkeypatch.setattr(rollouts, "sample", thinker)
+    cfg = EvaluateConfig(tasks=[five], k=1, prompt_format="chat")
+    score = evaluate.evaluate(None, tokenizer, cfg)[five]
+    rewards = {row["response"].removeprefix("<think>\n"): row["reward"] for row in score["rows"]}
+    assert rewards == {text.removeprefix("<think>\n"): ANSWERS[text] for text in ANSWERS}
+
+    problems = registry.family(five).problems("train", len(ANSWERS), 0)
+    cfg = RlConfig(stages=[], lr=0.0)
+    groups = rollouts.sample_rollouts(None, tokenizer, problems, 1, cfg, 0)
+    assert rollouts.verified_rewards(rollouts.flatten(groups)) == list(ANSWERS.values())
+
+
+def test_thoughts_that_a_server_opened_are_no_answer(five):
+    """Its prompts are not seen; that it opens them shows in the answers that end."""
+    cfg = EvaluateConfig(tasks=[five], k=1, prompt_format="chat", max_rows=2)
+
+    def server(texts):
+        return lambda asked: [
+            (text, "length", 9) if messages else None for text, messages in zip(texts, asked)]
+
+    def rewards(texts):
+        rows = evaluate.evaluate(server(texts), None, cfg)[five]["rows"]
+        return [row["reward"] for row in rows], [row["offered"] for row in rows]
+
+    assert rewards(ANSWERS) == (list(ANSWERS.values()), [None, "5", "4", "5"])
+    plain = ["\\boxed{5} so far", "<think>\nx", "<think>\nx\n</think>\n\\boxed{5}", "</think"]
+    assert rewards(plain)[0] == [1.0, 0.0, 1.0, 0.0]
 
 
 # ---- what is kept

@@ -242,8 +242,10 @@ def test_advantages_by_hand():
     [rollout(1.0)], [rollout(None)] * 2, [rollout(None), rollout(1.0)],
     [rollout(1.0) for _ in range(3)],
     [rollout(0.1) for _ in range(3)],  # their mean is not quite 0.1
+    [rollout(reward) for reward in (0.3, 0.1 + 0.2, 0.3, 0.3)],
     [rollout(reward, finish_reason="length") for reward in (0.0, 1.0)],
-], ids=["one", "unscored", "one scored", "equal", "equal but for rounding", "all cut off"])
+], ids=["one", "unscored", "one scored", "equal", "a mean that is rounded", "a sum that is rounded",
+        "all cut off"])
 def test_groups_without_a_signal(group):
     """No step is taken for their sake: the optimizer would move on by its momentum."""
     assert assign_advantages([group], True) == 0 and all(

@@ -352,6 +352,17 @@ def _read_call(text: str) -> dict | None:
     return None
 
 
+def reopen_thoughts(prompt: str, response: str) -> str:
+    """The response, behind the <think> that its prompt ends with, if it does.
+
+    Templates of models that always think (as Qwen3-Thinking's) open the thoughts in the prompt:
+    without their beginning, thoughts that were cut off would pass for an answer.
+    """
+    is_opened = prompt.rstrip().endswith("<think>")
+    begins_anew = response.lstrip().startswith("<think>")
+    return "<think>\n" + response if is_opened and not begins_anew else response
+
+
 def after_thoughts(response: str) -> str | None:
     """The text that is scored: after the last </think>; None for thoughts that never end."""
     text = response.rpartition("</think>")[2]

@@ -192,7 +192,7 @@ def find_examples(instruction: str) -> list[Example]:
     """`Example: f([1, 2]) = [2].` and doctests, where they are of literals."""
     pairs = re.findall(r"Example: (\w+\(.*\)) = (.*?)\.?$", instruction, re.MULTILINE)
     with suppress(ValueError):  # what doctest cannot read, were it not for the ends of docstrings
-        bare = re.sub(r"^\s*(?:\"\"\"|'''|```).*", "", instruction, flags=re.MULTILINE)
+        bare = re.sub(r"^[^\S\n]*+(?:\"\"\"|'''|```).*", "", instruction, flags=re.MULTILINE)
         doctests = doctest.DocTestParser().get_examples(bare)
         pairs += [(example.source, example.want) for example in doctests]
     examples = [_parse_example(call, result) for call, result in pairs]
@@ -342,7 +342,7 @@ def parse_offer(instruction: str) -> tuple[dict[str, list[str]], str]:
                       re.DOTALL)
     if not offer:
         return {}, ""
-    tools = re.findall(r"(\w+)\((.*?)\)", offer[1])
+    tools = re.findall(r"\b(\w++)\(([^()]*+)\)", offer[1])
     return {name: arguments.split(", ") for name, arguments in tools}, offer[2]
 
 

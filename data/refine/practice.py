@@ -10,7 +10,7 @@ The report is silent about all of this: our choice.
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from data.refine import refinement
@@ -211,7 +211,7 @@ def compare_steps(problem: Problem, chain: str) -> str:
 
     Whether its results are true is for programs to say.
     """
-    moves = _find_moves(re.findall(r"\S.*?(?:\.(?=\s|$)|$)", chain))
+    moves = _find_moves(filter(None, re.split(r"(?<=\.)\s+", chain.strip())))
     right_moves = _find_moves(problem.steps)
     if moves == right_moves:
         return ""
@@ -225,7 +225,7 @@ def compare_steps(problem: Problem, chain: str) -> str:
     return f"Step {k + 1} is wrong."
 
 
-def _find_moves(steps: Sequence[str]) -> list[str]:
+def _find_moves(steps: Iterable[str]) -> list[str]:
     """What each step does: "32 - 5", then of "27 + 4 = 31." only "+ 4"; of "b = a[::-1]." it is
     "x[::-1]."."""
     moves = []

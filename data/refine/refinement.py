@@ -98,7 +98,8 @@ GENERAL = "The response does what the instruction asks: correctly, completely an
 UNANSWERED = {"item": "There is an answer.",
               "critique": "The response is empty, or its thoughts never end.", "by": "program"}
 UNJUDGED = {"": "No evaluator could judge it."}     # in place of the evaluators' critiques
-RECONSTRUCTION = re.compile(r"\**Summary:\**\s*(\S.*?)\s*\n\s*\**Chain:\**\s*(\S.*)", re.DOTALL)
+RECONSTRUCTION = re.compile(
+    r"\**+Summary:\**+\s*+(\S.*?)\n[^\S\n]*+\**+Chain:\**+\s*+(\S.*)", re.DOTALL)
 
 
 @dataclass
@@ -615,5 +616,5 @@ def reconstruct(pairs: list[tuple[list[dict], str]], llm: LLM,
     for text in ask(llm, requests):
         _, content = split_thoughts(text or "")
         match = RECONSTRUCTION.fullmatch(content.strip())
-        chains.append((match[1], match[2]) if match else None)
+        chains.append((match[1].rstrip(), match[2]) if match else None)
     return chains

@@ -5,8 +5,11 @@ JSON or a pickled string of JSON, by zlib and base64, and a list of {"input", "o
 "stdin" or "functional"}. The tests run in the sandbox. A program that reads stdin is compared by
 what it prints, line by line, as text or as decimal numbers; a method of LeetCode's class Solution,
 named in metadata's func_name, by what it returns (its arguments are the JSON values of the input's
-lines). Prompts, imports and comparison are those of the official lcb_runner, as is the limit of 6
-seconds per test.
+lines). Prompts, imports and comparison are those of the official lcb_runner, as are the limits of 6
+seconds per test and of 50,000 digits of a number as text.
+
+Decimal numbers are equal if they are exactly: "3.0" for "3", but never "0.333333" for
+"0.333333333333", nor one float for another that is near. That is the official rule.
 """
 import base64
 import io
@@ -37,7 +40,8 @@ MODULES = ("string re datetime collections heapq bisect copy math random statist
            "functools operator io sys json builtins typing").split()
 STARS = [f"from {name} import *" for name in MODULES]
 NAMES = [f"import {name}" for name in MODULES]
-IMPORTS = "\n".join([*STARS, *NAMES, "sys.setrecursionlimit(50000)"])
+LIMITS_OF_PYTHON = ["sys.setrecursionlimit(50000)", "sys.set_int_max_str_digits(50000)"]
+IMPORTS = "\n".join([*STARS, *NAMES, *LIMITS_OF_PYTHON])
 
 
 # ---- records
@@ -121,14 +125,23 @@ def reward(problem: Problem, response: str) -> float | None:
 def passes_test(box: sandbox.Sandbox, program: str, function: str, case: dict) -> bool | None:
     """Whether the program passes one test; None if that cannot be said."""
     if function:
-        arguments = [json.loads(line) for line in case["input"].split("\n")]
-        expected = json.loads(case["output"])
+        arguments = [read_json(line) for line in case["input"].split("\n")]
+        expected = read_json(case["output"])
         result = box.call(program, function, [arguments], LIMITS)
         passed = result.status == "ok" and _same_value(result.values[0], expected)
     else:
         result = box.run(program, case["input"], LIMITS)
         passed = result.status == "ok" and same_output(result.stdout, case["output"])
     return None if result.status == "broken" else passed
+
+
+def read_json(text: str) -> object:
+    """A JSON value; whole numbers of any length, which int() alone does not read here."""
+    return json.loads(text, parse_int=_read_int)
+
+
+def _read_int(digits: str) -> int:
+    return int(Decimal(digits))
 
 
 def _same_value(value: object, expected: object) -> bool:

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from data.chat.template import after_thoughts
+from data.sets.fences import PYTHON, fenced_blocks
 from data.tasks.problem import Problem, shuffled
 from data.verify import sandbox
 
 # what ends a function's body: those of the Codex paper, and assert
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\nassert")
+TAGGED = re.compile(r"\[PYTHON\](.*?)(?:\[/PYTHON\]|\Z)", re.DOTALL)
 
 
 def parse(code: str) -> ast.Module:
@@ -183,22 +185,18 @@ pytest.raises, pytest.approx, pytest.fail = raises, approx, fail
 def extract_program(response: str, problem: Problem) -> str | None:
     """The program that a response offers; None: none, as its thoughts never end.
 
-    That is the last fenced Python block (another only where there is none) that defines what the
-    tests use, else the text itself: a base model's answer, cut where it runs on. What begins with
-    an indented line, or lacks HumanEval's function, continues the prompt.
+    Of the blocks (`offered_programs`) the last one that defines what the tests use counts, else the
+    last one: nothing is put together from several. What begins with an indented line, or lacks
+    HumanEval's function, continues the prompt.
     """
     text = after_thoughts(response)
     if text is None:
         return None
     prompt = problem.extra.get("prompt")
     names = problem.extra.get("names", ())
-    blocks = _fenced_blocks(text)
-    if blocks:
-        defining = [block for block in blocks if _defines(block, names)]
-        code = defining[-1] if defining else blocks[-1]
-    else:
-        page = text.split("\nProblem:")[0]
-        code = re.split(r"^Answer: ?", page, flags=re.M)[-1]
+    offered = offered_programs(text)
+    defining = [code for code in offered if _defines(code, names)]
+    code = (defining or offered)[-1]
     if prompt and (_begins_indented(code) or not _defines(code, names)):
         return prompt + _cut_after_body(code)
     future = r"^from __future__ .*\n"           # must stay in front
@@ -207,11 +205,21 @@ def extract_program(response: str, problem: Problem) -> str | None:
     return f"{futures}{problem.extra.get('helpers', '')}\n{code.strip()}\n"
 
 
-def _fenced_blocks(text: str) -> list[str]:
-    """The Python blocks; those of no language where there is none of Python."""
-    blocks = re.findall(r"^```[ \t]*+(\w*+)[^\n]*+\n(.*?)(?:^```|\Z)", text, re.M | re.S)
-    python = [code for language, code in blocks if language.lower() in ("python", "python3", "py")]
-    return python or [code for language, code in blocks if not language]
+def offered_programs(text: str) -> list[str]:
+    """What may be the program of a text, the likeliest at the end.
+
+    The text before the first fence (all of it without one), as a base model writes it, and as it is
+    left by a closing fence whose opening one the prompt had; blocks of no language; [PYTHON] …
+    [/PYTHON], which Code Llama's prompts ask for; and Python blocks. Other languages never count.
+    """
+    blocks = list(fenced_blocks(text))
+    before = text[:blocks[0].start] if blocks else text
+    page = before.split("[/PYTHON]")[0].split("\nProblem:")[0]
+    offered = [re.split(r"^Answer: ?", page, flags=re.M)[-1]]
+    offered += [block.code for block in blocks if not block.language]
+    offered += TAGGED.findall(text)
+    offered += [block.code for block in blocks if block.language in PYTHON]
+    return [code for code in offered if code.strip()] or [""]
 
 
 def _defines(code: str, names: list[str]) -> bool:

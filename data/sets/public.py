@@ -71,7 +71,7 @@ def gsm8k(record: dict) -> Problem:
     work, mark, gold = solution.rpartition("####")
     if not mark or not gold.strip():
         raise ValueError("answer without ####")
-    lines = re.sub(r"<<.*?>>", "", work).splitlines()
+    lines = re.sub(r"<<[^<>\n]*+>>", "", work).splitlines()
     steps = tuple(line.strip() for line in lines if line.strip())
     return math_problem(question, gold.replace(",", "").strip(), steps)
 

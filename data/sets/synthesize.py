@@ -17,7 +17,6 @@ solution is wrong. The report does not describe the checks beyond the first: our
 import ast
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from pathlib import Path
 import common
 from data.chat.template import after_thoughts
 from data.llm import LLM, LLMConfig, cached, http_llm
+from data.sets.fences import PYTHON, fenced_blocks
 from data.sets.programs import mutants
 from data.sets.synthetic import passes_tests
 from data.tasks import code
@@ -148,21 +148,21 @@ def solve(llm: LLM, drafts: list[dict], key: str) -> list[dict]:
         form += " Think of the edge cases."
     answers = ask(llm, [form.format(**draft) for draft in drafts])
     for draft, answer in zip(drafts, answers):
-        draft[key] = last_block(answer, "python")
+        draft[key] = last_block(answer, PYTHON)
         draft.setdefault("name", last_function_name(draft[key]))
     return [draft for draft in drafts if draft[key] and draft["name"]]
 
 
-def last_block(answer: str, language: str) -> str:
-    """The last fenced block of an answer in that language; "" if there is none."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", answer, re.DOTALL)
+def last_block(answer: str, languages: tuple[str, ...]) -> str:
+    """The last fenced block of an answer in one of the languages; "" if there is none."""
+    blocks = [block.code for block in fenced_blocks(answer) if block.language in languages]
     return blocks[-1].strip() if blocks else ""
 
 
 def parse_tests(answer: str, fits: Callable = lambda test: True) -> list:
     """The lists of an answer's JSON block; none if it is no list of lists that fit."""
     try:
-        tests = json.loads(last_block(answer, "json"))
+        tests = json.loads(last_block(answer, ("json",)))
         if not isinstance(tests, list):
             return []
         return tests if all(isinstance(test, list) and fits(test) for test in tests) else []

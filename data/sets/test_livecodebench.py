@@ -107,6 +107,19 @@ def test_methods(code, wanted):
     assert livecodebench.reward(problem, block(code)) == wanted
 
 
+def test_numbers_of_many_digits():
+    """50,000 are the official runner's limit; Python's own is 4,300."""
+    power = "1" + "0" * 49_000
+    printed = [case("49000\n", power + "\n", "stdin")]
+    problem = read(STDIN | dict(public_test_cases=json.dumps(printed), private_test_cases="[]"))
+    assert livecodebench.reward(problem, block("print(10 ** int(input()))")) == 1.0
+    assert livecodebench.reward(problem, block("print(1 + 10 ** int(input()))")) == 0.0
+    returned = [case(f"[{power}]\n0", f"[{power}]", "functional")]
+    problem = read(METHOD | dict(public_test_cases=json.dumps(returned), private_test_cases="[]"))
+    assert livecodebench.reward(problem, block("def turn(nums, k): return nums[::-1]")) == 1.0
+    assert livecodebench.reward(problem, block("def turn(nums, k): return [nums[0] + 1]")) == 0.0
+
+
 def test_forms_of_the_private_tests():
     tests = [case("1", "2", "stdin")]
     assert read_cases(tests) == read_cases(json.dumps(tests)) == read_cases(packed(tests)) == tests
@@ -187,6 +200,9 @@ def test_as_a_set(tmp_path, capsys):
         ("1", "", False),
         ("", "", True),
         ("0.1", "0.1000001", False),
+        ("0.333333", "0.333333333333", False),  # the official rule: exact
+        ("9" * 5000 + ".0", "9" * 5000, True),
+        ("1e999999999", "1", False),
         ("YES 1", "YES 1.0", False),
     ],
 )

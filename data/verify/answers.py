@@ -150,7 +150,7 @@ class Value(NamedTuple):
 
 _DECIMAL = r"(?:[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+)"
 _NUMBER = re.compile(rf"""
-    (?P<sign>[-+]?)\s*(?P<currency>[¤€£¥₹]?)\s*(?P<sign_after>[-+]?)\s*
+    (?P<sign>[-+]?)\s*+(?P<currency>[¤€£¥₹]?)\s*+(?P<sign_after>[-+]?)\s*+
     (?:
     (?:(?P<whole>[0-9]+)\s*)?
         \\frac\{{(?P<top>[-+]?{_DECIMAL})\}}\{{(?P<bottom>[-+]?{_DECIMAL})\}} |
