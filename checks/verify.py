@@ -1,30 +1,39 @@
 """How often the verifier errs on real golds: rewritings that are right, and answers that are wrong.
 
-    python -m checks.verify --gsm8k=FOLDER --math500=FILE [--write]     # half a minute on 2 cores
+    python -m checks.verify --gsm8k=FOLDER --math500=FILE [--write]     # four minutes on 2 cores
 
 Every gold is compared with itself, rewritten in several ways, and with answers that are wrong:
-another problem's, one more, another sign, a changed digit, a hedge, another unit. A kind of
-rewriting counts only where it changes the text.
+another problem's, one more, another sign, a changed digit, a hedge, a word that is no unit. A kind
+of rewriting counts only where it changes the text. Every GSM8K gold is also written in the twelve
+forms of NATURAL, and so is another problem's. Last, golds of both sets are held against each
+other's forms: no answer may please two golds that are not equal.
 """
 import random
 import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 import common
 from data.sets import public
+from data.tasks.problem import Problem
 from data.verify import answers
 from experiments import results
 
 WHOLE = re.compile(r"-?[0-9]+")
 FRACTION = re.compile(r"(-?)\\frac\{([0-9]+)\}\{([0-9]+)\}")
+N_CROSSED = 40          # golds of each set that are held against all of each other's forms
+N_PLAIN = 20_000        # answers whose speed is measured
 
+
+# ---- rewritings that are right
 
 def decimal(gold: str) -> str:
     """An exact decimal for a fraction, a fraction or a point for a number; else the same text."""
@@ -35,33 +44,96 @@ def decimal(gold: str) -> str:
     return gold + ".0" if WHOLE.fullmatch(gold) else gold
 
 
+def without_left(gold: str) -> str:
+    return gold.replace("\\frac", "\\dfrac").replace("\\left(", "(").replace("\\right)", ")")
+
+
+def fraction(gold: str) -> str:
+    if WHOLE.fullmatch(gold):
+        return f"\\frac{{{2 * int(gold)}}}{{2}}"
+    return FRACTION.sub(r"\1\2/\3", gold) if FRACTION.fullmatch(gold) else gold
+
+
+def as_text(gold: str) -> str:
+    if re.fullmatch("[A-Za-z ]+", gold):
+        return f"\\text{{{gold}}}"
+    return f"\\mathbf{{{gold}}}" if gold.isdigit() else gold
+
+
+def if_whole(write: Callable[[str], str]) -> Callable[[str], str]:
+    """A rewriting of whole numbers alone; of all else the same text."""
+    return lambda gold: write(gold) if WHOLE.fullmatch(gold) else gold
+
+
 RIGHT = {
-    "itself": lambda g: g,
-    "in a box": lambda g: f"so it is \\boxed{{{g}}}.",
-    "words around it": lambda g: f"The answer is ${g}$.",
-    "spaces": lambda g: "  " + re.sub("([=+()])", r" \1 ", g) + " ",
-    "\\dfrac, \\left": lambda g: (
-        g.replace("\\frac", "\\dfrac").replace("\\left(", "(").replace("\\right)", ")")
-    ),
+    "itself": lambda gold: gold,
+    "in a box": lambda gold: f"so it is \\boxed{{{gold}}}.",
+    "words around it": lambda gold: f"The answer is ${gold}$.",
+    "spaces": lambda gold: "  " + re.sub("([=+()])", r" \1 ", gold) + " ",
+    "\\dfrac, \\left": without_left,
     "decimal": decimal,
-    "fraction": lambda g: (
-        f"\\frac{{{2 * int(g)}}}{{2}}"
-        if WHOLE.fullmatch(g)
-        else FRACTION.sub(r"\1\2/\3", g)
-        if FRACTION.fullmatch(g)
-        else g
-    ),
-    "unit": lambda g: f"{g} \\text{{ apples}}" if WHOLE.fullmatch(g) else g,
-    "thousands": lambda g: f"{int(g):,}" if WHOLE.fullmatch(g) else g,
-    "\\text": lambda g: (
-        f"\\text{{{g}}}"
-        if re.fullmatch("[A-Za-z ]+", g)
-        else f"\\mathbf{{{g}}}"
-        if g.isdigit()
-        else g
-    ),
+    "fraction": fraction,
+    "unit": if_whole(lambda gold: f"{gold} \\text{{ apples}}"),
+    "thousands": if_whole(lambda gold: f"{int(gold):,}"),
+    "\\text": as_text,
 }
 
+
+# ---- natural forms of a number
+
+ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+        "fifteen sixteen seventeen eighteen nineteen").split()
+TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+FULL_WIDTH = str.maketrans("0123456789-.", "０１２３４５６７８９－．")
+NO_NOUNS = {"is", "was", "has", "does", "less", "plus", "minus", "as", "his", "its", "this",
+            "equals", "across", "towards", "besides"}
+
+
+def in_words(number: int) -> str:
+    """Below a billion: 'two thousand three hundred five'."""
+    for scale, name in ((10**6, "million"), (1000, "thousand"), (100, "hundred")):
+        if number >= scale:
+            rest = f" {in_words(number % scale)}" if number % scale else ""
+            return f"{in_words(number // scale)} {name}{rest}"
+    if number < 20:
+        return ONES[number]
+    rest = f"-{ONES[number % 10]}" if number % 10 else ""
+    return TENS[number // 10] + rest
+
+
+def noun(problem: Problem) -> str:
+    """What the gold counts: the word in the plural that follows it in the work, else 'items'."""
+    after = re.findall(rf"(?<![0-9.,]){re.escape(problem.answer)} ([a-z]+s)\b",
+                       " ".join(problem.steps))
+    words = [word for word in after if word not in NO_NOUNS]
+    return words[-1] if words else "items"
+
+
+def with_commas(number: str) -> str:
+    return f"{int(number):,}.00" if WHOLE.fullmatch(number) else number
+
+
+def words_or_digits(number: str) -> str:
+    return in_words(int(number)).capitalize() if number.isdigit() else number
+
+
+NATURAL = {     # of a number and what it counts
+    "box": lambda number, things: f"So in total it is \\boxed{{{number}}}.",
+    "box with noun": lambda number, things: f"\\boxed{{{number} \\text{{ {things}}}}}",
+    "sentence": lambda number, things: f"The answer is {number} {things}, altogether.",
+    "bold heading": lambda number, things: f"**Final Answer**\n{number}",
+    "heading": lambda number, things: f"### Answer\n\n**{number}**",
+    "####": lambda number, things: f"#### {number}",
+    "Chinese": lambda number, things: f"答案：{number}。",
+    "dollars": lambda number, things: f"The final answer is **${number}**.",
+    "text in a box": lambda number, things: f"\\boxed{{\\text{{The answer is {number}}}}}",
+    "1,234.00": lambda number, things: f"Answer: \\({with_commas(number)}\\)",
+    "words": lambda number, things: f"The answer is: {words_or_digits(number)}!",
+    "full width": lambda number, things: f"\\boxed{{{number.translate(FULL_WIDTH)}}}",
+}
+
+
+# ---- answers that are wrong
 
 def digit_changed(gold: str, rng: random.Random) -> str:
     digits = list(re.finditer("[0-9]", gold))
@@ -71,56 +143,115 @@ def digit_changed(gold: str, rng: random.Random) -> str:
     return gold[:at] + str((int(gold[at]) + rng.randint(1, 9)) % 10) + gold[at + 1:]
 
 
+def one_more(gold: str) -> str:
+    return str(int(gold) + 1) if WHOLE.fullmatch(gold) else f"{gold}+1"
+
+
+def other_sign(gold: str) -> str:
+    if gold == "0":
+        return gold
+    return gold[1:] if gold.startswith("-") else f"-{gold}"
+
+
+def no_unit(gold: str, rng: random.Random) -> str:
+    return f"{gold} {rng.choice(NO_UNITS)}" if re.search("[0-9]", gold) else gold
+
+
+def hundredth(gold: str) -> str:
+    return str(Fraction(int(gold), 100)) if WHOLE.fullmatch(gold) and gold != "0" else gold
+
+
+NO_UNITS = ("wrong", "tripled", "halved", "kilo", "dozen", "hundred", "approx", "xyz", "pairs",
+            "million", "and a half", "thirds", "...", ",", "%%", "or so", "万", "左右")
 WRONG = {
-    "another problem's": lambda g, other, rng: other,
-    "one more": lambda g, other, rng: f"{g}+1" if not WHOLE.fullmatch(g) else str(int(g) + 1),
-    "another sign": lambda g, other, rng: (
-        g[1:] if g.startswith("-") else f"-{g}" if g != "0" else g
-    ),
-    "a digit changed": lambda g, other, rng: digit_changed(g, rng),
-    "hedged": lambda g, other, rng: f"{g} or {other}",
-    "two boxes in one": lambda g, other, rng: f"{g}, {other}",
-    "question mark": lambda g, other, rng: f"{g}?",
-    "per cent": lambda g, other, rng: (
-        str(Fraction(int(g), 100)) if WHOLE.fullmatch(g) and g != "0" else g
-    ),
+    "another problem's": lambda gold, other, rng: other,
+    "one more": lambda gold, other, rng: one_more(gold),
+    "another sign": lambda gold, other, rng: other_sign(gold),
+    "a digit changed": lambda gold, other, rng: digit_changed(gold, rng),
+    "hedged": lambda gold, other, rng: f"{gold} or {other}",
+    "two in one box": lambda gold, other, rng: f"{gold}, {other}",
+    "two boxes": lambda gold, other, rng: f"\\boxed{{{other}}} or \\boxed{{{gold}}}",
+    "a ratio": lambda gold, other, rng: f"{other} to {gold}",
+    "question mark": lambda gold, other, rng: f"{gold}?",
+    "no unit": lambda gold, other, rng: no_unit(gold, rng),
+    "a hundredth": lambda gold, other, rng: hundredth(gold),
 }
 
 
-def judge(gold: str, answer: str) -> float | None:
-    return answers.reward(
-        gold, answer if "\\boxed" in answer or "answer is" in answer else f"\\boxed{{{answer}}}"
-    )
+# ---- trials
+
+class Trial(NamedTuple):
+    kind: str
+    gold: str
+    response: str
+    expected: float
 
 
-def measure(
-    golds: list[str], rng: random.Random, pool: ThreadPoolExecutor
-) -> tuple[dict, dict, list]:
-    """Errors and trials of each kind, and what went wrong. A wrong answer that happens to be equal
-    is no trial: 0.5 for 1/2 as another problem's, or the sign of what has none; Fraction and the
-    text decide."""
-    trials, errors, told = Counter(), Counter(), []
-    rewritings = []
+def response(text: str) -> str:
+    is_whole = "\\boxed" in text or "answer is" in text
+    return text if is_whole else f"\\boxed{{{text}}}"
+
+
+def rewritten(golds: list[str]) -> list[Trial]:
+    trials = []
     for gold in golds:
         for kind, rewrite in RIGHT.items():
             text = rewrite(gold)
             if text != gold or kind == "itself":
-                rewritings.append((kind, gold, text))
-    wrong = []
+                trials.append(Trial(kind, gold, response(text), 1.0))
+    return trials
+
+
+def changed(golds: list[str], rng: random.Random) -> list[Trial]:
+    """Wrong answers. One that happens to be equal is no trial: 0.5 for 1/2 as another problem's,
+    or the sign of what has none; Fraction and the text decide.
+    """
+    trials = []
     for gold in golds:
         other = rng.choice(golds)
+        if plain(other) == plain(gold):
+            continue
         for kind, change in WRONG.items():
             text = change(gold, other, rng)
-            if plain(text) != plain(gold) and plain(other) != plain(gold):
-                wrong.append((kind, gold, text))
-    for kinds, wanted in ((rewritings, 1.0), (wrong, 0.0)):
-        verdicts = pool.map(lambda trial: judge(*trial[1:]), kinds)
-        for (kind, gold, text), verdict in zip(kinds, verdicts):
-            trials[kind] += 1
-            if verdict != wanted:
-                errors[kind] += 1
-                told.append((kind, gold, text, verdict))
-    return trials, errors, told
+            if plain(text) != plain(gold):
+                trials.append(Trial(kind, gold, response(text), 0.0))
+    return trials
+
+
+def natural(problems: list[Problem], rng: random.Random) -> list[Trial]:
+    """Each gold in the twelve forms, and another problem's."""
+    trials = []
+    for problem in problems:
+        other = rng.choice(problems)
+        for kind, write in NATURAL.items():
+            right = write(problem.answer, noun(problem))
+            trials.append(Trial(f"natural: {kind}", problem.answer, right, 1.0))
+            if plain(other.answer) != plain(problem.answer):
+                wrong = write(other.answer, noun(other))
+                trials.append(Trial(f"another's, {kind}", problem.answer, wrong, 0.0))
+    return trials
+
+
+def crossed(sets: dict[str, list[Problem]], rng: random.Random) -> list[Trial]:
+    """Golds of all sets against the forms of the others."""
+    chosen = []
+    for problems in sets.values():
+        unique = {plain(problem.answer): problem for problem in problems}
+        chosen += rng.sample(list(unique.values()), N_CROSSED)
+    trials = []
+    for problem in chosen:
+        answer = problem.answer
+        texts = [rewrite(answer) for rewrite in RIGHT.values()]
+        texts += [write(answer, noun(problem)) for write in NATURAL.values()]
+        for other in chosen:
+            if plain(other.answer) != plain(answer):
+                for text in texts:
+                    trials.append(Trial("crossed", other.answer, written(text), 0.0))
+    return trials
+
+
+def written(text: str) -> str:
+    return text if "nswer" in text or "答案" in text or "####" in text else response(text)
 
 
 def plain(text: str) -> object:
@@ -128,39 +259,83 @@ def plain(text: str) -> object:
     return Fraction(match[1].replace(",", "")) if match else re.sub(r"\s", "", text)
 
 
+# ---- what comes out
+
+def judge(trial: Trial) -> float | None:
+    return answers.reward(trial.gold, trial.response)
+
+
+def measure(trials: list[Trial], pool: ThreadPoolExecutor) -> tuple[Counter, Counter]:
+    """Trials and errors of each kind; prints those that went wrong."""
+    counts = Counter(trial.kind for trial in trials)
+    errors = Counter()
+    for trial, verdict in zip(trials, pool.map(judge, trials)):
+        if verdict != trial.expected:
+            errors[trial.kind] += 1
+            if errors[trial.kind] <= 10:
+                print("   ", *map(repr, trial), verdict, sep="  ")
+    return counts, errors
+
+
+def report(name: str, trials: list[Trial], pool: ThreadPoolExecutor, golds: int) -> dict:
+    """A table's lines, and the line for the results file."""
+    counts, errors = measure(trials, pool)
+    right = {trial.kind for trial in trials if trial.expected == 1.0}
+    for kind in counts:
+        what = "right, taken for wrong" if kind in right else "wrong, taken for right"
+        print(f"| {name} | {what} | {kind} | {errors[kind]} | {counts[kind]} |")
+    refused, n_right = errors_among(right, errors, counts)
+    accepted, n_wrong = errors_among(counts.keys() - right, errors, counts)
+    print(f"{name}: {refused} of {n_right} right ones refused, {accepted} of {n_wrong} wrong ones "
+          "accepted")
+    return dict(set=name, golds=golds, trials=counts, errors=errors, right=n_right, refused=refused,
+                wrong=n_wrong, accepted=accepted)
+
+
+def errors_among(kinds: Iterable[str], errors: Counter, counts: Counter) -> tuple[int, int]:
+    n_errors = sum(errors[kind] for kind in kinds)
+    return n_errors, sum(counts[kind] for kind in kinds)
+
+
+def plain_answers_per_second() -> float:
+    """By one thread, in a second of processor time."""
+    plain_answers = [
+        (str(i), f"<think>hm</think> So it is \\boxed{{{i}.0}}.") for i in range(N_PLAIN)
+    ]
+    began = time.thread_time()
+    for pair in plain_answers:
+        assert answers.reward(*pair) == 1.0
+    return N_PLAIN / (time.thread_time() - began)
+
+
+def load(folders: dict[str, str]) -> dict[str, list[Problem]]:
+    sets = {"GSM8K": [], "MATH-500": list(public.load("math500", folders["math500"], ""))}
+    for split in ("train", "test"):
+        path = Path(folders["gsm8k"]) / f"{split}.jsonl"
+        sets["GSM8K"] += public.load("gsm8k", str(path), "")
+    return sets
+
+
 def main():
-    folders = dict(
-        a.removeprefix("--").split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a
-    )
+    options = [argument for argument in sys.argv if argument.startswith("--") and "=" in argument]
+    folders = dict(option.removeprefix("--").split("=", 1) for option in options)
     if not {"gsm8k", "math500"} <= folders.keys():
         raise common.UserError("give --gsm8k=FOLDER (train.jsonl, test.jsonl) and --math500=FILE")
     started = time.time()
-    both = [str(Path(folders["gsm8k"]) / f"{split}.jsonl") for split in ("train", "test")]
-    golds = {"GSM8K": [], "MATH-500": []}
-    for path in both:
-        golds["GSM8K"] += [problem.answer for problem in public.load("gsm8k", path, "")]
-    for problem in public.load("math500", folders["math500"], ""):
-        golds["MATH-500"].append(problem.answer)
+    sets = load(folders)
+    rng = random.Random(0)
     lines = []
     with ThreadPoolExecutor(2) as pool:
-        for name, answers in golds.items():
-            trials, errors, told = measure(answers, random.Random(0), pool)
-            for kinds, what in (
-                (WRONG, "wrong, taken for right"),
-                (RIGHT, "right, taken for wrong"),
-            ):
-                for kind in kinds:
-                    print(f"| {name} | {what} | {kind} | {errors[kind]} | {trials[kind]} |")
-            for line in told[:40]:
-                print("   ", *line, sep="  ")
-            lines.append(dict(set=name, golds=len(answers), trials=trials, errors=errors))
-    plain_answers = [
-        (str(i), f"<think>hm</think> So it is \\boxed{{{i}.0}}.") for i in range(20_000)
-    ]
-    began = time.time()
-    assert all(answers.reward(*pair) == 1.0 for pair in plain_answers)
-    per_second = len(plain_answers) / (time.time() - began)
-    print(f"{per_second:.0f} plain answers a second, one thread")
+        for name, problems in sets.items():
+            golds = [problem.answer for problem in problems]
+            trials = rewritten(golds) + changed(golds, rng)
+            lines.append(report(name, trials, pool, len(golds)))
+        lines.append(report("GSM8K, natural forms", natural(sets["GSM8K"], rng), pool,
+                            len(sets["GSM8K"])))
+        lines.append(report("both, crossed", crossed(sets, rng), pool, 2 * N_CROSSED))
+    cost = answers.shared().cost
+    per_second = plain_answers_per_second()
+    print(f"{per_second:.0f} plain answers a second, one thread; {cost}")
     if "--write" in sys.argv:
         meta = dict(
             commit=common.current_commit(),
@@ -169,6 +344,7 @@ def main():
             machine=common.describe_machine(torch.device("cpu")),
             seconds=time.time() - started,
             per_second=per_second,
+            symbolic=vars(cost),
         )
         results.append("verify", *(meta | line for line in lines))
 

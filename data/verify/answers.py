@@ -399,7 +399,9 @@ def _number(text: str) -> Value | None:
         value = _mixed(groups)
     if value is None:
         return None
-    value *= -scale if "-" in (sign, sign_after) else scale
+    factor = -scale if "-" in (sign, sign_after) else scale
+    if factor != 1:
+        value *= factor
     return Value("number", value, plain if scale == 1 else str(value), unit)
 
 
@@ -409,7 +411,7 @@ def _scientific(groups: dict[str, str]) -> Fraction | None:
     value = _decimal(groups["decimal"] or "1")
     if value is None or len(exponent) > 9 or abs(int(exponent)) > MAX_EXPONENT:
         return None
-    return value * Fraction(10) ** int(exponent)
+    return value * Fraction(10) ** int(exponent) if exponent != "0" else value
 
 
 def _ordinal_ending(number: str) -> str:

@@ -202,7 +202,7 @@ x=5 | ｘ＝５ | x＝5
 72 | The answer is 72 clips in total. | The answer is 72 red clips. | 72 clips | 72\text{ clips}
 72 | seventy-two | Seventy-two clips | 72 hair clips left | The answer is 72 more clips.
 72 | 72 people | 72 years old | \$72 per day | 72 dollars every day | \$72 a week | \$72 each
-72 | 72 cups of water | 72 inches tall
+72 | 72 cups of water | 72 inches tall | 72 times | 72 logs
 1 | 1 apple | one apple | 1st
 460 | \text{The answer is 460} | \text{The answer is } 460 | \text{Answer: } 460
 460 | four hundred sixty | four hundred and sixty | 460.00
@@ -224,7 +224,8 @@ b | B
 5 | 5 incorrect | 5 approx | 5\text{ wrong} | 5 dozens | 5 pairs | 5 ± 1 | ~5 | ≈5 | about 5 | 5;
 5 | , 5 | 5 cm kg | 5 sixths | 5 of 6 | 5% of x | 5万 | 5半 | 5倍 | 5左右 | 5 halves of it
 5 | 5 perhaps
-5 | 5 guess | 5… | 5.. | 3 to 5 | 5:5 | 5 times | 5 vs | 5 dozen eggs | 5 hundred apples
+5 | 5 guess | 5… | 5.. | 3 to 5 | 5:5 | 5 times two | 5 times x | 5 vs | 5 dozen eggs
+5 | 5 hundred apples
 5 | \boxed{3} or \boxed{5} | \boxed{3}, \boxed{5} | 5\text{ wrong}^2 | 5 unlike | five hundred
 5 | five six | fifty | 5fifth | 5 PM or 6 PM | not 5 | 5 not | The answer is not 5. | 5 k | 5!!
 5 | 5x | 5 x

@@ -111,12 +111,12 @@ _NOT_UNIT = re.compile(r"""
     minus|over|mod|modulo|root|radical|factorial|power|exponent|choose|inverse|multiplied|divided|
     negative|more|fewer|less|than|not|and|or|to|except|unless|versus|vs|above|below|base|squared|
     cubed|doubled|tripled|quadrupled|halved|alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|
-    lambda|rho|sigma|tau|phi|chi|psi|omega|infinity|infinite|cosine|sine|tangent|arcsin|arccos|
-    arctan|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|sqrt|pi|kilo|mega|giga|tera|milli|
-    micro|googol|googolplex|wrong|false|incorrect|lie|fail|guesse?|perhap|alway|sometime|maybe|
-    probably|possibly|approx|approximately|about|roughly|instead|rather|but|never|isn't|false|
-    double|reciprocal|opposite|complement|conjugate|negation|remainder)s?|
-    (?:is|was|has|does|thus|this|its|yes|these|those|besides|exceeds|equals|makes|misses|becomes)|
+    lambda|rho|sigma|tau|phi|chi|psi|omega|infinity|infinite|cosine|sine|tangent|kilo|mega|giga|
+    tera|milli|micro|googol|googolplex|wrong|false|incorrect|lie|fail|guesse?|perhap|alway|
+    sometime|maybe|probably|possibly|approx|approximately|about|roughly|instead|rather|but|never|
+    reciprocal|opposite|complement|conjugate|negation|remainder)s?|
+    arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|ln|log|exp|sqrt|pi|
+    is|was|has|does|thus|this|its|yes|these|those|besides|exceeds|equals|makes|misses|becomes|
     .*(?:th|teen|ty|illion)s?""", re.VERBOSE)
 _PLURALS = frozenset("people children men women geese mice teeth sheep fish deer oxen dice cattle "
                      "kids clothes".split())
@@ -149,6 +149,8 @@ def read(text: str) -> str | None:
     words = _words(text)
     if words is None:
         return None
+    if words == ["times"]:      # 5 times, with nothing that is multiplied
+        return "time"
     parts = []
     power = per = ""
     for word in words:
