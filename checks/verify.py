@@ -154,7 +154,8 @@ def other_sign(gold: str) -> str:
 
 
 def no_unit(gold: str, rng: random.Random) -> str:
-    return f"{gold} {rng.choice(NO_UNITS)}" if re.search("[0-9]", gold) else gold
+    """Of '(C)' it would be another wording, and 0 million is 0."""
+    return f"{gold} {rng.choice(NO_UNITS)}" if re.search("[1-9]", gold) else gold
 
 
 def hundredth(gold: str) -> str:
