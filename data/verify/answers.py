@@ -163,7 +163,7 @@ _SCALE = re.compile(r'[\s"]+(hundred|thousand|million|billion|trillion)(?![A-Za-
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
            "trillion": 10**12, "万": 10**4, "亿": 10**8}
 _ORDINAL = re.compile(r'\s?"?(st|nd|rd|th)"?(?![A-Za-z])')
-_CHOICE = re.compile(r'[("]*([A-J])[)"]*')
+_CHOICE = re.compile(r'[("]*([A-J])[)"]*|\[([A-J])\]')
 _SMALL_CHOICE = re.compile(r"\(?([a-j])\)?")
 # '(C) 5' is option C; '(C) or 5', '(C), 5', '(C)+1', '(C) maybe d' and '(C) d' are not
 _OPTION = re.compile(r"""
@@ -233,7 +233,7 @@ def _parse(text: str, depth: int = 0) -> Value:
 def _choice(text: str, depth: int, otherwise: Value) -> Value | None:
     """(B)"""
     match = _CHOICE.fullmatch(text)
-    return Value("choice", match[1]) if match else None
+    return Value("choice", match[1] or match[2]) if match else None
 
 
 def _option(text: str, depth: int, otherwise: Value) -> Value | None:

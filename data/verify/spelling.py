@@ -16,8 +16,8 @@ _UNICODE = str.maketrans({
     "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "∪": "\\cup ", "±": "\\pm ", "∓": "\\mp ",
     "∅": "\\emptyset ", "Ω": "\\Omega ", "θ": "\\theta ", "α": "\\alpha ",
     "β": "\\beta ", "λ": "\\lambda ", "“": " ", "”": " ", "’": "'", "‘": "'", "º": "°",
-    "⁄": "/", "∕": "/", "∈": "\\in ", "、": ",", "。": ".", "〈": "(", "〉": ")", "⟨": "(",
-    "⟩": ")",
+    "⁄": "/", "∕": "/", "∈": "\\in ", "、": ",", "。": ".", "∶": ":", "〈": "(", "〉": ")",
+    "⟨": "(", "⟩": ")",
     # of no width: an answer looks the same with them
     "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "", "\u00ad": "",
 })
@@ -85,8 +85,17 @@ _CURRENCIES = {"usd": "¤", "us¤": "¤", "eur": "€", "gbp": "£", "rs": "₹"
                "cny": "¥"}
 
 
+_OTHER_DOLLARS = {"HK": "hkd", "C": "cad", "CA": "cad", "A": "aud", "AU": "aud"}
+
+
 def _currency(match: re.Match) -> str:
     return _CURRENCIES[match[1].lower()]
+
+
+def _other_dollars(match: re.Match) -> str:
+    """HK$5 and CAD 5 as 5 "hkd" and 5 "cad"."""
+    code = (match[2] or _OTHER_DOLLARS[match[1]]).lower()
+    return f'{match[3]} "{code}"'
 
 
 _SPELLINGS = (      # a pattern and what takes its place, one after the other
@@ -132,16 +141,23 @@ _SPELLINGS = (      # a pattern and what takes its place, one after the other
     (r'(?<=[0-9])\s*\^\s*\{?\s*"?(st|nd|rd|th)(?![A-Za-z])"?\s*\}?', r"\1"),    # 3^{rd}
     (r"\^\s*(-?[0-9]{2,}|-[A-Za-z0-9])", r"^{\1}"),                     # 2^10  x^-1
     (r"([_^])\s*\{\s*([0-9A-Za-z])\s*\}", r"\1\2"),
-    (r"([0-9]{0,9})\.([0-9]{0,9})\\(?:overline|bar)\s*\{?([0-9]{1,9})\}?", _repeating),
+    (r"([0-9]{0,9})\.([0-9]{0,9})\\(?:overline|bar|dot)\s*\{?([0-9]{1,9})\}?", _repeating),
     (r"(?<![0-9.^])([12]?[0-9])!(?![!0-9])", _factorial),
     (r"(?<![0-9.,'])[0-9]{1,3}(?:'[0-9]{3})+(?![0-9'])", _joined_digits),       # 1'000
     (r"(?<![0-9.] )(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?! ?[0-9/]|,[0-9])", _joined_digits),
     (r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3})+,(?:[0-9]{1,2}|[0-9]{4,})(?![0-9.,])", _european),
     (r'"?(?<![A-Za-z\\])(USD|US¤|EUR|GBP|Rs|INR|RMB|CNY)\.?"?\s*(?=[-0-9.¤])', _currency),
     (r"¤\s*¤", "¤"),
+    (r"(?<![A-Za-z])(?:(HK|CA?|AU?)¤|(HKD|CAD|AUD)\s?)\s*([0-9][0-9,]*(?:\.[0-9]+)?)(?![0-9])",
+     _other_dollars),
+    (r"^\s*=\s*", ""),
+    (r"\\\\\s*\[[0-9.]+(?:pt|em|ex|mm)\]", r"\\\\"),                  # \\[2pt]
+    (r'^(?:[a-z]\s*\\in\s*)?(?:\\mathbb\s*\{?R\}?|"?all real(?: number)?s"?)$',
+     r"(-\\infty, \\infty)"),
     (r"百分之\s*([0-9.]+)", r"\1%"),
 )
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLINGS]
+_EXCLAIMED = re.compile(r"[A-Za-z ]{2,}!")
 _PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|[A-Za-z]+")
 # What leads to an answer and says nothing of it: 'The answer is 5', 'option B', '答案：5'
 _LEAD = re.compile(r"""
@@ -169,7 +185,7 @@ def tidy(text: str) -> str:
         text = lead["rest"].strip()
     if text.endswith(".") and not text.endswith(".."):      # '5...' goes on
         text = text[:-1].rstrip()
-    return text
+    return text[:-1] if _EXCLAIMED.fullmatch(text) else text
 
 
 # ---- numbers in words
@@ -190,10 +206,23 @@ _IN_WORDS = re.compile(
     rf"(?:{_BELOW_1000}\s+thousand(?![a-z])[\s,]*)?(?:(?:and\s+)?{_BELOW_1000})?",
     re.IGNORECASE)
 
+_NEGATIVE = re.compile(r"(?:negative|minus)\s+(?=[a-z0-9])", re.IGNORECASE)
+_PARTS = dict(zip("half third quarter fifth sixth seventh eighth ninth tenth".split(),
+                  range(2, 11)))
+_PARTS |= {"halve": 2, "fourth": 4}
+_PART = re.compile(rf"[\s-]+({'|'.join(_PARTS)})s?(?![a-z])", re.IGNORECASE)
+
 
 def digits_for_words(text: str) -> str:
-    """'twenty-one apples' as '21 apples'; the text itself where it starts with no number."""
+    """'twenty-one apples' as '21 apples', 'two-thirds' as '\\frac{2}{3}', 'negative 5' as '-5'.
+
+    The text itself where it starts with no number in words.
+    """
     bare = text.lstrip(' "')
+    sign = _NEGATIVE.match(bare)
+    if sign:
+        positive = digits_for_words(bare[sign.end():])
+        return f"-{positive}" if positive[:1].isdigit() or positive[:1] == "\\" else text
     match = _IN_WORDS.match(bare)
     words = match[0].rstrip(" ,") if match else ""
     if not words:
@@ -207,4 +236,8 @@ def digits_for_words(text: str) -> str:
             below_1000 = 0
         elif word != "and":
             below_1000 += _VALUES[word]
-    return f"{total + below_1000}{bare[len(words):]}"
+    rest = bare[len(words):]
+    part = _PART.match(rest)
+    if part:
+        return f"\\frac{{{total + below_1000}}}{{{_PARTS[part[1].lower()]}}}{rest[part.end():]}"
+    return f"{total + below_1000}{rest}"

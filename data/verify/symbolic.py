@@ -24,7 +24,7 @@ from dataclasses import dataclass
 MAX_QUESTION = 300      # characters of an expression
 MAX_BRACKETS = 12       # inside of each other
 MEMORY = 1 << 30        # bytes of address space of a worker
-STUCK = 20.0            # seconds by the clock after which a worker gets no processor time
+STUCK = 60.0            # seconds by the clock after which a worker gets no processor time
 START = 120.0           # seconds in which a worker must start: it imports sympy
 QUICK = 0.15            # seconds of processor time that a question may always take …
 BUDGET = 10.0           # … and those beyond it that all questions of a pool may take together, …

@@ -214,6 +214,14 @@ x=5 | ｘ＝５ | x＝5
 5 | \boxed{3}, so \boxed{5}
 120 | 5! | \boxed{5!}
 500 | five hundred | 5 hundred
+-5 | negative five | minus 5 | －5 | –5
+2/3 | two-thirds | two thirds | ⅔ | 0.\dot{6}
+1/2 | one half | one-half | ½ cup
+5 | HK$5 | C$5 | CAD 5 | 5 CAD | = 5 | 5\,\mathrm{k\Omega} | 5\mu\text{m} | 5 元/个
+B | [B] | The answer is B because 2 is prime.
+(-\infty,\infty) | \mathbb{R} | x \in \mathbb R | all real numbers
+yes | Yes! | YES
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix} 1 & 2 \\[2pt] 3 & 4 \end{pmatrix}
 """
 WRONG_FORMS = r"""
 B | \boxed{(B) maybe (d)} | (B) rather c | (B) or (C) | b or c | (B), (C) | c | (B) is wrong
@@ -257,6 +265,11 @@ b | B
 3, 5 | \boxed{3} | $x=\boxed{3}$, so $y=\boxed{5}$ | 3, 5,
 5 | \boxed{\mm, 3} | \boxed{\pp, 3}
 42_8 | 42_9
+1 | one half | one third | one of two | = -1 | minus 1 | HK$10
+-5 | negative six | negative | minus
+\text{CAD} 5 | HK$5 | \$6
+3/4 | three fifths | four thirds
+3:4 | 3/4 | 6:8
 42 | 42_8
 """
 OF_SEVERAL_LINES = [     # gold, response, reward; and what is invisible

@@ -32,6 +32,9 @@ _SPELLINGS_OF_UNITS = {
     "ft": "ft foot feet",
     "yd": "yd yard",
     "mi": "mi mile",
+    "micrometer": "microm micrometer micrometre",
+    "microgram": "microg microgram",
+    "microsecond": "micros microsecond",
     "mg": "mg milligram",
     "g": "g gram",
     "kg": "kg kilogram",
@@ -91,7 +94,8 @@ _VAGUE = {"degree": {"celsius", "fahrenheit"}, "¥": {"yen", "yuan"}}
 _CAPITALS = {"N": "newton", "J": "joule", "W": "watt", "V": "volt", "A": "ampere", "K": "kelvin",
              "C": "celsius", "F": "fahrenheit", "Pa": "pascal"}
 CHINESE = {
-    "个": "", "只": "", "人": "people", "名": "", "位": "", "本": "", "张": "", "支": "", "件": "",
+    "/个": "", "/人": "", "个": "", "只": "", "人": "people", "名": "", "位": "", "本": "",
+    "张": "", "支": "", "件": "",
     "条": "", "头": "", "辆": "", "颗": "", "朵": "", "棵": "", "次": "", "页": "pages",
     "块钱": "yuan", "人民币": "yuan", "美元": "dollar", "欧元": "euro", "日元": "yen", "元": "yuan",
     "毫米": "mm", "厘米": "cm", "千米": "km", "公里": "km", "英里": "mile", "英尺": "feet",
@@ -180,6 +184,8 @@ def _words(text: str) -> list[str] | None:
             text = re.sub(rf"(?<![A-Za-z]){capital}(?![A-Za-z])", f" {name} ", text)
     text = re.sub(r"°\s*C(?![A-Za-z])", " celsius ", text)
     text = re.sub(r"°\s*F(?![A-Za-z])", " fahrenheit ", text)
+    text = re.sub(r'k\s*\\Omega', " kilohm ", text)
+    text = re.sub(r'\\mu\s*"?\s*([mgs])(?![A-Za-z])', r' "micro\1" ', text)
     text = text.replace("\\Omega", " ohm ").replace('"', " ").lower()
     text = _CLOSING.sub("", _MORE.sub(" ", text, count=1))
     thing = _OF.search(text)
