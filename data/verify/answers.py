@@ -44,7 +44,7 @@ _END = re.compile(r"""
     \n|[。！？]|(?<!Rs)\.(?=[\s*_]|$)|!(?=[*_]*\s*(?:[A-Z]|$))|,?\s(?:because|since)\b""",
     re.VERBOSE)
 _BETWEEN_BOXES = re.compile(r"""
-    (?:[\s$,;.&*]|\\[()\[\]\\,;]|\\q?quad\b|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[和或])*+
+    (?:[\s$,;.&*/|:-]|\\[()\[\]\\,;]|\\q?quad\b|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[和或])*+
     (?:[A-Za-z]\s*=\s*)?""", re.VERBOSE)
 _NAME_BEFORE_BOX = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*=\s*$")
 
@@ -76,12 +76,23 @@ def boxed(text: str) -> str | None:
 
     None if there is none, or it never ends.
     """
-    return _box(text, _last_box(text, len(text)))[0]
+    return _box(text, _outermost_box(text))[0]
 
 
 def _last_box(text: str, end: int) -> int:
     """Where the last box before `end` starts; -1 if there is none."""
     return max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+
+
+def _outermost_box(text: str) -> int:
+    """Where the last box starts, or the one that it stands in: \\boxed{-\\boxed{5}} is no 5."""
+    last = start = _last_box(text, len(text))
+    before = _last_box(text, last)
+    while before > last - MAX_ANSWER and before >= 0:
+        if _box(text, before)[1] > last:
+            start = before
+        before = _last_box(text, before)
+    return start
 
 
 def _box(text: str, start: int) -> tuple[str | None, int]:
@@ -99,13 +110,14 @@ def _box(text: str, start: int) -> tuple[str | None, int]:
     for mark in re.finditer(r"\\.|[{}]", body, re.DOTALL):  # an escaped brace is content
         depth += {"{": 1, "}": -1}.get(mark[0], 0)
         if depth == 0:
-            return body[1:mark.start()].strip() or None, command.end() + mark.end()
+            content = re.sub(r"\\(?:boxed|fbox)(?![A-Za-z])\s*", "", body[1:mark.start()])
+            return content.strip() or None, command.end() + mark.end()
     return None, -1
 
 
 def _boxed_together(text: str) -> str | None:
     """The last box, and those before it that only commas and the like separate from it."""
-    start = _last_box(text, len(text))
+    start = _outermost_box(text)
     content, _ = _box(text, start)
     contents = []
     while content:

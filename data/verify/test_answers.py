@@ -21,6 +21,9 @@ ANSWERS = {
     r"a \boxed{3} then \boxed{\frac{1}{2}}.": r"\frac{1}{2}",
     r"\boxed{\{1,2\}}": r"\{1,2\}",
     r"\boxed 7": "7",
+    r"\boxed{\boxed{5}}": "{5}",
+    r"\boxed{10-\boxed{5}}": "10-{5}",
+    r"\boxed{\boxed{3}, \boxed{5}}": "{3}, {5}",
     r"\fbox{8}": "8",
     r"\boxed{5": None,
     r"\boxed{3} and \boxed{4": None,
@@ -133,7 +136,8 @@ x + y = y + x | x + y = 3
 
 
 def rows(table):
-    return [[cell.strip() for cell in line.split(" | ")] for line in table.strip().splitlines()]
+    lines = [line for line in table.strip().splitlines() if not line.startswith("# ")]
+    return [[cell.strip() for cell in line.split(" | ")] for line in lines]
 
 
 @pytest.mark.parametrize("row", rows(SAME), ids=lambda r: r[0])
@@ -264,6 +268,46 @@ b | B
 \text{no solution} | one solution | There is a solution | no real solution or one
 3, 5 | \boxed{3} | $x=\boxed{3}$, so $y=\boxed{5}$ | 3, 5,
 5 | \boxed{\mm, 3} | \boxed{\pp, 3}
+# tricks
+B | (B) perhaps | (B) (C) | (B)(C) | B/C | B-C | B, not C | \text{B or C} | (B) wait (C)
+B | \text{(B) no, (C)} | (B) the other is c | (B) x or (c) y | B?? | any of A-D
+B | (B) 5 (C) 6 | (b) 5 (c) 6 | BC | B B | B \text{ and } C | all of the above | A, B | b c
+B | bc | The answer is not B. | The answer is B or C. | The answer is either B or C.
+B | option B or C | B和C | B或C | 选B或C | 选BC | 不选B | \boxed{B}, \boxed{C}
+5 | 5 m/ | 5/ | 5 per | 5 = 6 | 5=6 | x = 5 = 6 | 5 \neq 6 | 5 \text{ or } 6 | 5 / 6 | 5 \ 6
+5 | 56 | 5 6 | 5\,6 | {5}{6} | 5^{1}6 | 5 - 6 | 5-6 | 5–6 | [5,6] | (5,6) | between 5 and 6
+5 | 5 to 6 | 5 (or 6) | 5 (6) | 5, i.e. 6 | 5 \to 6 | 5 \approx 6 | 5 apples and 6
+5 | 5 apples, 6 pears | 5 million | 5 thousand | 5 trillion | 5 hundreds | 5 tens
+5 | 5 billions | 5千 | 5百 | 5亿 | 5 squared | 5^2 | 5! | 5!! | -5 | +-5 | \pm 5 | 5i
+5 | 5\% of 10 | 5 percent of 10 | 5 parts of 6 | 5 sixths of it | 5 of 6 parts | 5 halves
+5 | 5 doubles | 5 triples | 5 scores | 5 pair of shoes | 5 couples | 5 less | 5 more than 6
+5 | 5 fewer | 5 more | 5 remaining plus 6 | 5 left over 6 | more than 5 | at least 5
+5 | at most 5 | <5 | >5 | \ge 5 | 5+ | 5- | 5' | 5'' | #5 | @5 | 5e | 5e0x | 0x5 | 5_6
+5 | 5_{10}6 | 5 base 6 | 5 mod 6 | 5 \pmod 6 | 5 \bmod 6 | n=5k | 5k | 5n | five or six
+5 | five hundred | fifty five | five six | one five | five million | minus five
+5 | five sixths | 5 fifths | 5 wrongs | 5 falses | 5 nots | 5 unsure | 5 guessed
+5 | 5 probable | 5 unless 6 | 5 zeros | 5 zeroes | 5 digits 6 | 5\text{ or so} | 5\text{ish}
+5 | 5 \text{ish} | about five | around 5 | ca. 5 | 5±0 | 5 \pm 0.1 | 5.0.0 | 5..
+5 | 5:00 AM or 6 | 5:30 | 5:00:30 | 5 AM 6 PM | 25:00 | 5 ratio 1 | 5:1 | five:one | 5 个半
+5 | 5个左右 | 5多 | 约5 | 大约5 | 5以上 | 第5或6 | 5或6 | 5和6 | 不是5 | The answer is about 5.
+5 | The answer is between 5 and 6. | The answer is 5 or 6. | The answer is 5, or maybe 6.
+5 | The answer is at least 5. | The answer is 5-6. | The answer is 5/6.
+5 | The answer is not known. 5 | Answer: 6 or 5 | 答案不是5。 | 答案是5或6。 | 答案是5左右。
+5 | \boxed{5} or \boxed{6} | \boxed{5}\boxed{6} | \boxed{6}\boxed{5} | \boxed{6}/\boxed{5}
+5 | \boxed{\boxed{6}, 5} | \boxed{6 \boxed{5}} | \boxed{\text{not }\boxed{5}}
+5 | \boxed{-\boxed{5}} | \boxed{9-\boxed{5}} | \boxed{\frac{\boxed{5}}{2}}
+50 | 50% less | 50% more | 50% of 80 | 50 percent off | 5 tens | half a hundred | 0.5
+0.5 | 50% | .5% | half% | 0.5 halves
+30 | 5(5) | 5 6 | 30 dozen | 3 tens | thirty thirds
+1 | 1 wrong | 1 of 2 | one or two | one not | 1 dozen | a dozen | 1 kilo | 1 googol
+1 | one third | 1 half | 1 and a half | one and a half | 1½ | 1 quarter | 1 percent of 5
+(1,2) | x=1, y=2 or x=2, y=1 | (1,2) or (2,1) | (1,2),(2,1) | (x,y)=(1,2) or (2,1)
+(1,2) | (x,y) = (1,2), (3,4) | [1,2] | 1,2,3 | a=1, c=2
+[1,2] | (1,2] | 1<x≤2 | \{1,2\}
+\text{east} | east or west | not east | least | The answer is not east. | southeast
+no solution | not no solution | no solution or 5 | one solution | no, solution
+12:30 | 12:30 or 1:30 | 12.30 | 1230
+100 | one hundred one | hundred | 100 hundred | 1 hundredth | one hundredth | 1 00
 42_8 | 42_9
 1 | one half | one third | one of two | = -1 | minus 1 | HK$10
 -5 | negative six | negative | minus

@@ -111,7 +111,7 @@ _CHINESE = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))
 # unit, and the text no plain number.
 _NOT_UNIT = re.compile(r"""
     (?:hundred|dozen|score|gross|grand|lakh|crore|pair|couple|trio|double|triple|half|halve|third|
-    quarter|ten|zero|one|two|three|four|five|six|seven|eight|nine|eleven|twelve|time|fold|plus|
+    quarter|ten|zeroe?|one|two|three|four|five|six|seven|eight|nine|eleven|twelve|time|fold|plus|
     minus|over|mod|modulo|root|radical|factorial|power|exponent|choose|inverse|multiplied|divided|
     negative|more|fewer|less|than|not|and|or|to|except|unless|versus|vs|above|below|base|squared|
     cubed|doubled|tripled|quadrupled|halved|alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|
