@@ -63,7 +63,7 @@ class SftConfig(loop.TrainConfig):
     stages: list                 # cold start, overall: see StageConfig
     pools: dict = field(default_factory=dict)  # pool -> sources of conversations: see
                                                # data/chat/conversations.py
-    data: str = ""               # without pools: a folder whose NAME.jsonl are the pools (default:
+    data: str = ""               # the other pools: NAME.jsonl in this folder (default:
                                  # out/<run>/refine)
     folder: str = ""             # of the tokenized pools (default: out/<run>/sft/data)
     over_long: str = "drop"      # conversations longer than a row: "drop", or "cut" (which teaches
@@ -85,7 +85,11 @@ def open_pools(
     for stage in stages:
         names |= dict.fromkeys(stage.epochs or stage.mixture)
     made = Path(cfg.data or config.out / "refine")
-    sources = cfg.pools or {name: [{"path": str(made / f"{name}.jsonl")}] for name in names}
+    sources = dict(cfg.pools)
+    for name in names.keys() - sources.keys():
+        path = made / f"{name}.jsonl"
+        if not cfg.pools or path.is_file():
+            sources[name] = [{"path": str(path)}]
     missing = names.keys() - sources.keys()
     if missing:
         raise common.UserError(

@@ -48,6 +48,7 @@ refine() {  # and beside it, on the other core, the teacher of the distillation
     OMP_NUM_THREADS=1 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
     wait $! || { cat "out/$run/teacher.log"; return 1; }
 }
+phase problems 45 python -m data.sets.synthesize configs/tiny.py --run="$run"
 phase writers 150 writers
 phase refine 220 refine
 phase SFT 150 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"

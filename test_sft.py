@@ -420,6 +420,20 @@ def test_on_bad_line_stop(base, monkeypatch, capsys, kind):
     )
 
 
+def test_a_named_pool_beside_those_of_the_folder(base, monkeypatch, capsys):
+    """Each by itself in its own place; the named one is not looked for in the folder."""
+    folder = base.folder / "made"
+    folder.mkdir()
+    for name, n in (("tools", 3), ("math", 5)):
+        text = json.dumps({"messages": [ASK, SAY]}) + "\n"
+        (folder / f"{name}.jsonl").write_text(text * n)
+    (base.folder / "own.jsonl").write_text(text * 7)
+    attempt(base, monkeypatch, "--run=beside", "--prepare", "--sft.data=made",
+            "--sft.pools={'math': [{'path': 'own.jsonl'}]}")
+    out = capsys.readouterr().out
+    assert "pool math: 7 rows" in out and "pool tools: 3 rows" in out
+
+
 @pytest.mark.parametrize("options, message", [
     (["--sft.stages=[{'name': 's', 'lr': [1, 1], 'context': 192, 'mixture': {'maths': 1}, "
       "'conversations': 9}]"],

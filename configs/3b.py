@@ -168,11 +168,23 @@ reward = dict(
     dtype="bfloat16", compile=True, recompute=True, log_every=10, save_every=100,
 )
 
+# Code problems made both ways by a server's model, which must be given: topics and functions of
+# Python files in, problems that the sandbox agrees with out. Before rl.py:
+#     python -m data.sets.synthesize configs/3b.py
+# functions: yours, or any source of data/text/sources.py
+synthesize = dict(
+    n=20_000, variants=4, folder="corpora/synthetic",
+    writer=dict(url="http://localhost:8000/v1", max_tokens=16_384),
+    functions=[dict(path="corpora/python")],
+)
+_programs = [f"synthetic={synthesize['folder']}/{way}.jsonl" for way in ("forward", "backward")]
+
 # The report's stages and filter; steps, group, rate and lengths are ours
 rl = dict(
     stages=[
         dict(name="STEM", problems=dict(dapo=17_000, bigmath=17_000), steps=400),
-        dict(name="coding", problems=dict(kodcode=17_000), steps=400),
+        dict(name="coding", problems=dict(kodcode=9_000) | dict.fromkeys(_programs, 4_000),
+             steps=400),
         dict(name="preference", problems=dict(helpsteer3=8_000, ultrafeedback=8_000), steps=200,
              reward="pairwise"),
     ],

@@ -66,27 +66,34 @@ refine = dict(
     ),
 )
 
+# Code problems made by machine, statement first and solution first: for SFT, for the distillation
+# and, above all, for RL's coding stage; the same for every run
+synthesize = dict(n=600, variants=3, conversations=500, folder="out/synthetic")
+_programs = [f"synthetic={synthesize['folder']}/{way}.jsonl" for way in ("forward", "backward")]
+
 sft = dict(
     lr=2e-3, batch_tokens=4096,
+    pools=dict(programs=[dict(path=f"{synthesize['folder']}/programs.jsonl")]),
     stages=[
         # the report: 50 % math, 30 % science, 20 % code; then 40 % harder reasoning, 30 % general,
         # 20 % tools, 10 % code: of so little, code is forgotten at this size
         dict(name="cold start", trained_tokens=90_000, lr=[1, 1], context=256,
              mixture=dict(math=5, form=3, code=2)),
-        dict(name="overall", trained_tokens=170_000, lr=[1, 0.01], curve="1-sqrt", context=256,
-             mixture=dict(math=3, code=3, form=2, tools=2)),
+        dict(name="overall", trained_tokens=250_000, lr=[1, 0.01], curve="1-sqrt", context=256,
+             mixture=dict(math=3, code=3, form=2, tools=2, programs=3)),
     ],
-    log_every=20, save_every=200,
+    log_every=20, save_every=200, eval_tasks=_programs,
     prompts=["Mia has 12 apples. She buys 7 more. How many apples does Mia have now?"],
 )
 
 # The teacher: tiny_teacher.py
 distill = dict(
-    teacher="teacher/sft", problems=dict(math=1000, code=800, form=500, tools=400),
+    teacher="teacher/sft",
+    problems=dict(math=1000, code=800, form=500, tools=400) | dict.fromkeys(_programs, 200),
     n_samples=2, temperature=1.0, max_new_tokens=80, context=256, batch_pairs=32, epochs=2, lr=1e-3,
     dpo=0.1,
     # of a sum over some 40 tokens, beside two means over tokens: with 1 it alone decides, and harms
-    log_every=10, prompts=sft["prompts"],
+    log_every=10, prompts=sft["prompts"], eval_tasks=_programs,
 )
 
 # With noise=0.15 labels favour the longer reply, as people's do: what that leads to is in
@@ -110,14 +117,15 @@ _verifier = dict(model=dict(checkpoint="verifier/sft", max_new_tokens=40, temper
 rl = dict(
     stages=[
         dict(name="STEM", problems=dict(math=1000, phrases=600), steps=40),
-        dict(name="coding", problems=dict(code=800), steps=40),
+        dict(name="coding", problems=dict(code=800) | dict.fromkeys(_programs, 400), steps=40),
         dict(name="preference", problems=dict(taste=600), steps=60, reward="pairwise",
              temperature=0.9, lr=[2, 0.5]),
     ],
     reward_model="reward", verifier=_verifier, group_size=8, batch_groups=32, temperature=0.6,
     max_new_tokens=80, context=256, lr=1e-4,
-    weight_decay=0.0, filter_samples=4, log_every=10, eval_problems=256, eval_tasks=["phrases"],
+    weight_decay=0.0, filter_samples=4, log_every=10, eval_problems=256,
+    eval_tasks=["phrases", *_programs],
 )
 
-evaluate = dict(tasks=["math", "code", "tools", "form", "recall", "taste"], n_problems=256, k=4,
-                max_new_tokens=64, verifier=_verifier)
+evaluate = dict(tasks=["math", "code", "tools", "form", "recall", "taste"],
+                n_problems=256, k=4, max_new_tokens=80, verifier=_verifier)

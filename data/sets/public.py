@@ -6,7 +6,8 @@
 
 By name, "test" is the official test split, and "dev" a tenth of the official training split, which
 "train" goes without. A set that has no test split is cut in three, one that has nothing else gives
-only "test". A PATH gives all its rows for any split. A hash of the problem's text decides, so that
+only "test". A PATH gives all its rows for any split, but for `synthetic`, whose rows say in which
+they are. A hash of the problem's text decides, so that
 one which two sets share is on one side in both.
 
 Rows that are no problems (empty, malformed, an answer that cannot be read, a problem that was there
@@ -275,7 +276,8 @@ def problems(name: str, path: str, split: str, n: int, seed: int) -> list[Proble
         raise ValueError(f"split is {split!r}; it must be 'train', 'dev' or 'test'")
     official = SETS[name]
     if path:
-        choices = load(name, path, "")
+        rows = load(name, path, "")
+        choices = [problem for problem in rows if problem.extra.get("split", split) == split]
     elif split == "test" and official.test:
         choices = load(name, "", "test")
     elif official.train:

@@ -2,11 +2,15 @@
 
 After arXiv 2512.06266, section 6, stage 2.
 
-    # writes out/tiny/synthetic.jsonl; then there is the task synthetic=<file>
     python -m data.sets.synthesize configs/tiny.py
 
 forward   a statement first; from it a solution and tests
 backward  a solution and its tests first; from them the statement
+
+Writes, into synthesize.folder, forward.jsonl and backward.jsonl, each a task by name
+("synthetic=out/synthetic/forward.jsonl"); programs.jsonl, some of their training problems as
+conversations for SFT; and counts.json, how many were made, refused (and why) and kept. A hash of
+the problem decides its split, as in the generated families.
 
 With a writer (`synthesize.writer`) statements start from topics, and solutions are functions of
 real code. Without one both come from small grammars. Kept is a problem whose known solution passes
@@ -27,11 +31,12 @@ from pathlib import Path
 import common
 from data.chat.template import after_thoughts
 from data.llm import LLM, LLMConfig, cached, http_llm
+from data.sets import synthetic
 from data.sets.fences import PYTHON, fenced_blocks
 from data.sets.programs import mutants
 from data.sets.synthetic import passes_tests
 from data.tasks import code
-from data.tasks.problem import between, pick, seeded_rng
+from data.tasks.problem import assign_split, between, pick, seeded_rng, shuffled, to_chat
 from data.text.sources import ReadPosition, texts
 from data.verify import jail, sandbox
 from data.verify.sandbox import Sandbox
@@ -42,7 +47,9 @@ from progress import progress_bar
 class SynthesizeConfig:
     n: int = 200            # problems tried each way
     variants: int = 4       # wrong variants of each solution, all of which must fail
+    conversations: int = 0  # training problems of each way that SFT gets, with their solutions
     seed: int = 0
+    folder: str = ""        # default: out/<run>/synthetic
     # LLMConfig of the model that writes; {}: the grammars below
     writer: dict = field(default_factory=dict)
     # what statements begin with, forward
@@ -96,7 +103,7 @@ exercise and nothing else."""
 
 
 # --------------------------------------------------------------------------------------------------
-# Drafts by a writer: dicts of question, name, solution, tests, level and a second solution
+# Drafts by a writer: dicts of question, name, solution, tests and a second solution
 
 def forward(llm: LLM, topics: list[str], n: int) -> list[dict]:
     """Statement, then solution, then tests.
@@ -235,83 +242,81 @@ def write_examples(draft: dict, n: int) -> str:
 # Drafts by grammar
 
 def forward_by_grammar(rng: random.Random, level: int) -> dict:
-    """A problem of the family `code`.
+    """A problem of the family `code`, which wants a whole program here.
 
     Its statement is a composition of operations, its results follow from what they mean, its
-    solution from how they are written.
+    solution from how they are written. Its key is that of `code`: held out there, held out here.
     """
     problem = code.make(rng, level)
     tests = [[jail.encode((x,)), jail.encode(value)] for x, value in problem.extra["tests"]]
+    question = problem.question.replace("Write f(x):", "Write a program f(x):")
     solution = f"def f(x):\n    {problem.answer}\n"
-    return dict(
-        question=problem.question, name="f", solution=solution, tests=tests, level=level)
+    return dict(key=problem.key, question=question, name="f", solution=solution, tests=tests,
+                level=level)
 
 
 # words, code, range of {k}
 CONDITIONS = (
-    ("it is above {k}", "v > {k}", (2, 6)),
-    ("it is below {k}", "v < {k}", (3, 8)),
-    ("its remainder by {k} is 1", "v % {k} == 1", (2, 4)),
-    ("it is even", "v % 2 == 0", (0, 0)),
+    ("v is above {k}", "v > {k}", (2, 6)),
+    ("v is below {k}", "v < {k}", (3, 8)),
+    ("v is even", "v % 2 == 0", (0, 0)),
+    ("v is odd", "v % 2 == 1", (0, 0)),
 )
 ACTIONS = {
-    "total = 0": (
-        ("add it", "total += v", (0, 0)),
-        ("take it away", "total -= v", (0, 0)),
-        ("add {k} times it", "total += {k} * v", (2, 5)),
-        ("add {k}", "total += {k}", (1, 9)),
+    "0": (
+        ("add v", "s += v", (0, 0)),
+        ("take v away", "s -= v", (0, 0)),
+        ("add {k} times v", "s += {k} * v", (2, 5)),
+        ("add {k}", "s += {k}", (1, 9)),
     ),
-    "result = []": (
-        ("keep it", "result.append(v)", (0, 0)),
-        ("keep it plus {k}", "result.append(v + {k})", (1, 9)),
-        ("keep {k} times it", "result.append({k} * v)", (2, 5)),
-        ("put it in front", "result.insert(0, v)", (0, 0)),
+    "[]": (
+        ("keep v", "s += [v]", (0, 0)),
+        ("keep v plus {k}", "s += [v + {k}]", (1, 9)),
+        ("keep {k} times v", "s += [{k} * v]", (2, 5)),
+        ("put v first", "s = [v] + s", (0, 0)),
     ),
 }
-STARTS = {"total = 0": "Begin with 0", "result = []": "Begin with an empty list"}
 
 
 def backward_by_grammar(rng: random.Random, level: int, box: Sandbox) -> dict:
     """A loop over a list first; its results by running it; then what it does, in words.
 
-    Level 2 has an else, level 3 a stop as well.
+    Level 2 has an else, level 3 a stop as well. Short, as a small model's replies are.
     """
-    start = pick(rng, list(STARTS))
-    name = start.split()[0]
+    start = pick(rng, list(ACTIONS))
     stop = between(rng, 0, 9)
-    condition, test = draw_words_and_code(rng, CONDITIONS)
-    action, line = draw_words_and_code(rng, ACTIONS[start])
-    other_action, other_line = draw_words_and_code(rng, ACTIONS[start])
+    condition, test = fill_in(rng, pick(rng, CONDITIONS))
+    one, other = shuffled(rng, ACTIONS[start])[:2]
+    action, line = fill_in(rng, one)
+    other_action, other_line = fill_in(rng, other)
 
-    lines = ["def f(x):", f"    {start}", "    for v in x:"]
+    lines = ["def f(x):", f"    s = {start}", "    for v in x:"]
+    words = f"Write a program f(x): a loop over x from {start}. "
     if level > 2:
-        lines += [f"        if v == {stop}:", "            break"]
-    lines += [f"        if {test}:", f"            {line}"]
+        lines += [f"        if v == {stop}: break"]
+        words += f"Stop at a {stop}. "
+    lines += [f"        if {test}: {line}"]
+    words += f"If {condition}, {action}"
     if level > 1:
-        lines += ["        else:", f"            {other_line}"]
-    lines += [f"    return {name}"]
-    draft = dict(name="f", solution="\n".join(lines) + "\n", level=level)
+        lines += [f"        else: {other_line}"]
+        words += f", else {other_action}"
+    lines += ["    return s"]
+    solution = "\n".join(lines) + "\n"
+    draft = dict(key=solution, name="f", solution=solution, level=level)
 
-    inputs = []
-    for _ in range(9):
+    inputs = [[[between(rng, 0, 9) for _ in range(4)]]]
+    for _ in range(8):
         length = between(rng, 4, 9)
         inputs.append([[between(rng, 0, 9) for _ in range(length)]])
     inputs.append([[]])
     draft["tests"] = run_solution(draft, inputs, box)
-
-    question = f"Write f(x). {STARTS[start]} and go through the numbers of x"
-    if level > 2:
-        question += f"; stop before the first {stop}"
-    question += f". If {condition}, {action}"
-    if level > 1:
-        question += f"; otherwise, {other_action}"
-    question += f". Return the {name}. Example: {write_examples(draft, 1)}."
-    draft["question"] = question
+    draft["question"] = f"{words}. Example: {write_examples(draft, 1)}."
     return draft
 
 
-def draw_words_and_code(rng: random.Random, choices: tuple) -> tuple[str, str]:
-    words, line, bounds = pick(rng, choices)
+def fill_in(rng: random.Random, choice: tuple[str, str, tuple]) -> tuple[str, str]:
+    """The words and the code of a choice, with a constant."""
+    words, line, bounds = choice
     k = between(rng, *bounds)
     return words.format(k=k), line.format(k=k)
 
@@ -337,33 +342,55 @@ def invalid_reason(draft: dict, variants: int, rng: random.Random, box: Sandbox)
     return ""
 
 
-def run(cfg: SynthesizeConfig, folder: Path) -> Counter:
+def run(cfg: SynthesizeConfig, folder: Path) -> dict[str, dict]:
     """Makes, checks and writes; returns how many drafts of each way met which end."""
     box = sandbox.shared()
+    folder.mkdir(parents=True, exist_ok=True)
     if cfg.writer:
         drafts_by_way = write_drafts(cfg, folder, box)
     else:
         drafts_by_way = draw_drafts(cfg, box)
-    ends, lines = Counter(), []
-    questions = set()
+    counts, conversations, known = {}, [], set()
     for way, drafts in drafts_by_way.items():
+        ends, records = Counter(), []
         for reason, draft in zip(check(drafts, way, cfg, box), drafts):
-            if not reason and draft["question"] in questions:
-                reason = "twice"
-            questions.add(draft["question"])
-            ends[way, reason or "kept"] += 1
+            key = draft.get("key", draft["question"])
+            if not reason and key in known:
+                reason = "made before"
+            known.add(key)
+            ends[reason or "kept"] += 1
             if not reason:
-                record = {"level": 2} | draft | {"way": way}
-                record.pop("second", None)
-                lines.append(json.dumps(record) + "\n")
-    folder.mkdir(parents=True, exist_ok=True)
-    common.write_atomic(folder / "synthetic.jsonl", "".join(lines))
-    return ends
+                records.append(to_record(draft, key))
+        common.write_atomic(folder / f"{way}.jsonl", to_lines(records))
+        training = [record for record in records if record["split"] == "train"]
+        conversations += [to_conversation(record) for record in training[:cfg.conversations]]
+        splits = Counter(record["split"] for record in records)
+        counts[way] = {"made": ends.total(), "kept": ends.pop("kept", 0), "splits": dict(splits),
+                       "refused": dict(ends.most_common())}
+    common.write_atomic(folder / "programs.jsonl", to_lines(conversations))
+    common.write_atomic(folder / "counts.json", json.dumps(counts, indent=1) + "\n")
+    return counts
+
+
+def to_record(draft: dict, key: str) -> dict:
+    """A line of forward.jsonl or backward.jsonl, as data/sets/synthetic.py reads it."""
+    record = {"split": assign_split(key), "level": draft.get("level", 2)}
+    for name in ("question", "name", "solution", "tests"):
+        record[name] = draft[name]
+    return record
+
+
+def to_conversation(record: dict) -> dict:
+    return {"messages": to_chat(synthetic.read(record))}
+
+
+def to_lines(records: list[dict]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def write_drafts(cfg: SynthesizeConfig, folder: Path, box: Sandbox) -> dict[str, list[dict]]:
     llm_config = common.from_dict(LLMConfig, cfg.writer, "synthesize.writer")
-    llm = cached(http_llm(llm_config), folder / "synthetic_answers.jsonl")
+    llm = cached(http_llm(llm_config), folder / "answers.jsonl")
     files = (text for text, _ in texts(cfg.functions, ReadPosition(quiet=True), "text"))
     forward_drafts = forward(llm, cfg.topics, cfg.n)
     functions = list(islice(standalone_functions(files), cfg.n))
@@ -371,14 +398,15 @@ def write_drafts(cfg: SynthesizeConfig, folder: Path, box: Sandbox) -> dict[str,
 
 
 def draw_drafts(cfg: SynthesizeConfig, box: Sandbox) -> dict[str, list[dict]]:
-    drafts = {"forward": [], "backward": []}
-    for i in range(cfg.n):
-        level = i % 3 + 1
-        rng = seeded_rng("forward", cfg.seed, i)
-        drafts["forward"].append(forward_by_grammar(rng, level))
-        rng = seeded_rng("backward", cfg.seed, i)
-        drafts["backward"].append(backward_by_grammar(rng, level, box))
-    return drafts
+    def draw_forward(i: int) -> dict:
+        return forward_by_grammar(seeded_rng("forward", cfg.seed, i), i % 3 + 1)
+
+    def draw_backward(i: int) -> dict:
+        return backward_by_grammar(seeded_rng("backward", cfg.seed, i), i % 3 + 1, box)
+
+    with ThreadPoolExecutor() as pool:      # backward waits for the sandbox
+        return {"forward": list(map(draw_forward, range(cfg.n))),
+                "backward": list(pool.map(draw_backward, range(cfg.n)))}
 
 
 def check(drafts: list[dict], way: str, cfg: SynthesizeConfig, box: Sandbox) -> Iterator[str]:
@@ -392,19 +420,31 @@ def check(drafts: list[dict], way: str, cfg: SynthesizeConfig, box: Sandbox) -> 
         yield from progress_bar(reasons, desc=way, total=len(drafts))
 
 
+def format_counts(counts: dict[str, dict]) -> str:
+    """The counts as a text table."""
+    lines = [f"{'way':10}{'made':>7}{'kept':>7}{'train':>7}{'dev':>7}{'test':>7}  refused"]
+    for way, ends in counts.items():
+        line = f"{way:10}{ends['made']:>7}{ends['kept']:>7}"
+        for split in ("train", "dev", "test"):
+            line += f"{ends['splits'].get(split, 0):>7}"
+        reasons = [f"{n} {reason}" for reason, n in ends["refused"].items()]
+        lines.append(f"{line}  {', '.join(reasons)}")
+    return "\n".join(lines)
+
+
 def main():
     config = common.load_config(__doc__, flags=sandbox.FLAG, synthesize=SynthesizeConfig)
     if config.unsafe_exec:
         sandbox.allow_unlocked()
-    path = config.out / "synthetic.jsonl"
-    ends = run(config.synthesize, config.out)
-    for (way, end), n in sorted(ends.items()):
-        print(f"{way:10}{n:6}  {end}")
-    with open(path) as f:
-        for line in islice(f, 0, None, max(1, ends.total() // 4)):
-            draft = json.loads(line)
-            print(f"\n{draft['question']}\n{draft['solution']}")
-    print(f"the problems are in {path}")
+    folder = Path(config.synthesize.folder or config.out / "synthetic")
+    counts = run(config.synthesize, folder)
+    print(format_counts(counts))
+    for way in counts:
+        with open(folder / f"{way}.jsonl") as file:
+            for line in islice(file, 3):
+                record = json.loads(line)
+                print(f"\n{record['question']}\n{record['solution']}")
+    print(f"the problems are in {folder}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ def read(record: dict) -> Problem:
     Its tests stay as they travel (jail.encode), which is fit for JSON.
     """
     question = record["question"]
-    extra = {"names": [record["name"]], "tests": record["tests"],
+    extra = {"names": [record["name"]], "tests": record["tests"], "split": record["split"],
              "reply": "```python\n{}\n```"}
     return Problem(
-        "synthetic", question, question, (), record["solution"], record["level"], extra)
+        "synthetic", question, question, (), record["solution"].strip(), record["level"], extra)
 
 
 def passes_tests(box: sandbox.Sandbox, program: str, name: str, tests: list) -> bool | None:

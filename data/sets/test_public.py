@@ -30,7 +30,7 @@ PROGRAM = dict(
     solution="def f(x):\n    return x",
     level=1,
     name="f",
-    way="forward",
+    split="test",
     tests=[[{"tuple": [1]}, 1]],
 )
 ROWS = {  # set: (a row, the problem's raw text, its answer, the work, its level)

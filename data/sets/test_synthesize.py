@@ -3,14 +3,14 @@ writer.
 """
 
 import json
-from collections import Counter
 
 import pytest
 
 from data.sets import synthesize, synthetic
 from data.sets.programs import mutants
 from data.sets.synthesize import SynthesizeConfig, invalid_reason, standalone_functions
-from data.tasks.problem import seeded_rng
+from data.tasks import code, registry
+from data.tasks.problem import seeded_rng, to_chat
 from data.verify import jail
 from data.verify.sandbox import Sandbox
 
@@ -21,39 +21,87 @@ def box():
         yield box
 
 
+FILES = ("forward.jsonl", "backward.jsonl", "programs.jsonl", "counts.json")
+
+
+def read_lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_by_grammar(tmp_path, box):
     """Both ways, each of the kept passes its tests and its mutants do not; a second run writes the
     same bytes.
     """
-    ends = synthesize.run(SynthesizeConfig(n=12), tmp_path)
-    lines = (tmp_path / "synthetic.jsonl").read_text()
-    drafts = [json.loads(line) for line in lines.splitlines()]
-    assert Counter(draft["way"] for draft in drafts) == {
-        way: ends[way, "kept"] for way in ("forward", "backward")
-    }
-    assert min(ends["forward", "kept"], ends["backward", "kept"]) >= 4 and ends.total() == 24
-    for draft in drafts:
-        problem = synthetic.read(draft)
-        assert (
-            synthetic.reward(problem, f"<think>so</think>Here:\n```python\n{draft['solution']}```")
-            == 1.0
-        )
-        for wrong in (
-            *mutants(draft["solution"], seeded_rng("test"), 3),
-            "def f(x): return None",
-            "import os\nos._exit(0)",
-            "def f(x):\n    class E(int): __eq__ = lambda s, o: True\n    return E()",
-        ):
-            assert synthetic.reward(problem, f"```python\n{wrong}\n```") == 0.0
-        assert synthetic.reward(problem, f"<think>{draft['solution']}") == 0.0
-        inputs, results = zip(*draft["tests"])
-        space = {}
-        exec(draft["solution"], space)  # our own text
-        assert [space["f"](*jail.decode(a)) for a in inputs] == [
-            jail.decode(value) for value in results
-        ]
-    synthesize.run(SynthesizeConfig(n=12), tmp_path)
-    assert (tmp_path / "synthetic.jsonl").read_text() == lines
+    cfg = SynthesizeConfig(n=9, conversations=3)
+    counts = synthesize.run(cfg, tmp_path)
+    texts = [(tmp_path / name).read_text() for name in FILES]
+    assert json.loads(texts[3]) == counts and counts.keys() == {"forward", "backward"}
+    for way, ends in counts.items():
+        records = read_lines(tmp_path / f"{way}.jsonl")
+        assert ends["made"] == 9 == ends["kept"] + sum(ends["refused"].values())
+        assert len(records) == ends["kept"] == sum(ends["splits"].values()) >= 4
+        for record in records:
+            check_kept(synthetic.read(record), record["solution"])
+            inputs, results = zip(*record["tests"])
+            space = {}
+            exec(record["solution"], space)  # our own text
+            assert [space["f"](*jail.decode(a)) for a in inputs] == [
+                jail.decode(value) for value in results
+            ]
+    synthesize.run(cfg, tmp_path)
+    assert [(tmp_path / name).read_text() for name in FILES] == texts
+
+
+def check_kept(problem, solution):
+    """The known solution earns the reward, fenced as SFT has it; wrong ones and cheats do not."""
+    _, reply = to_chat(problem)
+    assert synthetic.reward(problem, reply["content"]) == 1.0
+    assert synthetic.reward(problem, f"<think>so</think>Here:\n```python\n{solution}```") == 1.0
+    for wrong in (
+        *mutants(solution, seeded_rng("test"), 3),
+        "def f(x): return None",
+        "import os\nos._exit(0)",
+        "def f(x):\n    class E(int): __eq__ = lambda s, o: True\n    return E()",
+    ):
+        assert synthetic.reward(problem, f"```python\n{wrong}\n```") == 0.0
+    assert synthetic.reward(problem, f"<think>{solution}") == 0.0
+
+
+def test_splits(tmp_path, box):
+    """By a hash of the problem: what `code` holds out is held out forward, and one program's
+    examples never stand on two sides. SFT gets training problems alone.
+    """
+    counts = synthesize.run(SynthesizeConfig(n=36, conversations=99), tmp_path)
+    by_split = {}
+    for way in ("forward", "backward"):
+        family = registry.family(f"synthetic={tmp_path / way}.jsonl")
+        for split in ("train", "dev", "test"):
+            by_split[way, split] = family.problems(split, 99, 0)
+            assert len(by_split[way, split]) == counts[way]["splits"].get(split, 0)
+    wordings = {split: set() for split in ("train", "dev", "test")}
+    for split in wordings:
+        wordings[split] = {p.question.partition(". Example")[0] for p in by_split["forward", split]
+                           if p.level > 1}
+        for problem in code.problems(split, 200, 0):
+            if problem.level > 1:
+                wordings[split].add(problem.question.partition(". Example")[0].replace(
+                    "Write f(x)", "Write a program f(x)"))
+    assert not wordings["train"] & wordings["dev"] and not wordings["train"] & wordings["test"]
+    programs = {split: {p.answer for p in by_split["backward", split]} for split in wordings}
+    assert not programs["train"] & programs["dev"] and not programs["train"] & programs["test"]
+
+    asked = [line["messages"][0]["content"] for line in read_lines(tmp_path / "programs.jsonl")]
+    training = [p.question for way in ("forward", "backward") for p in by_split[way, "train"]]
+    assert sorted(asked) == sorted(training) and len(set(asked)) == len(asked)
+    assert len(by_split["forward", "dev"]) > 0 and len(by_split["backward", "dev"]) > 0
+
+
+def test_no_grammar_says_more_than_it_does(box):
+    """An else does something else."""
+    for i in range(20):
+        draft = synthesize.backward_by_grammar(seeded_rng("words", i), 3, box)
+        lines = [line.split(": ")[-1] for line in draft["solution"].splitlines()[4:6]]
+        assert lines[0] != lines[1], draft["solution"]
 
 
 def test_faults(box):
@@ -141,12 +189,13 @@ def test_by_a_writer(tmp_path, monkeypatch):
         topics=["sums", "bad"],
         functions=[{"path": str(tmp_path / "code.jsonl")}],
     )
-    ends = synthesize.run(cfg, tmp_path)
-    assert ends["forward", "kept"] == 1 and ends["backward", "kept"] == 1 and ends.total() == 2, (
-        ends
-    )
-    drafts = [json.loads(line) for line in (tmp_path / "synthetic.jsonl").read_text().splitlines()]
-    assert [d["way"] for d in drafts] == ["forward", "backward"] and all(
-        d["name"] == "total" for d in drafts
-    )
-    assert "squares" in drafts[0]["question"] and "second" not in drafts[0]
+    counts = synthesize.run(cfg, tmp_path)
+    for way in ("forward", "backward"):
+        assert counts[way]["made"] == counts[way]["kept"] == 1 and not counts[way]["refused"]
+        [record] = read_lines(tmp_path / f"{way}.jsonl")
+        assert record["name"] == "total" and "second" not in record
+        check_kept(synthetic.read(record), record["solution"])
+    assert "squares" in (tmp_path / "forward.jsonl").read_text()
+    table = synthesize.format_counts(counts)
+    assert [line.split()[:3] for line in table.splitlines()[1:]] == [
+        ["forward", "1", "1"], ["backward", "1", "1"]]
