@@ -256,11 +256,12 @@ FOLDERS = "nanobeige-sandbox-"      # how the names of the folders begin
 
 def _make_folder() -> tuple[str, int]:
     """A work folder, and an open file that holds its lock for as long as this process lives."""
-    while True:
+    for _ in range(5):
         folder = tempfile.mkdtemp(prefix=FOLDERS)
         lock = _lock_folder(folder)
         if lock is not None and os.path.exists(folder):     # _sweep of another may have been faster
             return folder, lock
+    raise Unavailable(f"no folder in {tempfile.gettempdir()} can be locked with flock")
 
 
 def _lock_folder(folder: str) -> int | None:
@@ -270,7 +271,7 @@ def _lock_folder(folder: str) -> int | None:
     except OSError:
         return None
     if os.fstat(lock).st_uid == os.geteuid():
-        with suppress(BlockingIOError):
+        with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock
     os.close(lock)
