@@ -22,7 +22,8 @@ METHODS = ("search", "match", "fullmatch", "findall", "finditer", "sub", "split"
 SHORT, LONG = 1_000, 10_000     # characters
 MOST, LITTLE = 0.05, 0.01       # seconds for a long text: too many; not worth a look
 RATIO = 40                      # of a long text's time to a short one's: 10 where it is linear
-BOUNDED = {"answers": 1_000, "symbolic": 1_000}     # characters, MAX_ANSWER: longer ones are none
+# characters, MAX_ANSWER: longer ones are none
+BOUNDED = {"answers": 1_000, "symbolic": 1_000, "spelling": 1_000, "units": 1_000}
 # patterns of what is no model's text, or of what cannot make them slow
 EXCEPTIONS = {
     r"(.*)\bword\b": "pages of ours",

@@ -182,12 +182,14 @@ _OPTION = re.compile(r"""
     (?: [("]*([A-J])"?(?:\)"?|[.:](?=\s))(?:\s*(?=[\w$\\"({.])|\s+(?=-)) | \(([a-j])\)\s+(?=[\w"]) )
     ((?:(?!(?<![A-Za-z\\])[A-J](?![A-Za-z])).)+)""", re.VERBOSE)
 _HEDGE = re.compile(r"""
-    (?:or|and|not)\b.*|"?[a-j]"?|.*\([a-j]\).*|
-    .*\b(?:maybe|perhaps|possibly|probably|rather|instead|but|either|neither|nor|wrong|incorrect|
-    false|isn't|is\ not|unsure)\b.*|.*[a-z]{3}.*\b[b-hj]\b.*""", re.VERBOSE | re.IGNORECASE)
+    ^(?:or|and|not)\b|^"?[a-j]"?$|\([a-j]\)|
+    \b(?:maybe|perhaps|possibly|probably|rather|instead|but|either|neither|nor|wrong|incorrect|
+    false|isn't|is\ not|unsure)\b""", re.VERBOSE | re.IGNORECASE)
+_WORD = re.compile(r"[a-z]{3}", re.IGNORECASE)
+_OTHER_LETTER = re.compile(r"\b[b-hj]\b")
 _TIME = re.compile(r"""([0-9]{1,2})(?::([0-9]{2}))?\s*"?(?:([ap])\.?\s?m\.?|o'clock)?"?""",
                    re.VERBOSE | re.IGNORECASE)
-_RATIO = re.compile(r'\s*(?::|(?<!\\)"?\bto\b"?)\s*')
+_RATIO = re.compile(r':|(?<!\\)"?\bto\b"?')
 _MATRIX = re.compile(r"\\begin\{([pbB]?(?:small)?matrix)\}(.*)\\end\{\1\}")
 _THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _SEPARATOR = re.compile(r"""
@@ -253,9 +255,11 @@ def _option(text: str, depth: int, otherwise: Value) -> Value | None:
     match = _OPTION.fullmatch(text)
     if not match:
         return None
-    if _HEDGE.fullmatch(match[3]):
+    text_of_option = match[3]
+    names_another = _WORD.search(text_of_option) and _OTHER_LETTER.search(text_of_option)
+    if names_another or _HEDGE.search(text_of_option):
         return otherwise
-    value = _parse(match[3], depth + 1)
+    value = _parse(text_of_option, depth + 1)
     if value.kind not in ("number", "words", "math"):
         return otherwise
     return value._replace(name=f"option {(match[1] or match[2]).upper()}")
@@ -288,7 +292,7 @@ def _time(text: str, depth: int, otherwise: Value) -> Value | None:
 
 def _ratio(text: str, depth: int, otherwise: Value) -> Value | None:
     """3:4; 3 to 4"""
-    parts = _RATIO.split(text)
+    parts = [part.strip() for part in _RATIO.split(text)]
     if len(parts) == 1 or not all(parts):
         return None
     values = tuple(_parse(part, depth + 1) for part in parts)

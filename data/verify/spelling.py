@@ -161,11 +161,11 @@ _EXCLAIMED = re.compile(r"[A-Za-z ]{2,}!")
 _PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|[A-Za-z]+")
 # What leads to an answer and says nothing of it: 'The answer is 5', 'option B', '答案：5'
 _LEAD = re.compile(r"""
-    ["\s]*(?:(?:so|thus|hence|therefore)[,\s]+)?
-    (?:(?:the\s+)?(?:final\s+|correct\s+|right\s+|best\s+)?
-       (?:(?:answer|option|choice)\s*(?:is\b|:|=)|(?:option|choice)\b(?=[\s"]*\(?[A-Ja-j]\b))|
+    ["\s]*+(?:(?:so|thus|hence|therefore)[,\s]++)?
+    (?:(?:the\s++)?(?:(?:final|correct|right|best)\s++)?
+       (?:(?:answer|option|choice)\s*+(?:is\b|:|=)|(?:option|choice)\b(?=[\s"]*\(?[A-Ja-j]\b))|
        (?:最终)?答案\s*(?:是|为|选|:)|选项?\s*(?=\(?[A-J]))
-    [\s":]*(?:(?:option|choice)\b|选项?)?\s*:?(?P<rest>.+)""", re.VERBOSE | re.IGNORECASE)
+    [\s":]*+(?:(?:option|choice)\b|选项?)?\s*+:?(?P<rest>.+)""", re.VERBOSE | re.IGNORECASE)
 
 
 def tidy(text: str) -> str:
