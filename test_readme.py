@@ -31,7 +31,6 @@ import refine
 import reward
 import rl
 import sft
-from checks import verify
 from conftest import ROOT
 from data.filter import quality
 from data.text import corpus, tokenizer
@@ -180,14 +179,11 @@ def quality_groups() -> list[list[float]]:
 
 
 def verify_groups() -> list[list[float]]:
-    """Trials of right rewritings, then of wrong answers, in each set."""
-    groups = []
-    for kinds in (verify.RIGHT, verify.WRONG):
-        group = []
-        for line in RESULTS["verify"]:
-            group.append(sum(line["trials"].get(kind, 0) for kind in kinds))
-        groups.append(group)
-    return groups
+    """Trials and errors of right forms, then of wrong answers, in each set."""
+    lines = [line for line in RESULTS["verify"] if "refused" in line]
+    right = [[line["right"], line["refused"]] for line in lines]
+    wrong = [[line["wrong"], line["accepted"]] for line in lines]
+    return [sum(right, []), sum(wrong, [])]
 
 
 def bench_groups() -> list[list[float]]:
