@@ -104,7 +104,8 @@ def main():
     print(f"{counts['asked'] / max(counts['seconds'], 1e-9):.1f} new cases per second, "
           f"{counts['programs']:.0f} programs run")
     if config.write:
-        meta = dict(commit=common.current_commit(), command=config.command, seed=1,
+        command = f"python -m checks.{config.command}"
+        meta = dict(commit=common.current_commit(), command=command, seed=1,
                     config=common.config_hash(config, "rl"),
                     machine=common.describe_machine(dist.device), seconds=time.time() - started)
         results.append("verifier", *(meta | row for row in rows))
