@@ -274,7 +274,8 @@ def test_thoughts_that_the_prompt_opened_are_no_answer(monkeypatch, five):
     problems = registry.family(five).problems("train", len(ANSWERS), 0)
     cfg = RlConfig(stages=[], lr=0.0)
     groups = rollouts.sample_rollouts(None, tokenizer, problems, 1, cfg, 0)
-    assert rollouts.verified_rewards(rollouts.flatten(groups)) == list(ANSWERS.values())
+    scores = rollouts.verified_scores(rollouts.flatten(groups), rollouts.Judges())
+    assert [score.reward for score in scores] == list(ANSWERS.values())
 
 
 def test_thoughts_that_a_server_opened_are_no_answer(five):
