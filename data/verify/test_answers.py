@@ -491,11 +491,11 @@ SLOW = [
 
 
 def test_what_differs_in_numbers_is_quickly_wrong():
-    with Verifier() as verifier:
+    with Verifier(seconds=8) as verifier:       # a busy machine counts more of them
         for gold, answer in SLOW:
             before = verifier.cost.seconds
             assert verifier.verify(gold, answer) is False, answer
-            assert verifier.cost.seconds - before < 0.8, answer
+            assert verifier.cost.seconds - before < 2, answer
         assert verifier.cost.slow == 0
 
 
@@ -506,19 +506,19 @@ EQUAL_AND_SLOW = [
 
 
 def test_a_slow_question_is_wrong_and_all_of_them_have_a_budget():
-    with Verifier() as verifier:
+    with Verifier(seconds=3) as verifier:
         gold, answer = EQUAL_AND_SLOW[0]
         assert verifier.verify(gold, answer) is False
-        assert verifier.cost.slow == 1 and 0.5 < verifier.cost.seconds < 2
+        assert verifier.cost.slow == 1 and 2 < verifier.cost.seconds < 5
         assert verifier.verify(gold, answer) is False       # remembered
         assert verifier.cost.questions == 1
-        assert verifier.budget < symbolic.BUDGET - 0.3
+        assert verifier.budget < symbolic.BUDGET - 1
 
         verifier.budget = -1.0
         before = verifier.cost.seconds
         gold, answer = EQUAL_AND_SLOW[1]
         assert verifier.verify(gold, answer) is False
-        assert verifier.cost.slow == 2 and verifier.cost.seconds - before < 0.5
+        assert verifier.cost.slow == 2 and verifier.cost.seconds - before < 1.5
         assert verifier.verify(r"\frac{\pi}{2}", r"\pi/2") is True     # a quick one needs none
 
 
