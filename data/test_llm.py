@@ -104,19 +104,21 @@ def flaky(times: int, bad):
 
 
 def test_order_concurrency_and_what_is_sent(server):
+    open_requests, most = [], [0]
+
     def answer(text):
+        open_requests.append(text)
         time.sleep(0.1 - 0.004 * int(text))  # the first one comes last
+        most[0] = max(most[0], len(open_requests))
+        open_requests.remove(text)
         return reply(text + "!")
 
     server.answer, told, texts = answer, [], [str(i) for i in range(24)]
-    write, start = (
-        make(server, concurrency=8, seed=100, temperature=1, extra=dict(top_k=20)),
-        time.monotonic(),
-    )
+    write = make(server, concurrency=8, seed=100, temperature=1, extra=dict(top_k=20))
     assert write(ask(*texts), lambda i, text: told.append((i, text))) == [
         text + "!" for text in texts
     ]
-    assert 0.15 < time.monotonic() - start < 0.7  # 1.3 in a row
+    assert 2 <= most[0] <= 8  # side by side, and no more than may be
     assert sorted(told) == [(i, f"{i}!") for i in range(24)] and told != sorted(told)
     assert {body["messages"][0]["content"]: body["seed"] for body in server.seen} == {
         t: 100 + int(t) for t in texts
