@@ -5,10 +5,11 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 scale=${1:-1}
-run=tiny shorter=() rougher=() easier=() anything=()
+run=tiny shorter=() rougher=() easier=() anything=() fewer=()
 if [ "$scale" != 1 ]; then  # models that can nearly nothing: all is run, little comes out
     run=tiny-$scale shorter=(--evaluate.n_problems=16) rougher=(--refine.retries=0 --refine.completer=)
     easier=(--distill.min_positive_score=0 --distill.gap=0) anything=(--rl.filter_samples=0)
+    fewer=(--synthesize.n=90)
 fi
 source setup.sh requirements.txt
 
@@ -48,7 +49,9 @@ refine() {  # and beside it, on the other core, the teacher of the distillation
     OMP_NUM_THREADS=1 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
     wait $! || { cat "out/$run/teacher.log"; return 1; }
 }
-phase problems 45 python -m data.sets.synthesize configs/tiny.py --run="$run"
+if [ "$scale" = 1 ] || [ ! -e out/synthetic/counts.json ]; then  # all runs share them
+    phase problems 45 python -m data.sets.synthesize configs/tiny.py --run="$run" "${fewer[@]}"
+fi
 phase writers 150 writers
 phase refine 220 refine
 phase SFT 150 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"

@@ -9,8 +9,9 @@ backward  a solution and its tests first; from them the statement
 
 Writes, into synthesize.folder, forward.jsonl and backward.jsonl, each a task by name
 ("synthetic=out/synthetic/forward.jsonl"); programs.jsonl, some of their training problems as
-conversations for SFT; and counts.json, how many were made, refused (and why) and kept. A hash of
-the problem decides its split, as in the generated families.
+conversations for SFT; and counts.json, how many were made, refused (and why) and kept. Done once:
+the same settings find it all there. A hash of the problem decides its split, as in the generated
+families.
 
 With a writer (`synthesize.writer`) statements start from topics, and solutions are functions of
 real code. Without one both come from small grammars. Kept is a problem whose known solution passes
@@ -24,7 +25,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -368,8 +369,18 @@ def run(cfg: SynthesizeConfig, folder: Path) -> dict[str, dict]:
         counts[way] = {"made": ends.total(), "kept": ends.pop("kept", 0), "splits": dict(splits),
                        "refused": dict(ends.most_common())}
     common.write_atomic(folder / "programs.jsonl", to_lines(conversations))
-    common.write_atomic(folder / "counts.json", json.dumps(counts, indent=1) + "\n")
+    record = {"settings": common.hash_json(asdict(cfg)), "ways": counts}
+    common.write_atomic(folder / "counts.json", json.dumps(record, indent=1) + "\n")   # the last
     return counts
+
+
+def read_counts(cfg: SynthesizeConfig, folder: Path) -> dict[str, dict] | None:
+    """What `run` returned, if all was made before with these settings."""
+    path = folder / "counts.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    if record.get("settings") != common.hash_json(asdict(cfg)):
+        return None
+    return record["ways"]
 
 
 def to_record(draft: dict, key: str) -> dict:
@@ -437,7 +448,9 @@ def main():
     if config.unsafe_exec:
         sandbox.allow_unlocked()
     folder = Path(config.synthesize.folder or config.out / "synthetic")
-    counts = run(config.synthesize, folder)
+    counts = read_counts(config.synthesize, folder)
+    if counts is None:
+        counts = run(config.synthesize, folder)
     print(format_counts(counts))
     for way in counts:
         with open(folder / f"{way}.jsonl") as file:

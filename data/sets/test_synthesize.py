@@ -35,7 +35,9 @@ def test_by_grammar(tmp_path, box):
     cfg = SynthesizeConfig(n=9, conversations=3)
     counts = synthesize.run(cfg, tmp_path)
     texts = [(tmp_path / name).read_text() for name in FILES]
-    assert json.loads(texts[3]) == counts and counts.keys() == {"forward", "backward"}
+    assert synthesize.read_counts(cfg, tmp_path) == counts
+    assert synthesize.read_counts(SynthesizeConfig(n=10, conversations=3), tmp_path) is None
+    assert counts.keys() == {"forward", "backward"}
     for way, ends in counts.items():
         records = read_lines(tmp_path / f"{way}.jsonl")
         assert ends["made"] == 9 == ends["kept"] + sum(ends["refused"].values())
