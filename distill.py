@@ -41,6 +41,7 @@ import sample_pairs
 from common import Dist, UserError
 from data.chat.packing import pack
 from data.chat.pairs import CHOSEN, REJECTED, SIDES, Pair, TopK, to_sequences
+from data.text.tokenizer import TokenizerConfig
 from data.verify import sandbox
 from evaluate import EvaluateConfig, evaluate, format_table, without_rows
 from kernels.cross_entropy import (
@@ -497,8 +498,8 @@ def main():
     config = common.load_config(
         __doc__,
         flags={"prepare": "sample, choose pairs, and stop"} | sandbox.FLAG,
-        model=ModelConfig, distill=DistillConfig, evaluate=EvaluateConfig,
-    )
+        model=ModelConfig, tokenizer=TokenizerConfig, distill=DistillConfig,
+        evaluate=EvaluateConfig)
     if config.unsafe_exec:
         sandbox.allow_unlocked()
     cfg = config.distill

@@ -46,6 +46,9 @@ class EvaluateConfig:
     endpoint: str = ""           # or an OpenAI-compatible server's URL; its key: OPENAI_API_KEY
     model: str = ""              # name on that server (default: the first that it has)
     prompt_format: str = ""      # of questions: "document" or "chat" (default: as in training)
+    system: str = ""             # system turn before them in chat form, for checkpoints that were
+                                 # trained with one: a text, or "released", Nanbeige4's own; ours
+                                 # were not, and get none
     split: str = "dev"           # "dev" while settings are chosen, "test" once they are frozen
     n_problems: int = 512        # held-out problems of each task, or all of a set that has fewer
     k: int = 4                   # samples of each problem
@@ -85,7 +88,8 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = N
     for task in cfg.tasks:
         family = registry.family(task)
         problems = family.problems(cfg.split, cfg.n_problems, cfg.seed)
-        prompts = [task_prompt(problem, tokenizer, cfg.prompt_format) for problem in problems]
+        prompts = [task_prompt(problem, tokenizer, cfg.prompt_format, cfg.system)
+                   for problem in problems]
         name = sample_file_name(task, problems, prompts, cfg, made_by)
         rows = read_kept_samples(folder, name) if folder else {}
         dist.barrier()                          # all have read before one of them writes
@@ -108,10 +112,12 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = N
     return scores
 
 
-def task_prompt(problem: Problem, tokenizer, prompt_format: str) -> list[int] | list[dict] | str:
+def task_prompt(problem: Problem, tokenizer, prompt_format: str,
+                system: str = "") -> list[int] | list[dict] | str:
     """The prompt of a problem: the question in chat form with its tools, or a page's beginning.
 
-    Token ids; or, without a tokenizer, what a server is sent: messages or a text.
+    Token ids; or, without a tokenizer, what a server is sent: messages or a text. system: of the
+    chat form, as template.render takes it; a server's own template puts in its own.
     """
     if prompt_format != "chat":
         text = document_prompt(problem)
@@ -119,7 +125,8 @@ def task_prompt(problem: Problem, tokenizer, prompt_format: str) -> list[int] | 
     question = to_chat(problem)[:1]
     tools = problem.extra.get("tools", ())
     if tokenizer:
-        return template.render(question, tokenizer, add_generation_prompt=True, tools=tools)
+        return template.render(question, tokenizer, add_generation_prompt=True, tools=tools,
+                               system=system)
     if not tools:
         return question
     signatures = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
@@ -444,10 +451,14 @@ def format_table(scores: dict[str, dict]) -> str:
 # --------------------------------------------------------------------------------------------------
 # The command
 
-def default_prompt_format(folder: Path) -> str:
-    """The format that a checkpoint was trained on: "document" in phase 1, "chat" after it."""
-    ours = (folder / "meta.json").is_file()
-    return "document" if ours and common.read_meta(folder)["phase"] == "pretrain" else "chat"
+def default_prompt_format(folder: Path, tokenizer) -> str:
+    """The format that a checkpoint was trained on: "document" in phase 1, "chat" after it.
+
+    A Hugging Face folder's is "chat" where its tokenizer is made for chats.
+    """
+    if (folder / "meta.json").is_file():
+        return "document" if common.read_meta(folder)["phase"] == "pretrain" else "chat"
+    return "chat" if "<|im_start|>" in tokenizer.special else "document"
 
 
 def checkpoint_digest(folder: Path) -> str:
@@ -490,9 +501,11 @@ def main():
         model, tokenizer = server_llm(cfg), None
     else:
         source = hf.resolve_checkpoint(dist, cfg.checkpoint or config.out / "pretrain")
-        cfg.prompt_format = cfg.prompt_format or default_prompt_format(source)
         dtype = torch.bfloat16 if dist.device.type == "cuda" else torch.float32
         model, tokenizer = hf.load(source, dist.device, dtype)
+        cfg.prompt_format = cfg.prompt_format or default_prompt_format(source, tokenizer)
+        if hf.is_ours(source):
+            cfg.system = ""
         made_by = f"{checkpoint_digest(source)} {dtype}"
     if dist.is_main:
         print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)

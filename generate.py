@@ -76,9 +76,11 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
 def stop_ids(tokenizer) -> tuple[int, ...]:
     """The tokens that end an answer.
 
-    The end of a document, and of a turn where the tokenizer is made for chats.
+    The end of a document, of a turn where the tokenizer is made for chats, and what else the
+    checkpoint's configs name.
     """
-    return tuple({tokenizer.eot, tokenizer.special.get("<|im_end|>", tokenizer.eot)})
+    turn_end = tokenizer.special.get("<|im_end|>", tokenizer.eot)
+    return tuple({tokenizer.eot, turn_end, *tokenizer.eos})
 
 
 def decode_answer(tokens: list[int], tokenizer, prompt: Sequence[int] = ()) -> str:
@@ -314,6 +316,8 @@ def main():
         "prompt", nargs="?", help="text to continue; without it you are asked, again and again")
     parser.add_argument(
         "--chat", action="store_true", help="chat form (for checkpoints after SFT)")
+    parser.add_argument(
+        "--system", default="", help='what the system says first; "released": Nanbeige4\'s own')
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument(
         "--temperature", type=float, default=0.6, help="0 is greedy (default 0.6)")
@@ -331,7 +335,7 @@ def main():
             return print()
         if args.chat:
             messages.append({"role": "user", "content": text})
-            prompt = template.render(messages, tokenizer, add_generation_prompt=True)
+            prompt = template.render(messages, tokenizer, True, system=args.system)
             answer = stream(model, tokenizer, prompt, stop, args)
             answer = [token for token in answer if token not in stop]
             messages.append(template.parse(answer, tokenizer))

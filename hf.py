@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import common
 from common import Dist, UserError
 from data.chat.template import CHAT_TEMPLATE
-from data.text.tokenizer import Tokenizer
+from data.text.tokenizer import EOT, Tokenizer, TokenizerConfig, fill_gaps
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, Transformer, meta_model
 
 SHARD_BYTES = 5e9  # a larger model is written as several files
@@ -41,7 +41,7 @@ def load(path: str | Path, device="cpu",
     folder = resolve_checkpoint(one_process, path)
     model = meta_model(read_model_config(folder)).to(dtype).to_empty(device=device)
     _load_weights(one_process, model, folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder)
     if tokenizer.n_vocab > model.cfg.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.n_vocab} ids, "
                         f"the model only {model.cfg.vocab_size}")
@@ -54,16 +54,23 @@ def load_initial_weights(dist: Dist, model: Transformer, tokenizer: Tokenizer,
 
     Every rank calls it. folder: as `resolve_checkpoint` returns it. Returns the base of RoPE that
     the weights were trained with, which may differ from the model's: stages set it. Raises
-    UserError where they have another tokenizer, or another shape than the model.
+    UserError where an id of their tokenizer means something else here, or where they have another
+    shape than the model.
     """
     theirs = dataclasses.asdict(read_model_config(folder))
     for key, ours in dataclasses.asdict(model.cfg).items():
         if ours != theirs[key] and key not in NOT_OF_THE_WEIGHTS:
             raise UserError(f"{folder} has {key} = {theirs[key]}, "
                             f"this run's model has {ours}: set model.{key}")
-    if Tokenizer.load(folder / "tokenizer.json").hash != tokenizer.hash:
-        raise UserError(f"{folder} has another tokenizer than this run: "
+    their_tokenizer = load_tokenizer(folder)
+    difference = tokenizer.disagreement(their_tokenizer)
+    if difference:
+        raise UserError(f"{folder} has another tokenizer than this run (id {difference}): "
                         f"set tokenizer.path={folder}/tokenizer.json and prepare the data again")
+    if dist.is_main and their_tokenizer.eot != tokenizer.eot:
+        ends = [tokenizer.pieces[i].decode() for i in (their_tokenizer.eot, tokenizer.eot)]
+        print(f"note: documents of {folder} end with {ends[0]}, of this run with {ends[1]}; "
+              f"tokenizer.eot={ends[0]} goes on as they did")
     _load_weights(dist, model, folder)
     return theirs["rope_theta"]
 
@@ -97,6 +104,14 @@ def resolve_checkpoint(dist: Dist, source: str | Path, out: Path = Path(".")) ->
     return folder
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a checkpoint was trained here: its folder is one of ours, or an export of one."""
+    if not (folder / "config.json").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and _read_json(path).get("chat_template") == CHAT_TEMPLATE
+
+
 def read_model_config(folder: Path) -> ModelConfig:
     """The model's shape, of a Hugging Face folder or a checkpoint of ours."""
     if (folder / "config.json").is_file():
@@ -113,16 +128,76 @@ def _load_weights(dist: Dist, model: Transformer, folder: Path) -> None:
         common.load_checkpoint(dist, folder, model)
 
 
+def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenizer:
+    """A checkpoint's tokenizer, with the document start and ends that its own files say.
+
+    cfg: of a run that goes on from it. The file at cfg.path is taken in place of the checkpoint's,
+    which may lack a phase's control tokens; UserError where they give an id to different tokens.
+    cfg.eot ends documents, whatever the checkpoint's do.
+    """
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if cfg and cfg.path:
+        own = tokenizer
+        tokenizer = Tokenizer.load(cfg.path)
+        difference = tokenizer.disagreement(own)
+        if difference:
+            raise UserError(f"the weights in {folder} cannot go on with tokenizer.path={cfg.path}: "
+                            f"id {difference}")
+    if (folder / "config.json").is_file():
+        tokenizer.take_ids(**_ids_from_hf(folder, tokenizer))
+    elif (folder / "meta.json").is_file():
+        tokenizer.take_ids(**common.read_meta(folder).get("tokenizer_ids", {}))
+    if cfg and cfg.eot:
+        tokenizer.take_eot(cfg.eot)
+    return tokenizer
+
+
+def _ids_from_hf(folder: Path, tokenizer: Tokenizer) -> dict:
+    """Tokenizer.take_ids' arguments, from a folder's configs: of the model, generation, tokenizer.
+
+    Each may say what begins and ends a text, by one id, several, or a name. Ids that are no control
+    tokens are left out: transformers writes 1 and 2 where nobody has chosen any.
+    """
+    bos, eos = [], []
+    for name in ("tokenizer_config.json", "generation_config.json", "config.json"):
+        path = folder / name
+        config = _read_json(path) if path.is_file() else {}
+        bos += _control_ids(config, "bos_token", tokenizer)
+        eos += _control_ids(config, "eos_token", tokenizer)
+    document_ends = [tokenizer.special[name] for name in EOT if tokenizer.special.get(name) in eos]
+    return {
+        "bos": next(iter(bos), None),
+        "eot": next(iter(document_ends), None),
+        "eos": set(eos),
+    }
+
+
+def _control_ids(config: dict, key: str, tokenizer: Tokenizer) -> list[int]:
+    """The control tokens that a config names under a key, or whose ids it has under key + "_id"."""
+    name = config.get(key)
+    if isinstance(name, dict):  # an AddedToken
+        name = name.get("content")
+    ids = config.get(key + "_id")
+    if not isinstance(ids, list):
+        ids = [ids]
+    known = tokenizer.special.values()
+    return [i for i in [tokenizer.special.get(name), *ids] if i in known]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
 def config_from_hf(folder: Path) -> ModelConfig:
     """ModelConfig of a folder's config.json, with transformers' defaults for what it does not say.
 
     Raises UserError for anything that would compute something else than our model.
     """
     file = Path(folder) / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
+    config = _read_json(file)
     # transformers 5 writes rope_parameters; 4 wrote rope_theta, and rope_scaling for the rest
     rope = (config.get("rope_parameters") or {}) | (config.get("rope_scaling") or {})
     _check_plain_llama(file, config, rope)
@@ -316,7 +391,7 @@ def _json_files(model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype) ->
     }
     # the report's decoding; a base model ends with <|endoftext|>, a chat turn with <|im_end|>
     generation_config = ids | {
-        "eos_token_id": sorted({turn_end, tokenizer.eot}),
+        "eos_token_id": sorted({turn_end, tokenizer.eot, *tokenizer.eos}),
         "do_sample": True,
         "temperature": 0.6,
         "top_p": 0.95,
@@ -374,11 +449,15 @@ def _tokenizer_config_json(tokenizer: Tokenizer, turn_end: int, max_context: int
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict:
-    """Our file, told to begin plain texts with the bos token, as in pre-training.
+    """Our file, in which other programs find the ids and control tokens that we have trained with.
 
-    Chat templates are exempt from it.
+    No id is behind a gap, and control tokens are found before a text is normalized: else <think>
+    after a line break would be three tokens in a Llama vocabulary. It is told to begin plain texts
+    with the bos token, as in pre-training; chat templates are exempt from it.
     """
-    spec = json.loads(tokenizer.json)
+    spec = fill_gaps(json.loads(tokenizer.json))
+    spec["added_tokens"] = [token | {"normalized": False} if token["content"] in tokenizer.special
+                            else token for token in spec["added_tokens"]]
     if spec.get("post_processor") is not None:
         return spec
     bos = next(name for name, i in tokenizer.special.items() if i == tokenizer.bos)

@@ -178,6 +178,7 @@ class Run:
             config=common.config_hash(config, *(self.sections or ("model", self.phase))),
             model=dataclasses.asdict(config.model) | {"rope_theta": self.model.rope_theta},
             tokenizer=self.tokenizer.hash,
+            tokenizer_ids=self.tokenizer.ids,
             resume_key=self.resume_key(step),
         )
         meta |= {self.phase: as_json(self.cfg)} | more
@@ -191,11 +192,11 @@ class Run:
 
 
 def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str) -> Run:
-    """Finds the checkpoint that a phase starts from, and takes its tokenizer."""
+    """Finds the checkpoint that a phase starts from, and takes its tokenizer, or the config's."""
     cfg = getattr(config, phase)
     source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
-    tokenizer_file = source / "tokenizer.json"
-    tokenizer = Tokenizer.load(tokenizer_file)
+    tokenizer_file = Path(config.tokenizer.path or source / "tokenizer.json")
+    tokenizer = hf.load_tokenizer(source, config.tokenizer)
     set_vocab_size(config.model, tokenizer.n_vocab)
     return Run(phase, config, cfg, dist, tokenizer, tokenizer_file, source)
 
@@ -418,7 +419,7 @@ def evaluate_and_sample(run: Run, is_last: bool, prompt_format: str = "chat") ->
 def evaluate_tasks(run: Run, model, n_problems: int, prompt_format: str) -> dict[str, dict]:
     """The scores of the phase's tasks."""
     settings = dataclasses.replace(run.config.evaluate, tasks=run.eval_tasks,
-                                   n_problems=n_problems, prompt_format=prompt_format)
+                                   n_problems=n_problems, prompt_format=prompt_format, system="")
     return evaluate(model, run.tokenizer, settings, run.dist, verifier=run.verifier)
 
 

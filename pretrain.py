@@ -188,7 +188,7 @@ def open_data(config: SimpleNamespace, stages: list[StageConfig]) -> tuple[Token
     folder = data_folder(config)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"no data in {folder}: prepare it with `{command}`")
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", config.tokenizer.eot)
     names = {}  # in the order of the stages, each once
     for stage in stages:
         names |= dict.fromkeys(stage.epochs or stage.mixture)

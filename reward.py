@@ -32,6 +32,7 @@ from data.chat import template
 from data.chat.packing import pack
 from data.tasks import taste
 from data.text import sources
+from data.text.tokenizer import TokenizerConfig
 from kernels.cross_entropy import linear_cross_entropy, wide_type
 from model import ModelConfig
 from schedule import Schedule, Stage, is_due, learning_rate, stage_at
@@ -433,7 +434,8 @@ def read_batch(pairs: list, cfg: RewardConfig, step: int, rank: int, world: int)
 
 
 def main():
-    config = common.load_config(__doc__, model=ModelConfig, reward=RewardConfig)
+    config = common.load_config(
+        __doc__, model=ModelConfig, tokenizer=TokenizerConfig, reward=RewardConfig)
     cfg = config.reward
     dist = common.init_distributed(cfg.dtype, cfg.shard_size)
     check_settings(cfg, dist.world)

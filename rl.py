@@ -28,6 +28,7 @@ from common import Dist, UserError
 from data.chat.packing import pack, share_prefixes
 from data.tasks import taste
 from data.tasks.problem import Problem
+from data.text.tokenizer import TokenizerConfig
 from data.verify import sandbox
 from evaluate import EvaluateConfig, open_verifier
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_entropy
@@ -521,8 +522,8 @@ def warn_of_hacking(run: loop.Run, stage: Stage) -> None:
 
 def main():
     config = common.load_config(
-        __doc__, flags=sandbox.FLAG, model=ModelConfig, rl=RlConfig, evaluate=EvaluateConfig
-    )
+        __doc__, flags=sandbox.FLAG, model=ModelConfig, tokenizer=TokenizerConfig, rl=RlConfig,
+        evaluate=EvaluateConfig)
     if config.unsafe_exec:
         sandbox.allow_unlocked()
     cfg = config.rl

@@ -27,7 +27,7 @@ from common import Dist
 from data.chat import packing
 from data.chat.conversations import Pool, prepare, read_pool
 from data.chat.packing import Batch, PackedStage, plan_stages
-from data.text.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer, TokenizerConfig
 from data.verify import sandbox
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
@@ -186,6 +186,7 @@ def main():
         __doc__,
         flags={"prepare": "tokenize the pools, and stop"} | sandbox.FLAG,
         model=ModelConfig,
+        tokenizer=TokenizerConfig,
         sft=SftConfig,
         evaluate=EvaluateConfig,
     )

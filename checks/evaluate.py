@@ -148,16 +148,16 @@ def main():
     )
     args, started = parser.parse_args(), time.time()
     source = hf.resolve_checkpoint(common.Dist(0, 1, torch.device("cpu"), None), args.checkpoint)
+    model, tokenizer = hf.load(source)
     cfg = evaluate.EvaluateConfig(
         [args.task],
-        prompt_format=evaluate.default_prompt_format(source),
+        prompt_format=evaluate.default_prompt_format(source, tokenizer),
         n_problems=args.n,
         k=1,
         temperature=0.0,
         top_p=1.0,
         max_rows=16,
     )
-    model, tokenizer = hf.load(source)
     problems = registry.family(args.task).problems(cfg.split, cfg.n_problems, cfg.seed)
     rewards = {
         "ours": [

@@ -6,8 +6,8 @@ Jinja, for exports: other programs render it to text first and cannot tell the t
 
 A message is one of
     {"role": "system", "content": str}      only the first; where there is none, the released
-                                            template puts in one in Chinese, ours does not (our
-                                            choice)
+                                            template puts in one in Chinese, ours only where
+                                            system="released" asks for it (our choice)
     {"role": "user", "content": str}
     {"role": "assistant", "content": str, "reasoning": str, "tool_calls": list, "weight": float}
                                             any left out or None
@@ -25,6 +25,18 @@ from itertools import groupby
 from common import UserError
 
 ROLES = ["system", "user", "assistant", "tool"]
+
+# What the released template (of Nanbeige4.1-3B and Nanbeige4-3B-Thinking-2511) says where there is
+# no system message: "You are Nanbeige, a language model by BOSS Zhipin". With tools: "You are an
+# expert in calling functions …", right before their signatures.
+RELEASED_SYSTEM = "你是南北阁，一款由BOSS直聘自主研发并训练的专业大语言模型。"
+RELEASED_SYSTEM_OF_TOOLS = (
+    "你是一位工具函数调用专家，你会得到一个问题和一组可能的工具函数。"
+    "根据问题，你需要进行一个或多个函数/工具调用以实现目的，请尽量尝试探索通过工具解决问题。\n"
+    "如果没有一个函数可以使用，请直接使用自然语言回复用户。\n"
+    "如果给定的问题缺少函数所需的参数，请使用自然语言进行提问，向用户询问必要信息。\n"
+    "如果调用结果已经足够回答用户问题，请对历史结果进行总结，使用自然语言回复用户。"
+)
 
 TOOLS_BEFORE = """# Tools
 
@@ -91,22 +103,24 @@ CHAT_TEMPLATE = CHAT_TEMPLATE.replace("ROLES", repr(ROLES))
 
 
 def render(messages: list[dict], tokenizer, add_generation_prompt: bool = False,
-           tools: Sequence[dict] = ()) -> list[int]:
+           tools: Sequence[dict] = (), system: str = "") -> list[int]:
     """Token ids of a conversation.
 
     add_generation_prompt: the assistant's next turn is opened at the end. tools: JSON signatures.
-    Reasoning is kept in the turns after the last user message and dropped before it (as released).
-    Without reasoning there is no <think> block (our choice). Raises UserError for a message that is
-    not of the form above, and for a tokenizer without these controls.
+    system: what the system says where the messages do not begin with it; "released": what the
+    released template puts in. Reasoning is kept in the turns after the last user message and
+    dropped before it (as released). Without reasoning there is no <think> block (our choice).
+    Raises UserError for a message that is not of the form above, and for a tokenizer without these
+    controls.
     """
-    ids, _ = render_weighted(messages, tokenizer, tools)
+    ids, _ = render_weighted(messages, tokenizer, tools, system)
     if add_generation_prompt:
         ids += _encode(["<|im_start|>", "assistant\n"], tokenizer)
     return ids
 
 
-def render_weighted(messages: list[dict], tokenizer,
-                    tools: Sequence[dict] = ()) -> tuple[list[int], list[float]]:
+def render_weighted(messages: list[dict], tokenizer, tools: Sequence[dict] = (),
+                    system: str = "") -> tuple[list[int], list[float]]:
     r"""The ids of `render`, and each one's weight in the loss.
 
     What an assistant says has its message's "weight": all after "<|im_start|>assistant\n", up to
@@ -116,7 +130,7 @@ def render_weighted(messages: list[dict], tokenizer,
     """
     ids, weights = [], []
     n_newline = len(tokenizer.encode("\n"))
-    for role, body, weight in _turns(messages, tools):
+    for role, body, weight in _turns(messages, tools, system):
         opening = _encode(["<|im_start|>", role + "\n"], tokenizer)
         parts = ["<|im_start|>", role + "\n" + body[0], *body[1:], "<|im_end|>", "\n"]
         turn = _encode(parts, tokenizer)
@@ -144,14 +158,17 @@ def _encode(parts: list[str], tokenizer) -> list[int]:
     return ids
 
 
-def _turns(messages: list[dict], tools: Sequence[dict]) -> Iterator[tuple[str, list[str], float]]:
+def _turns(messages: list[dict], tools: Sequence[dict],
+           system: str) -> Iterator[tuple[str, list[str], float]]:
     """(role, body, weight) of each turn.
 
     A body is text, control token, text, …: joined, what CHAT_TEMPLATE writes.
     """
     _check(messages)
     if tools:
-        yield "system", _tools_body(messages, tools), 0.0
+        yield "system", _tools_body(messages, tools, system), 0.0
+    elif system and not _begins_with_system(messages):
+        yield "system", [RELEASED_SYSTEM if system == "released" else system], 0.0
     queries = _places(messages, "user")
     last_query = max(queries, default=-1)
     for role, group in groupby(enumerate(messages), lambda numbered: numbered[1]["role"]):
@@ -167,14 +184,22 @@ def _turns(messages: list[dict], tools: Sequence[dict]) -> Iterator[tuple[str, l
                 yield role, [message["content"]], 0.0
 
 
-def _tools_body(messages: list[dict], tools: Sequence[dict]) -> list[str]:
+def _tools_body(messages: list[dict], tools: Sequence[dict], system: str) -> list[str]:
     """The body of the system's turn where there are tools."""
-    system = ""
-    if messages and messages[0]["role"] == "system":
-        system = messages[0]["content"] + "\n\n"
+    before = ""
+    if _begins_with_system(messages):
+        before = messages[0]["content"] + "\n\n"
+    elif system == "released":
+        before = RELEASED_SYSTEM_OF_TOOLS
+    elif system:
+        before = system + "\n\n"
     signatures = "".join("\n" + _json(tool) for tool in tools)
     after, *call_block = re.split("(</?tool_call>)", TOOLS_AFTER)
-    return [system + TOOLS_BEFORE + signatures + after, *call_block]
+    return [before + TOOLS_BEFORE + signatures + after, *call_block]
+
+
+def _begins_with_system(messages: list[dict]) -> bool:
+    return bool(messages) and messages[0]["role"] == "system"
 
 
 def _assistant_body(message: dict, keep_reasoning: bool) -> list[str]:

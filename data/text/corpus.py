@@ -443,7 +443,7 @@ def prepare_tokenizer(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusC
     pools = checked_pools(cfg)
     existing = None
     if tokenizer_cfg.path:
-        existing = Tokenizer.load(tokenizer_cfg.path)
+        existing = Tokenizer.load(tokenizer_cfg.path, tokenizer_cfg.eot)
         settings = existing.hash
     else:
         states = [_state(sources) for sources in pools.values()]
@@ -452,7 +452,7 @@ def prepare_tokenizer(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusC
     manifest = _read_manifest(folder)
     if manifest and path.is_file():
         if manifest["settings"] == settings:
-            tokenizer = Tokenizer.load(path)
+            tokenizer = Tokenizer.load(path, tokenizer_cfg.eot)
             if tokenizer.hash == manifest["hash"]:
                 print(f"tokenizer {path}: ready, nothing to do")
                 return tokenizer

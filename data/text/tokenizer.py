@@ -48,7 +48,10 @@ class TokenizerConfig:
     vocab_size: int = 2048       # ids in all: 256 bytes, merges, 10 control tokens (fewer if the
                                  # text has fewer)
     train_mb: float = 8.0        # megabytes of text, from all pools alike, that it is trained on
-    path: str = ""               # an existing tokenizer.json to use; nothing is trained then
+    path: str = ""               # an existing tokenizer.json to use; nothing is trained then. Later
+                                 # phases use it, too, where it agrees with their checkpoint's
+    eot: str = ""                # the token that ends a document (default: the checkpoint's own, or
+                                 # the first that there is of EOT)
 
 
 def _byte_symbols() -> list[str]:
@@ -67,7 +70,8 @@ class Tokenizer:
 
     n_vocab: ids are 0 .. n_vocab-1.
     special: name -> id of the control tokens.
-    bos, eot: ids that begin and end a document.
+    bos, eot: ids that begin and end a document, found by their names, or a checkpoint's own.
+    eos: further ids that end an answer, of a checkpoint's configs.
     im_start, im_end: ids that begin and end a chat turn.
     hash: 16 hex digits over all that decides ids, for shards and checkpoints.
     pieces: the bytes of each id.
@@ -76,16 +80,16 @@ class Tokenizer:
     json: the tokenizer.json itself.
     """
 
-    def __init__(self, text: str, name: str = "tokenizer"):
-        """text: a tokenizer.json; name: what errors call it. UserError where it cannot serve."""
+    def __init__(self, text: str, name: str = "tokenizer", eot: str = ""):
+        """text: a tokenizer.json; name: what errors call it; eot: the name of the token that ends a
+        document (default: the first of EOT). UserError where it cannot serve."""
         spec = _parse(text, name)
         self.json, self.name = text, name
         added = {token["content"]: token["id"] for token in spec["added_tokens"]}
         self.special = {token["content"]: token["id"] for token in spec["added_tokens"]
                         if token["special"] or token["content"] in SPECIAL_TOKENS}
-        meaning = json.dumps([spec["model"], spec["normalizer"], spec["pre_tokenizer"],
-                              sorted(added.items())], sort_keys=True)
-        self.hash = hashlib.sha256(meaning.encode()).hexdigest()[:16]
+        self._hash = _hash_json([spec["model"], spec["normalizer"], spec["pre_tokenizer"],
+                                 sorted(added.items())])
         self._set_pieces(spec, added)
         self._hf = _without_control_tokens(spec, self.special)
         self._bpe = None  # tiktoken's back end
@@ -98,6 +102,10 @@ class Tokenizer:
         self._prefix_space = self.pieces[first_id].startswith(b" ")
         self.bos = self._control_token("document start", BOS)
         self.eot = self._control_token("document end", EOT)
+        self.eos = ()
+        self._by_name = [self.bos, self.eot]
+        if eot:
+            self.take_eot(eot)
         for control, i in self.special.items():
             if i in self.encode(control):
                 raise UserError(f"{name} takes {control!r} written in a text for the control "
@@ -134,6 +142,43 @@ class Tokenizer:
             if name in self.special:
                 return self.special[name]
         raise UserError(f"{self.name} has no token for {role}: none of {', '.join(names)}")
+
+    @property
+    def hash(self) -> str:
+        """The same for all that give the same ids to the same texts and documents."""
+        if [self.bos, self.eot] == self._by_name:
+            return self._hash
+        return _hash_json([self._hash, self.bos, self.eot])
+
+    @property
+    def ids(self) -> dict:
+        """What a checkpoint keeps beside the file, for `take_ids`."""
+        return {"bos": self.bos, "eot": self.eot, "eos": list(self.eos)}
+
+    def take_ids(self, bos: int | None = None, eot: int | None = None,
+                 eos: Iterable[int] = ()) -> None:
+        """Takes a checkpoint's own ids in place of those found by name; None leaves what is."""
+        self.bos = self.bos if bos is None else bos
+        self.eot = self.eot if eot is None else eot
+        self.eos = tuple(sorted(eos))
+
+    def take_eot(self, name: str) -> None:
+        """Ends documents with the control token of this name."""
+        self.eot = self._control_token("document end as tokenizer.eot says", [name])
+
+    def disagreement(self, other: "Tokenizer") -> str:
+        """What id of the other means something else here; "" where all that both have agree.
+
+        Then weights that were trained with one of them can go on with the other.
+        """
+        for i, (ours, theirs) in enumerate(zip(self.pieces, other.pieces)):
+            if ours and theirs and ours != theirs:
+                return f"{i} is {_shown(ours)} in {self.name} and {_shown(theirs)} in {other.name}"
+        for name in self.special.keys() & other.special.keys():
+            ours, theirs = self.special[name], other.special[name]
+            if ours != theirs:
+                return f"{name} is {ours} in {self.name} and {theirs} in {other.name}"
+        return ""
 
     @property
     def im_start(self) -> int:
@@ -184,10 +229,13 @@ class Tokenizer:
         write_atomic(Path(path), self.json)
 
     @staticmethod
-    def load(path: Path | str) -> "Tokenizer":
-        """Reads a tokenizer.json. Raises UserError if there is none or it cannot serve."""
+    def load(path: Path | str, eot: str = "") -> "Tokenizer":
+        """Reads a tokenizer.json. Raises UserError if there is none or it cannot serve.
+
+        eot: the name of the token that ends a document (default: the first of EOT).
+        """
         try:
-            return Tokenizer(Path(path).read_text(encoding="utf-8"), str(path))
+            return Tokenizer(Path(path).read_text(encoding="utf-8"), str(path), eot)
         except OSError as error:
             raise UserError(f"no tokenizer {path} ({error.strerror}): give a Hugging Face "
                             "tokenizer.json; where only a tokenizer.model is released, "
@@ -196,16 +244,59 @@ class Tokenizer:
             raise UserError(f"{path} is not a tokenizer.json: it is not a text file") from None
 
 
+def _hash_json(value) -> str:
+    """16 hex digits over a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _shown(piece: bytes) -> str:
+    return repr(piece.decode("utf-8", errors="replace"))
+
+
 def _parse(text: str, name: str) -> dict:
-    """A tokenizer.json in today's form; UserError if it is none, or its model is no BPE."""
+    """A tokenizer.json in today's form, every id as the file has it.
+
+    UserError if it is none, its model is no BPE, or `tokenizers` gives a token another id.
+    """
     try:
+        given = json.loads(text)
+        filled = fill_gaps(given)
+        if filled is not given:
+            text = json.dumps(filled)
         spec = json.loads(tokenizers.Tokenizer.from_str(text).to_str())
         assert spec["model"]["type"] == "BPE"
-        return spec
     except Exception as error:  # tokenizers raises plain Exception
         why = str(error).splitlines()[0] if str(error) else "it is no BPE"
         raise UserError(f"{name} is not a tokenizer.json of a Llama- or GPT-type tokenizer: "
                         f"{why}") from None
+    ids = {token["content"]: token["id"] for token in given.get("added_tokens") or []}
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in ids]
+    for token in spec["added_tokens"]:
+        i = ids[token["content"]]
+        if token["id"] != i:
+            raise UserError(f"{name}: {token['content']} has the id {i} there, and tokenizers "
+                            f"would give it {token['id']}: give the file its vocabulary and added "
+                            "tokens without a gap")
+    return spec
+
+
+def fill_gaps(spec: dict) -> dict:
+    """A tokenizer.json with control tokens of no meaning for the ids between its added tokens.
+
+    The same one where there is no such gap. `tokenizers` numbers added tokens one after the other,
+    and silently gives those behind a gap other ids: <think> of Nanbeige4-3B-Base would be 166100 in
+    place of 166103.
+    """
+    tokens = list(spec.get("added_tokens") or [])
+    ids = [token["id"] for token in tokens]
+    n_pieces = len(spec["model"]["vocab"])
+    missing = set(range(n_pieces, max(ids, default=0))) - {*ids}
+    if not missing:
+        return spec
+    for i in missing:
+        tokens.append({"id": i, "content": f"<|unused_{i}|>", "special": True, "normalized": False,
+                       "single_word": False, "lstrip": False, "rstrip": False})
+    return spec | {"added_tokens": sorted(tokens, key=lambda token: token["id"])}
 
 
 def _is_byte_level(spec: dict) -> bool:
@@ -247,7 +338,7 @@ def _without_control_tokens(spec: dict, special: dict[str, int]) -> tokenizers.T
         "padding": None,
         "added_tokens": added_tokens,
     }
-    hf = tokenizers.Tokenizer.from_str(json.dumps(plain_spec))
+    hf = tokenizers.Tokenizer.from_str(json.dumps(fill_gaps(plain_spec)))
     hf.encode_special_tokens = True
     return hf
 
@@ -366,4 +457,4 @@ def train_tokenizer(texts: Iterable[str], cfg: TokenizerConfig) -> Tokenizer:
     hf.decoder = decoders.ByteLevel()
     hf.add_tokens([AddedToken(name, normalized=False, special=name not in MARKUP)
                    for name in SPECIAL_TOKENS])
-    return Tokenizer(hf.to_str(pretty=True))
+    return Tokenizer(hf.to_str(pretty=True), eot=cfg.eot)
