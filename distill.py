@@ -235,7 +235,7 @@ def student_logprobs_and_kl(
     kernels = model.cfg.kernels
     if isinstance(kl_teacher, torch.nn.Module):
         with torch.no_grad():
-            teacher_hidden = loop.response_hidden_states(kl_teacher, rows)
+            teacher_hidden = loop.response_hidden_states(kl_teacher, rows.get("teacher", rows))
         return linear_logprobs_kl(
             hidden, head, rows["targets"], teacher_hidden, kl_teacher.lm_head.weight,
             cfg.divergence, cfg.kl_temperature, kernels,
@@ -273,9 +273,16 @@ def response_statistics(
 
 def pack_pairs(pairs: list[Pair], indices: np.ndarray, context: int, device) -> dict:
     """Both responses of some pairs, each after its prompt, in rows of `context` tokens: the arrays
-    of data.chat.packing.Rows as tensors."""
-    sequences = to_sequences([pairs[i] for i in indices])
-    return pack(sequences, context).to(device)
+    of data.chat.packing.Rows as tensors.
+
+    "teacher": the rows with the same responses, each after the prompt that the teacher is asked,
+    where that is another one.
+    """
+    parts = [pairs[i] for i in indices]
+    rows = pack(to_sequences(parts), context).to(device)
+    if any(pair.teacher_prompt for pair in parts):
+        rows["teacher"] = pack(to_sequences(parts, for_teacher=True), context).to(device)
+    return rows
 
 
 def count_response_tokens(pairs: list[Pair], indices: np.ndarray) -> np.ndarray:
@@ -297,7 +304,7 @@ def sum_per_response(values: torch.Tensor, rows: dict) -> torch.Tensor:
 @torch.no_grad()
 def sequence_logprobs(
     model, pairs: list[Pair], batches: list[np.ndarray], cfg: DistillConfig, dist: Dist,
-    top_k: TopK | None = None,
+    top_k: TopK | None = None, is_teacher: bool = False,
 ) -> dict[int, list[float]]:
     """{pair: summed log-probabilities of its two responses} for all pairs of the batches.
 
@@ -311,6 +318,8 @@ def sequence_logprobs(
         for part in loop.micro_batches(model, len(rank_pairs), pairs_per_pass):
             indices = rank_pairs[part]
             rows = pack_pairs(pairs, indices, cfg.context, dist.device)
+            if is_teacher:
+                rows = rows.get("teacher", rows)
             hidden = loop.response_hidden_states(model, rows)
             head = model.lm_head.weight
             logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=model.cfg.kernels)
@@ -347,7 +356,7 @@ def cache_logprobs(run: loop.Run, teacher, pairs: list[Pair], n_steps: int) -> n
         set_logprobs(logprobs, REFERENCE, sums)
         if teacher is not None:
             top_k = new_top_k(run, pairs) if cfg.top_k else None
-            sums = sequence_logprobs(teacher, pairs, batches, cfg, dist, top_k)
+            sums = sequence_logprobs(teacher, pairs, batches, cfg, dist, top_k, is_teacher=True)
             set_logprobs(logprobs, TEACHER, sums)
         if dist.is_main:
             aside = path.with_suffix(".tmp.npy")
@@ -426,7 +435,8 @@ def evaluate_teacher(run: loop.Run, source: Path) -> None:
     """Prints what the teacher can do on the student's problems, and keeps it in teacher.json with
     its cost."""
     model, tokenizer = hf.load(source, run.dist.device, getattr(torch, run.cfg.dtype))
-    settings = dataclasses.replace(run.config.evaluate, prompt_format="chat")
+    settings = dataclasses.replace(
+        run.config.evaluate, prompt_format="chat", system=run.cfg.teacher_system)
     scores = evaluate(model, tokenizer, settings, run.dist)
     if not run.dist.is_main:
         return
@@ -490,7 +500,8 @@ def refresh_if_due(
     batches = [batch_of_step(n, len(pairs), cfg, dist) for n in range(start, end)]
     for who, model in enumerate(scorers):
         if model is not None:
-            sums = sequence_logprobs(model, pairs, batches, cfg, dist)
+            sums = sequence_logprobs(
+                model, pairs, batches, cfg, dist, is_teacher=who == TEACHER)
             set_logprobs(cached_logprobs, who, sums)
 
 

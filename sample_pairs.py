@@ -36,6 +36,8 @@ CHUNK = 64  # problems whose samples are one file: what a killed run loses at mo
 @dataclass(kw_only=True)
 class PairConfig(loop.TrainConfig):
     teacher: str = ""            # a phase, a checkpoint, or a Hugging Face folder
+    teacher_system: str = ""     # system turn that it is asked with, and only it: a text, or
+                                 # "released", Nanbeige4's own
     problems: dict = field(default_factory=dict)  # {task of data/tasks: training problems sampled}
     pairs: str = ""              # in place of problems: a file of pairs (see data/chat/pairs.py)
     on_bad_line: str = "skip"    # lines of it that are no pair: "skip", or "stop"
@@ -67,7 +69,7 @@ def find_teacher(run: loop.Run) -> Teacher | None:
         return None
     source = hf.resolve_checkpoint(run.dist, run.cfg.teacher, run.config.out)
     tokenizer = Tokenizer.load(source / "tokenizer.json")
-    return Teacher(source, tokenizer.hash == run.tokenizer.hash)
+    return Teacher(source, not run.tokenizer.disagreement(tokenizer))
 
 
 def load_problems(cfg: PairConfig, scale: float) -> list[tuple[str, Problem]]:
@@ -81,10 +83,11 @@ def load_problems(cfg: PairConfig, scale: float) -> list[tuple[str, Problem]]:
 
 
 def sample_and_score(
-    model, tokenizer, problems: list[tuple[str, Problem]], cfg: PairConfig, seed: int
+    model, tokenizer, problems: list[tuple[str, Problem]], cfg: PairConfig, seed: int,
+    system: str = "",
 ) -> list[list[dict]]:
     """n_samples scored samples of each problem, as data/chat/pairs.py has them."""
-    prompts = [task_prompt(problem, tokenizer, "chat") for _, problem in problems]
+    prompts = [task_prompt(problem, tokenizer, "chat", system) for _, problem in problems]
     answers = sample(
         model, prompts, cfg.n_samples, cfg.max_new_tokens, cfg.temperature,
         stop=stop_ids(tokenizer), seed=seed, max_rows=cfg.max_rows,
@@ -126,7 +129,8 @@ def sample_checkpoint(
 
     who: "teacher" or "student". The ranks share the work, a chunk of problems each in turn.
     """
-    key = common.hash_json(sampling_key(source, problems, cfg))
+    system = cfg.teacher_system if who == "teacher" else ""
+    key = common.hash_json(sampling_key(source, problems, cfg, system))
     folder = Path(cfg.samples or out / "samples") / f"{who}-{key}"
     n_chunks = -(-len(problems) // CHUNK)
     paths = [folder / f"{n:05d}.json" for n in range(n_chunks)]
@@ -138,7 +142,8 @@ def sample_checkpoint(
         name = f"samples of the {who}"
         for n in progress_bar(missing, desc=name, unit="chunk", disable=not dist.is_main):
             chunk = problems[n * CHUNK:(n + 1) * CHUNK]
-            samples = sample_and_score(model, tokenizer, chunk, cfg, cfg.seed * 1_000_000 + n)
+            seed = cfg.seed * 1_000_000 + n
+            samples = sample_and_score(model, tokenizer, chunk, cfg, seed, system)
             common.write_atomic(paths[n], json.dumps(samples))
     dist.barrier()
     samples = []
@@ -147,12 +152,16 @@ def sample_checkpoint(
     return samples
 
 
-def sampling_key(source: Path, problems: list[tuple[str, Problem]], cfg: PairConfig) -> list:
+def sampling_key(
+    source: Path, problems: list[tuple[str, Problem]], cfg: PairConfig, system: str
+) -> list:
     """What decides the samples of a checkpoint, as JSON: its files, the problems, the settings."""
     stats = [(file.name, file.stat()) for file in source.iterdir()]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     problem_keys = [(task, problem.key) for task, problem in problems]
     settings = [cfg.n_samples, cfg.temperature, cfg.max_new_tokens, cfg.seed]
+    if system:
+        settings.append(system)
     return [str(source), *sorted(files), problem_keys, *settings]
 
 
@@ -170,7 +179,8 @@ def load_pairs(
         path = Path(cfg.pairs)
     else:
         path = make_pairs(problems, run.source, teacher, cfg, run.folder, run.dist)
-    pairs, left_out = read_pairs(path, run.tokenizer, cfg.context, cfg.on_bad_line)
+    pairs, left_out = read_pairs(
+        path, run.tokenizer, cfg.context, cfg.on_bad_line, cfg.teacher_system)
     if not pairs:
         reasons = [f"; {n} {reason}" for reason, n in left_out.items()]
         raise UserError(f"no pair in {path} can be used{''.join(reasons)}")
@@ -307,6 +317,7 @@ def sample_negatives(
             negative = pair_samples[0]
         else:
             negative = choose_negative(pair_samples, cfg.min_positive_score - cfg.gap)
-        if negative and len(pairs[i].prompt) + len(negative["tokens"]) <= cfg.context:
+        prompt = pairs[i].teacher_prompt or pairs[i].prompt
+        if negative and len(prompt) + len(negative["tokens"]) <= cfg.context:
             negatives[i] = negative["tokens"]
     return negatives

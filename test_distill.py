@@ -187,10 +187,13 @@ def plain_step(
     for i in batch:
         pair, gained = step.pairs[i], []
         for side, response in enumerate((pair.chosen, pair.rejected)):
-            tokens, at = torch.tensor([pair.prompt + response]), slice(len(pair.prompt) - 1, -1)
             logits, theirs = (
-                model(tokens)[0, at] @ model.lm_head.weight.T
-                for model in (step.student, step.teacher)
+                model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
+                @ model.lm_head.weight.T
+                for model, prompt in (
+                    (step.student, pair.prompt),
+                    (step.teacher, pair.teacher_prompt or pair.prompt),
+                )
             )
             logprob = -F.cross_entropy(logits, torch.tensor(response), reduction="sum")
             kl[side] += divergence(logits, theirs.detach(), cfg).sum()
@@ -236,6 +239,27 @@ def test_step_is_autograd_on_full_logits(step, changes):
     assert_same_step(ours, plain_step(step, cfg))
     assert min(ours[0][name] for name in ("dpo", "kl_chosen", "kl_rejected", "nll")) > 0.01
     assert all(parameter.grad is None for parameter in step.teacher.parameters())
+
+
+def test_the_teacher_is_asked_behind_its_own_system_turn(step):
+    """The student behind its prompt alone; also where the two are packed into other rows."""
+    turns = [[5, 7, 9], [5, 7, 9], [], [5, 7, 9], [5] * 11]
+    pairs = [
+        dataclasses.replace(pair, teacher_prompt=turn + pair.prompt)
+        for pair, turn in zip(step.pairs, turns)
+    ]
+    asked = SimpleNamespace(**vars(step) | {"pairs": pairs})
+    ours, before = our_step(asked, settings()), our_step(step, settings())
+    assert_same_step(ours, plain_step(asked, settings()))
+    assert ours[0]["kl_chosen"] != pytest.approx(before[0]["kl_chosen"], rel=1e-3)
+    whole = [dataclasses.replace(pair, prompt=pair.teacher_prompt) for pair in pairs]
+    for is_teacher, alike in ((False, step.pairs), (True, whole)):
+        sums = sequence_logprobs(
+            step.teacher, pairs, [ALL], settings(), ONE, is_teacher=is_teacher
+        )
+        wanted = sequence_logprobs(step.teacher, alike, [ALL], settings(), ONE)
+        for i in ALL:
+            assert sums[i] == pytest.approx(wanted[i], rel=1e-12)
 
 
 def test_what_the_log_shows_of_a_step(step):

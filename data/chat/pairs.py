@@ -28,14 +28,20 @@ class Pair:
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    teacher_prompt: list[int] | None = None  # where the teacher is asked with a system turn
 
 
-def to_sequences(pairs: list[Pair]) -> list[tuple[list[int], list[int]]]:
+def to_sequences(
+    pairs: list[Pair], for_teacher: bool = False
+) -> list[tuple[list[int], list[int]]]:
     """(prompt, response) of both sides of each pair, as data.chat.packing.pack takes them:
     sequence 2 * pair + side."""
     sequences = []
     for pair in pairs:
-        sequences += [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]
+        prompt = pair.prompt
+        if for_teacher and pair.teacher_prompt:
+            prompt = pair.teacher_prompt
+        sequences += [(prompt, pair.chosen), (prompt, pair.rejected)]
     return sequences
 
 
@@ -96,14 +102,15 @@ def make_record(
 
 
 def read_pairs(
-    path: Path, tokenizer, context: int, on_bad_line: str = "skip"
+    path: Path, tokenizer, context: int, on_bad_line: str = "skip", teacher_system: str = ""
 ) -> tuple[list[Pair], Counter]:
     """All pairs of a JSON Lines file, and how many were left out, by the reason.
 
     "prompt": a question, or messages; "chosen", "rejected": a text, messages that end with it, or
     {"text", "tokens"} (tokens as they were sampled: nothing is decoded and encoded again). Left
     out: what does not fit into a row of `context`, and with on_bad_line="skip" lines that are no
-    pair, which are named; "stop" raises UserError for these.
+    pair, which are named; "stop" raises UserError for these. teacher_system: see template.render;
+    the teacher scores the responses behind this system turn.
     """
     pairs, left_out = [], Counter()
     try:
@@ -114,7 +121,7 @@ def read_pairs(
         if not line.strip():
             continue
         try:
-            pair = parse_pair(json.loads(line), number, tokenizer)
+            pair = parse_pair(json.loads(line), number, tokenizer, teacher_system)
         except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             reason = describe_error(error)
             if on_bad_line == "stop":
@@ -122,7 +129,8 @@ def read_pairs(
             print(f"warning: {path}:{number + 1}: {reason}; left out", flush=True)
             left_out["no pair"] += 1
             continue
-        if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) > context:
+        longest = max(len(pair.chosen), len(pair.rejected))
+        if len(pair.teacher_prompt or pair.prompt) + longest > context:
             left_out[f"longer than {context} tokens"] += 1
         else:
             pairs.append(pair)
@@ -138,7 +146,7 @@ def describe_error(error: Exception) -> str:
     return str(error)
 
 
-def parse_pair(record: dict, number: int, tokenizer) -> Pair:
+def parse_pair(record: dict, number: int, tokenizer, teacher_system: str = "") -> Pair:
     """The pair of a line; ValueError, KeyError and the like where it is none."""
     if not isinstance(record, dict):
         raise ValueError("the line is no JSON object")
@@ -149,7 +157,10 @@ def parse_pair(record: dict, number: int, tokenizer) -> Pair:
         parse_response(record[side], side, messages, ids, tokenizer) for side in SIDES)
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same")
-    return Pair(record.get("number", number), record.get("task", ""), ids, chosen, rejected)
+    pair = Pair(record.get("number", number), record.get("task", ""), ids, chosen, rejected)
+    if teacher_system:
+        pair.teacher_prompt = template.render(messages, tokenizer, True, system=teacher_system)
+    return pair
 
 
 def parse_response(

@@ -192,6 +192,19 @@ def test_prompt_and_response_are_the_tokens_of_the_chat_form(tokenizer, tmp_path
     assert (a.number, a.task, b.number, b.task) == (0, "colors", 7, "")
 
 
+def test_the_teachers_prompt_has_its_system_turn(tokenizer, tmp_path):
+    path = write(tmp_path, GOOD)
+    (pair,), _ = read_pairs(path, tokenizer, 512, "stop", "Be brief.")
+    asked = [{"role": "user", "content": "Name a color."}]
+    assert pair.prompt == template.render(asked, tokenizer, True)
+    system = [{"role": "system", "content": "Be brief."}]
+    assert pair.teacher_prompt == template.render(system + asked, tokenizer, True)
+    longest = len(pair.teacher_prompt) + max(len(pair.chosen), len(pair.rejected))
+    assert len(read_pairs(path, tokenizer, longest, "stop", "Be brief.")[0]) == 1
+    assert len(read_pairs(path, tokenizer, longest - 1, "stop", "Be brief.")[0]) == 0
+    assert read_pairs(path, tokenizer, 512)[0][0].teacher_prompt is None
+
+
 def test_tokens_are_taken_as_they_were_sampled(tokenizer, tmp_path):
     """Not decoded and encoded again, which would merge them; nor is the end of the turn added."""
     spelled = [tokenizer.encode(letter)[0] for letter in "Mia has"]

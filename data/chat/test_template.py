@@ -12,7 +12,16 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from common import UserError
-from data.chat.template import CHAT_TEMPLATE, one_row_per_turn, parse, render, render_weighted
+from data.chat.template import (
+    CHAT_TEMPLATE,
+    RELEASED_SYSTEM,
+    RELEASED_SYSTEM_OF_TOOLS,
+    TOOLS_BEFORE,
+    one_row_per_turn,
+    parse,
+    render,
+    render_weighted,
+)
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief.\nAlways."}
@@ -175,6 +184,23 @@ def test_the_form(tokenizer):
     assert tokenizer.decode(render(FIRST[:1], tokenizer, True)).endswith(
         "<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_system_turn_where_there_is_none(tokenizer):
+    """What `system` asks for stands before all, but not where the messages say it themselves."""
+    said = {"role": "system", "content": "Be kind."}
+    for messages, tools in ((FIRST, ()), (FIRST + SECOND, ()), (FIRST[:1], TOOLS)):
+        wanted = render([said, *messages], tokenizer, True, tools)
+        assert render(messages, tokenizer, True, tools, system="Be kind.") == wanted
+        named = render([SYSTEM, *messages], tokenizer, True, tools)
+        for system in ("Be kind.", "released"):
+            assert render([SYSTEM, *messages], tokenizer, True, tools, system=system) == named
+        assert render(messages, tokenizer, True, tools, system="") != wanted
+    released = [{"role": "system", "content": RELEASED_SYSTEM}, *FIRST]
+    assert render(FIRST, tokenizer, system="released") == render(released, tokenizer)
+    text = tokenizer.decode(render(FIRST[:1], tokenizer, tools=TOOLS, system="released"))
+    beginning = "<|im_start|>system\n" + RELEASED_SYSTEM_OF_TOOLS + TOOLS_BEFORE
+    assert text.startswith(beginning)  # no blank line between the two, as released
 
 
 def test_the_form_with_tools(tokenizer):
