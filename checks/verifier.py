@@ -8,6 +8,8 @@ data/tasks/phrases.py), and answers of somebody who wants the reward without the
 positives come first: a policy finds each, while a right answer that is refused only costs a sample.
 Rules and math-verify are asked first, as in training; what they decide is not the verifier's.
 """
+import shlex
+import sys
 import time
 from collections import Counter
 
@@ -86,7 +88,8 @@ def measure(name: str, cases: list[Case], verifier) -> dict:
 
 def main():
     flags = {"write": "add the counts to results/verifier.jsonl"} | sandbox.FLAG
-    config = common.load_config(__doc__, flags=flags, rl=RlConfig, evaluate=EvaluateConfig)
+    config = common.load_config(__doc__, flags=flags, rl=RlConfig, evaluate=EvaluateConfig,
+                                transcripts=transcripts.TranscriptsConfig)
     if config.unsafe_exec:
         sandbox.allow_unlocked()
     started = time.time()
@@ -104,9 +107,9 @@ def main():
     print(f"{counts['asked'] / max(counts['seconds'], 1e-9):.1f} new cases per second, "
           f"{counts['programs']:.0f} programs run")
     if config.write:
-        command = f"python -m checks.{config.command}"
+        command = shlex.join(["python", "-m", "checks.verifier", *sys.argv[1:]])
         meta = dict(commit=common.current_commit(), command=command, seed=1,
-                    config=common.config_hash(config, "rl"),
+                    config=common.config_hash(config, "rl", "transcripts"),
                     machine=common.describe_machine(dist.device), seconds=time.time() - started)
         results.append("verifier", *(meta | row for row in rows))
 
