@@ -63,6 +63,7 @@ class StageConfig:
     reward: str = "verified"     # or "pairwise": responses to COMPARED tasks are compared, wrong
                                  # ones earn nothing
     temperature: float | None = None                  # default: rl.temperature
+    kl: float | None = None      # default: rl.kl
     lr: list = field(default_factory=lambda: [1, 1])  # at the start and at the end, as shares of
                                                       # rl.lr
     curve: str = "linear"
@@ -364,7 +365,7 @@ def train_step(
 class StageState:
     """What a stage has of its own while it runs."""
     stage: Stage
-    cfg: RlConfig             # with the stage's temperature
+    cfg: RlConfig             # with the stage's temperature and kl
     problems: list[Problem]   # after the filter
     first_policy: torch.nn.Module | None  # that the stage began with, for the KL term
     judges: Judges
@@ -375,9 +376,11 @@ def begin_stage(
     run: loop.Run, stage: Stage, step: int, judges: Judges
 ) -> StageState:
     """Filters the stage's problems with the present policy, and gives it a fresh optimizer."""
-    cfg = dataclasses.replace(
-        run.cfg, temperature=stage.settings.temperature or run.cfg.temperature
-    )
+    cfg = run.cfg
+    for name in ("temperature", "kl"):      # a stage's own, where it has one
+        value = getattr(stage.settings, name)
+        if value is not None:
+            cfg = dataclasses.replace(cfg, **{name: value})
     problems, references = filter_problems(run, cfg, stage.settings, judges)
     asked = verifier_metrics(judges, run.dist)  # so that the first step's counts are its own
     if asked and run.dist.is_main:
