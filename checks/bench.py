@@ -4,11 +4,12 @@
     python -m checks.bench configs/tiny.py    # a CPU: PyTorch alone
     python -m checks.bench configs/small.py --compile --micro_batches=4 --write
 
---write adds lines to results/bench.jsonl. On a CPU, Triton's interpreter is no contestant. The
-contexts are 32K at most. Model, FSDP, AdamW, clipping and loss are pretrain.py's, with the config's
-dtype, compile, recompute and micro_tokens; only the tokens are random, packed with documents of 512
-on the mean. A step is --micro_batches=1 of them. The contestants share one model and take turns, so
-that a device that grows hot and slow does so for both. checks.peers compares with transformers.
+--write adds lines to results/bench.jsonl. On a CPU, Triton's interpreter is no contestant. A
+context that does not fit the GPU gets a line that says so. Model, FSDP, AdamW, clipping and loss
+are pretrain.py's, with the config's dtype, compile, recompute and micro_tokens; only weights and
+tokens are random, packed with documents of 512 on the mean. A step is --micro_batches=1 of them.
+The contestants share one model and take turns, so that a device that grows hot and slow does so for
+both. checks.peers compares with transformers.
 
 MFU is by model.flops_per_token, as in training: as if each row were one document.
 """
@@ -23,6 +24,7 @@ from types import SimpleNamespace
 from typing import Callable
 
 import torch
+from torch.distributed.tensor import DTensor
 
 import common
 import loop
@@ -31,10 +33,8 @@ from data.text.mixture import Batch
 from data.text.tokenizer import TokenizerConfig
 from experiments import results
 from kernels.tools.bench import TURN, documents, race
-from model import ModelConfig, flops_per_token, init_weights, meta_model
+from model import ModelConfig, flops_per_token, meta_model
 from pretrain import PretrainConfig, StageConfig, check_settings, train_step
-
-LONGEST = 32_768  # the 3B model's 64K rows do not fit one GPU of 80 GB
 
 
 def main():
@@ -59,7 +59,7 @@ def main():
         config=common.config_hash(config, "model", "pretrain"),
         dtype=cfg.dtype, compile=cfg.compile, recompute=cfg.recompute)
     trainer = Trainer(config, dist)
-    for context in sorted({min(stage.context, LONGEST) for stage in stages}):
+    for context in sorted({stage.context for stage in stages}):
         for line in race_kernels(trainer, context, n_micro, contestants):
             print_line(line)
             if config.write:
@@ -123,10 +123,22 @@ def print_line(line: dict) -> None:
 # A step, and its time
 
 def build(config: SimpleNamespace, dist: Dist):
-    """(model, optimizer) as pretrain.py makes them."""
+    """(model, optimizer) as pretrain.py makes them, with random weights."""
     model, optimizer = loop.build_model(config.model, config.pretrain, dist)
-    init_weights(model, config.pretrain.seed, common.assign)
+    draw_weights(model, config.pretrain.seed)
     return model, optimizer
+
+
+@torch.no_grad()
+def draw_weights(model, seed: int) -> None:
+    """As init_weights draws them, but on the device: of billions a CPU would draw for a minute."""
+    generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(seed)
+    for parameter in model.parameters():
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if parameter.ndim == 1:
+            local.fill_(1.0)
+        else:
+            local.normal_(0.0, model.cfg.init_std, generator=generator)
 
 
 def use_kernels(model, kernels: str) -> None:

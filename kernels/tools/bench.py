@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
@@ -69,6 +70,8 @@ UNITS = {
     "rms_norm": "GB/s",
     "cross_entropy": "TFLOP/s",
 }
+TUNED_AT = (4096, 32768)  # T of the shapes at which tiles are timed
+SIDE_BY_SIDE = min(16, os.cpu_count())  # processes that try tiles
 RESULTS = Path(__file__).parents[2] / "results"
 
 
@@ -423,7 +426,9 @@ def attempt(kernel: str, D: int, tiles: Tiles) -> bool:
     plain = partial(attention.attention, kernels="torch")
     findings = []
     for packed in (False, True):
-        T = 20 if INTERPRETED else 300
+        # No multiple of a tile; of 16, as the shapes that are timed, so that Triton, which compiles
+        # for such lengths apart, has it compiled by then.
+        T = 20 if INTERPRETED else 304
         q, k, v, docs, d_out = attention_inputs(2, T, (4, 2, D), packed)
         if kernel == "attention_decode":
             q, d_out, ours = q[:, -1:], None, torch.no_grad()(ours)
@@ -465,25 +470,50 @@ def launch(kernel: str, D: int, T: int, packed: bool) -> Callable:
 
 def tune() -> None:
     """Writes the fastest tiles of each kernel and head width to kernels/tuned.json."""
-    choices = CANDIDATES[chip(torch.device("cuda"))]
-    for (kernel, candidates), D in itertools.product(choices.items(), (64, 128)):
+    for (kernel, D), candidates in right_tiles((64, 128)).items():
         times = time_tiles(kernel, D, candidates)
-        if not times:
-            continue
-        best = min(times, key=lambda tiles: statistics.geometric_mean(times[tiles]))
-        tuned = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
-        tuned.setdefault(torch.cuda.get_device_name(), {})[f"{kernel} {D}"] = best
-        TUNED.write_text(json.dumps(tuned, indent=1) + "\n")
+        if times:
+            write_tiles(kernel, D, fastest(times))
+
+
+def right_tiles(widths: tuple[int, ...]) -> dict[tuple[str, int], list[Tiles]]:
+    """{(kernel, head width): its candidates that are right}.
+
+    Each is tried in a process of its own, several side by side: these mostly start and compile.
+    """
+    choices = CANDIDATES[chip(torch.device("cuda"))]
+    forms = []
+    for kernel, D in itertools.product(choices, widths):
+        forms += [(kernel, D, tiles) for tiles in choices[kernel]]
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        are_right = list(pool.map(survives, *zip(*forms)))
+    right = {}
+    for (kernel, D, tiles), is_right in zip(forms, are_right):
+        if is_right:
+            right.setdefault((kernel, D), []).append(tiles)
+    return right
+
+
+def fastest(times: dict[Tiles, list[float]]) -> Tiles:
+    """Over all shapes alike."""
+    return min(times, key=lambda tiles: statistics.geometric_mean(times[tiles]))
+
+
+def write_tiles(kernel: str, D: int, tiles: Tiles) -> None:
+    """Takes them from now on, on GPUs of this name."""
+    tuned = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    tuned.setdefault(torch.cuda.get_device_name(), {})[f"{kernel} {D}"] = tiles
+    TUNED.write_text(json.dumps(tuned, indent=1) + "\n")
 
 
 def time_tiles(kernel: str, D: int, candidates: list[Tiles]) -> dict[Tiles, list[float]]:
-    """{tiles: seconds at each shape} of those that are right and run at every shape."""
+    """{tiles: seconds at each shape} of those that run at every shape."""
     def timed(tiles: Tiles) -> float:
         use(kernel, tiles)
         return seconds(run)
 
-    times = {tiles: [] for tiles in candidates if survives(kernel, D, tiles)}
-    for T, packed in itertools.product((4096, 32768), (False, True)):
+    times = {tiles: [] for tiles in candidates}
+    for T, packed in itertools.product(TUNED_AT, (False, True)):
         run = launch(kernel, D, T, packed)
         case = f"{kernel} {D}, {T}, documents" if packed else f"{kernel} {D}, {T}"
         for tiles, t in race({tiles: tiles for tiles in times}, timed).items():

@@ -42,9 +42,7 @@ def main() -> None:
     print(f"on {device}")
     worst = {}
     for family in families:
-        for finding in check_family(family):
-            case = finding.what.rpartition(": ")[0]
-            worst[case] = max(worst.get(case, finding), finding, key=Finding.badness)
+        worst |= worst_findings(family)
     for case, finding in worst.items():
         word = "ok   " if finding.ok else "WRONG"
         share = finding.error / finding.bound
@@ -556,6 +554,15 @@ MODULES = {"attention": attention, "rms_norm": rmsnorm, "cross_entropy": cross_e
 
 def check_family(family: str) -> Iterator[Finding]:
     return CHECKS[family](MODULES[family])
+
+
+def worst_findings(family: str) -> dict[str, Finding]:
+    """{case: of its findings that nearest its bound}."""
+    worst = {}
+    for finding in check_family(family):
+        case = finding.what.rpartition(": ")[0]
+        worst[case] = max(worst.get(case, finding), finding, key=Finding.badness)
+    return worst
 
 
 if __name__ == "__main__":
