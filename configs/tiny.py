@@ -119,7 +119,8 @@ rl = dict(
         dict(name="STEM", problems=dict(math=1000, phrases=600), steps=40),
         dict(name="coding", problems=dict(code=800) | dict.fromkeys(_programs, 400), steps=40),
         dict(name="preference", problems=dict(taste=600), steps=60, reward="pairwise",
-             temperature=0.9, lr=[2, 0.5]),
+             temperature=0.9, lr=[2, 0.5], kl=0.05),  # without kl one of two runs ended in
+                                                      # "88 miles miles miles miles!"
     ],
     reward_model="reward", verifier=_verifier, group_size=8, batch_groups=32, temperature=0.6,
     max_new_tokens=80, context=256, lr=1e-4,

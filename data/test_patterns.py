@@ -226,7 +226,7 @@ SLOW = (  # one of them was here, and took 8 seconds for 32,000 characters
 @pytest.mark.parametrize("pattern, method", SLOW)
 def test_what_is_quadratic_is_found(pattern, method):
     with pytest.raises(AssertionError):
-        test_time_grows_with_length(pattern, 0, method, 4 * LONG)
+        test_time_grows_with_length(pattern, 0, method, LONG)
 
 
 def test_the_patterns_are_found():
