@@ -1,9 +1,9 @@
 """Scores of a checkpoint or a server on tasks: avg@k, pass@k, maj@k, and their standard error.
 
     python evaluate.py configs/tiny.py --evaluate.checkpoint=out/tiny/pretrain
-    torchrun --nproc_per_node=8 evaluate.py configs/3b.py --evaluate.checkpoint=Nanbeige4-3B \\
-        --evaluate.split=test --evaluate.tasks='["math500", "gsm8k=test.jsonl"]' \\
-        --evaluate.k=8 --evaluate.max_new_tokens=32768
+    torchrun --nproc_per_node=8 evaluate.py configs/3b.py --evaluate.split=test \\
+        --evaluate.checkpoint=Nanbeige4-3B-Thinking-2511 --evaluate.k=8 \\
+        --evaluate.tasks='["math500", "gsm8k=test.jsonl"]' --evaluate.max_new_tokens=32768
     python evaluate.py configs/tiny.py --evaluate.endpoint=http://localhost:8000/v1 \\
         --evaluate.tasks='["humaneval"]'
 

@@ -2,7 +2,7 @@
 
     python hf.py out/tiny/pretrain EXPORT_FOLDER    # for AutoModelForCausalLM.from_pretrained
 
-Reads any Llama-architecture folder with safetensors (so the released Nanbeige4-3B) and our own
+Reads any Llama-architecture folder with safetensors (so the released Nanbeige4.1-3B) and our own
 checkpoints; writes a folder that transformers, vLLM and the like take as it is. Our parameters are
 named as theirs apart from "model.".
 """
@@ -65,7 +65,7 @@ def load_initial_weights(dist: Dist, model: Transformer, tokenizer: Tokenizer,
     their_tokenizer = load_tokenizer(folder)
     difference = tokenizer.disagreement(their_tokenizer)
     if difference:
-        raise UserError(f"{folder} has another tokenizer than this run (id {difference}): "
+        raise UserError(f"{folder} has another tokenizer than this run ({difference}): "
                         f"set tokenizer.path={folder}/tokenizer.json and prepare the data again")
     if dist.is_main and their_tokenizer.eot != tokenizer.eot:
         ends = [tokenizer.pieces[i].decode() for i in (their_tokenizer.eot, tokenizer.eot)]
@@ -142,7 +142,7 @@ def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenize
         difference = tokenizer.disagreement(own)
         if difference:
             raise UserError(f"the weights in {folder} cannot go on with tokenizer.path={cfg.path}: "
-                            f"id {difference}")
+                            f"{difference}")
     if (folder / "config.json").is_file():
         tokenizer.take_ids(**_ids_from_hf(folder, tokenizer))
     elif (folder / "meta.json").is_file():
@@ -452,14 +452,12 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict:
     """Our file, in which other programs find the ids and control tokens that we have trained with.
 
     No id is behind a gap, and control tokens are found before a text is normalized: else <think>
-    after a line break would be three tokens in a Llama vocabulary. It is told to begin plain texts
-    with the bos token, as in pre-training; chat templates are exempt from it.
+    after a line break would be three tokens in a Llama vocabulary. Plain texts begin with the bos
+    token of our training, whatever the file said; chat templates are exempt from it.
     """
     spec = fill_gaps(json.loads(tokenizer.json))
     spec["added_tokens"] = [token | {"normalized": False} if token["content"] in tokenizer.special
                             else token for token in spec["added_tokens"]]
-    if spec.get("post_processor") is not None:
-        return spec
     bos = next(name for name, i in tokenizer.special.items() if i == tokenizer.bos)
     begin = {"SpecialToken": {"id": bos, "type_id": 0}}
     first = {"Sequence": {"id": "A", "type_id": 0}}

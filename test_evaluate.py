@@ -481,6 +481,23 @@ COMMAND = (
 )
 
 
+def test_only_others_are_asked_behind_a_system_turn(folder, monkeypatch):
+    """A folder with another chat template than ours was not trained here."""
+    other = folder.folder / "other"
+    shutil.copytree(folder.folder / "exported", other)
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{{ messages }}"
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name, begin in (("exported", "<|im_start|>user"), ("other", "<|im_start|>system\nBe")):
+        folder.call(
+            monkeypatch, evaluate.main, "evaluate.py", "mini.py", f"--run={name}",
+            f"--evaluate.checkpoint={name}", "--evaluate.system=Be kind.", "--evaluate.k=1",
+            "--evaluate.n_problems=2", "--evaluate.max_new_tokens=3",
+        )  # fmt: skip
+        rows = (folder.folder / "out" / name / "evaluate.jsonl").read_text().splitlines()
+        assert len(rows) == 2 and all(json.loads(row)["prompt"].startswith(begin) for row in rows)
+
+
 def test_two_processes_and_a_kill_end_with_the_same_file(folder, monkeypatch, capsys):
     folder.call(monkeypatch, evaluate.main, "evaluate.py", *COMMAND, "--run=one")
     assert "math" in capsys.readouterr().out

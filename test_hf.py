@@ -22,7 +22,9 @@ import common
 import hf
 from common import UserError
 from data.chat.template import render
-from data.text.tokenizer import TokenizerConfig, train_tokenizer
+from data.text.test_tokenizer import CHAT, released_like
+from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from generate import stop_ids
 from model import KVCache, ModelConfig, Transformer, meta_model
 
 V = 320
@@ -264,6 +266,123 @@ def test_tokenizer_and_generation_config(tokenizer, tmp_path):
     assert (settings.temperature, settings.top_p, settings.do_sample) == (0.6, 0.95, True)
     assert set(settings.eos_token_id) == {tokenizer.im_end, tokenizer.eot}
     assert hf.load(tmp_path / "export")[1].hash == tokenizer.hash
+
+
+def hf_folder(folder: Path, text: str, **configs) -> Path:
+    """A folder with a tokenizer.json and configs, but no weights."""
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(text)
+    for name, config in ({"config": {}} | configs).items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_ends_come_from_a_checkpoints_configs(tmp_path):
+    """By id, several, or a name, in any of its three files."""
+    chat = Tokenizer(released_like())
+    start, end, document_end = (chat.special[name] for name in CHAT[:3])
+    cases = [
+        ({}, {}, {}, 1, document_end, ()),
+        # as Nanbeige4.1-3B has it
+        ({"bos_token_id": start, "eos_token_id": end}, {}, {}, start, document_end, (end,)),
+        # Nanbeige4-3B-Base's weights with the tokenizer of the former
+        ({"bos_token_id": 1, "eos_token_id": 2}, {}, {}, 1, 2, (2,)),
+        ({}, {"eos_token_id": [document_end, end]}, {}, 1, document_end, (end, document_end)),
+        ({}, {}, {"bos_token": CHAT[0], "eos_token": {"content": "</s>"}}, start, 2, (2,)),
+        ({"eos_token_id": 2}, {"eos_token_id": [end]}, {}, 1, 2, (2, end)),
+        # what nobody has chosen: pieces, unknown ids and names
+        ({"bos_token_id": 5, "eos_token_id": [6, 10**6, None]}, {}, {"eos_token": "<end>"},
+         1, document_end, ()),
+    ]
+    for number, (config, generation, of_tokenizer, bos, eot, eos) in enumerate(cases):
+        folder = hf_folder(
+            tmp_path / str(number),
+            released_like(),
+            config=config,
+            generation_config=generation,
+            tokenizer_config=of_tokenizer,
+        )
+        tokenizer = hf.load_tokenizer(folder)
+        assert (tokenizer.bos, tokenizer.eot, tokenizer.eos) == (bos, eot, eos), number
+        assert set(stop_ids(tokenizer)) == {eot, end, *eos}
+    cfg = TokenizerConfig(eot="</s>")
+    assert hf.load_tokenizer(tmp_path / "0", cfg).eot == 2
+
+
+def test_another_tokenizer_that_agrees(tmp_path, capsys):
+    """Base's weights go on with the tokenizer of the chat models, and end as Base's texts do."""
+    base = hf_folder(tmp_path / "base", released_like("base"), config={"eos_token_id": 2})
+    (tmp_path / "chat.json").write_text(released_like())
+    cfg = TokenizerConfig(path=str(tmp_path / "chat.json"))
+    tokenizer = hf.load_tokenizer(base, cfg)
+    assert tokenizer.hash != hf.load_tokenizer(base).hash
+    assert (tokenizer.im_end in stop_ids(tokenizer), tokenizer.eot) == (True, 2)
+    spec = json.loads(released_like())
+    spec["added_tokens"][-2]["content"] = "<thought>"
+    (tmp_path / "chat.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError, match="base cannot go on with tokenizer.path.*'<thought>'"):
+        hf.load_tokenizer(base, cfg)
+
+    cfg = dataclasses.replace(our_model().cfg, vocab_size=1024)
+    source = Transformer(cfg)
+    hf._save_weights(source, base, torch.float32)
+    (base / "config.json").write_text(
+        json.dumps(hf._config_json(source, torch.float32) | {"eos_token_id": 2})
+    )
+    one = common.Dist(0, 1, torch.device("cpu"), None)
+    hf.load_initial_weights(one, Transformer(cfg), tokenizer, base)
+    assert capsys.readouterr().out == ""
+    hf.load_initial_weights(one, Transformer(cfg), Tokenizer(released_like()), base)
+    assert "end with </s>, of this run with <|endoftext|>" in capsys.readouterr().out
+
+
+def test_an_export_of_a_llama_tokenizer(tmp_path):
+    """Thoughts after a line break are one token to others, too; no id is behind a gap; texts end
+    as they did."""
+    for kind in ("chat", "base"):
+        ours = Tokenizer(released_like(kind))
+        ours.take_ids(eos=[2], bos=ours.special.get("<|im_start|>"))  # the file says <s>
+        hf.export(our_model(vocab_size=1024), ours, tmp_path / kind)
+        theirs = AutoTokenizer.from_pretrained(tmp_path / kind)
+        think, close = ours.special["<think>"], ours.special["</think>"]
+        wanted = [*ours.encode("so\n"), think, *ours.encode("\n7 "), close, *ours.encode(" 8")]
+        assert theirs("so").input_ids == [ours.bos, *ours.encode("so")]
+        assert theirs.encode("so\n<think>\n7 </think> 8", add_special_tokens=False) == wanted
+        settings = GenerationConfig.from_pretrained(tmp_path / kind)
+        assert {2, ours.eot} <= set(settings.eos_token_id)
+        _, again = hf.load(tmp_path / kind)
+        assert (again.ids, again.hash) == (ours.ids | {"eos": settings.eos_token_id}, ours.hash)
+    messages = [
+        {"role": "user", "content": "why?"},
+        {"role": "assistant", "reasoning": "so", "content": "thus"},
+    ]
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "chat")
+    ids = theirs.apply_chat_template(messages, return_dict=False)
+    assert ids == render(messages, Tokenizer(released_like()))
+
+
+def test_a_checkpoint_of_ours_keeps_its_ends(tmp_path):
+    tokenizer = Tokenizer(released_like(), eot="</s>")
+    tokenizer.take_ids(eos=[tokenizer.im_end])
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "meta.json").write_text(json.dumps({"tokenizer_ids": tokenizer.ids}))
+    again = hf.load_tokenizer(tmp_path)
+    assert (again.ids, again.hash) == (tokenizer.ids, tokenizer.hash)
+    (tmp_path / "meta.json").write_text("{}")  # of before they were kept
+    assert hf.load_tokenizer(tmp_path).ids == Tokenizer(released_like()).ids
+
+
+def test_who_was_trained_here(tokenizer, tmp_path):
+    """Exports are known by their chat template; only others are asked behind a system turn."""
+    hf.export(our_model(), tokenizer, tmp_path / "export")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/meta.json").write_text("{}")
+    released = hf_folder(tmp_path / "released", released_like(), tokenizer_config={})
+    assert [hf.is_ours(path) for path in (tmp_path / "export", tmp_path / "ours", released)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_greedy_text_of_an_export(tokenizer, tmp_path):

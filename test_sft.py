@@ -22,6 +22,7 @@ from data.chat.packing import Batch, build_batch, plan_stages
 from data.tasks import registry
 from data.tasks.problem import to_chat
 from data.text.mixture import IGNORE
+from data.text.test_tokenizer import released_like
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, Transformer, init_weights
@@ -418,6 +419,29 @@ def test_on_bad_line_stop(base, monkeypatch, capsys, kind):
         and message in error
         and len(error) < 300
     )
+
+
+def test_weights_whose_own_tokenizer_is_not_made_for_chats(base, monkeypatch, capsys):
+    """As Nanbeige4-3B-Base's: they go on with tokenizer.path, and the checkpoint keeps it all."""
+    monkeypatch.chdir(base.folder)
+    shape = common.load_config("", ["mini_sft.py"], model=ModelConfig).model
+    shape.vocab_size = 960
+    model = Transformer(shape)
+    init_weights(model, 0)
+    hf.export(model, Tokenizer(released_like("base")), "released", torch.float32)
+    (base.folder / "chat.json").write_text(released_like())
+    stage = "[{'name': 's', 'lr': [1, 1], 'context': 768, 'epochs': {'math': 0.2}}]"
+    options = ["--init_from=released", f"--sft.stages={stage}", "--evaluate.tasks=[]"]
+    with pytest.raises(SystemExit, match="2"):
+        attempt(base, monkeypatch, "--run=none", "--prepare", *options)
+    assert "tokenizer.json has no token for turn start" in capsys.readouterr().err
+    attempt(base, monkeypatch, "--run=chat", "--tokenizer.path=chat.json", *options)
+    (folder,) = common.list_checkpoints(base.folder / "out/chat/sft")
+    tokenizer = hf.load_tokenizer(folder)
+    assert tokenizer.json == released_like() and tokenizer.ids == {"bos": 1, "eot": 2, "eos": [2]}
+    assert common.read_meta(folder)["tokenizer"] == tokenizer.hash
+    attempt(base, monkeypatch, "--run=chat", "--tokenizer.path=chat.json", *options)
+    assert "going on from" in capsys.readouterr().out
 
 
 def test_a_named_pool_beside_those_of_the_folder(base, monkeypatch, capsys):

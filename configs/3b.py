@@ -10,10 +10,13 @@ all stages alike, and for it
 
 takes only the first 2.5 GB of text from each source; `megabytes` at a source does it one by one.
 
-The report's data is not public. These data sets are, without a gate and for commercial use; beside
-each its licence as we know it (`data.text.corpus` prints what the card says). The web sets overlap:
-each is deduplicated only within itself. tokenizer: the tokenizer.json of Nanbeige4-3B-Base on
-Hugging Face.
+The report's data is not public. These data sets are, and those of pre-training without a gate and
+for commercial use; beside each its licence as we know it (`data.text.corpus` prints what the card
+says). The web sets overlap: each is deduplicated only within itself.
+
+tokenizer: that of the chat models, for Base's has no chat tokens. It fits Base's weights, too:
+
+    hf download Nanbeige/Nanbeige4.1-3B tokenizer.json --local-dir corpora
 """
 model = dict(
     n_layers=32, hidden_size=2560, ffn_size=10_496, n_heads=20, n_kv_heads=4, head_dim=128,
@@ -24,7 +27,7 @@ model = dict(
 tokenizer = dict(path="corpora/tokenizer.json")
 
 _dclm = "mlfoundations/dclm-baseline-1.0-parquet"
-# DCLM's score; the cut at 0.1 is our choice
+# DCLM's score, of which the set has nothing below 0.018; the cut at 0.1 is our choice
 _prob = "fasttext_openhermes_reddit_eli5_vs_rw_v2_bigram_200k_train_prob"
 
 corpus = dict(
@@ -147,9 +150,10 @@ sft = dict(
 )
 
 # The teacher: any Llama-architecture folder with the same tokenizer, here the same group's later
-# model
+# model. DAPO-Math-17k: Apache-2.0, 17k problems in 1.79M rows. Big-Math: Apache-2.0, the hub may
+# ask for your name. KodCode: CC-BY-NC-4.0, not for commercial use
 distill = dict(
-    teacher="Nanbeige4.1-3B",
+    teacher="Nanbeige4.1-3B", teacher_system="released",
     problems=dict(dapo=12_000, bigmath=12_000, kodcode=12_000),
     n_samples=8, max_new_tokens=16_384, max_rows=48, context=32_768, batch_pairs=64, micro_pairs=1,
     epochs=1,
@@ -197,4 +201,5 @@ rl = dict(
     prompts=["How many prime numbers are there below 50?"],
 )
 
-evaluate = dict(tasks=[])
+# system: for the released checkpoints; those of this run are asked without
+evaluate = dict(tasks=[], system="released")

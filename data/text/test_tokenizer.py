@@ -244,6 +244,98 @@ def test_foreign_byte_fallback_file(tmp_path, prefix):
     assert tokenizer.decode([1, *tokenizer.encode("hi")]) == ("<s> hi" if prefix else "<s>hi")
 
 
+CHAT = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>"]
+
+
+def released_like(kind: str = "chat", **changes) -> str:
+    """A tokenizer.json like those that Nanbeige released: for chats, or "base".
+
+    The two have the same pieces. Base has no chat tokens, and a gap in their place; <think> of the
+    other is found after normalizing alone.
+    """
+    spec = json.loads(llama_like().to_str())
+    spec["truncation"] = spec["padding"] = None
+    n = len(spec["model"]["vocab"])
+    spec["added_tokens"] = spec["added_tokens"][:3]
+    for i, name in enumerate(CHAT, n):
+        is_markup = name in MARKUP
+        if kind == "chat" or is_markup:
+            token = AddedToken(name, normalized=is_markup and kind == "chat", special=True)
+            fields = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+            spec["added_tokens"].append({"id": i} | {key: getattr(token, key) for key in fields})
+    return json.dumps(spec | changes)
+
+
+def test_ids_behind_a_gap_stay():
+    """As in the file; `tokenizers` by itself moves them."""
+    base, chat = Tokenizer(released_like("base"), "base"), Tokenizer(released_like(), "chat")
+    n = chat.special["<|im_start|>"]
+    moved = tokenizers.Tokenizer.from_str(released_like("base")).token_to_id("<think>")
+    assert (moved, base.special["<think>"], base.special["</think>"]) == (n, n + 3, n + 4)
+    assert base.n_vocab == chat.n_vocab == n + 5 and not base.pieces[n] and base.pieces[n + 3]
+    assert list(base.special) == ["<unk>", "<s>", "</s>", "<think>", "</think>"]
+    assert base.decode([n, n + 3]) == "<think>"
+    for text in [*fuzz(100), "\n<think>\n", f"<|unused_{n}|>"]:
+        ids = base.encode(text)
+        assert ids == chat.encode(text) and max(ids, default=0) < n
+
+
+def test_an_ordinary_added_token_behind_a_gap_is_found_in_a_text():
+    spec = json.loads(released_like("base"))
+    word = spec["added_tokens"][-1] | {"content": "nanobeige", "special": False}
+    word["id"] += 7
+    tokenizer = Tokenizer(json.dumps(spec | {"added_tokens": [*spec["added_tokens"], word]}))
+    assert tokenizer.encode("a nanobeige b").count(word["id"]) == 1
+    assert tokenizer.decode([word["id"]]) == "nanobeige"
+
+
+def test_an_id_that_cannot_stay_is_an_error():
+    """A token that is a piece, too, has the piece's id, whatever the list says."""
+    spec = json.loads(released_like("base"))
+    spec["added_tokens"][-1]["content"] = "<0x41>"
+    with pytest.raises(UserError, match="t.json: <0x41> has the id [0-9]+ there, and .* it 68"):
+        Tokenizer(json.dumps(spec), "t.json")
+
+
+def test_agreement_of_two_tokenizers(bpe):
+    base, chat = Tokenizer(released_like("base"), "base"), Tokenizer(released_like(), "chat")
+    assert base.hash != chat.hash
+    assert base.disagreement(chat) == chat.disagreement(base) == bpe.disagreement(bpe) == ""
+    n = chat.special["<|im_start|>"]
+    spec = json.loads(released_like())
+    spec["added_tokens"][3]["content"] = "<|start|>"
+    other = Tokenizer(json.dumps(spec), "other")
+    assert chat.disagreement(other) == f"id {n} is '<|im_start|>' in chat and '<|start|>' in other"
+    spec = json.loads(released_like())
+    spec["added_tokens"][3]["id"] = n + 9
+    assert f"<|im_start|> is {n} in chat and {n + 9} in o" in chat.disagreement(
+        Tokenizer(json.dumps(spec), "o")
+    )
+    shorter = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=899))
+    assert "is" in bpe.disagreement(shorter) and "is" in chat.disagreement(bpe)
+
+
+def test_ends_of_documents(bpe, tmp_path):
+    """By name, or as the setting or a checkpoint say; another end is another hash."""
+    chat = Tokenizer(released_like())
+    assert chat.ids == {"bos": 1, "eot": chat.special["<|endoftext|>"], "eos": []}
+    (tmp_path / "t.json").write_text(released_like())
+    given = Tokenizer(released_like(), eot="</s>")
+    for other in (given, Tokenizer.load(tmp_path / "t.json", "</s>")):
+        assert other.ids == {"bos": 1, "eot": 2, "eos": []} and other.hash != chat.hash
+    again = Tokenizer(released_like())
+    again.take_ids(**other.ids)
+    assert again.hash == other.hash
+    again.take_ids(**chat.ids)
+    assert again.hash == chat.hash
+    again.take_ids(eos=[9, 7])
+    assert again.ids == chat.ids | {"eos": [7, 9]} and again.hash == chat.hash
+    with pytest.raises(UserError, match="document end as tokenizer.eot says: none of <end>"):
+        Tokenizer(released_like(), eot="<end>")
+    trained = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=900, eot="</s>"))
+    assert trained.eot == trained.special["</s>"] and trained.json == bpe.json
+
+
 def test_user_errors(tmp_path, bpe):
     def error(text: str) -> str:
         (tmp_path / "t.json").write_text(text)

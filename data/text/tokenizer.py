@@ -32,6 +32,8 @@ BOS = ["<s>", "<|begin_of_text|>", "<bos>", "<｜begin▁of▁sentence｜>", "<|
        "<|endoftext|>"]
 EOT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>"]
 
+UNUSED = "<|unused_{}|>"  # holds an id for other programs (`fill_gaps`); it is no token of ours
+
 # How a text is cut before merging. bpe: like GPT-4's, but every digit alone, which arithmetic
 # needs. char: every character alone, so that merges only build those of several bytes. Both
 # libraries' regex engines read both alike.
@@ -167,13 +169,14 @@ class Tokenizer:
         self.eot = self._control_token("document end as tokenizer.eot says", [name])
 
     def disagreement(self, other: "Tokenizer") -> str:
-        """What id of the other means something else here; "" where all that both have agree.
+        """Which id of the other means something else here; "" where all that both have agree.
 
         Then weights that were trained with one of them can go on with the other.
         """
         for i, (ours, theirs) in enumerate(zip(self.pieces, other.pieces)):
             if ours and theirs and ours != theirs:
-                return f"{i} is {_shown(ours)} in {self.name} and {_shown(theirs)} in {other.name}"
+                return (f"id {i} is {_shown(ours)} in {self.name} and {_shown(theirs)} in "
+                        f"{other.name}")
         for name in self.special.keys() & other.special.keys():
             ours, theirs = self.special[name], other.special[name]
             if ours != theirs:
@@ -269,7 +272,8 @@ def _parse(text: str, name: str) -> dict:
         why = str(error).splitlines()[0] if str(error) else "it is no BPE"
         raise UserError(f"{name} is not a tokenizer.json of a Llama- or GPT-type tokenizer: "
                         f"{why}") from None
-    ids = {token["content"]: token["id"] for token in given.get("added_tokens") or []}
+    ids = {token["content"]: token["id"] for token in given.get("added_tokens") or []
+           if token["content"] != UNUSED.format(token["id"])}
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in ids]
     for token in spec["added_tokens"]:
         i = ids[token["content"]]
@@ -294,7 +298,7 @@ def fill_gaps(spec: dict) -> dict:
     if not missing:
         return spec
     for i in missing:
-        tokens.append({"id": i, "content": f"<|unused_{i}|>", "special": True, "normalized": False,
+        tokens.append({"id": i, "content": UNUSED.format(i), "special": True, "normalized": False,
                        "single_word": False, "lstrip": False, "rstrip": False})
     return spec | {"added_tokens": sorted(tokens, key=lambda token: token["id"])}
 
