@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on busy cores are slower than one
+os.environ["OMP_NUM_THREADS"] = "1"  # as the runs in processes of their own, to the bit
 
 from checks.mini import ROOT, Mini  # noqa: E402, F401  (torch reads that when it is loaded)
 

@@ -499,7 +499,7 @@ def test_only_others_are_asked_behind_a_system_turn(folder, monkeypatch):
 
 
 def test_two_processes_and_a_kill_end_with_the_same_file(folder, monkeypatch, capsys):
-    folder.call(monkeypatch, evaluate.main, "evaluate.py", *COMMAND, "--run=one")
+    folder.call(evaluate.main, "evaluate.py", *COMMAND, "--run=one")
     assert "math" in capsys.readouterr().out
     whole = (folder.folder / "out/one/evaluate.jsonl").read_bytes()
     rows = [json.loads(line) for line in whole.splitlines()]
@@ -562,7 +562,7 @@ def test_bad_input_is_one_line(folder, monkeypatch, capsys, options, message):
     (folder.folder / "wrong.jsonl").write_text('{"question": "Why?", "gold": "1"}\n')
     monkeypatch.setattr(llm, "BACKOFF", 0.01)
     with pytest.raises(SystemExit) as left:
-        folder.call(monkeypatch, evaluate.main, "evaluate.py", *COMMAND, "--run=bad", *options)
+        folder.call(evaluate.main, "evaluate.py", *COMMAND, "--run=bad", *options)
     said = capsys.readouterr().err
     assert left.value.code == 2 and said.count("\n") == 1
     assert re.search(message, said), said

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+from unittest import mock
 
 import pytest
 import torch
@@ -117,14 +118,12 @@ def test_accumulation_does_not_change_the_gradient():
 
 def test_two_ranks_take_the_same_steps(mini, whole):
     """Same global batch: same losses to 1e-4; saved at 2 ranks, resumed at 1, and back."""
-    stop = ["--pretrain.save_every=4"]
-    mini.pretrain("--run=ranks", *stop, ranks=2)
     mini.pretrain("--run=hsdp", "--pretrain.shard_size=2", ranks=4)  # two replicas of two shards
     reference = losses(mini, "whole")
     assert losses(mini, "hsdp") == pytest.approx(reference, abs=1e-4)
-    assert losses(mini, "ranks") == pytest.approx(reference, abs=1e-4)
     for run, first, then in (("to1", 2, 0), ("to2", 0, 2)):
         leave_early(mini, run, ranks=first)
+        assert losses(mini, run) == pytest.approx(reference, abs=1e-4)
         output = mini.pretrain(f"--run={run}", ranks=then)
         assert re.search(r"going on from .*step_0*12 ", output)
         assert losses(mini, run) == pytest.approx(reference, abs=1e-4)
@@ -260,15 +259,14 @@ def test_no_space_left_while_saving(mini, whole, tmp_path):
 
 def poisoned(mini, run, *options, code=0):
     """A run in which the loss of step 5 is NaN."""
-    script = (
-        "import pretrain, common, torch; step = [0]; real = pretrain.linear_cross_entropy\n"
-        "def loss(*a, **k):\n    step[0] += torch.is_grad_enabled()\n    return real(*a, **k) * "
-        "(float('nan') if step[0] == 6 else 1)\n"
-        "pretrain.linear_cross_entropy = loss; common.cli(pretrain.main)"
-    )
-    return mini.run(
-        "-c", script, "mini.py", "--corpus.folder=data", f"--run={run}", *options, code=code
-    )
+    step, real = [0], pretrain.linear_cross_entropy
+
+    def loss(*arguments, **options):
+        step[0] += torch.is_grad_enabled()
+        return real(*arguments, **options) * (math.nan if step[0] == 6 else 1)
+
+    with mock.patch.object(pretrain, "linear_cross_entropy", loss):
+        return mini.pretrain(f"--run={run}", *options, code=code)
 
 
 def test_nan_never_enters_the_weights(mini, whole):

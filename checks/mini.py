@@ -2,15 +2,20 @@
 
 conftest.py makes one a session; checks.kill and checks.refine make their own.
 """
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch.distributed
 
 import common
+import pretrain
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,26 +64,38 @@ class Mini:
         assert process.returncode == code, output
         return output
 
-    def call(self, monkeypatch, main, *argv: str) -> None:
+    def call(self, main: Callable, *argv: str) -> None:
         """A command in this process: the same main(), without another start of Python."""
-        monkeypatch.chdir(self.folder)
-        monkeypatch.setattr(sys, "argv", list(argv))
-        # Another test's group of processes is none of ours: common.cli would end it.
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            common.cli(main)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        # Another test's group of processes is none of ours: common.cli would end it.
+        no_group = mock.patch.object(torch.distributed, "is_initialized", lambda: False)
+        with contextlib.chdir(self.folder), mock.patch.object(sys, "argv", list(argv)), no_group:
+            try:
+                common.cli(main)
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+
+    def output(self, main: Callable, *argv: str, code: int = 0) -> str:
+        """What `call` prints; asserts its exit code."""
+        text, found = io.StringIO(), 0
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            try:
+                self.call(main, *argv)
+            except SystemExit as exit:
+                found = exit.code or 0
+        assert found == code, text.getvalue()
+        return text.getvalue()
 
     def prepare(self, *options: str) -> str:
         """Makes the data."""
         return self.run("-m", "data.text.corpus", "mini.py", *options)
 
     def pretrain(self, *options: str, ranks: int = 0, code: int = 0) -> str:
-        """Pre-trains on the data in the folder `data`."""
+        """Pre-trains on the data in the folder `data`: in this process, or in `ranks` of them."""
         # torchrun has options of its own that begin with --run; --name is our other word for it.
         options = [option.replace("--run=", "--name=") for option in options]
-        script = str(ROOT / "pretrain.py")
-        return self.run(script, "mini.py", "--corpus.folder=data", *options, ranks=ranks, code=code)
+        command = [str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data", *options]
+        if ranks == 0:
+            return self.output(pretrain.main, *command, code=code)
+        return self.run(*command, ranks=ranks, code=code)
