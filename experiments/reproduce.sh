@@ -19,7 +19,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 parts=(pipeline:45 context:8 quality:3 fg_wsd:33 sft_data:24 refine:2 sft_speed:3 dpd:50
-       dpd_speed:4 rl:37 verifier:2 stem:15 hacking:14 rl_speed:1 verify:1 fuzz:9 programs:3 sets:1 evaluate:5
+       dpd_speed:4 rl:37 verifier:2 stem:32 hacking:14 rl_speed:1 verify:1 fuzz:9 programs:3 sets:1 evaluate:5
        kernels:20 bench:6 kills:20)
 
 pipeline() {  # seed 0 in full; of seeds 1 and 2 pre-training and SFT; a model of your own text
