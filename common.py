@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import math
 import os
 import platform
 import re
@@ -32,6 +33,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace, UnionType
+
+# Read when CUDA starts: without it what rows leave behind in the cache stays in pieces.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import torch.distributed
@@ -142,6 +146,11 @@ def load_config(
     for name, cls in sections.items():
         setattr(cfg, name, from_dict(cls, raw[name], f"{path}: {name}"))
     return cfg
+
+
+def sections_of(path: str) -> set[str]:
+    """Names of the sections that a config file has."""
+    return {name for name, values in _read_config_file(Path(path)).items() if values}
 
 
 def parse_argument(argument: str) -> tuple[str, str, str]:
@@ -339,6 +348,9 @@ def shard_model(model, dist: Dist, dtype: str, compile: bool):
     end of the backward pass, because the loss uses lm_head's weight outside of forward(). Gradients
     come out averaged over ranks.
     """
+    # A block has a graph for each of: packed or not, evaluated or trained, recomputed or not, one
+    # row or more; each for one shape and for any. At dynamo's limit of 8 it would run uncompiled.
+    torch._dynamo.config.recompile_limit = 64
     for block in model.layers:
         if compile:
             block.compile()
@@ -653,25 +665,42 @@ def read_metrics(folder: Path) -> list[dict]:
     return lines
 
 
-# Dense bf16 peak in FLOP/s, from the makers' data sheets. Unknown devices have no MFU: 'n/a' beats
-# a wrong number.
+# Dense bf16 peak in FLOP/s of devices by their whole names, from the makers' data sheets. Unknown
+# devices have no MFU: 'n/a' beats a wrong number.
 PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GB200": 2500e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA GH200 120GB": 989e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
 }
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 FLOP/s of a CUDA device, None where it is not known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+def peak_flops(device: torch.device, dtype: str) -> float | None:
+    """Peak FLOP/s of a CUDA device in bfloat16; None in another type, or where it is not known."""
+    if device.type != "cuda" or dtype != "bfloat16":
+        return None
+    return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes of a GPU that a tensor may yet take: free, or kept by PyTorch but empty. On the CPU no
+    bound: what runs beside us must not decide what we compute."""
+    if device.type != "cuda":
+        return math.inf
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def memory_gb(device: torch.device) -> float:

@@ -186,7 +186,7 @@ def train_step(
         indices = rank_pairs[part]
         rows = pack_pairs(pairs, indices, cfg.context, dist.device)
         logprobs, divergence = student_logprobs_and_kl(model, kl_teacher, rows, indices, cfg)
-        policy = sum_per_response(logprobs, rows)  # (P, 2), as are reference and teacher
+        policy = sum_per_response(logprobs, rows, len(indices))  # (P, 2), as the two cached ones
         cached = torch.from_numpy(cached_logprobs[indices]).to(policy)
         reference, teacher = cached.unbind(1)
         lengths = torch.ones_like(policy)  # what the margin's log-probabilities are divided by
@@ -291,10 +291,15 @@ def count_response_tokens(pairs: list[Pair], indices: np.ndarray) -> np.ndarray:
     return np.array(counts, dtype=np.float64)
 
 
-def sum_per_response(values: torch.Tensor, rows: dict) -> torch.Tensor:
+def sequence_lengths(pairs: list[Pair], indices: np.ndarray) -> list[int]:
+    """Tokens of each prompt with a response, two for each of some pairs."""
+    sequences = to_sequences([pairs[i] for i in indices])
+    return [len(prompt) + len(response) for prompt, response in sequences]
+
+
+def sum_per_response(values: torch.Tensor, rows: dict, n_pairs: int) -> torch.Tensor:
     """Sums (P, 2) over each response of the values (N,) of its tokens."""
-    n_responses = int(rows["sequence"][-1]) + 1
-    return loop.sum_per_sequence(values, rows, n_responses).view(-1, 2)
+    return loop.sum_per_sequence(values, rows, 2 * n_pairs).view(-1, 2)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -323,7 +328,8 @@ def sequence_logprobs(
             hidden = loop.response_hidden_states(model, rows)
             head = model.lm_head.weight
             logprobs = linear_logprobs(hidden, head, rows["targets"], kernels=model.cfg.kernels)
-            for pair, values in zip(indices.tolist(), sum_per_response(logprobs, rows).tolist()):
+            part_sums = sum_per_response(logprobs, rows, len(indices)).tolist()
+            for pair, values in zip(indices.tolist(), part_sums):
                 sums.setdefault(pair, values)  # a pair may come twice: the first stays
             if top_k is not None:
                 ids, logprobs = teacher_topk(hidden, head, top_k.k)
@@ -557,11 +563,11 @@ def main():
         if math.isfinite(loss) and math.isfinite(grad_norm):
             optimizer.step()
         else:  # what is not finite never enters the weights; ten in a row are an error
-            numbers = [str(pairs[i].number) for i in batch]
-            log.skip_step(step, loss, grad_norm, data=f"pairs {', '.join(numbers)}")
+            log.skip_step(step, loss, grad_norm, data=f"pairs {[pairs[i].number for i in batch]}")
         optimizer.zero_grad(set_to_none=True)
         seconds = time.time() - started
-        log.step(step, stage, loss, lr, grad_norm, n_tokens, (1, n_tokens), seconds, **metrics)
+        lengths = sequence_lengths(pairs, batch)
+        log.step(step, stage, loss, lr, grad_norm, n_tokens, lengths, seconds, **metrics)
 
         stage_ends = step + 1 == stage.end_step
         is_last = step + 1 == n_steps

@@ -19,7 +19,7 @@ import common
 import hf
 from data.chat import template
 from data.tasks.problem import as_reply
-from model import KVCache, Transformer
+from model import KVCache, ModelConfig, Transformer
 
 
 @dataclass
@@ -45,8 +45,9 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
     model: a plain, unsharded module (common.unsharded_copy). temperature 0 is greedy; top_p 1 and
     top_k 0 are off. Training rollouts leave both off: only then is the distribution sampled from
     the one in the loss. The draws of a row depend on (seed, prompt's number, sample's number)
-    alone, not on what it is batched with. max_rows bounds the memory; numbers: of the prompts,
-    where these are a part of more (default: their places here).
+    alone, not on what it is batched with. max_rows: decoded together at most, or as many as fit
+    into the memory that is free; numbers: of the prompts, where these are a part of more (default:
+    their places here).
     """
     assert all(prompts), "an empty prompt: begin with the bos token"
     if numbers is None:
@@ -55,12 +56,12 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
     for _ in prompts:
         samples.append([Sample() for _ in range(n)])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths: less padding
-    per_wave = max(1, max_rows // n)
-    for first in range(0, len(order), per_wave):
-        wave = order[first:first + per_wave]
-        rows = [(i, j) for i in wave for j in range(n)]
+    longest = max(map(len, prompts), default=1)
+    n_rows = int(min(max_rows, max(1, rows_that_fit(model, longest, max_new_tokens))))
+    for wave, wave_samples in waves(order, n, n_rows):
+        rows = [(i, j) for i in wave for j in wave_samples]
         draws = uniforms(seed, [(numbers[i], j) for i, j in rows], max_new_tokens)
-        steps = decode(model, [prompts[i] for i in wave], n, max_new_tokens,
+        steps = decode(model, [prompts[i] for i in wave], len(wave_samples), max_new_tokens,
                        temperature, top_p, top_k, stop, draws)
         for active, tokens, logprobs in steps:
             for row, token, logprob in zip(active, tokens, logprobs):
@@ -71,6 +72,49 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
                 if token in stop:
                     answer.finish_reason = "stop"
     return samples
+
+
+def waves(prompts: list[int], n: int, rows: int) -> Iterator[tuple[list[int], range]]:
+    """(prompts, which of their n samples) of at most `rows` rows each."""
+    per_wave = max(1, rows // n)
+    for first in range(0, len(prompts), per_wave):
+        for begin in range(0, n, rows):
+            yield prompts[first:first + per_wave], range(begin, min(begin + rows, n))
+
+
+FREE_SHARE = 0.8  # of the free memory that rows may take: our choice
+
+
+def row_bytes(cfg: ModelConfig, dtype: torch.dtype, prompt: int, new: int) -> int:
+    """What a row of the batch takes at most: its cache, its prompt's pass, its logits.
+
+    prompt, new: tokens. logits: as sample_tokens has them at once, its float64 CDF and what top-p
+    sorts.
+    """
+    cache = (prompt + new) * KVCache.bytes_per_token(cfg, dtype)
+    return cache + prompt * pass_bytes_per_token(cfg, dtype) + 40 * cfg.vocab_size
+
+
+def pass_bytes_per_token(cfg: ModelConfig, dtype: torch.dtype) -> int:
+    """What a forward pass without gradients holds at its widest place, the MLP of a block."""
+    return (3 * cfg.ffn_size + 4 * cfg.hidden_size) * dtype.itemsize
+
+
+def rows_that_fit(model: Transformer, prompt: int, new: int) -> float:
+    """How many rows fit into the memory that is free; prompt, new: tokens of each."""
+    weight = model.embed_tokens.weight
+    free = common.free_memory(weight.device)
+    return FREE_SHARE * free / row_bytes(model.cfg, weight.dtype, prompt, new)
+
+
+def check_rows_fit(model: Transformer, n_rows: int, prompt: int, new: int) -> None:
+    """Raises UserError, with how many rows would fit, where these do not."""
+    fitting = rows_that_fit(model, prompt, new)
+    if n_rows > fitting:
+        size = row_bytes(model.cfg, model.embed_tokens.weight.dtype, prompt, new) / 1e9
+        raise common.UserError(
+            f"{n_rows} rows of {prompt} + {new} tokens need {n_rows * size:.1f} GB of the GPU's "
+            f"memory, {size:.2f} each; {int(fitting)} would fit: lower max_rows, or max_new_tokens")
 
 
 def stop_ids(tokenizer) -> tuple[int, ...]:
@@ -114,9 +158,11 @@ def decode(model: Transformer, prompts: list[list[int]], n: int, max_new_tokens:
     """
     weight = model.embed_tokens.weight
     device = weight.device
+    longest = max(map(len, prompts))
+    check_rows_fit(model, len(prompts) * n, longest, max_new_tokens)
     tokens, pad, doc_start = pad_left(prompts, device)
     is_padded = doc_start is not None
-    cache = KVCache(model.cfg, len(prompts), tokens.shape[1] + max_new_tokens, device, weight.dtype)
+    cache = KVCache(model.cfg, len(prompts), longest + max_new_tokens, device, weight.dtype)
     hidden = model(tokens, doc_start, cache)[:, -1:]
     if n > 1:                               # the prompts' forward pass is shared by their samples
         copies = torch.arange(len(prompts), device=device).repeat_interleave(n)

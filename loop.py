@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from data.chat import template
 from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, open_verifier, without_rows
 from generate import decode_answer, sample, stop_ids
-from model import NOT_OF_THE_WEIGHTS, ModelConfig, flops_per_token, meta_model
+from model import NOT_OF_THE_WEIGHTS, ModelConfig, meta_model, training_flops
 from progress import progress_bar
 from schedule import Stage, check_schedule
 
@@ -68,6 +68,26 @@ def check_settings(phase: str, cfg: TrainConfig, schedules: dict[str, object]) -
             raise UserError(f"{phase}.{key} must be one of {', '.join(allowed)}, not {value!r}")
 
 
+def fill_in_stages(stages: list, cfg: TrainConfig) -> None:
+    """Gives stages what they leave open: recompute and micro_tokens, as in the phase's section."""
+    for stage in stages:
+        if stage.recompute is None:
+            stage.recompute = cfg.recompute
+        if stage.micro_tokens is None:
+            stage.micro_tokens = cfg.micro_tokens
+
+
+def configure(model, stage) -> None:
+    """Sets what a stage's settings say of the model: rotary base, activation checkpointing."""
+    model.rope_theta = stage.rope_theta or model.rope_theta
+    set_recompute(model, stage.recompute)
+
+
+def set_recompute(model, recompute: bool) -> None:
+    for block in model.layers:
+        block.recompute = recompute
+
+
 def set_vocab_size(model: ModelConfig, n_vocab: int) -> None:
     """Fills in vocab_size, or checks that the tokenizer's ids fill it but for padding."""
     if model.vocab_size is None:
@@ -102,7 +122,8 @@ class Run:
                                     # the phase)
     model: torch.nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
-    replica: torch.nn.Module | None = None  # a plain copy for samples, where the model is sharded
+    replica: torch.nn.Module | None = None  # a plain copy for samples, where the model is sharded:
+                                            # made when it is first asked for
     resume_key: Callable[[int], list] | None = None  # a step's past, which a checkpoint must share
     first_step: int = 0       # steps that were done before
     seconds: float = 0.0      # of training, the steps before included
@@ -125,6 +146,10 @@ class Run:
 
     def unsharded_model(self):
         """A plain module with the present weights, for sampling (common.unsharded_copy)."""
+        if self.dist.mesh is not None and self.replica is None:
+            dtype = getattr(torch, self.cfg.dtype)
+            replica = meta_model(self.config.model).to(dtype).to_empty(device=self.dist.device)
+            self.replica = replica.requires_grad_(False)
         model = common.unsharded_copy(self.model, self.replica)
         model.rope_theta = self.model.rope_theta
         return model
@@ -220,20 +245,13 @@ def load_or_resume(run: Run, resume_key: Callable[[int], list]) -> None:
 
 def make_model(run: Run) -> None:
     """Gives a run its model and optimizer, sharded, without weights yet."""
-    cfg, dist = run.cfg, run.dist
-    run.model, run.optimizer = build_model(run.config.model, cfg, dist)
-    if dist.mesh is not None:
-        replica = (
-            meta_model(run.config.model).to(getattr(torch, cfg.dtype)).to_empty(device=dist.device)
-        )
-        run.replica = replica.requires_grad_(False)
+    run.model, run.optimizer = build_model(run.config.model, run.cfg, run.dist)
 
 
 def build_model(model_config: ModelConfig, cfg: TrainConfig, dist: Dist):
     """(model, optimizer), sharded, without weights yet."""
     model = meta_model(model_config)
-    for block in model.layers:
-        block.recompute = cfg.recompute
+    set_recompute(model, cfg.recompute)
     common.shard_model(model, dist, cfg.dtype, cfg.compile)
     return model, common.adamw(model, cfg.lr, (cfg.beta1, cfg.beta2), cfg.weight_decay)
 
@@ -326,15 +344,15 @@ class Log:
         )
 
     def step(self, step: int, stage: Stage, loss: float, lr: float, grad_norm: float, n_tokens: int,
-             shape: tuple[int, int], seconds: float, **more) -> None:
+             lengths: Sequence[int], seconds: float, **more) -> None:
         """Writes the step's metrics; prints every `log_every` steps.
 
-        n_tokens: that were trained on, of the rows x context in `shape`, on all ranks. more:
-        further metrics.
+        n_tokens: that were trained on, on all ranks. lengths: in tokens, of the sequences that went
+        through the model on this rank, for the MFU. more: further metrics.
         """
         run, dist = self.run, self.run.dist
         run.seconds += seconds
-        mfu = self._mfu(shape, seconds)
+        mfu = self._mfu(np.array(lengths, np.float64), seconds)
         memory = common.memory_gb(dist.device)
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if is_finite:
@@ -356,13 +374,17 @@ class Log:
             sys.stdout.flush()
         self.bar.update()
 
-    def _mfu(self, shape: tuple[int, int], seconds: float) -> float | None:
-        """Model FLOPs utilization: share of the devices' bf16 peak; None where that is unknown."""
-        run, (rows, context) = self.run, shape
-        peak = common.peak_flops(run.dist.device) if run.cfg.dtype == "bfloat16" else None
+    def _mfu(self, lengths: np.ndarray, seconds: float) -> float | None:
+        """Model FLOPs utilization: share of the devices' bf16 peak; None where that is unknown.
+
+        Of the trained model alone, forward and backward: not of teachers, judges and samplers.
+        """
+        run = self.run
+        tokens, pairs = run.dist.sum(lengths.sum(), (lengths**2).sum() / 2)
+        peak = common.peak_flops(run.dist.device, run.cfg.dtype)
         if peak is None:
             return None
-        flops = rows * context * flops_per_token(run.config.model, context)
+        flops = training_flops(run.config.model, tokens, pairs)
         return flops / seconds / run.dist.world / peak
 
     def skip_step(self, step: int, loss: float, grad_norm: float, data: str) -> None:

@@ -47,27 +47,56 @@ NOT_OF_THE_WEIGHTS = ("rope_theta", "max_context", "init_std", "kernels")
 
 
 class KVCache:
-    """Keys and values of the tokens so far, (L, B, S, K, D) each, and how many these are."""
+    """Keys and values of the tokens so far, and how many these are.
+
+    Of each layer (B, S, K, D), with room for S >= length tokens: S grows in blocks up to `size`.
+    All that moves moves a layer at a time, so there is never a second cache beside the first.
+    """
+
+    BLOCK = 4096  # tokens that S grows by: our choice
 
     def __init__(self, cfg: ModelConfig, batch: int, size: int, device, dtype):
-        self.k = torch.empty(
-            cfg.n_layers, batch, size, cfg.n_kv_heads, cfg.head_dim, device=device, dtype=dtype
-        )
-        self.v = torch.empty_like(self.k)
-        self.length = 0
+        self.size, self.length = size, 0
+        shape = (batch, 0, cfg.n_kv_heads, cfg.head_dim)
+        self.k = [torch.empty(shape, device=device, dtype=dtype)] * cfg.n_layers
+        self.v = list(self.k)
+
+    @staticmethod
+    def bytes_per_token(cfg: ModelConfig, dtype: torch.dtype) -> int:
+        """What a token of a row takes in all layers."""
+        return 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * dtype.itemsize
 
     def append(
         self, layer: int, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (B, T, K, D) behind what is filled; returns all keys and values up to there."""
         end = self.length + k.shape[1]
-        self.k[layer, :, self.length:end] = k
-        self.v[layer, :, self.length:end] = v
-        return self.k[layer, :, :end], self.v[layer, :, :end]
+        for tensors, new in ((self.k, k), (self.v, v)):
+            if end > tensors[layer].shape[1]:
+                tensors[layer] = self._grow(tensors[layer], end)
+            tensors[layer][:, self.length:end] = new
+        return self.k[layer][:, :end], self.v[layer][:, :end]
+
+    def _grow(self, old: torch.Tensor, end: int) -> torch.Tensor:
+        blocks = -(-end // self.BLOCK)
+        room = min(blocks * self.BLOCK, self.size)
+        new = old.new_empty(old.shape[0], room, *old.shape[2:])
+        new[:, :self.length] = old[:, :self.length]
+        return new
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Keeps only these rows of the batch: finished ones leave."""
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
+        """Makes these rows the batch: finished ones leave, in place; repeated ones are copied.
+
+        What rows leave behind is given back where S grows next.
+        """
+        n = len(rows)
+        for tensors in (self.k, self.v):
+            for layer, old in enumerate(tensors):
+                if n > len(old):
+                    tensors[layer] = old[rows]
+                    continue
+                old[:n, :self.length] = old[rows, :self.length]
+                tensors[layer] = old[:n]
 
 
 class Layout(NamedTuple):
@@ -271,12 +300,18 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def flops_per_token(cfg: ModelConfig, context: int) -> float:
-    """Training FLOPs per token: 6 per weight of a product, and causal attention's products.
+def training_flops(cfg: ModelConfig, tokens: float, pairs: float) -> float:
+    """FLOPs of training on sequences: 6 per weight of a product, and causal attention's products.
 
-    6 (N + L H D context), where N leaves out the embedding's look-up but counts lm_head (as PaLM,
-    arXiv 2204.02311, appendix B; theirs does not halve the attention).
+    tokens: of all sequences; pairs of a query and a key that it sees: the sum of length^2 / 2.
+    6 (N tokens + 2 L H D pairs), where N leaves out the embedding's look-up but counts lm_head (as
+    PaLM, arXiv 2204.02311, appendix B; theirs does not halve the attention).
     """
     counts = count_parameters(meta_model(cfg))
     matrices = counts["attention"] + counts["mlp"] + cfg.vocab_size * cfg.hidden_size
-    return 6.0 * (matrices + cfg.n_layers * cfg.n_heads * cfg.head_dim * context)
+    return 6.0 * (matrices * tokens + 2 * cfg.n_layers * cfg.n_heads * cfg.head_dim * pairs)
+
+
+def flops_per_token(cfg: ModelConfig, context: int) -> float:
+    """training_flops per token of a sequence that fills the context."""
+    return training_flops(cfg, 1, context / 2)

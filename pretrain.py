@@ -31,7 +31,16 @@ import hf
 import loop
 from common import Dist, UserError
 from data.text.corpus import CorpusConfig, data_folder, read_pool
-from data.text.mixture import IGNORE, Batch, Mixture, MixtureStage, PoolStream, branch, plan_stages
+from data.text.mixture import (
+    IGNORE,
+    Batch,
+    Mixture,
+    MixtureStage,
+    PoolStream,
+    branch,
+    document_lengths,
+    plan_stages,
+)
 from data.text.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
@@ -56,6 +65,10 @@ class StageConfig:
                                  # exponential
     rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as
                                      # before
+    least_steps: int = 0         # which a run that is scaled down keeps of the stage, up to a fifth
+                                 # of its steps: a warm-up's
+    recompute: bool | None = None    # activation checkpointing; None: as in the section
+    micro_tokens: int | None = None  # tokens of one forward pass; None: as in the section
 
 
 @dataclass(kw_only=True)
@@ -64,7 +77,7 @@ class PretrainConfig(loop.TrainConfig):
     micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole
                                  # share of the batch
     stages: list                 # the FG-WSD table: see StageConfig
-    total_tokens: int = 0        # scales all stages alike to this many tokens; 0: as the table says
+    total_tokens: int = 0        # scales the stages to so many tokens in all; 0: as the table says
     eval_tokens: int = 100_000   # held-out tokens a pool for the validation loss
     held_out: list = field(default_factory=list)  # pools of which it is taken (default: all that
                                                   # the stages use)
@@ -94,6 +107,7 @@ def read_stages(config: SimpleNamespace) -> list[StageConfig]:
     stages = [common.from_dict(StageConfig, entry, f"pretrain.stages[{i}]")
               for i, entry in enumerate(cfg.stages)]
     check_settings(cfg, stages)
+    loop.fill_in_stages(stages, cfg)
     if not config.corpus.path:
         return stages
     own_text = []
@@ -283,20 +297,20 @@ def to_device(batch: Batch, dist: Dist) -> list[torch.Tensor]:
     return [torch.from_numpy(array).to(dist.device, non_blocking=True) for array in arrays]
 
 
-def train_step(model, batch: Batch, cfg: PretrainConfig, dist: Dist) -> tuple[float, int]:
+def train_step(model, batch: Batch, settings: StageConfig, dist: Dist) -> tuple[float, int]:
     """Adds up the gradient of the global batch's loss; returns it (nats per token) and its tokens.
 
-    One denominator, known before the first backward pass: trained tokens over all ranks and
-    micro-batches. FSDP averages gradients over ranks, so each rank's part is scaled by the world
-    size.
+    settings: of the stage, of which micro_tokens holds. One denominator, known before the first
+    backward pass: trained tokens over all ranks and micro-batches. FSDP averages gradients over
+    ranks, so each rank's part is scaled by the world size.
     """
     tokens, targets, doc_start = to_device(batch, dist)
     if not batch.doc_start.any():  # one document a row: the causal mask alone
         doc_start = None
-    (n_tokens,) = dist.sum(float((targets >= 0).sum()))
+    (n_tokens,) = dist.sum(float((batch.targets >= 0).sum()))
     nats = torch.zeros((), device=dist.device)
     n_rows, context = tokens.shape
-    rows_per_pass = max(1, (cfg.micro_tokens or n_rows * context) // context)
+    rows_per_pass = max(1, (settings.micro_tokens or n_rows * context) // context)
     for rows in loop.micro_batches(model, n_rows, rows_per_pass):
         # (B, T, C)
         hidden = model(tokens[rows], doc_start if doc_start is None else doc_start[rows])
@@ -402,13 +416,13 @@ def main():
     for step in range(run.first_step, n_steps):
         started = time.time()
         stage = stage_at(plan, step)  # FG-WSD: a stage says data, rate, context and RoPE base
-        model.rope_theta = stage.settings.rope_theta or model.rope_theta
+        loop.configure(model, stage.settings)
         lr = learning_rate(cfg.lr, stage, step)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
         batch = batches.next()
-        loss, n_tokens = train_step(model, batch, cfg, dist)
+        loss, n_tokens = train_step(model, batch, stage.settings, dist)
         grad_norm = common.clip_grad_norm(model, cfg.grad_clip)
         if math.isfinite(loss) and math.isfinite(grad_norm):
             optimizer.step()
@@ -416,8 +430,8 @@ def main():
             log.skip_step(step, loss, grad_norm, data=", ".join(mixture.sources(step)))
         optimizer.zero_grad(set_to_none=True)
         seconds = time.time() - started
-        shape = (stage.rows, stage.context)
-        log.step(step, stage, loss, lr, grad_norm, n_tokens, shape, seconds)
+        lengths = document_lengths(batch.doc_start)
+        log.step(step, stage, loss, lr, grad_norm, n_tokens, lengths, seconds)
 
         stage_ends = step + 1 == stage.end_step
         is_last = step + 1 == n_steps

@@ -29,7 +29,7 @@ import hf
 import loop
 from common import Dist, UserError
 from data.chat import template
-from data.chat.packing import pack
+from data.chat.packing import pack, row_size
 from data.tasks import taste
 from data.text import sources
 from data.text.tokenizer import TokenizerConfig
@@ -49,6 +49,7 @@ class RewardConfig(loop.TrainConfig):
     kind: str = "pairwise"       # or "bradley_terry": a score of each response alone
     context: int = 256           # tokens of a packed row; longer pairs are left out
     batch_pairs: int = 32        # pairs of a global batch, each in both orders
+    micro_pairs: int = 0         # pairs of one forward pass on one device; 0: all of the device's
     epochs: float = 1.0          # over the pairs
     lr_end: float = 0.1          # the rate's end, as a share of lr
     curve: str = "cosine"        # how it goes there: linear, 1-sqrt, cosine
@@ -209,6 +210,9 @@ def both_orders(
 # The reward model in use: rl.py asks it
 
 
+PASS_TOKENS = 65_536  # of one forward pass of the judge at most: memory
+
+
 class RewardModel:
     """Probabilities that the first of two responses is the better one, in the order given.
 
@@ -243,10 +247,11 @@ class RewardModel:
         self.known |= dict.fromkeys(new, math.nan)
         weight = self.model.lm_head.weight[list(self.letters)]  # (2, C): no other logits are needed
         longest = max((len(prompts[key]) for key in short), default=1)
-        per_pass = max(1, self.max_rows * self.context // longest)
+        size = row_size(longest + 1, self.context)  # with the verdict; a row for each at most
+        per_pass = max(1, min(self.max_rows * self.context // longest, PASS_TOKENS // size))
         for first in range(0, len(short), per_pass):
             part = short[first:first + per_pass]
-            rows = pack([(prompts[key], [self.letters[0]]) for key in part], self.context)
+            rows = pack([(prompts[key], [self.letters[0]]) for key in part], size)
             rows = rows.to(weight.device)
             logits = (loop.response_hidden_states(self.model, rows) @ weight.T).double()
             self.known |= zip(part, (logits[:, 0] - logits[:, 1]).tolist())
@@ -348,19 +353,22 @@ def train_step(model, sequences: list, cfg: RewardConfig, dist: Dist) -> float:
     is better) (arXiv 2203.02155, eq. 1). sequences: of both_orders, a pair's two side by side.
     """
     (n_verdicts,) = dist.sum(len(sequences))
-    rows = pack(sequences, cfg.context).to(dist.device)
-    common.set_gradient_sync(model, last_micro_batch=True)
-    hidden = loop.response_hidden_states(model, rows)  # (N, C)
-    head = model.lm_head.weight
-    if cfg.kind == "bradley_terry":
-        first, second = rows["targets"][:2]  # A and B
-        scores = (hidden @ (head[first] - head[second])).to(wide_type(hidden))
-        loss = -F.logsigmoid(scores[::2] - scores[1::2]).sum() / (n_verdicts / 2)
-    else:
-        nats = linear_cross_entropy(hidden, head, rows["targets"], kernels=model.cfg.kernels)
-        loss = nats / n_verdicts
-    (loss * dist.world).backward()
-    return dist.sum(loss.item())[0]
+    total = 0.0
+    per_pass = 2 * cfg.micro_pairs or len(sequences)
+    for part in loop.micro_batches(model, len(sequences), per_pass):
+        rows = pack(sequences[part], cfg.context).to(dist.device)
+        hidden = loop.response_hidden_states(model, rows)  # (N, C)
+        head = model.lm_head.weight
+        if cfg.kind == "bradley_terry":
+            first, second = rows["targets"][:2]  # A and B
+            scores = (hidden @ (head[first] - head[second])).to(wide_type(hidden))
+            loss = -F.logsigmoid(scores[::2] - scores[1::2]).sum() / (n_verdicts / 2)
+        else:
+            nats = linear_cross_entropy(hidden, head, rows["targets"], kernels=model.cfg.kernels)
+            loss = nats / n_verdicts
+        (loss * dist.world).backward()
+        total = total + loss.detach()
+    return dist.sum(float(total))[0]
 
 
 def grade(reward_model: Callable, held_out: list[dict]) -> dict[str, float]:
@@ -473,7 +481,8 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         seconds = time.time() - started
         n_verdicts = 2 * cfg.batch_pairs
-        log.step(step, stage, loss, lr, grad_norm, n_verdicts, (1, n_verdicts), seconds)
+        lengths = [len(prompt) + len(verdict) for prompt, verdict in sequences]
+        log.step(step, stage, loss, lr, grad_norm, n_verdicts, lengths, seconds)
 
         is_last = step + 1 == n_steps
         stop = stop_signal.on_any_rank(dist)

@@ -12,6 +12,7 @@ before: 16 samples each, kept where 0.10 < mean reward < 0.90. Rewards are verif
 Shapes: G responses of a group, R responses of one forward pass, N response tokens in it.
 """
 import dataclasses
+import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -259,12 +260,19 @@ def select_trained(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> list[R
     or on as few as make the ranks' numbers equal. They count in the loss's denominators all the
     same.
     """
-    def has_gradient(rollout: Rollout) -> bool:
-        return rollout.loss_mask > 0 and (rollout.advantage != 0 or cfg.kl > 0)
-
-    counts = dist.gather({dist.rank: sum(map(has_gradient, rollouts))})
+    is_trained = functools.partial(has_gradient, cfg=cfg)
+    counts = dist.gather({dist.rank: sum(map(is_trained, rollouts))})
     n = max(1, *counts.values())
-    return sorted(rollouts, key=has_gradient, reverse=True)[:n]
+    return sorted(rollouts, key=is_trained, reverse=True)[:n]
+
+
+def has_gradient(rollout: Rollout, cfg: RlConfig) -> bool:
+    return rollout.loss_mask > 0 and (rollout.advantage != 0 or cfg.kl > 0)
+
+
+def trained_lengths(rollouts: list[Rollout], cfg: RlConfig) -> list[int]:
+    """Tokens of each prompt with a response that has a gradient."""
+    return [len(r.prompt) + len(r.tokens) for r in rollouts if has_gradient(r, cfg)]
 
 
 def pack_rollouts(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> dict:
@@ -375,12 +383,18 @@ class StageState:
 def begin_stage(
     run: loop.Run, stage: Stage, step: int, judges: Judges
 ) -> StageState:
-    """Filters the stage's problems with the present policy, and gives it a fresh optimizer."""
+    """Loads the reward model where the stage asks it, filters the stage's problems with the present
+    policy, and gives it a fresh optimizer."""
     cfg = run.cfg
     for name in ("temperature", "kl"):      # a stage's own, where it has one
         value = getattr(stage.settings, name)
         if value is not None:
             cfg = dataclasses.replace(cfg, **{name: value})
+    judges.reward_model = None  # it takes memory only where it is asked
+    if stage.settings.reward == "pairwise":
+        dtype = getattr(torch, cfg.dtype)
+        judges.reward_model = load_reward_model(
+            judges.reward_folder, run.dist.device, dtype, cfg.context)
     problems, references = filter_problems(run, cfg, stage.settings, judges)
     asked = verifier_metrics(judges, run.dist)  # so that the first step's counts are its own
     if asked and run.dist.is_main:
@@ -490,13 +504,11 @@ def resume_key(plan: list[Stage], cfg: RlConfig, source: Path, step: int) -> lis
 
 
 def open_judges(run: loop.Run, stages: list[StageConfig]) -> Judges:
-    """The reward model and the verifier, where a stage needs them."""
+    """The verifier and the reward model's folder, where a stage needs them."""
     cfg, dist = run.cfg, run.dist
     judges = Judges()
     if any(stage.reward == "pairwise" for stage in stages):
-        folder = hf.resolve_checkpoint(dist, cfg.reward_model, run.config.out)
-        dtype = getattr(torch, cfg.dtype)
-        judges.reward_model = load_reward_model(folder, dist.device, dtype, cfg.context)
+        judges.reward_folder = hf.resolve_checkpoint(dist, cfg.reward_model, run.config.out)
     tasks = [task for stage in stages for task in stage.problems]
     judges.verifier = open_verifier(cfg.verifier, tasks, run.config.out, dist)
     return judges
@@ -575,9 +587,9 @@ def main():
         clock.lap("update_s")
         n_tokens = int(dist.sum(batch.n_tokens)[0])
         metrics["length"] = n_tokens / (cfg.batch_groups * cfg.group_size)
-        shape = (1, n_tokens)
+        lengths = n_updates * trained_lengths(batch.rollouts, state.cfg)
         metrics |= clock.laps
-        log.step(step, stage, loss, lr, grad_norm, n_tokens, shape, clock.total(), **metrics)
+        log.step(step, stage, loss, lr, grad_norm, n_tokens, lengths, clock.total(), **metrics)
         report_step(run, step + 1, metrics)
 
         stage_ends = step + 1 == stage.end_step

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -45,7 +46,8 @@ class Rollout:
 @dataclass
 class Judges:
     """Who scores what rules cannot."""
-    reward_model: RewardModel | None = None  # compares responses
+    reward_folder: Path | None = None        # where the reward model is
+    reward_model: RewardModel | None = None  # compares responses; loaded in stages that ask it
     verifier: object = None      # data.verify.agentic.Verifier: decides on answers in other forms
 
 

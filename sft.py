@@ -27,6 +27,7 @@ from common import Dist
 from data.chat import packing
 from data.chat.conversations import Pool, prepare, read_pool
 from data.chat.packing import Batch, PackedStage, plan_stages
+from data.text.mixture import document_lengths
 from data.text.tokenizer import Tokenizer, TokenizerConfig
 from data.verify import sandbox
 from evaluate import EvaluateConfig
@@ -53,6 +54,8 @@ class StageConfig:
                                  # exponential
     rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as
                                      # before
+    recompute: bool | None = None    # activation checkpointing; None: as in the section
+    micro_tokens: int | None = None  # tokens of one forward pass; None: as in the section
 
 
 @dataclass(kw_only=True)
@@ -70,6 +73,16 @@ class SftConfig(loop.TrainConfig):
                                  # never to end)
     on_bad_line: str = "skip"    # records that are no conversation: "skip", or "stop"
     compare: bool = True         # also evaluate what training starts from, on the same problems
+
+
+def read_stages(cfg: SftConfig) -> list[StageConfig]:
+    """The table of stages, each a StageConfig."""
+    stages = []
+    for i, entry in enumerate(cfg.stages):
+        stages.append(common.from_dict(StageConfig, entry, f"sft.stages[{i}]"))
+    loop.check_settings("sft", cfg, {stage.name: stage for stage in stages})
+    loop.fill_in_stages(stages, cfg)
+    return stages
 
 
 # --------------------------------------------------------------------------------------------------
@@ -137,8 +150,10 @@ def print_plan(peak: float, plan: list[PackedStage]) -> None:
 # One step
 
 
-def train_step(model, batch: Batch, cfg: SftConfig, dist: Dist) -> tuple[float, int]:
+def train_step(model, batch: Batch, settings: StageConfig, dist: Dist) -> tuple[float, int]:
     """Adds up the gradient of the global batch's loss; returns it (nats per token) and its tokens.
+
+    settings: of the stage, of which micro_tokens holds.
 
     loss = sum of weight * -log p(token) / sum of weights, both over all ranks and micro-batches:
     one denominator, known before the first backward pass. A token's weight is its turn's (0 for all
@@ -152,7 +167,7 @@ def train_step(model, batch: Batch, cfg: SftConfig, dist: Dist) -> tuple[float, 
         float(batch.weights.sum(dtype=np.float64)), float((batch.weights > 0).sum()))
     nats = torch.zeros((), device=dist.device)
     n_rows, context = tokens.shape
-    rows_per_pass = max(1, (cfg.micro_tokens or n_rows * context) // context)
+    rows_per_pass = max(1, (settings.micro_tokens or n_rows * context) // context)
     for rows in loop.micro_batches(model, n_rows, rows_per_pass):
         trained = torch.from_numpy(np.flatnonzero(batch.weights[rows]))  # (N,) places in these rows
         trained = trained.to(dist.device, non_blocking=True)
@@ -193,11 +208,7 @@ def main():
     if config.unsafe_exec:
         sandbox.allow_unlocked()
     cfg = config.sft
-    stages = [
-        common.from_dict(StageConfig, entry, f"sft.stages[{i}]")
-        for i, entry in enumerate(cfg.stages)
-    ]
-    loop.check_settings("sft", cfg, {stage.name: stage for stage in stages})
+    stages = read_stages(cfg)
     dist = common.init_distributed(cfg.dtype, cfg.shard_size)
     run = loop.start("sft", config, dist, default_source="pretrain")
     pools = open_pools(config, stages, run.tokenizer, dist)
@@ -221,13 +232,13 @@ def main():
     for step in range(run.first_step, n_steps):
         started = time.time()
         stage = stage_at(plan, step)
-        model.rope_theta = stage.settings.rope_theta or model.rope_theta
+        loop.configure(model, stage.settings)
         lr = learning_rate(cfg.lr, stage, step)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
         batch = batches.next()
-        loss, n_tokens = train_step(model, batch, cfg, dist)
+        loss, n_tokens = train_step(model, batch, stage.settings, dist)
         grad_norm = common.clip_grad_norm(model, cfg.grad_clip)
         if math.isfinite(loss) and math.isfinite(grad_norm):
             optimizer.step()
@@ -235,8 +246,8 @@ def main():
             log.skip_step(step, loss, grad_norm, data=f"step {step} of stage {stage.name}")
         optimizer.zero_grad(set_to_none=True)
         seconds = time.time() - started
-        shape = (stage.rows, stage.context)
-        log.step(step, stage, loss, lr, grad_norm, n_tokens, shape, seconds)
+        lengths = document_lengths(batch.doc_start)
+        log.step(step, stage, loss, lr, grad_norm, n_tokens, lengths, seconds)
 
         stage_ends = step + 1 == stage.end_step
         is_last = step + 1 == n_steps

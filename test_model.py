@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -162,3 +163,25 @@ def test_positions_far_away_are_exact():
     assert (cos[:, 0] - angles.cos()).abs().max() < 0.01 and (
         sin[:, 0] - angles.sin()
     ).abs().max() < 0.01
+
+
+def test_steps_of_any_length_share_graphs():
+    """A graph for the first shape, for one row and for several, and then none for each new one."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = Transformer(TINY)
+    init_weights(model, 0)
+    for block in model.layers:
+        block.compile(backend=counter)
+
+    def train(rows, length):
+        doc_start = torch.where(torch.arange(length) < 8, 0, 8).int().expand(rows, length)
+        model(torch.zeros(rows, length, dtype=torch.int64), doc_start).sum().backward()
+
+    for shape in ((2, 64), (3, 96), (1, 128), (1, 160)):
+        train(*shape)
+    graphs = counter.frame_count
+    for shape in ((1, 96), (2, 160), (5, 224), (1, 1024), (4, 32)):
+        train(*shape)
+    assert counter.frame_count == graphs <= 4
+    torch._dynamo.reset()

@@ -226,7 +226,7 @@ def race_kernels(
         memory_gb[kernels] = max(memory_gb[kernels], gb)
         return seconds
 
-    peak = common.peak_flops(trainer.dist.device) if cfg.dtype == "bfloat16" else None
+    peak = common.peak_flops(trainer.dist.device, cfg.dtype)
     flops = flops_per_token(model_cfg, context)
     lines = []
     times = race({kernels: kernels for kernels in contestants}, turn, torch.OutOfMemoryError)

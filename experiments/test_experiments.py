@@ -22,9 +22,8 @@ from experiments.fg_wsd import ARMS, PretrainRun, make_stages
 
 
 def plan(arm, scale=1.0):
-    table = [
-        SimpleNamespace(**{"epochs": {}} | json.loads(stage)) for stage in make_stages(arm, scale)
-    ]
+    defaults = {"epochs": {}, "least_steps": 0}
+    table = [SimpleNamespace(**defaults | json.loads(stage)) for stage in make_stages(arm, scale)]
     return table, plan_stages(table, {"high": 327_000, "medium": 331_000}, fg_wsd.BATCH)
 
 

@@ -386,12 +386,22 @@ class SharedPrefix(NamedTuple):
         return x.flatten(0, 1).index_select(0, self.unique)[None]
 
 
+ROW_STEP = 256  # rows are cut to multiples of it: few shapes, and tiles of attention that are full
+
+
+def row_size(filled: int, context: int) -> int:
+    """T of rows of which the fullest has so many tokens."""
+    return min(context, -(-filled // ROW_STEP) * ROW_STEP)
+
+
 def pack(sequences: list[tuple[list[int], list[int]]], context: int) -> Rows:
-    """(prompt, response) token ids in rows of `context` tokens; no response may be empty."""
+    """(prompt, response) token ids in rows of at most `context` tokens, cut where the fullest ends
+    (row_size); no response may be empty."""
     lengths = np.array([len(prompt) + len(response) for prompt, response in sequences])
     packed = first_fit_decreasing(lengths, context)
-    tokens = np.zeros((len(packed), context), np.int64)
-    doc_start = np.tile(np.arange(context, dtype=np.int32), (len(packed), 1))
+    T = row_size(max(int(lengths[members].sum()) for members in packed), context)
+    tokens = np.zeros((len(packed), T), np.int64)
+    doc_start = np.tile(np.arange(T, dtype=np.int32), (len(packed), 1))
     positions = [None] * len(sequences)
     for row, members in enumerate(packed):
         begin = 0
@@ -400,7 +410,7 @@ def pack(sequences: list[tuple[list[int], list[int]]], context: int) -> Rows:
             end = begin + lengths[i]
             tokens[row, begin:end] = prompt + response
             doc_start[row, begin:end] = begin
-            positions[i] = row * context + np.arange(begin + len(prompt), end) - 1
+            positions[i] = row * T + np.arange(begin + len(prompt), end) - 1
             begin = end
     responses = [np.array(response) for _, response in sequences]
     response_lengths = [len(response) for response in responses]

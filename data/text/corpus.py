@@ -43,6 +43,8 @@ class CorpusConfig:
     megabytes: float = 0.0         # of text from each source at most, its beginning (0: all); a
                                    # source can have its own
     val_fraction: float = 0.02     # share of the documents held out (of a .txt file: its end)
+    val_tokens: int = 0            # … or a larger share, so that a pool whose size `megabytes`
+                                   # tells holds out about so many
     shard_tokens: int = 20_000_000  # tokens per shard; one shard per split is held in memory
     on_bad_line: str = "skip"      # "skip" malformed lines (counted, the first ones shown) or
                                    # "stop" at the first
@@ -59,13 +61,14 @@ def documents(sources: list[dict], cfg: CorpusConfig,
     Two for a .txt file, whose end is held out, else one: the text's hash decides the split, so that
     no copy of a held-out document is trained.
     """
+    share = held_out_share(sources, cfg)
     beginning = ReadPosition(stop=position.stop, quiet=position.quiet)
     any_trained = position != beginning  # one that goes on has shards
     for text, is_whole_file in texts(sources, position, cfg.column, cfg.megabytes or inf):
         if is_whole_file:
-            parts = _split_file(text, cfg.val_fraction)
+            parts = _split_file(text, share)
         else:
-            parts = [(_split_by_hash(text, cfg.val_fraction), text)]
+            parts = [(_split_by_hash(text, share), text)]
         any_trained = any_trained or parts[0][0] == "train"
         yield parts
     if not any_trained:
@@ -73,6 +76,19 @@ def documents(sources: list[dict], cfg: CorpusConfig,
         raise UserError(f"no documents to train on in {sources}: {position.empty} empty, "
                         f"{position.bad} bad lines, {position.left_out} outside of \"keep\""
                         + first_bad_line)
+
+
+BYTES_PER_TOKEN = 4  # about, of English text
+
+
+def held_out_share(sources: list[dict], cfg: CorpusConfig) -> float:
+    """The share of a pool that is held out: val_fraction, or more where the pool is a small part of
+    its sources."""
+    megabytes = [source.get("megabytes", cfg.megabytes) for source in sources]
+    if not all(megabytes):  # one is taken whole, and nobody knows how much that is
+        return cfg.val_fraction
+    tokens = sum(megabytes) * 1e6 / BYTES_PER_TOKEN
+    return max(cfg.val_fraction, min(0.1, cfg.val_tokens / tokens))
 
 
 def _split_file(text: str, val_fraction: float) -> list[tuple[str, str]]:
@@ -373,8 +389,9 @@ def prepare_pool(folder: Path, sources: list[dict], tokenizer: Tokenizer, cfg: C
                  command: str) -> dict:
     """The manifest of a pool, whose shards are made, or gone on with, or left as they are."""
     name = folder.name
+    share = held_out_share(sources, cfg)
     settings = _hash([VERSION, tokenizer.hash, sources, _state(sources), cfg.column, cfg.megabytes,
-                      cfg.val_fraction, cfg.shard_tokens, cfg.on_bad_line])
+                      share, cfg.shard_tokens, cfg.on_bad_line])
     manifest = _read_manifest(folder)
     if manifest and manifest["settings"] != settings:
         print(f"pool {name}: settings, sources or tokenizer changed; it is made again")
@@ -511,6 +528,9 @@ def print_table(manifests: dict[str, dict]) -> None:
             bytes_per_token = sum(entry["text_bytes"] for entry in entries) / max(n_tokens, 1)
             print(f"{name:12} {split:5} {n_documents:12,} {n_tokens:16,} {bytes_per_token:11.3f} "
                   f"{len(entries):6}")
+            if not entries and split == "val":
+                print(f"note: pool {name} holds nothing out, and so has no held-out loss: raise "
+                      "corpus.val_fraction or val_tokens")
         lost = manifest["place"]
         if lost["bad"] or lost["empty"] or lost["left_out"]:
             print(f"{name:12} bad lines: {lost['bad']}, empty documents: {lost['empty']}, "

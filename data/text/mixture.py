@@ -34,6 +34,16 @@ class Batch:
     doc_start: np.ndarray  # (B, T) int32: where in the row the document of each position begins
 
 
+def document_lengths(doc_start: np.ndarray) -> np.ndarray:
+    """Lengths (documents,) of what is in packed rows, doc_start (B, T).
+
+    Without documents of one token, which train nothing: padding is made of such.
+    """
+    is_start = doc_start == np.arange(doc_start.shape[1])
+    lengths = np.diff(np.flatnonzero(is_start), append=doc_start.size)
+    return lengths[lengths > 1]
+
+
 # --------------------------------------------------------------------------------------------------
 # A pool as a stream of tokens
 
@@ -200,10 +210,10 @@ def plan_stages(stages: list, pool_sizes: dict[str, int], batch_tokens: int,
                 scale: float = 1.0) -> list[MixtureStage]:
     """The stages in steps and tokens, one after the other.
 
-    stages: objects with name, context, and either tokens and mixture ({pool: weight}; weights count
-    tokens and need not add up to 1) or epochs ({pool: epochs of the pool}). pool_sizes: tokens in
-    an epoch of each pool. scale multiplies every stage's tokens. Raises UserError for an unknown
-    pool, or a batch that no whole rows fill.
+    stages: objects with name, context, least_steps, and either tokens and mixture ({pool: weight};
+    weights count tokens and need not add up to 1) or epochs ({pool: epochs of the pool}).
+    pool_sizes: tokens in an epoch of each pool. scale multiplies the tokens of the run
+    (stage_scales). Raises UserError for an unknown pool, or a batch that no whole rows fill.
     """
     plans = []
     step = 0
@@ -213,10 +223,12 @@ def plan_stages(stages: list, pool_sizes: dict[str, int], batch_tokens: int,
             if pool not in pool_sizes:
                 raise UserError(f"stage {stage.name!r} takes from pool {pool!r}; "
                                 f"there are {', '.join(pool_sizes)}")
+    scales = stage_scales(stages, pool_sizes, batch_tokens, scale)
+    for stage, stage_scale in zip(stages, scales):
         if batch_tokens % stage.context:
             raise UserError(f"stage {stage.name!r}: batch_tokens={batch_tokens} is no multiple of "
                             f"its context {stage.context}")
-        tokens = tokens_per_pool(stage, pool_sizes, scale)
+        tokens = tokens_per_pool(stage, pool_sizes, stage_scale)
         plan = MixtureStage(
             name=stage.name,
             first_step=step,
@@ -234,6 +246,30 @@ def plan_stages(stages: list, pool_sizes: dict[str, int], batch_tokens: int,
             position[pool] += n
         plans.append(plan)
     return plans
+
+
+LARGEST_SHARE = 0.2  # of a run that its stages with least_steps may take for them: our choice
+
+
+def stage_scales(stages: list, pool_sizes: dict[str, int], batch_tokens: int,
+                 scale: float) -> list[float]:
+    """What each stage's tokens are multiplied by, so that the run's are by `scale`.
+
+    A warm-up of 0.4 % of a long run would be ten steps of a short one. So a stage keeps its
+    least_steps, or what it has of them in the table, and the others give the tokens for it.
+    """
+    sizes = [sum(tokens_per_pool(stage, pool_sizes, 1.0).values()) for stage in stages]
+    total = scale * sum(sizes)
+    scales = []
+    for stage, size in zip(stages, sizes):
+        least = min(stage.least_steps * batch_tokens, size, LARGEST_SHARE * total)
+        scales.append(max(scale, least / size if least else 0.0))
+    kept = [(own, size) for own, size in zip(scales, sizes) if own > scale]
+    if len(kept) in (0, len(scales)):
+        return scales
+    others = sum(sizes) - sum(size for _, size in kept)
+    rest = (total - sum(own * size for own, size in kept)) / others
+    return [own if own > scale else rest for own in scales]
 
 
 def tokens_per_pool(stage, pool_sizes: dict[str, int], scale: float) -> dict[str, int]:

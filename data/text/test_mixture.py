@@ -18,7 +18,7 @@ from data.text.tokenizer import TokenizerConfig, train_tokenizer
 
 def stage(name="s", context=16, tokens=0, mixture={}, epochs={}):
     return SimpleNamespace(
-        name=name, context=context, tokens=tokens, mixture=mixture, epochs=epochs
+        name=name, context=context, tokens=tokens, mixture=mixture, epochs=epochs, least_steps=0
     )
 
 

@@ -1,0 +1,152 @@
+"""MFU: of a step whose FLOPs are known, on a device whose peak is known, in all five phases."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import common
+import distill
+import loop
+import pretrain
+import reward
+import rl
+import sft
+from checks.mini_rl import CONFIG as RL_CONFIG
+from checks.mini_rl import toy
+from data.tasks import pages, registry
+from data.tasks.problem import as_reply, seeded_rng, to_chat, to_document
+from data.text.mixture import document_lengths
+from model import ModelConfig, Transformer, training_flops
+
+PEAK = 1e12
+SECTIONS = """
+sft = dict(batch_tokens=768, micro_tokens=256, pools=dict(talks=[dict(path="mfu.jsonl")]), stages=[
+    dict(name="s", lr=[1, 1], context=256, epochs=dict(talks=1))])
+distill = dict(pairs="mfu_pairs.jsonl", context=192, batch_pairs=8, micro_pairs=3, kl_chosen=0,
+               kl_rejected=0, max_new_tokens=8)
+reward = dict(preferences=[dict(taste=96, seed=6)], context=192, batch_pairs=8, micro_pairs=3)
+"""
+
+
+def test_flops_of_packed_sequences_are_those_of_each_alone():
+    cfg = ModelConfig(3, 32, 48, 4, 2, 8, vocab_size=64)
+    model = Transformer(cfg)
+    lengths = np.array([3, 16, 5])
+    ours = training_flops(cfg, lengths.sum(), (lengths**2).sum() / 2)
+    counted = 0
+    for length in lengths.tolist():
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            logits = model(torch.zeros(1, length, dtype=torch.int64)) @ model.lm_head.weight.T
+            logits.sum().backward()
+        # six products of whole squares: the half above the diagonal is none of the model's
+        squares = 6 * 2 * length**2 * cfg.n_layers * cfg.n_heads * cfg.head_dim
+        counted += counter.get_total_flops() - squares // 2
+    assert ours == counted
+
+
+def test_lengths_of_documents():
+    doc_start = np.array([[0, 0, 0, 3, 3, 5, 6, 7], [0, 0, 2, 2, 2, 2, 2, 2]])
+    assert document_lengths(doc_start).tolist() == [3, 2, 2, 6]  # one token trains nothing
+    assert document_lengths(np.zeros((2, 8), np.int32)).tolist() == [8, 8]
+
+
+def prepare(base) -> None:
+    """The files that the five runs read."""
+    (base.folder / "mfu.py").write_text(RL_CONFIG + SECTIONS)
+    problems = registry.family("math").problems("train", 24, 1)
+    talks = [json.dumps({"messages": to_chat(problem)}) for problem in problems]
+    (base.folder / "mfu.jsonl").write_text("\n".join(talks) + "\n")
+    rng, pairs = seeded_rng("pairs"), []
+    for problem in problems:
+        texts = (to_document(problem), pages.corrupt(problem, "wrong result", rng))
+        chosen, rejected = (as_reply(text.partition("Work:")[2]) for text in texts)
+        pairs.append(json.dumps({"prompt": problem.question, "chosen": chosen,
+                                 "rejected": rejected, "task": "math"}))
+    (base.folder / "mfu_pairs.jsonl").write_text("\n".join(pairs) + "\n")
+
+
+def spy_on_lengths(monkeypatch, module) -> list[int]:
+    """Collects the lengths of what the step trains, from what goes into its rows."""
+    seen = []
+    if module in (pretrain, sft):
+        train_step = module.train_step
+
+        def watched(model, batch, settings, dist):
+            for starts in batch.doc_start.tolist():
+                lengths = [starts.count(start) for start in set(starts)]
+                seen.extend(length for length in lengths if length > 1)
+            return train_step(model, batch, settings, dist)
+
+        monkeypatch.setattr(module, "train_step", watched)
+        return seen
+    pack = module.pack
+
+    def watched_pack(sequences, context):
+        if torch.is_grad_enabled():  # not what a reference scores
+            seen.extend(len(prompt) + len(response) for prompt, response in sequences)
+        return pack(sequences, context)
+
+    monkeypatch.setattr(module, "pack", watched_pack)
+    return seen
+
+
+@pytest.mark.parametrize("module", [pretrain, sft, distill, reward, rl])
+def test_mfu_of_each_phase(base, monkeypatch, module):
+    """The first step of the real script, on a device with a known peak, told how long it took."""
+    prepare(base)
+    toy(monkeypatch.setattr)
+    monkeypatch.setattr(common, "peak_flops", lambda device, dtype: PEAK)
+    seen = spy_on_lengths(monkeypatch, module)
+    write, lines = common.Metrics.write, []
+
+    def stop_after_the_first(self, **line):
+        lines.append(line)
+        write(self, **line)
+        raise SystemExit
+
+    monkeypatch.setattr(common.Metrics, "write", stop_after_the_first)
+    phase = module.__name__
+    options = ["--run=mfu", "--evaluate.tasks=[]", f"--{phase}.prompts=[]"]
+    if module is not pretrain:
+        options.append("--init_from=out/base/pretrain")
+    base.call(monkeypatch, module.main, f"{phase}.py", "mfu.py", "--corpus.folder=data", *options)
+    (line,) = lines
+    cfg = common.load_config("", [str(base.folder / "mfu.py")], model=ModelConfig).model
+    weights = 2 * 32 * (2 * 32 + 2 * 16 + 3 * 64) + 32 * 448  # two layers; 400 ids, padded
+    assert (cfg.n_layers, cfg.hidden_size, cfg.ffn_size, cfg.n_heads, cfg.head_dim) == (
+        2, 32, 64, 2, 16)
+    lengths = np.array(seen, np.float64)
+    flops = 6 * (weights * lengths.sum() + 2 * 2 * 16 * (lengths**2).sum())
+    seconds = line["tokens"] / line["tokens_per_s"]
+    assert line["mfu"] == pytest.approx(flops / seconds / PEAK) and line["mfu"] > 0
+
+
+def test_devices_are_known_by_their_whole_names(monkeypatch):
+    peaks = {}
+    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL", "NVIDIA GB200", "NVIDIA B200",
+                 "NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA H20"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        peaks[name.removeprefix("NVIDIA ")] = common.peak_flops(torch.device("cuda"), "bfloat16")
+    assert peaks["H100 80GB HBM3"] == 989e12 != peaks["H100 NVL"]
+    assert peaks["B200"] != peaks["GB200"] and peaks["GeForce RTX 4090"] == 165e12
+    assert peaks["GeForce RTX 4090 Laptop GPU"] is None and peaks["H20"] is None
+    assert common.peak_flops(torch.device("cuda"), "float32") is None
+
+
+def test_a_stage_has_its_own_micro_batches_and_recomputation():
+    section = loop.TrainConfig(recompute=True)
+    section.micro_tokens = 64
+    stages = [
+        pretrain.StageConfig("a", [1, 1], 16, tokens=1, mixture={"p": 1}),
+        pretrain.StageConfig("b", [1, 1], 16, recompute=False, micro_tokens=0, rope_theta=7.0),
+    ]
+    loop.fill_in_stages(stages, section)
+    assert [(stage.recompute, stage.micro_tokens) for stage in stages] == [(True, 64), (False, 0)]
+    model = Transformer(ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=64))
+    for stage, expected in zip(stages, ((True, 10_000.0), (False, 7.0))):
+        loop.configure(model, stage)
+        assert {block.recompute for block in model.layers} == {expected[0]}
+        assert model.rope_theta == expected[1]
