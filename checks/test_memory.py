@@ -156,17 +156,17 @@ def test_the_judge_passes_no_more_tokens_than_its_limit(monkeypatch):
 # ---- training: the tracker beside a real process
 
 TINY = """
-model = dict(n_layers=4, hidden_size=64, ffn_size=192, n_heads=4, n_kv_heads=2, head_dim=16,
+model = dict(n_layers=3, hidden_size=64, ffn_size=192, n_heads=4, n_kv_heads=2, head_dim=16,
              vocab_size=512)
 pretrain = dict(batch_tokens=1024, micro_tokens=256, dtype="bfloat16", stages=[
-    dict(name="s", tokens=10_000, lr=[1, 1], context=128, mixture=dict(high=1))])
+    dict(name="s", tokens=10_000, lr=[1, 1], context=64, mixture=dict(high=1))])
 sft = pretrain | dict(recompute=True, stages=[
-    dict(name="s", lr=[1, 1], context=256, epochs=dict(a=1))])
-distill = dict(teacher="x", problems=dict(math=1), context=256, max_new_tokens=100, batch_pairs=4,
-               micro_pairs=1, dtype="bfloat16")
-reward = dict(preferences=[], context=128, batch_pairs=4, micro_pairs=2, dtype="bfloat16")
-rl = dict(stages=[dict(name="s", problems=dict(math=1), steps=1)], context=256, group_size=2,
-          batch_groups=2, micro_rows=1, max_new_tokens=200, kl=0.1, dtype="bfloat16")
+    dict(name="s", lr=[1, 1], context=32, epochs=dict(a=1))])
+distill = dict(teacher="x", problems=dict(math=1), context=64, max_new_tokens=40, batch_pairs=8,
+               micro_pairs=4, dtype="bfloat16")
+reward = dict(preferences=[], context=64, batch_pairs=4, micro_pairs=2, dtype="bfloat16")
+rl = dict(stages=[dict(name="s", problems=dict(math=1), steps=1)], context=64, group_size=4,
+          batch_groups=2, micro_rows=4, max_new_tokens=50, kl=0.1, dtype="bfloat16")
 """
 
 
@@ -212,7 +212,7 @@ def test_ranks_share_and_gradients_wait(no_group, tmp_path):
     besides, a step of one has not."""
     (tmp_path / "tiny.py").write_text(TINY)
     found = {}
-    for gpus, micro in itertools.product((1, 8), (128, 1024)):
+    for gpus, micro in itertools.product((1, 8), (64, 1024)):
         config = memory.read_config([str(tmp_path / "tiny.py"), f"--pretrain.micro_tokens={micro}"])
         with memory.fake_group(gpus) as dist:
             case = memory.cases(config, gpus)[0]
@@ -221,6 +221,9 @@ def test_ranks_share_and_gradients_wait(no_group, tmp_path):
     assert found[8, 1024]["weights"] == pytest.approx(4 * n / 8 / 1e9, rel=0.02)
     assert found[8, 1024]["AdamW"] == pytest.approx(8 * n / 8 / 1e9, rel=0.02)
     assert found[1, 1024]["AdamW"] == pytest.approx(8 * n / 1e9, rel=0.02)
+    for gpus in (1, 8):
+        assert found[gpus, 64]["not reduced"] > 0.6 * 4 * n / 1e9
+        assert found[gpus, 1024]["not reduced"] < 0.5 * 4 * n / 1e9
 
 
 def test_the_table(no_group, tmp_path, capsys, monkeypatch):
@@ -228,7 +231,7 @@ def test_the_table(no_group, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["memory", str(tmp_path / "tiny.py"), "--gpus", "2"])
     memory.main()
     output = capsys.readouterr().out
-    for name in ("pretrain, 128", "sft, 256", "distill, 256", "reward, 128", "rl, 256",
+    for name in ("pretrain, 64", "sft, 32", "distill, 64", "reward, 64", "rl, 64",
                  "rl's judge, 65,536 tokens", "evaluate.py, 256 rows of "):
         assert f"\n{name}" in output
     assert "NO" not in output and "\n2 GPUs of 150.1 GB; fits: with 10% to spare" in output

@@ -75,22 +75,22 @@ corpus = dict(
         ],
         long=[dict(hf="HuggingFaceFW/finepdfs", config="eng_Latn")],  # ODC-BY, long documents
     ),
-    val_fraction=0.00001, shard_tokens=200_000_000,
+    val_fraction=0.0001, val_tokens=2_000_000, shard_tokens=200_000_000,
 )
 
 pretrain = dict(
     lr=4.5e-4,
     batch_tokens=2**22,
-    micro_tokens=2**13,
+    micro_tokens=2**14,  # of an H200, as python -m checks.memory configs/3b.py has it
     stages=[
         # the report's sizes of high and medium: with them, one epoch of each, then high's second
-        dict(name="warmup", tokens=0.1e12, lr=[0, 1], context=4096,
+        dict(name="warmup", tokens=0.1e12, lr=[0, 1], context=4096, least_steps=500,
              mixture=dict(high=6.5, medium=6.0)),
         dict(name="diversity", tokens=12.4e12, lr=[1, 1], context=4096,
              mixture=dict(high=6.5, medium=6.0)),
         dict(name="high quality", tokens=6.5e12, lr=[1, 1], context=4096, mixture=dict(high=1)),
         dict(name="decay", tokens=4e12, lr=[1, 1.5e-6 / 4.5e-4], curve="1-sqrt", context=65_536,
-             rope_theta=5e6,
+             rope_theta=5e6, recompute=True, micro_tokens=2**16,
              # 64K needs a base of 2.9e6 (arXiv 2405.14591); 5e6 as released. Shares: near SmolLM3's
              # decay (0.62 web, 0.14 math and thoughts, 0.23 code), with less code, for less is to
              # be had, and `long` for the 64K
@@ -100,7 +100,7 @@ pretrain = dict(
         # estimates, for --plan alone: published where they are, else guessed from rows and bytes
         high=5.4e12, medium=6.5e12, math=0.33e12, code=0.11e12, qa=0.026e12, thoughts=0.025e12,
         long=1.1e12),
-    dtype="bfloat16", compile=True, recompute=True,
+    dtype="bfloat16", compile=True,
     log_every=10, eval_every=5000, eval_tokens=20_000_000, save_every=1000,
     prompts=["The meaning of life is", "def fibonacci(n):", "The capital of Norway is"],
 )
@@ -168,7 +168,7 @@ reward = dict(
     preferences=[dict(hf="nvidia/HelpSteer3", config="preference"),
                  dict(hf="HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")],
     held_out=[dict(hf="nvidia/HelpSteer3", config="preference", split="validation")],
-    context=8192, batch_pairs=64, epochs=1, lr=5e-6,
+    context=8192, batch_pairs=64, micro_pairs=2, epochs=1, lr=5e-6,
     dtype="bfloat16", compile=True, recompute=True, log_every=10, save_every=100,
 )
 
