@@ -315,6 +315,7 @@ def test_plan_needs_no_data(mini):
         "--pretrain.total_tokens=10e9",
     )
     assert "e+10 tokens" in output or "1e+10 tokens" in output
+    assert re.search(r"\nwarmup +477 ", output)  # not 0.4 % of 2,385 steps
     assert "high 100% (to 2.00)" not in output and "6.55e+04" not in output and "65,536" in output
 
 

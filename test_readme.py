@@ -71,6 +71,7 @@ NO_ORIGIN = {  # results -> what their lines lack, and why
     "dpd_speed": ({"seconds"}, "these are in tokens_per_s, one figure per turn"),
     "evaluate": ({"config"}, "a checkpoint has its own, and the command names it"),
     "fuzz": ({"config"}, "no config: all is in the command"),
+    "memory": ({"seed"}, "nothing is drawn"),
     "programs": ({"config"}, "no config: all is in the command"),
     "quality": ({"config"}, "no config: all are constants of checks/quality.py"),
     "sets": ({"config"}, "no config: all is in the command"),

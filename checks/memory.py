@@ -1,4 +1,5 @@
 """Does each phase fit? `python -m checks.memory configs/3b.py --gpus 8`: peak GB per GPU, by part.
+`--gb` says how much a GPU has (an H200's 150.1), `--write` appends to results/memory.jsonl.
 
 Training is not estimated but run, without a GPU and in seconds: the phases' own train_step, clip
 and AdamW on tensors that have a shape and no data (FakeTensorMode), in a process group that only
@@ -11,7 +12,9 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -41,6 +44,7 @@ from data.chat.pairs import Pair
 from data.tasks.problem import Problem
 from data.text.tokenizer import TokenizerConfig
 from evaluate import EvaluateConfig
+from experiments import results
 from generate import FREE_SHARE, pass_bytes_per_token, row_bytes
 from kernels import cross_entropy
 from model import ModelConfig, count_parameters, meta_model
@@ -72,12 +76,29 @@ def main():
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--gb", type=float, default=GPU_GB)
+    parser.add_argument("--write", action="store_true")
     options, argv = parser.parse_known_args()
     config = read_config(argv)
+    started = time.time()
     with fake_group(options.gpus) as dist:
         lines = {case.name: measure(case, config.model, dist) for case in cases(config, dist.world)}
     lines |= sampling_lines(config, options.gpus, options.gb)
     print_table(lines, options.gpus, options.gb)
+    if options.write:
+        write_result(config, lines, options.gpus, time.time() - started)
+
+
+def write_result(
+    config: SimpleNamespace, lines: dict[str, dict[str, float]], gpus: int, seconds: float
+) -> None:
+    """Appends a line to results/memory.jsonl."""
+    sections = [name for name in SECTIONS if hasattr(config, name)]
+    totals = {name: round(sum(line.values()), 2) for name, line in lines.items()}
+    results.append("memory", dict(
+        commit=common.current_commit(), command=shlex.join(["python", "-m", "checks.memory",
+        *sys.argv[1:]]), config=common.config_hash(config, *sections),
+        machine=common.describe_machine(torch.device("cpu")), seconds=round(seconds),
+        run=config.run, gpus=gpus, gb=totals))
 
 
 def read_config(argv: list[str]) -> SimpleNamespace:

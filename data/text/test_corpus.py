@@ -519,3 +519,14 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         run("config.py", "--corpus.path=none.txt")
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.startswith("error: no .txt") and error.count("\n") == 1
+
+
+def test_a_small_part_of_its_sources_holds_out_more():
+    """2M tokens of 4 GB, which are about 1,000M."""
+    cfg = CorpusConfig(val_fraction=1e-4, val_tokens=2_000_000, megabytes=2500)
+    sources = [{"hf": "a"}, {"hf": "b", "megabytes": 1500}]
+    assert corpus.held_out_share(sources, cfg) == pytest.approx(0.002)
+    whole = CorpusConfig(val_fraction=1e-4, val_tokens=2_000_000)
+    assert corpus.held_out_share(sources, whole) == 1e-4  # of a source taken whole nothing is known
+    assert corpus.held_out_share([{"path": "x", "megabytes": 0.001}], whole) == 0.1
+    assert corpus.held_out_share(sources, CorpusConfig(megabytes=1.0)) == 0.02

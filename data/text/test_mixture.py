@@ -166,6 +166,26 @@ def test_weights_count_tokens_and_contexts_change_without_loss(pools):
     assert sum(plan_stages(stages, sizes, 64, scale=0.5)[0].tokens.values()) == 500
 
 
+def test_a_warm_up_keeps_its_steps_in_a_short_run():
+    """Up to a fifth of the run, and up to what the table gives it; the run's length stays."""
+    def tokens(scale, least_steps, warmup=1000):
+        stages = [
+            stage("warmup", tokens=warmup, mixture=dict(high=1)),
+            stage("stable", tokens=80_000, mixture=dict(high=1)),
+            stage("decay", tokens=19_000, mixture=dict(high=1)),
+        ]
+        stages[0].least_steps = least_steps
+        plans = plan_stages(stages, dict(high=10**6), batch_tokens=64, scale=scale)
+        return [plan.tokens["high"] for plan in plans]
+
+    assert tokens(1.0, 10) == tokens(1.0, 0) == [1000, 80_000, 19_000]
+    assert tokens(0.1, 0) == [100, 8000, 1900]
+    assert tokens(0.1, 10) == [640, 7564, 1796] and sum(tokens(0.1, 10)) == 10_000
+    assert tokens(0.1, 1000) == [1000, 7273, 1727]  # all that the table gives it
+    assert tokens(0.01, 1000)[0] == 200             # a fifth
+    assert tokens(2.0, 10) == [2000, 160_000, 38_000]
+
+
 def test_branch_goes_on_where_the_pools_stood(pools):
     sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
     stages = [
