@@ -39,6 +39,7 @@ import reward
 import rl
 import sft
 from checks.bench import random_batch
+from checks.sizes import RUNTIME_GB
 from data.chat import packing
 from data.chat.pairs import Pair
 from data.tasks.problem import Problem
@@ -52,7 +53,6 @@ from reward import PASS_TOKENS
 from rollouts import Rollout
 
 GPU_GB = 150.1  # that an H200 gives to torch
-RUNTIME_GB = 2.0  # CUDA's context, NCCL's buffers: our estimate
 SPARE = 0.1     # share of a GPU that must stay free for the pieces that its allocator leaves
 PROMPT = 2048   # tokens of a prompt at most, where a phase does not say
 SECTIONS = dict(
@@ -202,6 +202,8 @@ def reward_case(config: SimpleNamespace, gpus: int) -> Case:
 def rl_case(config: SimpleNamespace, gpus: int) -> Case:
     """Responses that fill the context, all of them with an advantage."""
     cfg = config.rl
+    kl = max(cfg.kl, *(stage.get("kl") or 0.0 for stage in cfg.stages))
+    cfg = dataclasses.replace(cfg, kl=kl)
     n = first_passes(cfg.batch_groups // gpus * cfg.group_size, cfg.micro_rows)
     prompt, response = [0] * (cfg.context - cfg.max_new_tokens), [0] * cfg.max_new_tokens
     problem = Problem("", "", "", (), "", 1)

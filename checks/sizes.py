@@ -1,13 +1,14 @@
 """How large is a model, and does its training fit? `python -m checks.sizes configs/3b.py`
 
 Parameters of each part, training FLOPs per token, bytes of the KV cache, and GB per GPU in
-training: by estimate, not measured.
+training: by a formula, at once. checks.memory runs the steps themselves, of all phases.
 """
 import common
 from data.text.tokenizer import TokenizerConfig
 from model import ModelConfig, count_parameters, flops_per_token, meta_model
 
 GPU_SIZES = (24, 80, 141)  # GB of memory
+RUNTIME_GB = 2.0           # what a process holds in any case: our estimate
 USABLE = 0.92              # share of a GPU's memory that training may take: our choice
 N_GPUS = (1, 8, 64)
 
@@ -24,7 +25,7 @@ def main():
     print_parameters(cfg)
     print_flops(cfg)
     print_cache(cfg)
-    print_memory(cfg, micro_tokens=8192, recompute=False)
+    print_memory(cfg, micro_tokens=16384, recompute=False)
     print_memory(cfg, micro_tokens=8192, recompute=True)
     print_memory(cfg, micro_tokens=max(32768, cfg.max_context), recompute=True)
 
@@ -77,31 +78,35 @@ def print_row(name: str, cells: list[str]) -> None:
 
 def training_memory_gb(
         cfg: ModelConfig, gpus: int, micro_tokens: int, recompute: bool) -> dict[str, float]:
-    """Estimated GB per GPU of pretrain.py, part by part.
+    """Estimated GB per GPU of pretrain.py, part by part, with several forward passes a step.
 
-    fp32 weights, gradients and AdamW's two states, sharded; bf16 copies, gathered; activations of
-    one forward pass of micro_tokens tokens, whole, or at block borders only (recompute) with those
-    inside one block; a chunk of logits.
+    In bytes of fp32 weights and AdamW's two states, sharded; of bf16 weights, gathered; of one
+    pass's activations, of micro_tokens tokens, without torch.compile. checks.memory runs the step
+    and agrees to 10 %.
     """
-    C, V, L = cfg.hidden_size, cfg.vocab_size, cfg.n_layers
+    C, V, L, F = cfg.hidden_size, cfg.vocab_size, cfg.n_layers, cfg.ffn_size
     counts = count_parameters(meta_model(cfg))
     root = counts["embedding"] + counts["lm_head"]
     block = (counts["total"] - root) / L
 
-    # Bytes per token, in bf16.
-    heads = cfg.n_heads + cfg.n_kv_heads
-    inside_block = 2 * (8 * C + 3 * cfg.ffn_size) + 2 * 2 * heads * cfg.head_dim
-    activations = 2 * C * L + inside_block if recompute else inside_block * L
+    # Bytes per token, in bf16: what a block keeps for its backward pass, and what that adds.
+    heads = 2 * cfg.n_heads + 2 * cfg.n_kv_heads
+    of_block = 2 * (4 * C + heads * cfg.head_dim + 4 * F)
+    added = 2 * (C + 2 * F)
+    kept = 2 * C * L if recompute else of_block * L
+    in_backward = kept + added + (of_block if recompute else 0)
 
     chunk = min(2**28, micro_tokens * V)  # logits at a time
-    sharded = 16 * counts["total"] / gpus
-    gathered = (2 * block + root) * (2 + 2)
-    loss = 6 * chunk + 4 * V * C
+    while_loss = micro_tokens * kept + 2 * chunk + 6 * V * C
+    while_backward = micro_tokens * in_backward + 2 * V * C
     return {
-        "weights, gradients, AdamW (16 bytes a parameter, sharded)": sharded / 1e9,
-        "gathered: two blocks, embedding and lm_head, their gradients": gathered / 1e9,
-        "activations": micro_tokens * activations / 1e9,
-        "loss: a chunk of logits, lm_head's fp32 gradient": loss / 1e9,
+        "weights, AdamW: 12 bytes a parameter, sharded": 12 * counts["total"] / gpus / 1e9,
+        "gathered: embedding, lm_head, two blocks": 2 * (root + 2 * block) / 1e9,
+        "gradients not reduced yet: 4 bytes a parameter": 4 * counts["total"] / 1e9,
+        "activations, and the loss or a block's backward pass": (
+            max(while_loss, while_backward) / 1e9),
+        "the sampler's copy": 2 * counts["total"] / 1e9,
+        "CUDA's context, NCCL's buffers": RUNTIME_GB,
     }
 
 
