@@ -57,7 +57,8 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
         samples.append([Sample() for _ in range(n)])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths: less padding
     longest = max(map(len, prompts), default=1)
-    n_rows = int(min(max_rows, max(1, rows_that_fit(model, longest, max_new_tokens))))
+    fitting = FREE_SHARE * rows_that_fit(model, longest, max_new_tokens)
+    n_rows = int(min(max_rows, max(1, fitting)))
     for wave, wave_samples in waves(order, n, n_rows):
         rows = [(i, j) for i in wave for j in wave_samples]
         draws = uniforms(seed, [(numbers[i], j) for i, j in rows], max_new_tokens)
@@ -82,7 +83,7 @@ def waves(prompts: list[int], n: int, rows: int) -> Iterator[tuple[list[int], ra
             yield prompts[first:first + per_wave], range(begin, min(begin + rows, n))
 
 
-FREE_SHARE = 0.8  # of the free memory that rows may take: our choice
+FREE_SHARE = 0.8  # of the free memory that `sample` gives to rows: our choice
 
 
 def row_bytes(cfg: ModelConfig, dtype: torch.dtype, prompt: int, new: int) -> int:
@@ -101,10 +102,9 @@ def pass_bytes_per_token(cfg: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def rows_that_fit(model: Transformer, prompt: int, new: int) -> float:
-    """How many rows fit into the memory that is free; prompt, new: tokens of each."""
+    """How many rows fit into all the memory that is free; prompt, new: tokens of each."""
     weight = model.embed_tokens.weight
-    free = common.free_memory(weight.device)
-    return FREE_SHARE * free / row_bytes(model.cfg, weight.dtype, prompt, new)
+    return common.free_memory(weight.device) / row_bytes(model.cfg, weight.dtype, prompt, new)
 
 
 def check_rows_fit(model: Transformer, n_rows: int, prompt: int, new: int) -> None:

@@ -46,9 +46,9 @@ class Rollout:
 @dataclass
 class Judges:
     """Who scores what rules cannot."""
-    reward_folder: Path | None = None        # where the reward model is
-    reward_model: RewardModel | None = None  # compares responses; loaded in stages that ask it
+    reward_model: RewardModel | None = None  # compares responses; loaded in stages that ask it …
     verifier: object = None      # data.verify.agentic.Verifier: decides on answers in other forms
+    reward_folder: Path | None = None        # … from here
 
 
 def sample_rollouts(

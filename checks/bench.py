@@ -11,7 +11,7 @@ tokens are random, packed with documents of 512 on the mean. A step is --micro_b
 The contestants share one model and take turns, so that a device that grows hot and slow does so for
 both. checks.peers compares with transformers.
 
-MFU is by model.flops_per_token, as in training: as if each row were one document.
+MFU is by model.flops_per_token: as if each row were one document, unlike in training.
 """
 import dataclasses
 import gc

@@ -110,7 +110,7 @@ def test_as_many_rows_as_fit(model, monkeypatch):
 
 def test_what_cannot_fit_says_what_would(model, monkeypatch):
     row = row_bytes(CACHED, torch.float32, PROMPT, NEW)
-    monkeypatch.setattr(common, "free_memory", lambda device: 3.5 * row / 0.8)
+    monkeypatch.setattr(common, "free_memory", lambda device: 3.5 * row)
     draws = torch.zeros(4, NEW)
     with pytest.raises(UserError, match=r"4 rows of 200 \+ 40 tokens need 0.0 GB .*; 3 would fit"):
         next(generate.decode(model, prompts(4), 1, NEW, 1.0, 1.0, 0, (), draws))
