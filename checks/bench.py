@@ -57,7 +57,7 @@ def main():
     print_head(config, dist)
     origin = describe_origin("checks.bench", cfg.seed, dist.device) | dict(
         config=common.config_hash(config, "model", "pretrain"),
-        dtype=cfg.dtype, compile=cfg.compile, recompute=cfg.recompute)
+        dtype=cfg.dtype, compile=cfg.compile)
     trainer = Trainer(config, dist)
     for context in sorted({stage.context for stage in stages}):
         for line in race_kernels(trainer, context, n_micro, contestants):
@@ -141,6 +141,17 @@ def draw_weights(model, seed: int) -> None:
             local.normal_(0.0, model.cfg.init_std, generator=generator)
 
 
+def settings_at(cfg: PretrainConfig, context: int) -> PretrainConfig:
+    """The section with what a stage of this context has of its own: micro_tokens, recompute."""
+    stages = [common.from_dict(StageConfig, entry, "pretrain.stages") for entry in cfg.stages]
+    loop.fill_in_stages(stages, cfg)
+    for stage in stages:
+        if stage.context == context:
+            cfg = dataclasses.replace(
+                cfg, micro_tokens=stage.micro_tokens, recompute=stage.recompute)
+    return cfg
+
+
 def use_kernels(model, kernels: str) -> None:
     """Switches a model: "triton" or "torch" in every module that asks, and in the loss."""
     model.cfg.kernels = kernels
@@ -199,6 +210,7 @@ class Trainer:
         device, times = self.dist.device, []
         try:
             use_kernels(self.model, kernels)
+            loop.set_recompute(self.model, cfg.recompute)
             run = partial(step, self.model, self.optimizer, batch, cfg, self.dist)
             run()
             if device.type == "cuda":
@@ -214,7 +226,7 @@ class Trainer:
 def race_kernels(
         trainer: Trainer, context: int, n_micro: int, contestants: list[str]) -> list[dict]:
     """A line per contestant: seconds of a step, tokens/s, MFU, peak memory; or the error."""
-    cfg, model_cfg = trainer.config.pretrain, trainer.config.model
+    cfg, model_cfg = settings_at(trainer.config.pretrain, context), trainer.config.model
     rows = max(1, (cfg.micro_tokens or cfg.batch_tokens) // context)  # of a micro-batch
     batch = random_batch(rows * n_micro, context, model_cfg.vocab_size, cfg.seed)
     cfg = dataclasses.replace(cfg, micro_tokens=rows * context)
@@ -232,6 +244,7 @@ def race_kernels(
     times = race({kernels: kernels for kernels in contestants}, turn, torch.OutOfMemoryError)
     for kernels, seconds in times.items():
         line = dict(context=context, kernels=kernels, tokens=batch.tokens.size)
+        line["recompute"] = cfg.recompute
         if isinstance(seconds, str):
             line["error"] = seconds
         else:

@@ -41,12 +41,13 @@ from common import Dist
 from data.chat.conversations import Pool
 from data.chat.packing import build_batch, plan_stages
 from data.tasks import math
+from data.text.mixture import document_lengths
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from generate import sample
 from kernels.tiles import Tiles
 from kernels.tools import bench as kernel_bench
 from kernels.tools import check as kernel_check
-from model import ModelConfig, flops_per_token, meta_model
+from model import ModelConfig, meta_model, training_flops
 from rollouts import Rollout
 
 SEED = 0
@@ -244,8 +245,9 @@ def training_steps(scale: Scale) -> dict[str, Step]:
 def pretraining_step(
         config: SimpleNamespace, context: int, kernels: str, compile: bool, n_passes: int) -> Step:
     """Rows of documents of 512 tokens on the mean; where it is one pass, of one document each."""
-    rows = max(1, config.pretrain.micro_tokens // context)
-    cfg = dataclasses.replace(config.pretrain, compile=compile, micro_tokens=rows * context)
+    cfg = bench.settings_at(config.pretrain, context)
+    rows = max(1, cfg.micro_tokens // context)
+    cfg = dataclasses.replace(cfg, compile=compile, micro_tokens=rows * context)
     batch = bench.random_batch(rows * n_passes, context, config.model.vocab_size, SEED)
     if n_passes == 1:
         batch.doc_start[:] = 0
@@ -302,13 +304,6 @@ def rl_update(config: SimpleNamespace, compile: bool) -> Step:
     return Step(config.model, rl.train_step, cfg, batch, lengths, cfg.context)
 
 
-def document_lengths(doc_start: np.ndarray) -> np.ndarray:
-    """Lengths of what is in packed rows, without padding."""
-    is_start = doc_start == np.arange(doc_start.shape[1])
-    lengths = np.diff(np.flatnonzero(is_start), append=doc_start.size)
-    return lengths[lengths > 1]
-
-
 def time_step(step: Step) -> dict:
     """The median seconds of an optimizer step, after one that compiles and makes AdamW's state."""
     cfg = step.cfg
@@ -321,9 +316,8 @@ def time_step(step: Step) -> dict:
     while not times or sum(times) < TURN:
         times.append(bench.timed(take, DEVICE))
     seconds, n_tokens = statistics.median(times), int(step.lengths.sum())
-    # flops_per_token is linear in the length: this is the sum over sequences of their own.
-    flops = n_tokens * flops_per_token(step.model, (step.lengths**2).sum() / n_tokens)
-    peak = common.peak_flops(DEVICE) if cfg.dtype == "bfloat16" else None
+    flops = training_flops(step.model, n_tokens, (step.lengths**2).sum() / 2)
+    peak = common.peak_flops(DEVICE, cfg.dtype)
     return dict(
         seconds=seconds,
         tokens=n_tokens,

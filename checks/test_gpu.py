@@ -1,4 +1,4 @@
-"""The parts of checks/gpu.sh at a tiny shape on the CPU; and what they say where there is no GPU."""
+"""The parts of checks/gpu.sh at a tiny shape on the CPU; what they say where there is no GPU."""
 import json
 import os
 import subprocess
