@@ -12,7 +12,6 @@ before: 16 samples each, kept where 0.10 < mean reward < 0.90. Rewards are verif
 Shapes: G responses of a group, R responses of one forward pass, N response tokens in it.
 """
 import dataclasses
-import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -46,8 +45,10 @@ from rollouts import (
     flatten,
     reference_win_rates,
     sample_rollouts,
+    select_trained,
     split_groups,
     summarize_rollouts,
+    trained_lengths,
     write_rollouts,
 )
 from schedule import Stage, is_due, learning_rate, stage_at
@@ -251,28 +252,6 @@ def policy_loss(
         k2 = (logprobs - reference).square() / 2
         loss = loss + cfg.kl * (k2 * loss_mask[sequence]).sum() / n_tokens
     return loss, (clipped * (shares > 0)).sum() / (n_rows if cfg.loss == "gspo" else n_tokens)
-
-
-def select_trained(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> list[Rollout]:
-    """The responses that a rank's forward passes take: equally many on all ranks.
-
-    Responses without an advantage have no gradient (but for a KL term): no pass is spent on them,
-    or on as few as make the ranks' numbers equal. They count in the loss's denominators all the
-    same.
-    """
-    is_trained = functools.partial(has_gradient, cfg=cfg)
-    counts = dist.gather({dist.rank: sum(map(is_trained, rollouts))})
-    n = max(1, *counts.values())
-    return sorted(rollouts, key=is_trained, reverse=True)[:n]
-
-
-def has_gradient(rollout: Rollout, cfg: RlConfig) -> bool:
-    return rollout.loss_mask > 0 and (rollout.advantage != 0 or cfg.kl > 0)
-
-
-def trained_lengths(rollouts: list[Rollout], cfg: RlConfig) -> list[int]:
-    """Tokens of each prompt with a response that has a gradient."""
-    return [len(r.prompt) + len(r.tokens) for r in rollouts if has_gradient(r, cfg)]
 
 
 def pack_rollouts(rollouts: list[Rollout], cfg: RlConfig, dist: Dist) -> dict:

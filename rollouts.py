@@ -5,6 +5,7 @@ The functions take rl.py's settings: `cfg` is its RlConfig, `stage` a StageConfi
 Shapes: G responses of a group, one group per problem.
 """
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -269,6 +270,32 @@ def mean_rewards(
     for group, numbers in zip(by_rule + compared, values):
         means[group[0].problem.key] = float(np.mean(numbers)) if len(numbers) else None
     return means
+
+
+# --------------------------------------------------------------------------------------------------
+# Which of them are trained
+
+
+def select_trained(rollouts: list[Rollout], cfg, dist: Dist) -> list[Rollout]:
+    """The responses that a rank's forward passes take: equally many on all ranks.
+
+    Responses without an advantage have no gradient (but for a KL term): no pass is spent on them,
+    or on as few as make the ranks' numbers equal. They count in the loss's denominators all the
+    same.
+    """
+    is_trained = functools.partial(has_gradient, cfg=cfg)
+    counts = dist.gather({dist.rank: sum(map(is_trained, rollouts))})
+    n = max(1, *counts.values())
+    return sorted(rollouts, key=is_trained, reverse=True)[:n]
+
+
+def has_gradient(rollout: Rollout, cfg) -> bool:
+    return rollout.loss_mask > 0 and (rollout.advantage != 0 or cfg.kl > 0)
+
+
+def trained_lengths(rollouts: list[Rollout], cfg) -> list[int]:
+    """Tokens of each prompt with a response that has a gradient."""
+    return [len(r.prompt) + len(r.tokens) for r in rollouts if has_gradient(r, cfg)]
 
 
 # --------------------------------------------------------------------------------------------------

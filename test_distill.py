@@ -624,7 +624,7 @@ def base(base):
 
 def attempt(base, monkeypatch, *options: str) -> None:
     base.call(
-        monkeypatch, distill.main, "distill.py", "mini_distill.py", "--init_from=start", *options
+        distill.main, "distill.py", "mini_distill.py", "--init_from=start", *options
     )
 
 

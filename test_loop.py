@@ -112,7 +112,7 @@ def test_mfu_of_each_phase(base, monkeypatch, module):
     options = ["--run=mfu", "--evaluate.tasks=[]", f"--{phase}.prompts=[]"]
     if module is not pretrain:
         options.append("--init_from=out/base/pretrain")
-    base.call(monkeypatch, module.main, f"{phase}.py", "mfu.py", "--corpus.folder=data", *options)
+    base.call(module.main, f"{phase}.py", "mfu.py", "--corpus.folder=data", *options)
     (line,) = lines
     cfg = common.load_config("", [str(base.folder / "mfu.py")], model=ModelConfig).model
     weights = 2 * 32 * (2 * 32 + 2 * 16 + 3 * 64) + 32 * 448  # two layers; 400 ids, padded

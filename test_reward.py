@@ -380,7 +380,6 @@ def base(base):
 
 def attempt(base, monkeypatch, *options: str) -> None:
     base.call(
-        monkeypatch,
         reward.main,
         "reward.py",
         "mini_reward.py",

@@ -898,7 +898,7 @@ def base(base):
 def attempt(base, monkeypatch, *options: str) -> None:
     toy(monkeypatch.setattr)
     base.call(
-        monkeypatch, rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain", *options
+        rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain", *options
     )
 
 

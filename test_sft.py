@@ -360,7 +360,7 @@ def test_two_ranks_take_the_same_steps(base, whole, monkeypatch):
 
 def attempt(base, monkeypatch, *options: str) -> None:
     base.call(
-        monkeypatch, sft.main, "sft.py", "mini_sft.py", "--init_from=out/base/pretrain", *options
+        sft.main, "sft.py", "mini_sft.py", "--init_from=out/base/pretrain", *options
     )
 
 

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import gc
 import shlex
 import sys
 import time
@@ -340,6 +341,7 @@ def measure(
 def begin_pass(tracker: FSDPMemTracker, model, *_) -> None:
     """Tells the tracker that another forward pass begins, and what FSDP keeps of the last one: the
     gradients that it has not reduced yet."""
+    gc.collect()  # what only hangs together in circles is not alive
     tracker.reset_mod_stats()
     for module in model.modules():
         if isinstance(module, FSDPModule):
