@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import difflib
 import errno
+import glob
 import hashlib
 import importlib.util
 import inspect
@@ -26,11 +27,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import typing
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace, UnionType
 
@@ -41,6 +45,7 @@ import torch
 import torch.distributed
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_state_dict,
@@ -49,12 +54,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from progress import progress_bar
+
 # of a checkpoint of one process
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 class UserError(Exception):
     """An error that the user can mend: printed as one line, exit code 2."""
+
+
+class Interrupted(SystemExit):
+    """A signal has ended work that is kept as it comes: nothing is left to be saved."""
 
 
 def cli(main) -> None:
@@ -78,6 +89,8 @@ def cli(main) -> None:
         code = 2
     except SystemExit as leave:
         code = leave.code
+        if isinstance(leave, Interrupted) and os.environ.get("RANK", "0") == "0":
+            print("stopped by signal; what was done is kept: the same command goes on from here")
     if not torch.distributed.is_initialized():
         return sys.exit(code) if code else None
     # With processes: no rank waits for others that failed, and gloo's threads may abort Python's
@@ -271,13 +284,25 @@ def hash_json(value) -> str:
 # --------------------------------------------------------------------------------------------------
 # Processes and sharding
 
+PATIENCE = timedelta(days=14)  # of ranks for each other while each works alone
+
+
 @dataclass
 class Dist:
-    """Who this process is. mesh: None where the model is plain (one CPU process in fp32)."""
+    """Who this process is, and how it meets the others.
+
+    The model's collectives and `sum` are those of training: who is some minutes late has failed,
+    and all end. Before them, after work that takes the ranks unequal times, stands a `wait`: it,
+    `gather`, `from_main` and `hand_out` have patience for days, in a group of their own.
+    """
     rank: int
     world: int
     device: torch.device
-    mesh: object | None
+    mesh: object | None          # None where the model is plain (one CPU process in fp32)
+    patient_group: object = None  # gloo, with PATIENCE
+    store: object = None         # counts which pieces of work are handed out, for all ranks
+    n_queues: int = 0            # that were handed out
+    stop_signal: "StopSignal | None" = None
 
     @property
     def is_main(self) -> bool:
@@ -291,25 +316,84 @@ class Dist:
         torch.distributed.all_reduce(total)
         return total.tolist()
 
+    def wait(self) -> None:
+        """Until all ranks are here. Signals are heard meanwhile: no call sleeps for long."""
+        if self.world == 1:
+            return
+        arrival = torch.distributed.barrier(self.patient_group, async_op=True)
+        pause = 0.001
+        while not arrival.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+        arrival.wait()  # raises where a rank has gone
+
     def gather(self, mine: dict) -> dict:
-        """The union of every rank's dict (distinct keys, small picklable values), on every rank."""
+        """The union of every rank's dict (distinct keys, picklable values), on every rank."""
         if self.world == 1:
             return mine
         parts = [None] * self.world
-        torch.distributed.all_gather_object(parts, mine)
+        torch.distributed.all_gather_object(parts, mine, group=self.patient_group)
         return {key: value for part in parts for key, value in part.items()}
 
-    def barrier(self) -> None:
+    def from_main(self, make: Callable[[], object]):
+        """What make() returns on the first rank, on every rank; or the UserError that it raises.
+
+        For what one process should do for all (a request to a hub, a look at a file that may be
+        there): the others neither do it again nor see another state of the disk.
+        """
+        made = error = None
+        if self.is_main:
+            try:
+                made = make()
+            except UserError as refusal:
+                error = refusal
         if self.world > 1:
-            torch.distributed.barrier()
+            self.wait()
+            message = [made, error]
+            torch.distributed.broadcast_object_list(message, src=0, group=self.patient_group)
+            made, error = message
+        if error is not None:
+            raise error
+        return made
+
+    def hand_out(self, pieces: Sequence, desc: str) -> Iterator:
+        """Yields each piece of some work on one rank alone: the next one to whoever is free.
+
+        All ranks call it with the same pieces, and leave it together. The work on a piece is
+        without collectives, and it is kept (`keep_lines`) before the next one is asked for, because
+        a signal ends the process at once.
+        """
+        self.n_queues += 1
+        name = f"queue {self.n_queues}"
+        bar = progress_bar(total=len(pieces), desc=desc, unit="piece", delay=10,
+                           disable=not self.is_main)
+        with self.leaving_at_once(), bar:
+            for turn in range(len(pieces)):
+                if self.world > 1:
+                    turn = self.store.add(name, 1) - 1
+                if turn >= len(pieces):
+                    break
+                bar.update(turn - bar.n)  # what all ranks have done, but for those at work
+                yield pieces[turn]
+            self.wait()
+
+    def piece_size(self, n_problems: int, n_samples: int, max_rows: int) -> int:
+        """Problems of a piece of sampling: as many as are decoded together, but one for each
+        rank."""
+        return max(1, min(max_rows // n_samples, -(-n_problems // self.world)))
+
+    def leaving_at_once(self):
+        """Within it a signal ends this process where it stands; see StopSignal."""
+        return self.stop_signal.at_once() if self.stop_signal else nullcontext()
 
 
-def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
+def init_distributed(dtype: str, shard_size: int = 0, minutes: float = 10.0) -> Dist:
     """Joins torchrun's process group, or makes one of one process where FSDP's precision is wanted.
 
     dtype: compute type, "float32" or "bfloat16"; shard_size: ranks that one copy of the weights is
     spread over (0: all of them); fewer than the world size gives a hybrid mesh (HSDP): replicas of
-    shards, for many nodes.
+    shards, for many nodes. minutes: after which a rank that does not come to a collective of
+    training has failed.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
@@ -318,26 +402,35 @@ def init_distributed(dtype: str, shard_size: int = 0) -> Dist:
     )
     if cuda:
         torch.cuda.set_device(device)
+    dist = Dist(rank, world, device, None)
     if world == 1 and dtype == "float32" and not cuda:
-        return Dist(0, 1, device, None)
+        return dist
     if not torch.distributed.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        if "MASTER_ADDR" in os.environ:
-            torch.distributed.init_process_group(backend)
-        else:
-            torch.distributed.init_process_group(
-                backend, store=torch.distributed.HashStore(), rank=0, world_size=1
-            )
+        _join_processes(dist, "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(minutes=minutes))
     shard = shard_size or world
     if world % shard:
         raise UserError(f"shard_size={shard} does not divide the {world} processes")
     if shard == world:
-        mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+        dist.mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     else:
-        mesh = init_device_mesh(
+        dist.mesh = init_device_mesh(
             device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard")
         )
-    return Dist(rank, world, device, mesh)
+    return dist
+
+
+def _join_processes(dist: Dist, backend: str, timeout: timedelta) -> None:
+    """Makes the group of training; with several processes also what they wait and share work by."""
+    if dist.world == 1:
+        store = torch.distributed.HashStore()
+    else:
+        store, _, _ = next(torch.distributed.rendezvous("env://", dist.rank, dist.world))
+    torch.distributed.init_process_group(
+        backend, store=torch.distributed.PrefixStore("groups", store), rank=dist.rank,
+        world_size=dist.world, timeout=timeout)
+    if dist.world > 1:
+        dist.store = torch.distributed.PrefixStore("work", store)
+        dist.patient_group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def shard_model(model, dist: Dist, dtype: str, compile: bool):
@@ -437,31 +530,51 @@ def save_checkpoint(
     printed and nothing lost, where it could not be written (disk full).
     """
     final, aside = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state}
+    has_state = bool(optimizer.state)
+    state = _state(model, optimizer if has_state else None)
+    meta = meta | {"step": step, "optimizer": has_state}
     parts = (
         lambda: _begin_checkpoint(dist, aside, tokenizer),
         lambda: dcp.save(state, checkpoint_id=aside, no_dist=dist.mesh is None),
-        lambda: _finish_checkpoint(dist, aside, meta | {"step": step}),
+        lambda: _finish_checkpoint(dist, aside, meta),
     )
     for part in parts:  # after each, the ranks agree whether all of them could do it
         error = _try(part)
+        dist.wait()
         if dist.sum(float(bool(error)))[0]:
             if error:
                 _warn_of_failed_checkpoint(final, error)
-            dist.barrier()
+            dist.wait()
             if dist.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
             return None
     if dist.is_main:
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(aside, final)
-        _fsync(folder)
+        _put_in_place(aside, final)
         for path in list_checkpoints(folder)[keep:]:
             if not (path / "meta.json").is_file() or not read_meta(path).get("keep"):
                 shutil.rmtree(path, ignore_errors=True)
-    dist.barrier()
+    dist.wait()
     return final
+
+
+def _state(model, optimizer) -> dict:
+    """What a checkpoint holds; optimizer: None where it has no state, for then get_state_dict would
+    make one, by a step that the run never took (pytorch #164929)."""
+    if optimizer is None:
+        return {"model": get_model_state_dict(model)}
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return {"model": model_state, "optimizer": optimizer_state}
+
+
+def _put_in_place(aside: Path, final: Path) -> None:
+    """Renames a checkpoint that is whole; one of the same step is there until the new one is."""
+    old = final.with_name(final.name + ".old")  # list_checkpoints finds it, too
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+    os.rename(aside, final)
+    _fsync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _begin_checkpoint(dist: Dist, aside: Path, tokenizer: Path) -> None:
@@ -504,8 +617,15 @@ def _warn_of_failed_checkpoint(final: Path, error: str) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """step_<n> folders, newest first; whether they are whole is for find_checkpoint to say."""
-    return sorted(folder.glob("step_*"), key=lambda p: int(p.name[5:]), reverse=True)
+    """step_<n> folders, newest first; whether they are whole is for find_checkpoint to say.
+
+    Also step_<n>.old, which a kill leaves behind while step_<n> is replaced.
+    """
+    def place(path: Path) -> tuple[int, bool]:
+        step = path.name.removeprefix("step_")
+        return int(step.removesuffix(".old")), not step.endswith(".old")
+
+    return sorted(folder.glob("step_*"), key=place, reverse=True)
 
 
 def find_checkpoint(dist: Dist, folder: Path) -> Path | None:
@@ -552,19 +672,18 @@ def load_checkpoint(dist: Dist, path: Path, model, optimizer=None, checked: bool
     """
     if not checked and (problem := find_damage(dist, path)):
         raise UserError(f"cannot load a damaged checkpoint: {problem}")
-    no_dist = not torch.distributed.is_initialized()
+    meta = read_meta(path)
+    if not meta.get("optimizer", True):  # saved before the first step: it has none yet, nor will
+        optimizer = None                 # this one
+    state = _state(model, optimizer)
+    dcp.load(state, checkpoint_id=path, no_dist=True)  # each rank by itself: some may load alone
     if optimizer is None:
-        state = {"model": model.state_dict()}
-        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
         set_model_state_dict(model, state["model"])
     else:
-        model_state, optimizer_state = get_state_dict(model, optimizer)
-        state = {"model": model_state, "optimizer": optimizer_state}
-        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
         set_state_dict(
             model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
-    return read_meta(path)
+    return meta
 
 
 def _fingerprint(path: Path) -> list[int]:
@@ -586,6 +705,47 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+def list_files(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time (ns) of each file: other weights of the same name are told apart."""
+    stats = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def cut(items: Sequence, size: int) -> list[Sequence]:
+    """Pieces of `size` items, and one of what is left."""
+    return [items[first:first + size] for first in range(0, len(items), size)]
+
+
+def keep_lines(path: Path, rows: list[dict]) -> None:
+    """Adds rows to a file of JSON lines, in one write; what a kill had torn there goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with open(path, "ab+") as file:
+        size = file.tell()
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.write(text.encode())
+
+
+def read_kept_lines(folder: Path, name: str) -> Iterator[dict]:
+    """The rows of all folder/<name>.<rank>.jsonl; a last line torn by a kill is left out.
+
+    Raises UserError for a file of something else.
+    """
+    for path in sorted(folder.glob(f"{glob.escape(name)}.*.jsonl")):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if not line.endswith("\n"):
+                    break
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict):
+                    raise UserError(f"{path} is damaged, or no file of samples: move it away")
+                yield row
+
+
 def _fsync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     os.fsync(handle)
@@ -598,23 +758,42 @@ def _fsync(folder: Path) -> None:
 class StopSignal:
     """Notes SIGTERM or SIGINT: the loop asks, saves, and leaves with exit code 128 + signal."""
 
-    def __init__(self):
+    def __init__(self, dist: Dist):
+        self.dist = dist
         self.number = 0
+        self.is_at_once = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
+        dist.stop_signal = self
 
     def _note(self, number, frame):
         if self.number == number == signal.SIGINT:  # a second Ctrl-C means now
             raise KeyboardInterrupt
         self.number = number
+        if self.is_at_once:
+            raise Interrupted(128 + number)
 
-    def on_any_rank(self, dist: Dist) -> bool:
+    @contextmanager
+    def at_once(self):
+        """Within it a signal raises Interrupted: for hours of work that is kept as it comes.
+
+        No collective stands in it, for the other ranks may never come to it.
+        """
+        self.is_at_once = True
+        try:
+            if self.number:
+                raise Interrupted(128 + self.number)
+            yield
+        finally:
+            self.is_at_once = False
+
+    def on_any_rank(self) -> bool:
         """Whether a signal wants this run to end; all ranks agree."""
-        return dist.sum(float(self.number))[0] > 0
+        return self.dist.sum(float(self.number))[0] > 0
 
-    def leave(self, dist: Dist, step: int) -> None:
+    def leave(self, step: int) -> None:
         """Ends this process, after the checkpoint of `step` steps has been written."""
-        if dist.is_main:
+        if self.dist.is_main:
             print(
                 f"stopped by signal at step {step}; the same command goes on from here", flush=True
             )

@@ -52,7 +52,7 @@ from kernels.cross_entropy import (
 )
 from model import ModelConfig
 from sample_pairs import Teacher
-from schedule import Schedule, Stage, is_due, learning_rate, stage_at
+from schedule import Schedule, Stage, learning_rate, stage_at
 
 REFERENCE, TEACHER = 0, 1  # in cached log-probabilities (pairs, 2, 2): whose they are
 
@@ -350,26 +350,26 @@ def cache_logprobs(run: loop.Run, teacher, pairs: list[Pair], n_steps: int) -> n
     is_cached = path.is_file()
     if cfg.top_k and teacher is not None:
         is_cached = is_cached and (run.folder / f"top{cfg.top_k}_logprobs.npy").is_file()
-    ranks_with_cache = dist.sum(float(is_cached))[0]
-    if ranks_with_cache < dist.world:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        batches = [batch_of_step(step, len(pairs), cfg, dist) for step in range(n_batches)]
-        reference = run.model
-        if run.first_step > 0:  # then the model is no longer what training began with
-            reference = hf.load_frozen(dist, run.source, cfg.dtype)
-        logprobs = np.full((len(pairs), 2, 2), math.nan)
-        sums = sequence_logprobs(reference, pairs, batches, cfg, dist)
-        set_logprobs(logprobs, REFERENCE, sums)
-        if teacher is not None:
-            top_k = new_top_k(run, pairs) if cfg.top_k else None
-            sums = sequence_logprobs(teacher, pairs, batches, cfg, dist, top_k, is_teacher=True)
-            set_logprobs(logprobs, TEACHER, sums)
-        if dist.is_main:
-            aside = path.with_suffix(".tmp.npy")
-            np.save(aside, logprobs)
-            aside.rename(path)
-        dist.barrier()
-    return np.load(path)
+    logprobs = dist.from_main(lambda: np.load(path) if is_cached else None)
+    if logprobs is not None:
+        return logprobs
+    run.folder.mkdir(parents=True, exist_ok=True)
+    batches = [batch_of_step(step, len(pairs), cfg, dist) for step in range(n_batches)]
+    reference = run.model
+    if run.first_step > 0:  # then the model is no longer what training began with
+        reference = hf.load_frozen(dist, run.source, cfg.dtype)
+    logprobs = np.full((len(pairs), 2, 2), math.nan)
+    sums = sequence_logprobs(reference, pairs, batches, cfg, dist)
+    set_logprobs(logprobs, REFERENCE, sums)
+    if teacher is not None:
+        top_k = new_top_k(run, pairs) if cfg.top_k else None
+        sums = sequence_logprobs(teacher, pairs, batches, cfg, dist, top_k, is_teacher=True)
+        set_logprobs(logprobs, TEACHER, sums)
+    if dist.is_main:
+        aside = path.with_suffix(".tmp.npy")
+        np.save(aside, logprobs)
+        aside.rename(path)
+    return logprobs
 
 
 def set_logprobs(logprobs: np.ndarray, who: int, sums: dict[int, list[float]]) -> None:
@@ -382,7 +382,7 @@ def new_top_k(run: loop.Run, pairs: list[Pair]) -> TopK:
     """Empty files for the teacher's likeliest tokens, made by the first rank, opened by all."""
     if run.dist.is_main:
         TopK(run.folder, pairs, run.cfg.top_k, new=True)
-    run.dist.barrier()
+    run.dist.wait()
     return TopK(run.folder, pairs, run.cfg.top_k)
 
 
@@ -437,13 +437,19 @@ def select_kl_teacher(run: loop.Run, teacher_model, pairs: list[Pair]):
     return teacher_model
 
 
-def evaluate_teacher(run: loop.Run, source: Path) -> None:
-    """Prints what the teacher can do on the student's problems, and keeps it in teacher.json with
-    its cost."""
-    model, tokenizer = hf.load(source, run.dist.device, getattr(torch, run.cfg.dtype))
+def evaluate_teacher(run: loop.Run, teacher: Teacher | None) -> None:
+    """Prints what the teacher, if any, can do on the student's problems, and keeps it in
+    teacher.json with its cost."""
+    if teacher is None:
+        return
+    source = teacher.source
+    model, tokenizer = hf.load(
+        source, run.dist.device, getattr(torch, run.cfg.dtype), checked=True)
     settings = dataclasses.replace(
         run.config.evaluate, prompt_format="chat", system=run.cfg.teacher_system)
-    scores = evaluate(model, tokenizer, settings, run.dist)
+    made_by = common.hash_json([str(source), common.list_files(source)])
+    folder = run.folder / loop.KEPT_SAMPLES
+    scores = evaluate(model, tokenizer, settings, run.dist, folder, made_by)
     if not run.dist.is_main:
         return
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -484,7 +490,7 @@ def batch_of_step(step: int, n_pairs: int, cfg: DistillConfig, dist: Dist) -> np
 
 
 def refresh_if_due(
-    run: loop.Run, step: int, n_steps: int, problems: list, pairs: list[Pair],
+    run: loop.Run, step: int, plan: list[Stage], problems: list, pairs: list[Pair],
     cached_logprobs: np.ndarray, scorers: tuple,
 ) -> None:
     """Every refresh_every steps, new negatives from the present student: in `pairs`, and their
@@ -499,6 +505,8 @@ def refresh_if_due(
         refreshes = [start]
     else:
         return
+    run.save_unless_saved(plan)  # sampling may take hours, and a signal ends it at once
+    n_steps = plan[-1].end_step
     key = common.hash_json(run.resume_key(step))
     for refresh_step in refreshes:
         sample_pairs.refresh_negatives(run, problems, pairs, refresh_step, n_steps, key)
@@ -520,12 +528,12 @@ def main():
     if config.unsafe_exec:
         sandbox.allow_unlocked()
     cfg = config.distill
-    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     check_settings(cfg, dist.world)
     run = loop.start("distill", config, dist, default_source="sft")
     teacher = sample_pairs.find_teacher(run)
     check_teacher(run, teacher)
-    problems = sample_pairs.load_problems(cfg, config.scale)
+    problems = dist.from_main(lambda: sample_pairs.load_problems(cfg, config.scale))
     pairs, left_out = sample_pairs.load_pairs(run, problems, teacher)
     n_steps = max(1, round(cfg.epochs * len(pairs) / cfg.batch_pairs))
     plan = [Stage(name="DPD", first_step=0, n_steps=n_steps, settings=rate_schedule(cfg))]
@@ -539,23 +547,27 @@ def main():
     model, optimizer = run.model, run.optimizer
     if cfg.compare and run.first_step == 0 and config.evaluate.tasks:
         loop.evaluate_starting_point(run, ("chat",))
-        if teacher is not None:
-            evaluate_teacher(run, teacher.source)
+        evaluate_teacher(run, teacher)
     teacher_model = load_teacher(run, teacher)
     cached_logprobs = cache_logprobs(run, teacher_model, pairs, n_steps)
     kl_teacher = select_kl_teacher(run, teacher_model, pairs)
     scorers = (load_reference(run), teacher_model)
 
     log = loop.Log(run, n_steps)
-    stop_signal = common.StopSignal()
-    for step in range(run.first_step, n_steps):
+    stop_signal = common.StopSignal(dist)
+    for step in range(run.first_step, n_steps + 1):
+        if log.owes_evaluation(plan):
+            stage = stage_at(plan, step - 1)
+            log.evaluation(stage, loop.evaluate_and_sample(run, stage, step == n_steps))
+        if step == n_steps:
+            break
         started = time.time()
         stage = stage_at(plan, step)
         lr = learning_rate(cfg.lr, stage, step)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        refresh_if_due(run, step, n_steps, problems, pairs, cached_logprobs, scorers)
+        refresh_if_due(run, step, plan, problems, pairs, cached_logprobs, scorers)
         batch = batch_of_step(step, len(pairs), cfg, dist)
         loss, n_tokens, metrics = train_step(
             model, kl_teacher, pairs, batch, cached_logprobs, cfg, dist)
@@ -569,16 +581,11 @@ def main():
         lengths = sequence_lengths(pairs, batch)
         log.step(step, stage, loss, lr, grad_norm, n_tokens, lengths, seconds, **metrics)
 
-        stage_ends = step + 1 == stage.end_step
-        is_last = step + 1 == n_steps
-        if (stage_ends or is_due(cfg.eval_every, step + 1)) and not stop_signal.on_any_rank(dist):
-            loop.announce_evaluation(run, step + 1, stage)
-            log.evaluation(step, stage, loop.evaluate_and_sample(run, is_last))
-        stop = stop_signal.on_any_rank(dist)
-        if stage_ends or stop or is_due(cfg.save_every, step + 1):
-            run.save(step + 1, stage, must_succeed=stop or is_last)
+        stop = stop_signal.on_any_rank()
+        if run.save_is_due(step + 1, stage) or stop:
+            run.save(step + 1, stage, must_succeed=stop or step + 1 == n_steps)
         if stop:
-            stop_signal.leave(dist, step + 1)
+            stop_signal.leave(step + 1)
     log.close()
     loop.print_results(run)
 

@@ -17,7 +17,6 @@ there is a whole batch for each; then, on a CPU in fp32, so is the file, and els
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,6 @@ import hf
 from data.chat import template
 from data.tasks import registry
 from data.tasks.problem import Problem, document_prompt, final_answer, to_chat
-from progress import progress_bar
 
 
 def all_families() -> list[str]:
@@ -87,17 +85,16 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = N
     scores = {}
     for task in cfg.tasks:
         family = registry.family(task)
-        problems = family.problems(cfg.split, cfg.n_problems, cfg.seed)
+        problems = dist.from_main(
+            lambda: family.problems(cfg.split, cfg.n_problems, cfg.seed))
         prompts = [task_prompt(problem, tokenizer, cfg.prompt_format, cfg.system)
                    for problem in problems]
         name = sample_file_name(task, problems, prompts, cfg, made_by)
-        rows = read_kept_samples(folder, name) if folder else {}
-        dist.barrier()                          # all have read before one of them writes
+        rows = dist.from_main(lambda: read_kept_samples(folder, name))
 
-        batches = task_batches(prompts, rows, cfg, dist.world)
-        own_batches = batches[dist.rank::dist.world]
+        batches = task_batches(prompts, rows, cfg, dist)
         new_rows = {}
-        for batch in progress_bar(own_batches, desc=task, delay=10, disable=not dist.is_main):
+        for batch in dist.hand_out(batches, task):
             answers = sample_batch(model, tokenizer, prompts, batch, cfg)
             scored = score_batch(task, problems, prompts, answers, tokenizer, verifier)
             new_rows |= scored
@@ -146,17 +143,16 @@ def sample_file_name(task: str, problems: list[Problem], prompts: list, cfg: Eva
     return f"{set_name}-{common.hash_json(key)}"
 
 
-def task_batches(prompts: list, rows: dict, cfg: EvaluateConfig, world: int) -> list[list[int]]:
+def task_batches(
+    prompts: list, rows: dict, cfg: EvaluateConfig, dist: common.Dist
+) -> list[list[int]]:
     """Batches of problem numbers of which a sample is missing, for all ranks.
 
     Short prompts first, as in generate.sample: a batch holds prompts of like lengths.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    per_rank = -(-len(prompts) // world)
-    size = max(1, min(cfg.max_rows // cfg.k, per_rank))
     missing = []
-    for first in range(0, len(order), size):
-        batch = order[first:first + size]
+    for batch in common.cut(order, dist.piece_size(len(prompts), cfg.k, cfg.max_rows)):
         if any(pair not in rows for pair in sample_pairs(batch, cfg.k)):
             missing.append(batch)
     return missing
@@ -240,31 +236,15 @@ def discard_open_thoughts(rows: dict[tuple[int, int], dict]) -> None:
 
 def keep_samples(path: Path, rows: dict[tuple[int, int], dict]) -> None:
     """Adds rows to a file of samples; not those that got no answer: they are asked for again."""
-    answered = [row for row in rows.values() if row["response"] is not None]
-    with open(path, "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in answered)
+    common.keep_lines(path, [row for row in rows.values() if row["response"] is not None])
 
 
-def read_kept_samples(folder: Path, name: str) -> dict[tuple[int, int], dict]:
-    """The rows that earlier processes kept, by (problem, sample).
-
-    A last line that a kill tore is cut off. Raises UserError for a file of something else.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = {}
-    for path in sorted(folder.glob(f"{name}.*.jsonl")):
-        data = path.read_bytes()
-        *lines, torn = data.split(b"\n")
-        try:
-            for line in lines:
-                row = json.loads(line)
-                rows[row["problem"], row["sample"]] = row
-        except (ValueError, KeyError, TypeError):
-            raise common.UserError(
-                f"{path} is damaged, or no file of samples: move it away") from None
-        if torn:
-            os.truncate(path, len(data) - len(torn))
-    return rows
+def read_kept_samples(folder: Path | None, name: str) -> dict[tuple[int, int], dict]:
+    """The rows that earlier processes kept, by (problem, sample); without a folder none are."""
+    if folder is None:
+        return {}
+    kept = common.read_kept_lines(folder, name)
+    return {(row["problem"], row["sample"]): row for row in kept}
 
 
 def server_llm(cfg: EvaluateConfig) -> Callable:
@@ -493,8 +473,8 @@ def main():
     if config.unsafe_exec:
         sandbox.allow_unlocked()
     cfg = config.evaluate
-    check_tasks(cfg)
     dist = common.init_distributed("float32")
+    dist.from_main(lambda: check_tasks(cfg))
     if cfg.endpoint:
         source = made_by = f"{cfg.endpoint} {cfg.model}".strip()
         cfg.prompt_format = cfg.prompt_format or "chat"
@@ -502,11 +482,11 @@ def main():
     else:
         source = hf.resolve_checkpoint(dist, cfg.checkpoint or config.out / "pretrain")
         dtype = torch.bfloat16 if dist.device.type == "cuda" else torch.float32
-        model, tokenizer = hf.load(source, dist.device, dtype)
+        model, tokenizer = hf.load(source, dist.device, dtype, checked=True)
         cfg.prompt_format = cfg.prompt_format or default_prompt_format(source, tokenizer)
         if hf.is_ours(source):
             cfg.system = ""
-        made_by = f"{checkpoint_digest(source)} {dtype}"
+        made_by = dist.from_main(lambda: f"{checkpoint_digest(source)} {dtype}")
     if dist.is_main:
         print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)
 

@@ -308,8 +308,7 @@ def open_llm(spec: dict, where: str, out: Path) -> tuple[Callable, dict]:
         model = LocalLLM(str(folder), **spec)
     except TypeError as error:
         raise common.UserError(f"{where}: {error}") from None
-    stats = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
-    spec["weights"] = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    spec["weights"] = common.list_files(folder)
     return model, spec
 
 

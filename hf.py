@@ -30,17 +30,19 @@ SHARD_BYTES = 5e9  # a larger model is written as several files
 # In
 
 def load(path: str | Path, device="cpu",
-         dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer]:
-    """Model and tokenizer of any checkpoint, on one device.
+         dtype: torch.dtype = torch.float32,
+         checked: bool = False) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer of any checkpoint, on one device. No collective: one rank may call it.
 
     path: a Hugging Face folder, a phase's folder (out/tiny/pretrain: its newest whole checkpoint)
-    or one checkpoint in it. Raises UserError where it is none of these, damaged, or not a plain
-    Llama.
+    or one checkpoint in it. checked: the path is what resolve_checkpoint has returned, for which
+    all ranks have read the files together. Raises UserError where it is none of these, damaged, or
+    not a plain Llama.
     """
     one_process = Dist(0, 1, torch.device(device), None)
-    folder = resolve_checkpoint(one_process, path)
+    folder = Path(path) if checked else resolve_checkpoint(one_process, path)
     model = meta_model(read_model_config(folder)).to(dtype).to_empty(device=device)
-    _load_weights(one_process, model, folder)
+    _load_weights(one_process, model, folder, checked=True)
     tokenizer = load_tokenizer(folder)
     if tokenizer.n_vocab > model.cfg.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.n_vocab} ids, "
@@ -88,13 +90,18 @@ def load_frozen(dist: Dist, folder: Path, dtype: str) -> Transformer:
 
 
 def resolve_checkpoint(dist: Dist, source: str | Path, out: Path = Path(".")) -> Path:
-    """The folder of the checkpoint that a path means; UserError where it means none.
+    """The folder of the checkpoint that a path means; UserError where it means none, or a damaged
+    one.
 
     A Hugging Face folder is one as it is; of ours it may be a phase of this run (a folder in
     `out`), or any phase's folder or checkpoint.
     """
     path = out / source if (out / source).is_dir() else Path(source)
-    if (path / "config.json").is_file() or (path / "meta.json").is_file():
+    if (path / "config.json").is_file():
+        return path
+    if (path / "meta.json").is_file():
+        if problem := common.find_damage(dist, path):
+            raise UserError(f"cannot load a damaged checkpoint: {problem}")
         return path
     folder = common.find_checkpoint(dist, path)
     if folder is None:
@@ -121,11 +128,11 @@ def read_model_config(folder: Path) -> ModelConfig:
     return common.from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
 
 
-def _load_weights(dist: Dist, model: Transformer, folder: Path) -> None:
+def _load_weights(dist: Dist, model: Transformer, folder: Path, checked: bool = False) -> None:
     if (folder / "config.json").is_file():
         load_safetensors(model, folder)
     else:
-        common.load_checkpoint(dist, folder, model)
+        common.load_checkpoint(dist, folder, model, checked=checked)
 
 
 def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenizer:

@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,7 +29,7 @@ from evaluate import evaluate, format_table, open_verifier, without_rows
 from generate import decode_answer, sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, meta_model, training_flops
 from progress import progress_bar
-from schedule import Stage, check_schedule
+from schedule import Stage, check_schedule, is_due, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -53,6 +55,8 @@ class TrainConfig:
                                  # takes evaluate's
     eval_tasks: list = field(default_factory=list)  # evaluated in this phase beside evaluate.tasks
     save_every: int = 200        # steps between checkpoints; the end of each stage has one anyway
+    save_minutes: float = 20.0   # … and at most so many minutes between two (0: any number)
+    timeout_minutes: float = 10.0  # a rank that comes so late to a step's collectives has failed
     keep: int = 2                # newest checkpoints kept, beside those of stage ends
     on_nonfinite: str = "skip"   # a loss or gradient that is no number: "skip" the step, or "stop"
     prompts: list = field(default_factory=list)  # texts that are answered at each evaluation
@@ -126,7 +130,10 @@ class Run:
                                             # made when it is first asked for
     resume_key: Callable[[int], list] | None = None  # a step's past, which a checkpoint must share
     first_step: int = 0       # steps that were done before
+    step: int = 0             # … and that are done by now
     seconds: float = 0.0      # of training, the steps before included
+    saved_step: int = 0       # of its newest checkpoint
+    saved_at: float = field(default_factory=time.monotonic)  # when it last wrote a checkpoint
 
     @property
     def folder(self) -> Path:
@@ -172,7 +179,8 @@ class Run:
                 "delete it"
             )
         common.load_checkpoint(self.dist, path, self.model, self.optimizer, checked)
-        self.first_step, self.seconds = meta["step"], meta["seconds"]
+        self.first_step = self.step = self.saved_step = meta["step"]
+        self.seconds = meta["seconds"]
         self.model.rope_theta = meta["model"]["rope_theta"]
         if self.dist.is_main:
             before = meta.get(self.phase, {})
@@ -183,6 +191,16 @@ class Run:
             ]
             note = f"; settings that have changed since: {', '.join(changed)}" if changed else ""
             print(f"going on from {path} (step {self.first_step}){note}")
+
+    def save_is_due(self, step: int, stage: Stage) -> bool:
+        """Whether a checkpoint is due after `step` steps: by their number, by the first rank's
+        clock, or since an evaluation is next, which may take hours and needs no other."""
+        cfg = self.cfg
+        minutes = (time.monotonic() - self.saved_at) / 60
+        is_late = self.dist.is_main and 0 < cfg.save_minutes <= minutes
+        by_clock = self.dist.sum(float(is_late))[0] > 0
+        by_steps = evaluation_is_due(cfg, stage, step) or is_due(cfg.save_every, step)
+        return by_clock or by_steps
 
     def save(self, step: int, stage: Stage, must_succeed: bool, **more) -> None:
         """Writes the checkpoint after `step` steps; the end of a stage is kept for good.
@@ -209,11 +227,23 @@ class Run:
         meta |= {self.phase: as_json(self.cfg)} | more
         saved = common.save_checkpoint(dist, self.folder, step, self.model, self.optimizer, meta,
                                        self.tokenizer_file, self.cfg.keep)
+        self.saved_step, self.saved_at = step, time.monotonic()
         if saved is None and must_succeed:
             raise UserError(
                 f"the last checkpoint could not be written to {self.folder}; make room and run the "
                 "same command again"
             )
+
+
+    def save_unless_saved(self, plan: list[Stage]) -> None:
+        """Writes the checkpoint of the steps that are done, before a signal is obeyed."""
+        if self.step > self.saved_step:
+            self.save(self.step, stage_at(plan, self.step - 1), must_succeed=True)
+
+
+def evaluation_is_due(cfg: TrainConfig, stage: Stage, step: int) -> bool:
+    """Whether a run is evaluated after `step` steps, the last one of which was of this stage."""
+    return step == stage.end_step or is_due(cfg.eval_every, step)
 
 
 def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str) -> Run:
@@ -318,6 +348,26 @@ def sum_per_sequence(values: torch.Tensor, rows: dict[str, torch.Tensor], n: int
 # The log
 
 
+class Clock:
+    """Seconds of a step's parts."""
+
+    def __init__(self):
+        self.started = time.time()
+        self.laps = {}
+        self.start_lap()
+
+    def start_lap(self) -> None:
+        self.lap_started = time.time()
+
+    def lap(self, name: str) -> None:
+        """Ends a part of the step, and begins the next one."""
+        self.laps[name] = time.time() - self.lap_started
+        self.start_lap()
+
+    def total(self) -> float:
+        return time.time() - self.started
+
+
 class Log:
     """The progress of a run: a bar, a line now and then, and metrics.jsonl with a line per step."""
 
@@ -326,6 +376,7 @@ class Log:
         self.seconds_before = run.seconds
         self.skipped = 0  # steps in a row
         self.metrics = common.Metrics(run.dist, run.folder, run.first_step)
+        self.owes_first = run.dist.from_main(self._first_evaluation_is_missing)
         if run.dist.is_main:
             n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
             print(
@@ -343,6 +394,20 @@ class Log:
             disable=None if run.dist.is_main else True,
         )
 
+    def _first_evaluation_is_missing(self) -> bool:
+        """Whether this run did its last step before, but not what may have been due after it."""
+        last = [line for line in common.read_metrics(self.run.folder)
+                if line["step"] == self.run.first_step - 1]
+        return len(last) == 1 and "loss" in last[0]
+
+    def owes_evaluation(self, plan: list[Stage]) -> bool:
+        """Whether an evaluation is due after the steps that are done; at the start of a resumed
+        run one that a signal had ended."""
+        run = self.run
+        if run.step == 0 or (run.step == run.first_step and not self.owes_first):
+            return False
+        return evaluation_is_due(run.cfg, stage_at(plan, run.step - 1), run.step)
+
     def step(self, step: int, stage: Stage, loss: float, lr: float, grad_norm: float, n_tokens: int,
              lengths: Sequence[int], seconds: float, **more) -> None:
         """Writes the step's metrics; prints every `log_every` steps.
@@ -351,6 +416,7 @@ class Log:
         through the model on this rank, for the MFU. more: further metrics.
         """
         run, dist = self.run, self.run.dist
+        run.step = step + 1
         run.seconds += seconds
         mfu = self._mfu(np.array(lengths, np.float64), seconds)
         memory = common.memory_gb(dist.device)
@@ -399,9 +465,12 @@ class Log:
         if self.run.cfg.on_nonfinite == "stop" or self.skipped == 10:
             raise UserError(f"{message}; stopped with the weights of the last checkpoint")
 
-    def evaluation(self, step: int, stage: Stage, metrics: dict) -> None:
-        """Writes what an evaluation after a step found."""
-        self.metrics.write(step=step, stage=stage.name, seconds=self.run.seconds, **metrics)
+    def evaluation(self, stage: Stage, metrics: dict) -> None:
+        """Writes what an evaluation found after the last step; its samples are needed no more."""
+        run = self.run
+        self.metrics.write(step=run.step - 1, stage=stage.name, seconds=run.seconds, **metrics)
+        if run.dist.is_main:
+            shutil.rmtree(run.folder / KEPT_SAMPLES, ignore_errors=True)
 
     def close(self) -> None:
         self.bar.close()
@@ -411,27 +480,33 @@ class Log:
 # Evaluation
 
 
-def announce_evaluation(run: Run, step: int, stage: Stage) -> None:
-    """The line above what an evaluation prints; step: how many have been done."""
-    if run.dist.is_main:
-        note = f", end of stage {stage.name}" if step == stage.end_step else ""
-        tqdm.write(f"--- step {step}{note}")
+KEPT_SAMPLES = "evaluate"  # folder of a phase: samples of the evaluation that is being done
 
 
-def evaluate_and_sample(run: Run, is_last: bool, prompt_format: str = "chat") -> dict:
+def evaluate_and_sample(
+    run: Run, stage: Stage, is_last: bool, prompt_format: str = "chat"
+) -> dict:
     """Accuracy on held-out problems, and answers to prompts: printed, and returned.
 
-    is_last: the last evaluation of a run takes all of evaluate.n_problems, those before it
-    eval_problems. {} on other ranks than the first.
+    stage: of the last step. is_last: the last evaluation of a run takes all of evaluate.n_problems,
+    those before it eval_problems. {} on other ranks than the first. Scored samples are kept as they
+    come, until it is done.
     """
+    if run.dist.is_main:
+        note = f", end of stage {stage.name}" if run.step == stage.end_step else ""
+        tqdm.write(f"--- step {run.step}{note}")
     n_problems = run.config.evaluate.n_problems if is_last else run.cfg.eval_problems
     model = run.unsharded_model()
     scores = {}
     if n_problems and run.eval_tasks:
         scores = evaluate_tasks(run, model, n_problems, prompt_format)
+    texts = []
+    if run.dist.is_main:
+        with run.dist.leaving_at_once():
+            texts = answer_prompts(run, model, prompt_format)
+    run.dist.wait()
     if not run.dist.is_main:
         return {}
-    texts = answer_prompts(run, model, prompt_format)
     if scores:
         tqdm.write(format_table(scores))
     sys.stdout.flush()
@@ -442,7 +517,10 @@ def evaluate_tasks(run: Run, model, n_problems: int, prompt_format: str) -> dict
     """The scores of the phase's tasks."""
     settings = dataclasses.replace(run.config.evaluate, tasks=run.eval_tasks,
                                    n_problems=n_problems, prompt_format=prompt_format, system="")
-    return evaluate(model, run.tokenizer, settings, run.dist, verifier=run.verifier)
+    source = [str(run.source), run.source and common.list_files(run.source)]
+    made_by = [source, run.step, run.resume_key(run.step), as_json(run.cfg)]
+    return evaluate(model, run.tokenizer, settings, run.dist, run.folder / KEPT_SAMPLES,
+                    common.hash_json(made_by), run.verifier)
 
 
 def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:

@@ -45,7 +45,7 @@ from data.text.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, flops_per_token, init_weights
-from schedule import is_due, learning_rate, stage_at
+from schedule import learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -269,12 +269,12 @@ def batch_loss(model, batch: Batch, dist: Dist) -> torch.Tensor:
 
 
 def evaluate_and_sample(
-    run: loop.Run, held_out: dict[str, PoolStream], context: int, is_last: bool
+    run: loop.Run, held_out: dict[str, PoolStream], stage: MixtureStage, is_last: bool
 ) -> dict:
     """Held-out loss, accuracy on problems, and samples: printed, and returned for the metrics."""
-    losses = validate(run, held_out, context)
+    losses = validate(run, held_out, stage.context)
     metrics = loop.evaluate_and_sample(
-        run, is_last, run.config.evaluate.prompt_format or "document"
+        run, stage, is_last, run.config.evaluate.prompt_format or "document"
     )
     if not run.dist.is_main:
         return {}
@@ -399,7 +399,7 @@ def main():
     held_out = {name: PoolStream(name, shards, 0, longest) for name, shards in held_out.items()}
     mixture = Mixture(train, plan, cfg.seed)
 
-    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     tokenizer_file = data_folder(config) / "tokenizer.json"
     run = loop.Run("pretrain", config, cfg, dist, tokenizer, tokenizer_file)
     run.sections = ("model", "corpus", "pretrain")
@@ -412,8 +412,13 @@ def main():
 
     log = loop.Log(run, n_steps)
     batches = loop.Prefetch(mixture.batch, run.first_step, n_steps, dist)
-    stop_signal = common.StopSignal()
-    for step in range(run.first_step, n_steps):
+    stop_signal = common.StopSignal(dist)
+    for step in range(run.first_step, n_steps + 1):
+        if log.owes_evaluation(plan):
+            stage = stage_at(plan, step - 1)
+            log.evaluation(stage, evaluate_and_sample(run, held_out, stage, step == n_steps))
+        if step == n_steps:
+            break
         started = time.time()
         stage = stage_at(plan, step)  # FG-WSD: a stage says data, rate, context and RoPE base
         loop.configure(model, stage.settings)
@@ -433,16 +438,11 @@ def main():
         lengths = document_lengths(batch.doc_start)
         log.step(step, stage, loss, lr, grad_norm, n_tokens, lengths, seconds)
 
-        stage_ends = step + 1 == stage.end_step
-        is_last = step + 1 == n_steps
-        if (stage_ends or is_due(cfg.eval_every, step + 1)) and not stop_signal.on_any_rank(dist):
-            loop.announce_evaluation(run, step + 1, stage)
-            log.evaluation(step, stage, evaluate_and_sample(run, held_out, stage.context, is_last))
-        stop = stop_signal.on_any_rank(dist)
-        if stage_ends or stop or is_due(cfg.save_every, step + 1):
-            run.save(step + 1, stage, must_succeed=stop or is_last, pools=stage.positions(step + 1))
+        stop = stop_signal.on_any_rank()
+        if run.save_is_due(step + 1, stage) or stop:
+            run.save(step + 1, stage, stop or step + 1 == n_steps, pools=stage.positions(step + 1))
         if stop:
-            stop_signal.leave(dist, step + 1)
+            stop_signal.leave(step + 1)
     log.close()
     loop.print_results(run)
 

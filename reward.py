@@ -35,7 +35,7 @@ from data.text import sources
 from data.text.tokenizer import TokenizerConfig
 from kernels.cross_entropy import linear_cross_entropy, wide_type
 from model import ModelConfig
-from schedule import Schedule, Stage, is_due, learning_rate, stage_at
+from schedule import Schedule, Stage, learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -285,7 +285,7 @@ def load_reward_model(folder: Path, device, dtype: torch.dtype, context: int) ->
     """The model of a checkpoint of this phase, or of an exported one: then it is pairwise."""
     meta = common.read_meta(folder) if (folder / "meta.json").is_file() else {}
     kind = KINDS[meta.get("reward", {}).get("kind", "pairwise")]
-    model, tokenizer = hf.load(folder, device, dtype)
+    model, tokenizer = hf.load(folder, device, dtype, checked=True)
     return kind(model, tokenizer, context)
 
 
@@ -401,7 +401,8 @@ def evaluate_held_out(run: loop.Run) -> None:
     """Grades the model on the held-out preferences: printed, and written to held_out.json."""
     cfg = run.cfg
     reward_model = KINDS[cfg.kind](run.unsharded_model(), run.tokenizer, cfg.context)
-    scores = grade(reward_model, read_preferences(cfg.held_out, "test")[0])
+    held_out, _ = run.dist.from_main(lambda: read_preferences(cfg.held_out, "test"))
+    scores = grade(reward_model, held_out)
     if not run.dist.is_main:
         return
     n_pairs = scores["pairs"]
@@ -445,10 +446,10 @@ def main():
     config = common.load_config(
         __doc__, model=ModelConfig, tokenizer=TokenizerConfig, reward=RewardConfig)
     cfg = config.reward
-    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     check_settings(cfg, dist.world)
     run = loop.start("reward", config, dist, default_source="distill")
-    preferences, left_out = read_preferences(cfg.preferences, "train")
+    preferences, left_out = dist.from_main(lambda: read_preferences(cfg.preferences, "train"))
     pairs = prepare_pairs(run, preferences, left_out)
     n_steps = max(1, round(config.scale * cfg.epochs * len(pairs) / cfg.batch_pairs))
     plan = [Stage(name="reward model", first_step=0, n_steps=n_steps,
@@ -462,7 +463,7 @@ def main():
     batches = loop.Prefetch(
         functools.partial(read_batch, pairs, cfg), run.first_step, n_steps, dist
     )
-    stop_signal = common.StopSignal()
+    stop_signal = common.StopSignal(dist)
     for step in range(run.first_step, n_steps):
         started = time.time()
         stage = stage_at(plan, step)
@@ -484,12 +485,11 @@ def main():
         lengths = [len(prompt) + len(verdict) for prompt, verdict in sequences]
         log.step(step, stage, loss, lr, grad_norm, n_verdicts, lengths, seconds)
 
-        is_last = step + 1 == n_steps
-        stop = stop_signal.on_any_rank(dist)
-        if is_last or stop or is_due(cfg.save_every, step + 1):
-            run.save(step + 1, stage, must_succeed=stop or is_last)
+        stop = stop_signal.on_any_rank()
+        if run.save_is_due(step + 1, stage) or stop:
+            run.save(step + 1, stage, must_succeed=stop or step + 1 == n_steps)
         if stop:
-            stop_signal.leave(dist, step + 1)
+            stop_signal.leave(step + 1)
     log.close()
     if cfg.held_out:
         evaluate_held_out(run)

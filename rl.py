@@ -13,7 +13,7 @@ Shapes: G responses of a group, R responses of one forward pass, N response toke
 """
 import dataclasses
 import math
-import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,19 +39,20 @@ from rollouts import (
     Judges,
     Rollout,
     assign_rewards,
-    average_over_ranks,
     detect_hacking,
+    discard_kept,
     filter_problems,
     flatten,
     reference_win_rates,
-    sample_rollouts,
+    sample_and_keep,
     select_trained,
     split_groups,
     summarize_rollouts,
     trained_lengths,
+    verifier_metrics,
     write_rollouts,
 )
-from schedule import Stage, is_due, learning_rate, stage_at
+from schedule import Stage, learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -389,74 +390,72 @@ def begin_stage(
     return StageState(stage, cfg, problems, first_policy, judges, references)
 
 
-def collect_rollouts(run: loop.Run, state: StageState, step: int) -> list[list[Rollout]]:
-    """This rank's groups of a step, by the policy as it is now."""
+def collect_rollouts(
+    run: loop.Run, state: StageState, step: int, clock: loop.Clock
+) -> tuple[list[list[Rollout]], dict[str, list[float]]]:
+    """This rank's groups of a step, by the policy as it is now, with rewards and more verdicts.
+
+    A signal ends it at once: what was sampled by then is kept.
+    """
+    model = run.unsharded_model()
+    groups, verdicts = [], {}
+    with suppress(common.Interrupted), run.dist.leaving_at_once():
+        clock.start_lap()
+        groups = sample_groups(model, run, state, step)
+        clock.lap("rollout_s")
+        verdicts = reward_rollouts(state, step, groups)
+        clock.lap("scoring_s")
+    run.dist.wait()
+    return groups, verdicts
+
+
+def sample_groups(
+    model, run: loop.Run, state: StageState, step: int
+) -> list[list[Rollout]]:
+    """This rank's groups of a step, sampled or, after a restart in the midst of it, kept."""
     cfg, dist = state.cfg, run.dist
     first = (step - state.stage.first_step) * cfg.batch_groups
     batch = loop.shuffled_indices(len(state.problems), first, cfg.batch_groups, cfg.seed)
-    problems = [state.problems[i] for i in batch[dist.rank::dist.world]]
-    seed = (cfg.seed * 1000 + dist.rank) * 1_000_000 + step
-    return sample_rollouts(
-        run.unsharded_model(), run.tokenizer, problems, cfg.group_size, cfg, seed
-    )
+    problems = {}
+    for number in range(dist.rank, cfg.batch_groups, dist.world):
+        problems[number] = state.problems[batch[number]]
+    seed = cfg.seed * 1_000_000_000 + step  # with a problem's number in the step: all its draws
+    return sample_and_keep(model, run, problems, cfg, seed, step)
 
 
 def reward_rollouts(
-    run: loop.Run, state: StageState, step: int, groups: list[list[Rollout]]
-) -> dict[str, float]:
-    """Fills in rewards and advantages, writes the rollouts, and returns metrics of them."""
-    cfg, dist, stage = state.cfg, run.dist, state.stage.settings
+    state: StageState, step: int, groups: list[list[Rollout]]
+) -> dict[str, list[float]]:
+    """Fills in the rewards; returns what else the reward model says of compared responses."""
+    cfg, stage = state.cfg, state.stage.settings
     reward_model = state.judges.reward_model
     if reward_model is not None:  # what is asked together is rounded together:
         reward_model.known.clear()  # so a resumed run asks the same, to the bit
     disagreement = assign_rewards(groups, stage, state.judges, cfg, cfg.seed + step)
-    by_rule, compared = split_groups(groups, stage)
+    if stage.reward != "pairwise":
+        return {}
+    _, compared = split_groups(groups, stage)
+    rates = reference_win_rates(compared, reward_model, state.references)
+    rubric = []
+    for rollout in flatten(compared):
+        if rollout.problem.family == "taste":
+            rubric.append(taste.reward(rollout.problem, rollout.text))
+    return {"win_rate": flatten(rates), "rubric": rubric, "disagreement": disagreement}
+
+
+def record_rollouts(
+    run: loop.Run, state: StageState, step: int, groups: list[list[Rollout]],
+    verdicts: dict[str, list[float]],
+) -> dict[str, float]:
+    """Fills in the advantages, writes the rollouts, and returns metrics of them."""
+    cfg, dist = state.cfg, run.dist
+    by_rule, compared = split_groups(groups, state.stage.settings)
     divide_by_std = cfg.divide_by_std and cfg.loss != "dr_grpo"
     n_with_signal = assign_advantages(by_rule, divide_by_std) + assign_advantages(compared, False)
     (n_with_signal,) = dist.sum(n_with_signal)
     write_rollouts(run, step, groups)
-    metrics = summarize_rollouts(groups, dist)
-    if stage.reward == "pairwise":
-        rates = reference_win_rates(compared, reward_model, state.references)
-        rubric = []
-        for rollout in flatten(compared):
-            if rollout.problem.family == "taste":
-                rubric.append(taste.reward(rollout.problem, rollout.text))
-        metrics |= average_over_ranks(
-            {"win_rate": flatten(rates), "rubric": rubric, "disagreement": disagreement}, dist)
-    metrics |= verifier_metrics(state.judges, dist)
+    metrics = summarize_rollouts(groups, verdicts, dist) | verifier_metrics(state.judges, dist)
     return metrics | {"groups_with_signal": n_with_signal}
-
-
-def verifier_metrics(judges: Judges, dist: Dist) -> dict[str, float]:
-    """What the verifier was asked in a step and said, of all ranks; seconds are the slowest's."""
-    if judges.verifier is None:
-        return {}
-    counts = judges.verifier.take_counts()
-    seconds = dist.gather({dist.rank: counts.pop("seconds")})
-    sums = dict(zip(counts, dist.sum(*counts.values())))
-    metrics = {f"verifier_{name}": total for name, total in sums.items()}
-    return metrics | {"verifier_s": max(seconds.values())}
-
-
-class Clock:
-    """Seconds of a step's parts."""
-
-    def __init__(self):
-        self.started = time.time()
-        self.laps = {}
-        self.start_lap()
-
-    def start_lap(self) -> None:
-        self.lap_started = time.time()
-
-    def lap(self, name: str) -> None:
-        """Ends a part of the step, and begins the next one."""
-        self.laps[name] = time.time() - self.lap_started
-        self.start_lap()
-
-    def total(self) -> float:
-        return time.time() - self.started
 
 
 def make_plan(stages: list[StageConfig], scale: float) -> list[Stage]:
@@ -522,7 +521,7 @@ def main():
         sandbox.allow_unlocked()
     cfg = config.rl
     stages = read_stages(cfg)
-    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     check_settings(cfg, stages, dist.world)
     run = loop.start("rl", config, dist, default_source="distill")
     plan = make_plan(stages, config.scale)
@@ -534,10 +533,16 @@ def main():
         loop.evaluate_starting_point(run, ("chat",))
 
     log = loop.Log(run, n_steps)
-    stop_signal = common.StopSignal()
+    stop_signal = common.StopSignal(dist)
     state = None
-    for step in range(run.first_step, n_steps):
-        clock = Clock()
+    for step in range(run.first_step, n_steps + 1):
+        if log.owes_evaluation(plan):
+            stage = stage_at(plan, step - 1)
+            log.evaluation(stage, loop.evaluate_and_sample(run, stage, step == n_steps))
+            warn_of_hacking(run, stage)
+        if step == n_steps:
+            break
+        clock = loop.Clock()
         stage = stage_at(plan, step)
         if state is None or stage is not state.stage:
             state = begin_stage(run, stage, step, judges)
@@ -545,11 +550,11 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        clock.start_lap()
-        groups = collect_rollouts(run, state, step)
-        clock.lap("rollout_s")
-        metrics = reward_rollouts(run, state, step, groups)
-        clock.lap("scoring_s")
+        groups, verdicts = collect_rollouts(run, state, step, clock)
+        if stop_signal.on_any_rank():
+            run.save_unless_saved(plan)
+            stop_signal.leave(step)
+        metrics = record_rollouts(run, state, step, groups, verdicts)
         batch = make_batch(model, state, groups, dist)
         loss = grad_norm = 0.0
         n_updates = cfg.updates if metrics["groups_with_signal"] else 0  # no signal, no update
@@ -564,6 +569,7 @@ def main():
             first_mismatch = metrics.get("logprob_mismatch", update_metrics["logprob_mismatch"])
             metrics |= update_metrics | {"logprob_mismatch": first_mismatch}  # of what sampled
         clock.lap("update_s")
+        discard_kept(run)
         n_tokens = int(dist.sum(batch.n_tokens)[0])
         metrics["length"] = n_tokens / (cfg.batch_groups * cfg.group_size)
         lengths = n_updates * trained_lengths(batch.rollouts, state.cfg)
@@ -571,17 +577,8 @@ def main():
         log.step(step, stage, loss, lr, grad_norm, n_tokens, lengths, clock.total(), **metrics)
         report_step(run, step + 1, metrics)
 
-        stage_ends = step + 1 == stage.end_step
-        is_last = step + 1 == n_steps
-        if (stage_ends or is_due(cfg.eval_every, step + 1)) and not stop_signal.on_any_rank(dist):
-            loop.announce_evaluation(run, step + 1, stage)
-            log.evaluation(step, stage, loop.evaluate_and_sample(run, is_last))
-            warn_of_hacking(run, stage)
-        stop = stop_signal.on_any_rank(dist)
-        if stage_ends or stop or is_due(cfg.save_every, step + 1):
-            run.save(step + 1, stage, must_succeed=stop or is_last)
-        if stop:
-            stop_signal.leave(dist, step + 1)
+        if run.save_is_due(step + 1, stage):
+            run.save(step + 1, stage, must_succeed=step + 1 == n_steps)
     log.close()
     loop.print_results(run)
 

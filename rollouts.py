@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,7 @@ from data.chat.template import after_thoughts
 from data.tasks import registry, taste
 from data.tasks.problem import Problem
 from evaluate import task_prompt
-from generate import decode_answer, sample, stop_ids
-from progress import progress_bar
+from generate import Sample, decode_answer, sample, stop_ids
 from reward import RewardModel, group_rewards, win_rates
 
 COMPARED = {"taste", "helpsteer3", "ultrafeedback"}  # no rule judges all of a reply to these
@@ -53,11 +53,14 @@ class Judges:
 
 
 def sample_rollouts(
-    model, tokenizer, problems: list[Problem], n: int, cfg, seed: int
+    model, tokenizer, problems: list[Problem], n: int, cfg, seed: int,
+    numbers: list[int] | None = None,
 ) -> list[list[Rollout]]:
     """n responses to each problem, by their own tokens: nothing is decoded and encoded again.
 
     model: a plain module. cfg: an RlConfig, of which max_new_tokens, temperature and max_rows hold.
+    numbers: of the problems among all (default: their places here); with the seed they decide all
+    draws.
     """
     prompts = [task_prompt(problem, tokenizer, "chat") for problem in problems]
     answers = sample(
@@ -69,16 +72,62 @@ def sample_rollouts(
         stop=stop_ids(tokenizer),
         seed=seed,
         max_rows=cfg.max_rows,
+        numbers=numbers,
     )
     groups = []
     for problem, prompt, samples in zip(problems, prompts, answers):
-        groups.append([])
-        for answer in samples:
-            text = decode_answer(answer.tokens, tokenizer, prompt)
-            groups[-1].append(
-                Rollout(problem, prompt, answer.tokens, answer.logprobs, answer.finish_reason, text)
-            )
+        groups.append(make_group(problem, prompt, samples, tokenizer))
     return groups
+
+
+def make_group(
+    problem: Problem, prompt: list[int], samples: list[Sample], tokenizer
+) -> list[Rollout]:
+    group = []
+    for answer in samples:
+        text = decode_answer(answer.tokens, tokenizer, prompt)
+        group.append(
+            Rollout(problem, prompt, answer.tokens, answer.logprobs, answer.finish_reason, text))
+    return group
+
+
+KEPT = "sampled"  # folder of the phase: the samples of the step that is being done
+
+
+def sample_and_keep(
+    model, run: loop.Run, problems: dict[int, Problem], cfg, seed: int, step: int
+) -> list[list[Rollout]]:
+    """A rank's groups of a step; a restart takes the samples that were kept as they came.
+
+    problems: by their number in the step.
+    """
+    name = common.hash_json([step, run.resume_key(step), loop.as_json(run.cfg)])
+    groups = {}
+    for row in common.read_kept_lines(run.folder / KEPT, name):
+        number = row["number"]
+        if number in problems:
+            samples = [Sample(*values) for values in row["samples"]]
+            prompt = task_prompt(problems[number], run.tokenizer, "chat")
+            groups[number] = make_group(problems[number], prompt, samples, run.tokenizer)
+    missing = [number for number in problems if number not in groups]
+    path = run.folder / KEPT / f"{name}.{run.dist.rank}.jsonl"
+    for piece in common.cut(missing, max(1, cfg.max_rows // cfg.group_size)):
+        piece_problems = [problems[number] for number in piece]
+        sampled = sample_rollouts(
+            model, run.tokenizer, piece_problems, cfg.group_size, cfg, seed, piece)
+        groups |= zip(piece, sampled)
+        rows = []
+        for number, group in zip(piece, sampled):
+            samples = [(r.tokens, r.logprobs, r.finish_reason) for r in group]
+            rows.append({"number": number, "samples": samples})
+        common.keep_lines(path, rows)
+    return [groups[number] for number in problems]
+
+
+def discard_kept(run: loop.Run) -> None:
+    """Deletes the samples of a step that is done."""
+    if run.dist.is_main:
+        shutil.rmtree(run.folder / KEPT, ignore_errors=True)
 
 
 def flatten(groups: list) -> list:
@@ -172,10 +221,7 @@ def filter_problems(
     And {question: the policy's greedy reply} of compared problems, which their samples are measured
     against.
     """
-    candidates = []
-    for task, n in stage.problems.items():
-        n_problems = max(1, round(run.config.scale * n))
-        candidates += registry.family(task).problems("train", n_problems, cfg.seed)
+    candidates = run.dist.from_main(lambda: load_problems(stage, run.config.scale, cfg.seed))
     problems = []
     for problem in candidates:
         n_tokens = len(task_prompt(problem, run.tokenizer, "chat")) + cfg.max_new_tokens
@@ -184,12 +230,11 @@ def filter_problems(
     means, references = measure_problems(run, cfg, stage, problems, judges)
     low, high = cfg.keep_between
     kept = []
-    for problem in problems:
-        mean = means.get(problem.key)
+    for problem, mean in zip(problems, means):
         if not cfg.filter_samples or (mean is not None and low < mean < high):
             kept.append(problem)
     if run.dist.is_main:
-        values = np.array([mean for mean in means.values() if mean is not None])
+        values = np.array([mean for mean in means if mean is not None])
         mean = values.mean() if len(values) else math.nan
         print(
             f"{stage.name}: {len(candidates)} problems, {len(candidates) - len(problems)} of them "
@@ -204,55 +249,70 @@ def filter_problems(
     return kept, references
 
 
+def load_problems(stage, scale: float, seed: int) -> list[Problem]:
+    """The training problems of all tasks of a stage."""
+    problems = []
+    for task, n in stage.problems.items():
+        problems += registry.family(task).problems("train", max(1, round(scale * n)), seed)
+    return problems
+
+
 def measure_problems(
     run: loop.Run, cfg, stage, problems: list[Problem], judges: Judges
-) -> tuple[dict[str, float | None], dict[str, str]]:
-    """({problem's key: mean reward of its samples}, {question: greedy reply} of compared problems).
+) -> tuple[list[float | None], dict[str, str]]:
+    """The mean reward of each problem's samples, and {question: greedy reply} of compared problems.
 
-    Compared problems: the mean win rate against the greedy reply. The answer is kept on disk, so
-    that a resumed run has the same.
+    Compared problems: the mean win rate against the greedy reply. The ranks share the work; what
+    they find is kept on disk as it comes, and a resumed run has the same.
     """
     dist = run.dist
     keys = [problem.key for problem in problems]
     # until the stage's first checkpoint all of these may change
     settings = [str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples, cfg.temperature]
-    name = f"{stage.name}-{common.hash_json(settings)}.json".replace(" ", "_")
-    path = run.folder / "filter" / name
-    if dist.sum(float(path.is_file()))[0] < dist.world:
-        rank_problems = problems[dist.rank :: dist.world]
-        means, references = sample_and_measure(run, cfg, stage, rank_problems, judges)
-        means, references = dist.gather(means), dist.gather(references)
-        if dist.is_main:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            common.write_atomic(path, json.dumps({"means": means, "references": references}))
-        dist.barrier()
-    measured = json.loads(path.read_text())
-    return measured["means"], measured["references"]
+    name = f"{stage.name}-{common.hash_json(settings)}".replace(" ", "_")
+    folder = run.folder / "filter"
+    rows = dist.from_main(
+        lambda: {row["number"]: row for row in common.read_kept_lines(folder, name)})
+    size = dist.piece_size(len(problems), cfg.filter_samples or 1, cfg.max_rows)
+    numbers = list(range(len(problems)))
+    pieces = [piece for piece in common.cut(numbers, size) if not rows.keys() >= set(piece)]
+    model = run.unsharded_model() if pieces else None
+    measured = {}
+    for piece in dist.hand_out(pieces, f"filter of {stage.name}"):
+        piece_problems = [problems[number] for number in piece]
+        piece_rows = sample_and_measure(
+            model, run.tokenizer, cfg, stage, piece_problems, piece, judges)
+        common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", piece_rows)
+        measured |= {row["number"]: row for row in piece_rows}
+    rows |= dist.gather(measured)
+    means, references = [], {}
+    for number, problem in enumerate(problems):
+        means.append(rows[number]["mean"])
+        if rows[number]["reference"] is not None:
+            references[problem.question] = rows[number]["reference"]
+    return means, references
 
 
 def sample_and_measure(
-    run: loop.Run, cfg, stage, problems: list[Problem], judges: Judges
-) -> tuple[dict[str, float | None], dict[str, str]]:
-    """What measure_problems returns, of this rank's problems, by sampling."""
-    model, tokenizer = run.unsharded_model(), run.tokenizer
+    model, tokenizer, cfg, stage, problems: list[Problem], numbers: list[int], judges: Judges
+) -> list[dict]:
+    """What is kept of each problem: its number, the mean reward, the greedy reply as reference.
+
+    numbers: of the problems in the stage; they alone decide the draws, whoever samples what.
+    """
+    n_samples, seed = cfg.filter_samples or 1, cfg.seed * 1_000_000
+    groups = sample_rollouts(model, tokenizer, problems, n_samples, cfg, seed, numbers)
+    compared = [group[0].problem for group in split_groups(groups, stage)[1]]
     greedy_cfg = dataclasses.replace(cfg, temperature=0.0)
-    n_samples = cfg.filter_samples or 1
-    means, references = {}, {}
-    chunks = progress_bar(
-        range(0, len(problems), 64),
-        desc=f"filter of {stage.name}",
-        unit="chunk",
-        disable=not run.dist.is_main,
-    )
-    for first in chunks:
-        part = problems[first : first + 64]
-        seed = cfg.seed * 1_000_000 + first
-        groups = sample_rollouts(model, tokenizer, part, n_samples, cfg, seed)
-        compared = [group[0].problem for group in split_groups(groups, stage)[1]]
-        for (greedy,) in sample_rollouts(model, tokenizer, compared, 1, greedy_cfg, 0):
-            references[greedy.problem.question] = reply_text(greedy.text)
-        means |= mean_rewards(groups, stage, judges, references)
-    return means, references
+    references = {}
+    for (greedy,) in sample_rollouts(model, tokenizer, compared, 1, greedy_cfg, 0):
+        references[greedy.problem.question] = reply_text(greedy.text)
+    means = mean_rewards(groups, stage, judges, references)
+    rows = []
+    for number, problem in zip(numbers, problems):
+        reference = references.get(problem.question)
+        rows.append({"number": number, "mean": means[problem.key], "reference": reference})
+    return rows
 
 
 def mean_rewards(
@@ -302,8 +362,10 @@ def trained_lengths(rollouts: list[Rollout], cfg) -> list[int]:
 # What rollouts were like
 
 
-def summarize_rollouts(groups: list[list[Rollout]], dist: Dist) -> dict[str, float]:
-    """What a step's rollouts were like, over all ranks.
+def summarize_rollouts(
+    groups: list[list[Rollout]], verdicts: dict[str, list[float]], dist: Dist
+) -> dict[str, float]:
+    """What a step's rollouts were like, over all ranks; verdicts: on them, by name.
 
     Watch `reward`: on-policy the loss is about 0. A reward above 0.5 counts as right.
     """
@@ -324,7 +386,7 @@ def summarize_rollouts(groups: list[list[Rollout]], dist: Dist) -> dict[str, flo
     values["truncated"] = [rollout.finish_reason != "stop" for rollout in rollouts]
     values["unscored"] = [rollout.reward is None for rollout in rollouts]
     values["by_verifier"] = [rollout.verdict is not None for rollout in rollouts]
-    return average_over_ranks(values, dist)
+    return average_over_ranks(values | verdicts, dist)
 
 
 def average_over_ranks(values: dict[str, list], dist: Dist) -> dict[str, float]:
@@ -336,6 +398,17 @@ def average_over_ranks(values: dict[str, list], dist: Dist) -> dict[str, float]:
     for name, total, count in zip(values, totals, totals[len(values):]):
         means[name] = total / count if count else math.nan
     return means
+
+
+def verifier_metrics(judges: Judges, dist: Dist) -> dict[str, float]:
+    """What the verifier was asked in a step and said, of all ranks; seconds are the slowest's."""
+    if judges.verifier is None:
+        return {}
+    counts = judges.verifier.take_counts()
+    seconds = dist.gather({dist.rank: counts.pop("seconds")})
+    sums = dict(zip(counts, dist.sum(*counts.values())))
+    metrics = {f"verifier_{name}": total for name, total in sums.items()}
+    return metrics | {"verifier_s": max(seconds.values())}
 
 
 def write_rollouts(run: loop.Run, step: int, groups: list[list[Rollout]]) -> None:

@@ -9,7 +9,9 @@ samples make a pair, and what a line of the file holds, is in data/chat/pairs.py
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +27,8 @@ from data.tasks.problem import Problem
 from data.text.tokenizer import Tokenizer
 from evaluate import task_prompt
 from generate import decode_answer, sample, stop_ids
-from progress import progress_bar
 
-CHUNK = 64  # problems whose samples are one file: what a killed run loses at most
+CHUNK = 64  # problems that share a seed
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -84,13 +85,16 @@ def load_problems(cfg: PairConfig, scale: float) -> list[tuple[str, Problem]]:
 
 def sample_and_score(
     model, tokenizer, problems: list[tuple[str, Problem]], cfg: PairConfig, seed: int,
-    system: str = "",
+    numbers: list[int], system: str = "",
 ) -> list[list[dict]]:
-    """n_samples scored samples of each problem, as data/chat/pairs.py has them."""
+    """n_samples scored samples of each problem, as data/chat/pairs.py has them.
+
+    numbers: of the problems among those of this seed; both decide the draws.
+    """
     prompts = [task_prompt(problem, tokenizer, "chat", system) for _, problem in problems]
     answers = sample(
         model, prompts, cfg.n_samples, cfg.max_new_tokens, cfg.temperature,
-        stop=stop_ids(tokenizer), seed=seed, max_rows=cfg.max_rows,
+        stop=stop_ids(tokenizer), seed=seed, max_rows=cfg.max_rows, numbers=numbers,
     )
     samples = []
     for prompt, problem_answers in zip(prompts, answers):
@@ -124,45 +128,43 @@ def score_samples(problems: list[tuple[str, Problem]], samples: list[list[dict]]
 def sample_checkpoint(
     who: str, source: Path, problems: list[tuple[str, Problem]], cfg: PairConfig, out: Path,
     dist: Dist,
-) -> list[list[dict]]:
-    """The samples of a checkpoint, from disk as far as they are there: a killed run goes on.
+) -> tuple[Path, str]:
+    """Samples a checkpoint, and returns where the samples are, for `read_choices`.
 
-    who: "teacher" or "student". The ranks share the work, a chunk of problems each in turn.
+    who: "teacher" or "student". The ranks share the work. The samples are kept as they come, in
+    FOLDER/NAME.<rank>.jsonl, a line for each problem: a killed run goes on.
     """
     system = cfg.teacher_system if who == "teacher" else ""
-    key = common.hash_json(sampling_key(source, problems, cfg, system))
-    folder = Path(cfg.samples or out / "samples") / f"{who}-{key}"
-    n_chunks = -(-len(problems) // CHUNK)
-    paths = [folder / f"{n:05d}.json" for n in range(n_chunks)]
-    rank_chunks = range(dist.rank, n_chunks, dist.world)
-    missing = [n for n in rank_chunks if not paths[n].is_file()]
+    folder = Path(cfg.samples or out / "samples")
+    name = f"{who}-{common.hash_json(sampling_key(source, problems, cfg, system))}"
+    kept = dist.from_main(
+        lambda: {row["number"] for row in common.read_kept_lines(folder, name)})
+    size = dist.piece_size(len(problems), cfg.n_samples, cfg.max_rows)
+    missing = []
+    for chunk in common.cut(range(len(problems)), CHUNK):
+        missing += [piece for piece in common.cut(chunk, size) if not kept.issuperset(piece)]
     if missing:
-        model, tokenizer = hf.load(source, dist.device, getattr(torch, cfg.dtype))
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"samples of the {who}"
-        for n in progress_bar(missing, desc=name, unit="chunk", disable=not dist.is_main):
-            chunk = problems[n * CHUNK:(n + 1) * CHUNK]
-            seed = cfg.seed * 1_000_000 + n
-            samples = sample_and_score(model, tokenizer, chunk, cfg, seed, system)
-            common.write_atomic(paths[n], json.dumps(samples))
-    dist.barrier()
-    samples = []
-    for path in paths:
-        samples += json.loads(path.read_text())
-    return samples
+        model, tokenizer = hf.load(source, dist.device, getattr(torch, cfg.dtype), checked=True)
+    for piece in dist.hand_out(missing, f"samples of the {who}"):
+        seed = cfg.seed * 1_000_000 + piece[0] // CHUNK
+        places = [number % CHUNK for number in piece]
+        piece_problems = [problems[number] for number in piece]
+        samples = sample_and_score(
+            model, tokenizer, piece_problems, cfg, seed, places, system)
+        rows = [{"number": number, "samples": each} for number, each in zip(piece, samples)]
+        common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", rows)
+    return folder, name
 
 
 def sampling_key(
     source: Path, problems: list[tuple[str, Problem]], cfg: PairConfig, system: str
 ) -> list:
     """What decides the samples of a checkpoint, as JSON: its files, the problems, the settings."""
-    stats = [(file.name, file.stat()) for file in source.iterdir()]
-    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     problem_keys = [(task, problem.key) for task, problem in problems]
     settings = [cfg.n_samples, cfg.temperature, cfg.max_new_tokens, cfg.seed]
     if system:
         settings.append(system)
-    return [str(source), *sorted(files), problem_keys, *settings]
+    return [str(source), *common.list_files(source), problem_keys, *settings]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -195,13 +197,17 @@ def make_pairs(
 
     UserError where none did.
     """
-    teacher_samples = sample_checkpoint("teacher", teacher.source, problems, cfg, folder, dist)
-    student_samples = sample_checkpoint("student", student, problems, cfg, folder, dist)
+    by_teacher = sample_checkpoint("teacher", teacher.source, problems, cfg, folder, dist)
+    by_student = sample_checkpoint("student", student, problems, cfg, folder, dist)
     path = folder / "pairs.jsonl"
-    if dist.is_main:
-        records, outcomes = choose_pairs(
-            problems, teacher_samples, student_samples, teacher, student, cfg)
-        print_outcomes(problems, teacher_samples, student_samples, outcomes)
+
+    def write_pairs() -> None:  # by one process: the samples of all are many
+        best = partial(choose_positive, min_score=cfg.min_positive_score)
+        worst = partial(choose_negative, max_score=cfg.min_positive_score - cfg.gap)
+        positives = read_choices(by_teacher, problems, best)
+        negatives = read_choices(by_student, problems, worst)
+        records, outcomes = choose_pairs(problems, positives, negatives, teacher, student)
+        print_outcomes(positives, negatives, outcomes)
         if not records:
             raise UserError(
                 "no prompt gave a pair: the teacher must be right where the student is wrong. Take "
@@ -210,20 +216,49 @@ def make_pairs(
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(record) + "\n" for record in records]
         common.write_atomic(path, "".join(lines))
-    dist.barrier()
+
+    dist.from_main(write_pairs)
     return path
 
 
+@dataclass
+class Choices:
+    """What was chosen among the samples of one checkpoint, and what they were like."""
+    chosen: dict[int, dict | None]  # problem's number -> the sample, or None for none
+    n_samples: Counter              # by task
+    n_right: Counter                # those with any score
+    n_tokens: int
+
+
+def read_choices(
+    kept: tuple[Path, str], problems: list[tuple[str, Problem]], choose: Callable
+) -> Choices:
+    """Reads what sample_checkpoint has kept, one problem after the other.
+
+    choose: of a problem's samples the one that is taken, or None.
+    """
+    choices = Choices({}, Counter(), Counter(), 0)
+    for row in common.read_kept_lines(*kept):
+        number, samples = row["number"], row["samples"]
+        if number in choices.chosen:  # sampled twice, when a run that was killed went on
+            continue
+        choices.chosen[number] = choose(samples)
+        task, _ = problems[number]
+        choices.n_samples[task] += len(samples)
+        choices.n_right[task] += sum(bool(entry["score"]) for entry in samples)
+        choices.n_tokens += sum(len(entry["tokens"]) for entry in samples)
+    return choices
+
+
 def choose_pairs(
-    problems: list[tuple[str, Problem]], teacher_samples: list[list[dict]],
-    student_samples: list[list[dict]], teacher: Teacher, student: Path, cfg: PairConfig,
+    problems: list[tuple[str, Problem]], positives: Choices, negatives: Choices,
+    teacher: Teacher, student: Path,
 ) -> tuple[list[dict], dict[str, Counter]]:
     """The lines of pairs.jsonl, and for each task how many of its prompts ended how."""
     writers = (str(teacher.source), str(student))
     records, outcomes = [], {}
     for number, (task, problem) in enumerate(problems):
-        chosen = choose_positive(teacher_samples[number], cfg.min_positive_score)
-        rejected = choose_negative(student_samples[number], cfg.min_positive_score - cfg.gap)
+        chosen, rejected = positives.chosen[number], negatives.chosen[number]
         if chosen is None:
             outcome = "teacher never right"
         elif rejected is None:
@@ -238,36 +273,19 @@ def choose_pairs(
 
 
 def print_outcomes(
-    problems: list[tuple[str, Problem]], teacher_samples: list[list[dict]],
-    student_samples: list[list[dict]], outcomes: dict[str, Counter],
+    positives: Choices, negatives: Choices, outcomes: dict[str, Counter]
 ) -> None:
     """A line per task: its pairs, who was how often right, and why prompts gave no pair."""
     print(f"{'task':10}{'prompts':>8}{'pairs':>7}{'teacher':>9}{'student':>9}"
           "   (share of right ones); no pair:")
     for task, counts in outcomes.items():
-        teacher_right = share_right(problems, teacher_samples, task)
-        student_right = share_right(problems, student_samples, task)
+        teacher_right = positives.n_right[task] / positives.n_samples[task]
+        student_right = negatives.n_right[task] / negatives.n_samples[task]
         reasons = [f"{reason} {n}" for reason, n in counts.items() if reason != "pairs"]
         print(f"{task:10}{counts.total():8}{counts['pairs']:7}{teacher_right:9.2f}"
               f"{student_right:9.2f}   {', '.join(reasons)}")
-    print(f"the teacher wrote {count_tokens(teacher_samples):,} tokens, "
-          f"the student {count_tokens(student_samples):,}")
-
-
-def share_right(problems: list[tuple[str, Problem]], samples: list[list[dict]], task: str) -> float:
-    """The share of a task's samples that have any score."""
-    right = []
-    for (name, _), problem_samples in zip(problems, samples):
-        if name == task:
-            right += [bool(entry["score"]) for entry in problem_samples]
-    return float(np.mean(right))
-
-
-def count_tokens(samples: list[list[dict]]) -> int:
-    total = 0
-    for problem_samples in samples:
-        total += sum(len(entry["tokens"]) for entry in problem_samples)
-    return total
+    print(f"the teacher wrote {positives.n_tokens:,} tokens, "
+          f"the student {negatives.n_tokens:,}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -285,39 +303,52 @@ def refresh_negatives(
     takes the same.
     """
     cfg, dist = run.cfg, run.dist
-    path = run.folder / f"refresh-{key}" / f"{step:08d}.json"
-    ranks_with_file = dist.sum(float(path.is_file()))[0]
-    if ranks_with_file < dist.world:
-        n_pairs = min(cfg.refresh_every, n_steps - step) * cfg.batch_pairs
-        upcoming = loop.shuffled_indices(len(pairs), step * cfg.batch_pairs, n_pairs, cfg.seed)
-        rank_pairs = np.unique(upcoming)[dist.rank::dist.world].tolist()
-        negatives = dist.gather(sample_negatives(run, problems, pairs, rank_pairs, step))
-        if dist.is_main:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            common.write_atomic(path, json.dumps(negatives))
-        dist.barrier()
-    for i, tokens in json.loads(path.read_text()).items():
-        pairs[int(i)] = dataclasses.replace(pairs[int(i)], rejected=tokens)
+    folder, name = run.folder / f"refresh-{key}", f"{step:08d}"
+    n_pairs = min(cfg.refresh_every, n_steps - step) * cfg.batch_pairs
+    upcoming = loop.shuffled_indices(len(pairs), step * cfg.batch_pairs, n_pairs, cfg.seed)
+    due = np.unique(upcoming).tolist()
+    negatives = dist.from_main(
+        lambda: {row["pair"]: row["tokens"] for row in common.read_kept_lines(folder, name)})
+    size = dist.piece_size(len(due), cfg.n_samples, cfg.max_rows)
+    missing = []
+    for places in common.cut(range(len(due)), size):
+        if not negatives.keys() >= {due[place] for place in places}:
+            missing.append(places)
+    model = run.unsharded_model() if missing else None
+    sampled = {}
+    for places in dist.hand_out(missing, "new negatives"):
+        piece_pairs = {place: due[place] for place in places}
+        piece_negatives = sample_negatives(model, run, problems, pairs, piece_pairs, step)
+        rows = [{"pair": i, "tokens": tokens} for i, tokens in piece_negatives.items()]
+        common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", rows)
+        sampled |= piece_negatives
+    negatives |= dist.gather(sampled)
+    for i, tokens in negatives.items():
+        if tokens is not None:
+            pairs[i] = dataclasses.replace(pairs[i], rejected=tokens)
 
 
 def sample_negatives(
-    run: loop.Run, problems: list[tuple[str, Problem]], pairs: list[Pair], rank_pairs: list[int],
-    step: int,
-) -> dict[int, list[int]]:
-    """{pair: tokens of its new rejected response}, for those of the rank's pairs that get one."""
+    model, run: loop.Run, problems: list[tuple[str, Problem]], pairs: list[Pair],
+    piece_pairs: dict[int, int], step: int,
+) -> dict[int, list[int] | None]:
+    """{pair: tokens of its new rejected response, or None where it gets none}.
+
+    piece_pairs: place among all that are due, which decides the draws -> pair.
+    """
     cfg = run.cfg
     settings = dataclasses.replace(cfg, n_samples=1) if cfg.negatives == "any" else cfg
-    rank_problems = [problems[pairs[i].number] for i in rank_pairs]
-    seed = (cfg.seed * 1000 + run.dist.rank) * 1_000_000 + step
-    model = run.unsharded_model()
-    samples = sample_and_score(model, run.tokenizer, rank_problems, settings, seed)
+    pair_problems = [problems[pairs[i].number] for i in piece_pairs.values()]
+    seed = cfg.seed * 1_000_000_000 + step
+    samples = sample_and_score(
+        model, run.tokenizer, pair_problems, settings, seed, list(piece_pairs))
     negatives = {}
-    for i, pair_samples in zip(rank_pairs, samples):
+    for i, pair_samples in zip(piece_pairs.values(), samples):
         if cfg.negatives == "any":
             negative = pair_samples[0]
         else:
             negative = choose_negative(pair_samples, cfg.min_positive_score - cfg.gap)
         prompt = pairs[i].teacher_prompt or pairs[i].prompt
-        if negative and len(prompt) + len(negative["tokens"]) <= cfg.context:
-            negatives[i] = negative["tokens"]
+        fits = negative and len(prompt) + len(negative["tokens"]) <= cfg.context
+        negatives[i] = negative["tokens"] if fits else None
     return negatives

@@ -33,7 +33,7 @@ from data.verify import sandbox
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig
-from schedule import is_due, learning_rate, stage_at
+from schedule import learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -109,10 +109,12 @@ def open_pools(
             f"the stages take from pool {min(missing)!r}; sft.pools has {', '.join(sources)}"
         )
     folder = Path(cfg.folder or config.out / "sft" / "data")
-    if dist.is_main:
+
+    def prepare_all() -> None:
         for name in names:
             prepare(folder, name, sources[name], tokenizer, on_bad_line=cfg.on_bad_line)
-    dist.barrier()
+
+    dist.from_main(prepare_all)  # for hours maybe: the others wait
     return {name: read_pool(folder / name, tokenizer.hash) for name in names}
 
 
@@ -209,7 +211,7 @@ def main():
         sandbox.allow_unlocked()
     cfg = config.sft
     stages = read_stages(cfg)
-    dist = common.init_distributed(cfg.dtype, cfg.shard_size)
+    dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     run = loop.start("sft", config, dist, default_source="pretrain")
     pools = open_pools(config, stages, run.tokenizer, dist)
     plan = plan_stages(stages, pools, cfg.batch_tokens, cfg.seed, config.scale, cfg.over_long)
@@ -228,8 +230,13 @@ def main():
     batches = loop.Prefetch(
         functools.partial(read_batch, plan, pools), run.first_step, n_steps, dist
     )
-    stop_signal = common.StopSignal()
-    for step in range(run.first_step, n_steps):
+    stop_signal = common.StopSignal(dist)
+    for step in range(run.first_step, n_steps + 1):
+        if log.owes_evaluation(plan):
+            stage = stage_at(plan, step - 1)
+            log.evaluation(stage, loop.evaluate_and_sample(run, stage, step == n_steps))
+        if step == n_steps:
+            break
         started = time.time()
         stage = stage_at(plan, step)
         loop.configure(model, stage.settings)
@@ -249,16 +256,11 @@ def main():
         lengths = document_lengths(batch.doc_start)
         log.step(step, stage, loss, lr, grad_norm, n_tokens, lengths, seconds)
 
-        stage_ends = step + 1 == stage.end_step
-        is_last = step + 1 == n_steps
-        if (stage_ends or is_due(cfg.eval_every, step + 1)) and not stop_signal.on_any_rank(dist):
-            loop.announce_evaluation(run, step + 1, stage)
-            log.evaluation(step, stage, loop.evaluate_and_sample(run, is_last))
-        stop = stop_signal.on_any_rank(dist)
-        if stage_ends or stop or is_due(cfg.save_every, step + 1):
-            run.save(step + 1, stage, must_succeed=stop or is_last)
+        stop = stop_signal.on_any_rank()
+        if run.save_is_due(step + 1, stage) or stop:
+            run.save(step + 1, stage, must_succeed=stop or step + 1 == n_steps)
         if stop:
-            stop_signal.leave(dist, step + 1)
+            stop_signal.leave(step + 1)
     log.close()
     loop.print_results(run)
 

@@ -398,62 +398,74 @@ PROBLEMS = [
 
 
 def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
-    """Only what is missing is drawn again, and is as it was; two ranks share the work; another seed
-    shares nothing."""
+    """Only what is missing is drawn again, and is as it was, in pieces of any size."""
     problems = [("math", problem) for problem in registry.family("math").problems("train", 130, 1)]
     drawn, loaded = [], []
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("1")
-    monkeypatch.setattr(hf, "load", lambda *arguments: loaded.append(arguments) or (None, None))
+    monkeypatch.setattr(
+        hf, "load", lambda *arguments, checked: loaded.append(arguments) or (None, None))
+    most = [99]
 
-    def draw(model, tokenizer, some, cfg, seed):
-        drawn.append(seed)
-        return [[answer(f"{problem.key} {seed}", 1.0)] for _, problem in some]
+    def draw(model, tokenizer, some, cfg, seed, numbers):
+        if len(drawn) == most[0]:
+            raise KeyboardInterrupt
+        drawn.append((seed, *numbers))
+        return [
+            [answer(f"{problem.key} {seed} {number}", 1.0)]
+            for (_, problem), number in zip(some, numbers)
+        ]
 
     monkeypatch.setattr(sample_pairs, "sample_and_score", draw)
 
     def samples(dist=ONE, **changes):
         drawn.clear(), loaded.clear()
         cfg = DistillConfig(seed=2, **changes)
-        return sample_pairs.sample_checkpoint(
+        kept = sample_pairs.sample_checkpoint(
             "student", tmp_path / "model", problems, cfg, tmp_path, dist
         )
+        rows = {row["number"]: row["samples"] for row in common.read_kept_lines(*kept)}
+        return [rows[number] for number in sorted(rows)]
 
+    chunks = [(2_000_000, *range(64)), (2_000_001, *range(64)), (2_000_002, 0, 1)]
     whole = samples()
-    assert [each[0]["text"].rpartition(" ")[0] for each in whole] == [
+    assert [each[0]["text"].split(" 2000")[0] for each in whole] == [
         problem.key for _, problem in problems
     ]
-    assert drawn == [2_000_000, 2_000_001, 2_000_002] and len(loaded) == 1
-    (folder,) = (tmp_path / "samples").iterdir()
-    (folder / "00001.json").unlink()
-    (folder / "00002.json").rename(folder / "00002.json.tmp")  # killed while it was written
-    assert samples() == whole and drawn == [2_000_001, 2_000_002]
+    assert drawn == chunks and len(loaded) == 1
+    (path,) = (tmp_path / "samples").iterdir()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:100]) + lines[100][:30])  # killed while it was written
+    assert samples() == whole and drawn == chunks[1:]
     assert samples() == whole and not drawn and not loaded
-    shutil.rmtree(folder)
-    two = [
-        SimpleNamespace(rank=rank, world=2, device="cpu", is_main=not rank, barrier=lambda: None)
-        for rank in (1, 0)
-    ]
-    with pytest.raises(
-        FileNotFoundError
-    ):  # for the other's chunks are not there: the barrier would wait for them
-        samples(two[0])
-    assert drawn == [2_000_001]
-    assert samples(two[1]) == whole and drawn == [2_000_000, 2_000_002]
+    path.unlink()
+    most[0] = 1
+    with pytest.raises(KeyboardInterrupt):  # in the second piece
+        samples()
+    most[0] = 99
+    assert samples() == whole and drawn == chunks[1:]
+    assert len(path.read_text().splitlines()) == 130  # no problem twice
     samples(temperature=0.5), samples(samples=str(tmp_path / "shared"))
     assert (
         len(drawn) == 3
         and len([*(tmp_path / "samples").iterdir()]) == 2
         and (tmp_path / "shared").is_dir()
     )
+    path.unlink()
+    assert samples(max_rows=80) == whole  # smaller pieces, the same draws
+    assert [piece[1:] for piece in drawn[:4]] == [
+        tuple(range(20)), tuple(range(20, 40)), tuple(range(40, 60)), tuple(range(60, 64))]
 
 
 def make_pairs(
     monkeypatch, folder, by_teacher: list, by_student: list, same_tokenizer=True, gap=0.5
 ) -> list[dict]:
     """What pairs.jsonl then says."""
-    samples = {"teacher": by_teacher, "student": by_student}
-    monkeypatch.setattr(sample_pairs, "sample_checkpoint", lambda who, *_: samples[who])
+    for who, samples in (("teacher", by_teacher), ("student", by_student)):
+        rows = [{"number": number, "samples": each} for number, each in enumerate(samples)]
+        common.keep_lines(folder / f"{who}.0.jsonl", rows[:1])
+        common.keep_lines(folder / f"{who}.1.jsonl", rows[1:])
+    monkeypatch.setattr(sample_pairs, "sample_checkpoint", lambda who, *_: (folder, who))
     teacher = sample_pairs.Teacher(folder / "big", same_tokenizer)
     path = sample_pairs.make_pairs(
         PROBLEMS, folder / "sft", teacher, DistillConfig(gap=gap), folder / "run", ONE
@@ -535,7 +547,7 @@ def refreshed(monkeypatch, folder, drawn: dict | None, step=0, **changes) -> lis
     """The rejected responses of two pairs after a refresh, when the student answers as in `drawn`,
     {problem's number: samples}; None: must not be asked."""
 
-    def draw(model, tokenizer, problems, cfg, seed):
+    def draw(model, tokenizer, problems, cfg, seed, numbers):
         assert model == "now" and cfg.n_samples == (1 if cfg.negatives == "any" else 4)
         return [drawn[PROBLEMS.index(each)] for each in problems]
 
@@ -800,7 +812,7 @@ def test_new_negatives_in_a_run(base, monkeypatch):
         sample_pairs.sample_and_score,
     )
 
-    def scored(model, tokenizer, some, cfg, seed):
+    def scored(model, tokenizer, some, cfg, seed, numbers):
         """What the student really says, but a third of it is called right, another third each
         time."""
         return [
@@ -808,7 +820,7 @@ def test_new_negatives_in_a_run(base, monkeypatch):
                 answer | {"score": float((i + seed) % 3 == 0), "finish_reason": "stop"}
                 for answer in answers
             ]
-            for i, answers in enumerate(draw(model, tokenizer, some, cfg, seed))
+            for i, answers in enumerate(draw(model, tokenizer, some, cfg, seed, numbers))
         ]
 
     monkeypatch.setattr(sample_pairs, "make_pairs", lambda *_: base.folder / "pairs.jsonl")
@@ -821,13 +833,15 @@ def test_new_negatives_in_a_run(base, monkeypatch):
         *QUICK,
     ]
     attempt(base, monkeypatch, "--run=fresh", *options)
-    files = [
-        json.loads(path.read_text())
+    first, second = (
+        {
+            row["pair"]
+            for row in map(json.loads, path.read_text().splitlines())
+            if row["tokens"] is not None
+        }
         for path in sorted((base.folder / "out/fresh/distill").glob("refresh-*/*"))
-    ]
-    assert (
-        len(files) == 2 and files[0].keys() - files[1].keys() and files[1].keys() - files[0].keys()
     )
+    assert first - second and second - first
     steps = metrics(base, "fresh")
     # Samples have 8 tokens at most.
     assert all(line["rejected_tokens"] < line["chosen_tokens"] - 8 for line in steps)

@@ -151,7 +151,7 @@ length = 3 if d.rank == 0 else 40  # a collective inside decoding would hang her
 ours = generate.sample(replica, [[1, 2, 3]], n=2, max_new_tokens=length, seed=d.rank)
 theirs = generate.sample(plain, [[1, 2, 3]], n=2, max_new_tokens=length, seed=d.rank)
 assert ours == theirs and len(ours[0][0].tokens) == length
-d.barrier()
+d.wait()
 print(f"rank {d.rank} done\\n", end="")  # one write: the ranks share a pipe
 common.cli(lambda: None)  # out as every script goes: gloo's threads may abort Python's own way
 """

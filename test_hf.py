@@ -492,7 +492,7 @@ def main():
         if d.is_main:
             torch.save((hidden @ model.lm_head.weight.T).detach(), folder / "logits.pt")
     # gloo's threads may still hold the last gathered tensors, and abort if Python leaves meanwhile
-    d.barrier()
+    d.wait()
 common.cli(main)
 """
 

@@ -531,7 +531,7 @@ def test_the_verifier_scores_what_rules_leave_open():
     assert assign_advantages([open_group], False) == 1
     assert [r.advantage for r in open_group] == pytest.approx([2 / 3, -1 / 3, 0, -1 / 3])
     assert [r.loss_mask for r in open_group] == [1, 1, 0, 1]
-    summary = rollouts.summarize_rollouts([closed, open_group], ONE)
+    summary = rollouts.summarize_rollouts([closed, open_group], {}, ONE)
     assert summary["by_verifier"] == 3 / 8 and summary["unscored"] == 1 / 8
     means = rollouts.mean_rewards([open_group], stage, judges, {})
     assert means == {problem.key: pytest.approx(1 / 3)}
@@ -682,8 +682,9 @@ def filtered(
         for p in registry.family(task).problems("train", n, 0)
     ]
 
-    def drawn(model, tokenizer, some, n, p, seed):
+    def drawn(model, tokenizer, some, n, p, seed, numbers):
         assert model == "now" and not again
+        assert [problems[number] for number in numbers] == some
         return [
             [
                 rollout(problem=problem, text=json.dumps(reward))
@@ -749,7 +750,7 @@ def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monke
     problems, words = registry.family("taste").problems("train", 3, 0), {}
     words = dict(zip((p.key for p in problems), (["a", "b"], ["a", "bbbbb"], ["bbbb", "bbbbb"])))
 
-    def drawn(model, tokenizer, some, n, p, seed):
+    def drawn(model, tokenizer, some, n, p, seed, numbers=None):
         assert (n, p.temperature) in ((1, 0.0), (4, 1.0))
         return [[rollout(problem=q, text=f"Answer: {q.extra['number']} {word}")
                  for word in (["ccc"] if n == 1 else words[q.key])] for q in some]
@@ -845,7 +846,7 @@ def test_length_and_repetition_earn_nothing_more(task):
 def test_what_was_not_scored_is_neither_right_nor_wrong():
     groups = [[rollout(reward=r) for r in rewards] for rewards in
               ([1.0, 1.0], [0.0, 0.0], [1.0, None], [None, None], [0.0, 1.0])]
-    seen = rollouts.summarize_rollouts(groups, ONE)
+    seen = rollouts.summarize_rollouts(groups, {}, ONE)
     assert (seen["all_right"], seen["all_wrong"], seen["unscored"]) == pytest.approx(
         (0.4, 0.2, 0.3)
     )

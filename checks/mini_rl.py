@@ -4,15 +4,12 @@ A model that was pre-trained for seconds answers nothing right and ends no respo
 may earn a reward, and many tokens end a response. All else is the real thing. test_rl.py and
 checks.kill run it in a folder of checks.mini.
 """
-import zlib
-
 import common
 import rl
 import rollouts
 from data.tasks import registry, taste
 from data.tasks.problem import OpenAnswer
 from generate import sample
-from rollouts import sample_rollouts
 
 CONFIG = """
 from mini import *
@@ -35,23 +32,12 @@ def toy(change) -> None:
     change: as setattr, or a test's monkeypatch.setattr
     """
     change(rollouts, "sample", sample_with_many_ends)
-    change(rollouts, "sample_rollouts", sample_by_problem)
-    change(rl, "sample_rollouts", sample_by_problem)
     change(registry, "judge", judge_by_length)
     change(taste, "is_correct", is_correct_by_length)
 
 
 def sample_with_many_ends(*arguments, stop, **options):
     return sample(*arguments, stop=(*stop, *END_TOKENS), **options)
-
-
-def sample_by_problem(model, tokenizer, problems, n, cfg, seed):
-    """A rollout's random numbers are its problem's, so that any number of ranks draws the same."""
-    groups = []
-    for problem in problems:
-        problem_seed = seed % 1_000_000 + zlib.crc32(problem.key.encode())
-        groups += sample_rollouts(model, tokenizer, [problem], n, cfg, problem_seed)
-    return groups
 
 
 def judge_by_length(problem, response) -> float | OpenAnswer:

@@ -319,11 +319,13 @@ def rl_rows(folder: Path) -> list[list[str]]:
 
 def count_kept_problems(folder: Path, stage: str, keep_between: tuple[float, float]) -> str:
     """How many of a stage's problems the filter kept: those with a mean reward in between."""
-    means = []
-    for path in folder.glob(f"filter/{stage.replace(' ', '_')}-*.json"):
-        means = [mean for mean in load_json(path)["means"].values() if mean is not None]
-    if not means:
+    files = folder.glob(f"filter/{stage.replace(' ', '_')}-*.jsonl")  # a file for each rank
+    newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
         return ""
+    name = newest.name.rsplit(".", 2)[0]
+    kept = {row["number"]: row["mean"] for row in common.read_kept_lines(newest.parent, name)}
+    means = [mean for mean in kept.values() if mean is not None]
     low, high = keep_between
     n_kept = sum(low < mean < high for mean in means)
     return f"{n_kept:,} of {len(means):,}"

@@ -127,7 +127,8 @@ def fabricate(out: Path) -> None:
         *steps("coding", 10, 10, **seen),
         end(19, "coding", 0.611, 0.612),
     )
-    write(out / "rl/filter/STEM-abc.json", {"means": {"p": 0.5, "q": 1.0, "r": None}})
+    for rank, mean in enumerate((0.5, 1.0, None)):
+        write(out / f"rl/filter/STEM-abc.{rank}.jsonl", {"number": rank, "mean": mean})
     attempts = [
         dict(
             response=HOSTILE,
