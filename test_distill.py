@@ -407,7 +407,7 @@ def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
         hf, "load", lambda *arguments, checked: loaded.append(arguments) or (None, None))
     most = [99]
 
-    def draw(model, tokenizer, some, cfg, seed, numbers):
+    def draw(model, tokenizer, some, cfg, seed, numbers, system):
         if len(drawn) == most[0]:
             raise KeyboardInterrupt
         drawn.append((seed, *numbers))
