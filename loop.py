@@ -384,7 +384,7 @@ class Log:
                 f"{run.dist.device.type}, "
                 f"{run.cfg.dtype}"
             )
-            if run.first_step >= n_steps:
+            if run.first_step >= n_steps and not self.owes_first:
                 print("this run is complete; nothing to do")
         self.bar = progress_bar(
             total=n_steps,

@@ -2,6 +2,8 @@
 metrics."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass, field
 
 import pytest
@@ -168,6 +170,43 @@ def test_a_save_that_was_killed_is_no_checkpoint(saved):
     assert common.find_checkpoint(D, folder).name == "step_00000001"
 
 
+def test_a_checkpoint_that_is_written_again_is_never_absent(saved, monkeypatch):
+    """Killed between the two renames, the old one is found; the next save clears up."""
+    folder, model, optimizer = saved
+    rename = os.rename
+    save = lambda: common.save_checkpoint(
+        D, folder, 3, model, optimizer, {"again": True}, folder / "tokenizer.json")
+
+    def until_killed(source, target):
+        if target.suffix != ".old":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(common.os, "rename", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    monkeypatch.undo()
+    old = common.find_checkpoint(D, folder)
+    assert old.name == "step_00000003.old" and "again" not in common.read_meta(old)
+    assert common.load_checkpoint(D, old, *small(seed=9))["step"] == 3
+    save(), save()
+    assert [p.name for p in common.list_checkpoints(folder)] == ["step_00000003", "step_00000001"]
+    assert common.read_meta(folder / "step_00000003")["again"]
+
+
+def test_a_checkpoint_before_the_first_step_has_no_optimizer_state(tmp_path):
+    """torch would make one, by a step: with it the steps to come are others (pytorch #164929)."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    untouched, saved, resumed = small(), small(), small(seed=9)
+    common.save_checkpoint(D, tmp_path, 0, *saved, {}, tmp_path / "tokenizer.json")
+    common.load_checkpoint(D, tmp_path / "step_00000000", *resumed)
+    assert not saved[1].state and not resumed[1].state
+    for model, optimizer in (untouched, saved, resumed):
+        train(model, optimizer, 3)
+    for model, _ in (saved, resumed):
+        assert torch.equal(model.weight, untouched[0].weight)
+
+
 def test_a_save_that_fails_loses_nothing(saved, monkeypatch, capsys):
     folder, model, optimizer = saved
     monkeypatch.setattr(
@@ -183,6 +222,61 @@ def test_a_save_that_fails_loses_nothing(saved, monkeypatch, capsys):
     assert common.find_checkpoint(D, folder).name == "step_00000003" and not list(
         folder.glob(".step*")
     )
+
+
+def test_kept_lines(tmp_path):
+    """Of all ranks; a torn line is left out, and goes with the next that is added."""
+    first, second = tmp_path / "kept/a [1].0.jsonl", tmp_path / "kept/a [1].1.jsonl"
+    common.keep_lines(first, [{"n": 1}, {"n": 2}])
+    common.keep_lines(second, [{"n": 3}])
+    (tmp_path / "kept/b.0.jsonl").write_text('{"n": 9}\n')
+    first.write_text(first.read_text()[:-4])
+    kept = lambda: [row["n"] for row in common.read_kept_lines(tmp_path / "kept", "a [1]")]
+    assert kept() == [1, 3]
+    common.keep_lines(first, [{"n": 4}])
+    assert kept() == [1, 4, 3]
+    second.write_text('{"n": 3}\nmine\n{"n": 5}\n')
+    with pytest.raises(UserError, match=r"a \[1\].1.jsonl is damaged, or no file of samples"):
+        kept()
+    assert [*common.read_kept_lines(tmp_path / "nowhere", "a")] == []
+
+
+def test_work_is_handed_out_to_who_is_free(monkeypatch):
+    """Each piece once, in any order of asking."""
+    store = torch.distributed.HashStore()
+    ranks = [common.Dist(rank, 3, torch.device("cpu"), None, store=store) for rank in range(3)]
+    monkeypatch.setattr(common.Dist, "wait", lambda self: None)
+    for _ in range(2):  # a second queue begins anew
+        takers = [rank.hand_out("abcdefg", "letters") for rank in ranks]
+        taken = [next(takers[i]) for i in (2, 0, 0, 1, 0)]
+        assert taken == [*"abcde"] and [*takers[1]] == ["f", "g"]
+        assert [*takers[0]] == [*takers[2]] == []
+    assert [*D.hand_out("abc", "letters")] == [*"abc"]
+    assert ranks[0].piece_size(100, 4, 64) == 16 and ranks[0].piece_size(20, 4, 64) == 7
+    assert ranks[0].piece_size(5, 9, 4) == 1
+
+
+def test_a_signal_ends_kept_work_at_once():
+    """Elsewhere it is noted, and ends the next such work before it begins."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    dist, done = common.Dist(0, 1, torch.device("cpu"), None), []
+    try:
+        stop_signal = common.StopSignal(dist)
+        with pytest.raises(common.Interrupted) as left:
+            for piece in dist.hand_out(range(9), "pieces"):
+                done.append(piece)
+                if piece == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        assert done == [0, 1] and left.value.code == 128 + signal.SIGTERM
+        stop_signal = common.StopSignal(dist)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_signal.on_any_rank()
+        with pytest.raises(common.Interrupted):
+            done += dist.hand_out(range(9), "pieces")
+        assert done == [0, 1]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_metrics_drop_what_will_be_repeated_and_a_torn_line(tmp_path):

@@ -139,6 +139,7 @@ def test_frequencies_follow_the_distribution():
 
 SHARDED = """
 import torch, common, generate
+from pathlib import Path
 from model import ModelConfig, Transformer, init_weights, meta_model
 cfg = ModelConfig(2, 32, 48, 4, 2, 8, vocab_size=50, init_std=0.3)
 d = common.init_distributed("float32")
@@ -151,6 +152,13 @@ length = 3 if d.rank == 0 else 40  # a collective inside decoding would hang her
 ours = generate.sample(replica, [[1, 2, 3]], n=2, max_new_tokens=length, seed=d.rank)
 theirs = generate.sample(plain, [[1, 2, 3]], n=2, max_new_tokens=length, seed=d.rank)
 assert ours == theirs and len(ours[0][0].tokens) == length
+optimizer = common.adamw(model, 1e-3, (0.9, 0.95), 0.1)
+folder, tokenizer = Path("alone"), Path("data/tokenizer.json")
+checkpoint = common.save_checkpoint(d, folder, 1, model, optimizer, {}, tokenizer)
+if d.rank == 1:  # a collective would wait for the other one
+    alone = Transformer(cfg)
+    common.load_checkpoint(common.Dist(0, 1, d.device, None), checkpoint, alone)
+    assert all(map(torch.equal, alone.parameters(), plain.parameters()))
 d.wait()
 print(f"rank {d.rank} done\\n", end="")  # one write: the ranks share a pipe
 common.cli(lambda: None)  # out as every script goes: gloo's threads may abort Python's own way

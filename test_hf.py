@@ -479,11 +479,36 @@ def test_start_from(tokenizer, tmp_path):
         hf.load_initial_weights(one, our_model(), other_tokenizer, folder)
 
 
-SHARDED = """
-import sys, torch, common, hf
-from model import meta_model
+THREE_STEPS = """
+import torch, common
+from kernels.cross_entropy import linear_cross_entropy
+from model import ModelConfig, init_weights, meta_model
+def three_steps(d):
+    cfg = ModelConfig(2, 32, 48, 2, 1, 16, vocab_size=1024, tie_embeddings=True)
+    model = meta_model(cfg)
+    common.shard_model(model, d, "float32", compile=False)
+    init_weights(model, 0, common.assign)
+    optimizer = common.adamw(model, 1e-3, (0.9, 0.95), 0.1)
+    rows = torch.randint(1024, (6, 17), generator=torch.Generator().manual_seed(0))
+    rows, losses = rows[d.rank::d.world], []
+    for _ in range(3):
+        hidden, targets = model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()
+        loss = linear_cross_entropy(hidden, model.lm_head.weight, targets) / (6 * 16)
+        (loss * d.world).backward()
+        common.clip_grad_norm(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses += d.sum(loss.item())
+    plain = meta_model(cfg).to_empty(device="cpu")
+    return losses, common.unsharded_copy(model, plain).embed_tokens.weight.detach()
+"""
+SHARDED = THREE_STEPS + """
+import sys, hf
 def main():
     d = common.init_distributed("float32")
+    steps = three_steps(d)
+    if d.is_main:
+        torch.save(steps, "steps.pt")
     for folder in map(hf.Path, sys.argv[1:]):
         model = meta_model(hf.config_from_hf(folder))
         common.shard_model(model, d, "float32", compile=False)
@@ -498,7 +523,8 @@ common.cli(main)
 
 
 def test_loading_into_a_sharded_model(tokenizer, tmp_path):
-    """Two processes load one folder into an FSDP model (odd sizes: uneven shards)."""
+    """Three processes load one folder into an FSDP model (odd sizes: uneven shards), and train
+    another one, with embeddings that are tied and of 1,024 rows, as one process does."""
     shape = SHAPES["odd MHA, narrow heads"]
     models = {tmp_path / str(tied): our_model(shape, tie_embeddings=tied) for tied in (False, True)}
     for folder, model in models.items():
@@ -508,13 +534,19 @@ def test_loading_into_a_sharded_model(tokenizer, tmp_path):
         sys.executable,
         "-m",
         "torch.distributed.run",
-        "--nproc_per_node=2",
+        "--nproc_per_node=3",
         "--standalone",
         str(tmp_path / "sharded.py"),
         *map(str, models),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    one = common.Dist(0, 1, torch.device("cpu"), None)
+    exec(THREE_STEPS, script := {})
+    ours, theirs = script["three_steps"](one), torch.load(tmp_path / "steps.pt")
+    assert theirs[0] == pytest.approx(ours[0], abs=1e-6)
+    torch.testing.assert_close(theirs[1], ours[1], rtol=0, atol=1e-6)
     for folder, model in models.items():
         assert_equal(torch.load(folder / "logits.pt"), logits(model, torch.arange(30)[None]))
 

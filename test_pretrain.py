@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import common
+import loop
 import pretrain
 from conftest import ROOT, Mini
 from data.text.mixture import plan_stages
 from pretrain import PretrainConfig, StageConfig
-from schedule import learning_rate
+from schedule import Stage, learning_rate
 
 
 def metrics(mini, run):
@@ -349,3 +350,16 @@ def test_damaged_shards_are_named(mini, tmp_path, damage, message):
         shard.write_bytes(shard.read_bytes()[:-100])
     output = mini.pretrain("--run=bad", f"--corpus.folder={tmp_path / 'data'}", code=2)
     assert f"{shard} {message}" in output and "Traceback" not in output
+
+
+def test_when_a_checkpoint_is_due():
+    """By steps, before an evaluation, at the end of the stage, and by the clock."""
+    cfg = PretrainConfig(stages=[], batch_tokens=8, save_every=5, save_minutes=1.0, eval_every=4)
+    one = common.Dist(0, 1, torch.device("cpu"), None)
+    run, stage = loop.Run("pretrain", None, cfg, one, None, None), Stage(
+        name="only", first_step=0, n_steps=9)
+    assert [step for step in range(1, 10) if run.save_is_due(step, stage)] == [4, 5, 8, 9]
+    run.saved_at -= 61
+    assert run.save_is_due(1, stage)
+    cfg.save_minutes = 0.0
+    assert not run.save_is_due(1, stage)

@@ -10,9 +10,11 @@ import dataclasses
 import io
 import json
 import math
+import os
 import re
 import runpy
 import shutil
+import signal
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ import pytest
 import torch
 
 import common
+import evaluate
 import generate
 import hf
 import rl
@@ -1135,12 +1138,90 @@ def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsy
         )
 
 
+def test_a_stage_whose_first_step_has_no_signal(base, monkeypatch):
+    """It is saved there, or resumed from there, or neither: the weights are the same to the bit."""
+    assign_rewards = rl.assign_rewards
+
+    def equal_at_first(groups, stage, judges, cfg, seed):
+        disagreement = assign_rewards(groups, stage, judges, cfg, seed)
+        for rollout in rollouts.flatten(groups) if seed == 0 else ():
+            rollout.reward = 1.0
+        return disagreement
+
+    monkeypatch.setattr(rl, "assign_rewards", equal_at_first)
+    options = ("--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps': 3}]",
+               "--evaluate.tasks=[]", "--rl.prompts=[]")
+    attempt(base, monkeypatch, "--run=unbroken", "--rl.save_every=99", *options)
+    attempt(base, monkeypatch, "--run=saved", *options)
+    assert [line["groups_with_signal"] > 0 for line in metrics(base, "saved")][0] is False
+    for step in (2, 3):
+        shutil.rmtree(base.folder / f"out/saved/rl/step_{step:08d}")
+    expected = weights(base, "unbroken", 3)
+    attempt(base, monkeypatch, "--run=saved", *options)
+    assert all(map(torch.equal, weights(base, "saved", 3), expected))
+
+
+def test_signals_in_the_midst_of_sampling(base, monkeypatch, capsys):
+    """In the second piece of the filter, of a step's rollouts and of the last evaluation: it leaves
+    at once, and samples no piece twice."""
+    options = ("--rl.stages=[{'name': 'STEM', 'problems': {'math': 5}, 'steps': 2}]",
+               "--rl.max_rows=4", "--rl.save_every=99", "--rl.filter_samples=4",
+               "--rl.keep_between=[-1, 2]", "--evaluate.max_rows=2", "--rl.prompts=[]")
+    asked = []
+
+    def count(sample, kill_at):
+        def counted(*arguments, **named):
+            if arguments[1]:  # prompts
+                asked.append(named["seed"])
+            if len(asked) == kill_at:
+                asked.pop()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return sample(*arguments, **named)
+        return counted
+
+    def run(name, kill_at):
+        with pytest.MonkeyPatch.context() as patch:
+            toy(patch.setattr)
+            patch.setattr(rollouts, "sample", count(rollouts.sample, kill_at))
+            patch.setattr(evaluate.generate, "sample", count(evaluate.generate.sample, kill_at))
+            base.call(patch, rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain",
+                      f"--run={name}", *options)
+
+    run("unstopped", -1)
+    n_before, n_filter, n_step = 4, 5, 2  # pieces: of one problem each
+    everything = [*asked]
+    assert len(everything) == n_before + n_filter + 2 * n_step + n_before
+    del asked[:]
+    for kill_at, says in (
+        (n_before + 2, "stopped by signal; what was done is kept"),
+        (n_before + n_filter + n_step + 2, "stopped by signal at step 1"),
+        (len(everything) - 2, "stopped by signal; what was done is kept"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            run("stopped", kill_at)
+        assert left.value.code == 128 + signal.SIGTERM and says in capsys.readouterr().out
+    run("stopped", -1)
+    assert asked == everything
+    assert metrics(base, "stopped") == metrics(base, "unstopped")
+    assert all(map(torch.equal, weights(base, "stopped", 2), weights(base, "unstopped", 2)))
+    ends = [common.read_metrics(base.folder / "out" / run / "rl")[-1] for run in
+            ("stopped", "unstopped")]
+    assert ends[0]["scores"] == ends[1]["scores"] and ends[0]["scores"]["math"]["n"] == 4
+
+
 def test_two_ranks_take_the_same_steps(base, whole):
-    """Each with a group of its own, of very uneven lengths, in passes of three responses and
-    one."""
+    """Each with a group of its own, of very uneven lengths, in passes of three responses and one.
+
+    And the second one comes to the end of the filter later than to a step's collectives it may.
+    """
     output = base.run(
         "-m",
-        "checks.mini_rl",
+        "checks.waiting",
+        "work",
+        "filter",
+        "25",  # seconds that it sleeps
+        "0.2",  # minutes of time-out
+        "0",
         "mini_rl.py",
         "--name=two",
         "--init_from=out/base/pretrain",
