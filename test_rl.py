@@ -685,7 +685,7 @@ def filtered(
         for p in registry.family(task).problems("train", n, 0)
     ]
 
-    def drawn(model, tokenizer, some, n, p, seed, numbers):
+    def drawn(model, tokenizer, some, n, p, seed, numbers=()):
         assert model == "now" and not again
         assert [problems[number] for number in numbers] == some
         return [
