@@ -244,7 +244,7 @@ def five(tmp_path) -> str:
     return f"gsm8k={path}"
 
 
-def thinking_prompt(problem, tokenizer, prompt_format) -> list[int]:
+def thinking_prompt(problem, tokenizer, prompt_format, system="") -> list[int]:
     message = {"role": "user", "content": problem.question}
     text = jinja2.Template(THINKING).render(messages=[message], add_generation_prompt=True)
     assert text.endswith("<|im_start|>assistant\n<think>\n")
