@@ -36,7 +36,8 @@ import pretrain
 import rl
 import rollouts
 import sft
-from checks import bench, sizes
+from checks import bench
+from checks import memory as checks_memory
 from common import Dist
 from data.chat.conversations import Pool
 from data.chat.packing import build_batch, plan_stages
@@ -66,7 +67,9 @@ class Scale:
     raced: list[str]       # … and that are raced
     head_dim: int          # for which tiles are tuned
     kernel_bench: dict     # what kernels.tools.bench has here in place of its own
-    micro_batches: int     # of a training step
+    pass_tokens: int       # of a forward pass of a training step at most: one GPU holds all of the
+                           # optimizer
+    passes: int            # of a training step at the shortest context
     sampled: list          # (rows, tokens of a prompt) of the sampler's cases …
     new: int               # … and the tokens that each row draws
     rl: dict               # settings of the RL step
@@ -80,7 +83,8 @@ FULL = Scale(
     raced=list(kernel_bench.RACES),
     head_dim=128,
     kernel_bench=dict(ROUNDS=2, TURN=0.1),
-    micro_batches=4,
+    pass_tokens=8192,
+    passes=4,
     sampled=[(32, 512), (128, 512), (32, 8192)],
     new=256,
     rl=dict(dtype="bfloat16", batch_groups=16, max_new_tokens=512, context=1024),
@@ -118,7 +122,8 @@ SMALL = Scale(
         ceilings=partial(kernel_bench.ceilings, 32, 2**10),
         time_calls=time_calls,
     ),
-    micro_batches=2,
+    pass_tokens=8,
+    passes=2,
     sampled=[(16, 4)],
     new=4,
     rl=dict(batch_groups=2, max_new_tokens=8),
@@ -213,7 +218,6 @@ class Step:
     cfg: loop.TrainConfig  # the phase's section of the config
     batch: object
     lengths: np.ndarray    # of the sequences in it, in tokens
-    pass_tokens: int       # of one forward pass
 
 
 def training(scale: Scale) -> dict[str, Callable]:
@@ -227,65 +231,68 @@ def updates(scale: Scale) -> dict[str, Callable]:
 
 
 def training_steps(scale: Scale) -> dict[str, Step]:
+    """At the shortest context with the kernels and without, at the longest with them."""
     config = load_config(scale.config)
     contexts = [stage["context"] for stage in config.pretrain.stages]
-    short, long = min(contexts), max(contexts)
-    compile = config.pretrain.compile
+    short, long, compile = min(contexts), max(contexts), config.pretrain.compile
     choices = [(short, "triton", False), (short, "torch", False), (short, "triton", compile),
                (long, "triton", compile), (short, "torch", compile)]
     steps = {}
-    for context, kernels, compiled in dict.fromkeys(choices):
-        mode = "compiled" if compiled else "eager"
-        name = f"{context:,} tokens a row, {kernels}, {mode}"
-        n_passes = scale.micro_batches if context == short else 1
-        steps[name] = pretraining_step(config, context, kernels, compiled, n_passes)
+    for context, kernels, compiled in choices:
+        cfg = bench.settings_at(config.pretrain, context)
+        rows = max(1, min(cfg.micro_tokens, scale.pass_tokens) // context)  # of a pass
+        cfg = dataclasses.replace(cfg, compile=compiled, micro_tokens=rows * context)
+        n_passes = scale.passes if context == short else 1
+        model = dataclasses.replace(config.model, kernels=kernels)
+        name = f"{context:,} tokens a row, {kernels}, {mode(compiled)}"
+        steps[name] = pretraining_step(model, cfg, rows * n_passes, context)
     return steps
 
 
+def mode(compiled: bool) -> str:
+    return "compiled" if compiled else "eager"
+
+
 def pretraining_step(
-        config: SimpleNamespace, context: int, kernels: str, compile: bool, n_passes: int) -> Step:
-    """Rows of documents of 512 tokens on the mean; where it is one pass, of one document each."""
-    cfg = bench.settings_at(config.pretrain, context)
-    rows = max(1, cfg.micro_tokens // context)
-    cfg = dataclasses.replace(cfg, compile=compile, micro_tokens=rows * context)
-    batch = bench.random_batch(rows * n_passes, context, config.model.vocab_size, SEED)
-    if n_passes == 1:
+        model: ModelConfig, cfg: pretrain.PretrainConfig, rows: int, context: int) -> Step:
+    """Rows of documents of 512 tokens on the mean; a row alone is one document."""
+    batch = bench.random_batch(rows, context, model.vocab_size, SEED)
+    if rows == 1:
         batch.doc_start[:] = 0
-    model = dataclasses.replace(config.model, kernels=kernels)
-    lengths = document_lengths(batch.doc_start)
-    return Step(model, pretrain.train_step, cfg, batch, lengths, rows * context)
+    return Step(model, pretrain.train_step, cfg, batch, document_lengths(batch.doc_start))
 
 
 def update_steps(scale: Scale) -> dict[str, Step]:
     """SFT at its first stage's context, RL with a group in each row; eager, then as configured."""
     config = load_config(scale.config)
+    stage = sft.read_stages(config.sft)[0]
     steps = {}
-    for compile in dict.fromkeys([False, config.sft.compile]):
-        mode = "compiled" if compile else "eager"
-        context = config.sft.stages[0]["context"]
-        steps[f"SFT, rows of {context:,}, {mode}"] = sft_step(config, context, compile)
-        steps[f"RL, rows of {config.rl.context:,}, {mode}"] = rl_update(config, compile)
+    for compiled in dict.fromkeys([False, config.sft.compile]):
+        name = f"SFT, rows of {stage.context:,}, {mode(compiled)}"
+        steps[name] = sft_step(config, stage, compiled)
+        steps[f"RL, rows of {config.rl.context:,}, {mode(compiled)}"] = rl_update(config, compiled)
     return steps
 
 
-def sft_step(config: SimpleNamespace, context: int, compile: bool) -> Step:
+def sft_step(config: SimpleNamespace, stage: sft.StageConfig, compiled: bool) -> Step:
     """One pass of conversations, the last three quarters of which are trained."""
-    cfg = dataclasses.replace(config.sft, compile=compile, batch_tokens=config.sft.micro_tokens)
+    context = stage.context
+    cfg = dataclasses.replace(
+        config.sft, compile=compiled, recompute=stage.recompute, micro_tokens=stage.micro_tokens)
     rng = np.random.default_rng(SEED)
     lengths = np.clip(rng.lognormal(np.log(context / 4), 0.6, 64), 8, context).astype(int)
     tokens = rng.integers(config.model.vocab_size, size=lengths.sum()).astype(np.uint32)
     masks = [np.arange(n) >= n // 4 for n in lengths]
     pools = {"all": Pool(tokens, np.concatenate(masks).astype(np.float16), np.cumsum(lengths))}
-    stage = sft.StageConfig("all", [1, 1], context, epochs={"all": 1})
-    (plan,) = plan_stages([stage], pools, cfg.batch_tokens, SEED)
+    all_once = sft.StageConfig("all", [1, 1], context, epochs={"all": 1})
+    (plan,) = plan_stages([all_once], pools, max(context, cfg.micro_tokens), SEED)
     batch = build_batch(plan, pools, plan.first_step)
-    lengths = document_lengths(batch.doc_start)
-    return Step(config.model, sft.train_step, cfg, batch, lengths, batch.tokens.size)
+    return Step(config.model, sft.train_step, cfg, batch, document_lengths(batch.doc_start))
 
 
-def rl_update(config: SimpleNamespace, compile: bool) -> Step:
+def rl_update(config: SimpleNamespace, compiled: bool) -> Step:
     """Two groups, each of which fills a row, and so a pass."""
-    cfg = dataclasses.replace(config.rl, compile=compile, group_size=GROUP, micro_rows=GROUP)
+    cfg = dataclasses.replace(config.rl, compile=compiled, group_size=GROUP, micro_rows=GROUP)
     rng = np.random.default_rng(SEED)
     n_prompt = cfg.context // 64
     room = min(cfg.max_new_tokens, cfg.context - GROUP * n_prompt)
@@ -300,8 +307,8 @@ def rl_update(config: SimpleNamespace, compile: bool) -> Step:
             groups[-1].append(rollout)
     rl.assign_advantages(groups, cfg.divide_by_std)
     batch = rl.RolloutBatch(rollouts.flatten(groups))
-    lengths = np.array([len(r.prompt) + len(r.tokens) for r in batch.rollouts])
-    return Step(config.model, rl.train_step, cfg, batch, lengths, cfg.context)
+    lengths = rl.trained_lengths(batch.rollouts, cfg)
+    return Step(config.model, rl.train_step, cfg, batch, np.array(lengths))
 
 
 def time_step(step: Step) -> dict:
@@ -334,25 +341,35 @@ def take_step(step: Step, model, optimizer, dist: Dist) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def memory(scale: Scale) -> dict[str, Callable]:
+def compare_peaks(scale: Scale) -> dict[str, Callable]:
     """The peaks of the parts before, beside what is computed for the same steps. Needs no GPU."""
-    found = {}
-    for part, steps in (("training", training_steps(scale)), ("updates", update_steps(scale))):
+    fewer = dataclasses.replace(scale, passes=2)  # more take no more memory
+    pairs = {}
+    for part, steps in (("training", training_steps(fewer)), ("updates", update_steps(fewer))):
         path = scale.folder / f"{part}.json"
         figures = json.loads(path.read_text())["figures"] if path.is_file() else {}
         for name, step in steps.items():
             if step.model.kernels != "torch":
-                found[name] = partial(compare_memory, step, (figures.get(name) or {}))
-    return found
+                what, _, how = name.rpartition(", ")
+                measured = (figures.get(name) or {}).get("peak_gb")
+                pairs.setdefault(what, (step, {}))[1][how] = measured
+    return {what: partial(compare_peak, *pair) for what, pair in pairs.items()}
 
 
-def compare_memory(step: Step, figures: dict) -> dict:
-    parts = sizes.training_memory_gb(step.model, 1, step.pass_tokens, step.cfg.recompute)
-    computed, measured = sum(parts.values()), figures.get("peak_gb")
-    return dict(
-        computed_gb=computed,
-        measured_gb=measured,
-        ratio=measured / computed if measured else None)
+def compare_peak(step: Step, measured: dict[str, float | None]) -> dict:
+    """measured: GB, {"eager" or "compiled": of the step}; checks.memory knows the eager one."""
+    def train_step(model, frozen, dist):
+        step.train_step(model, step.batch, step.cfg, dist)
+
+    case = checks_memory.Case("", step.cfg, train_step)
+    with checks_memory.fake_group(1) as dist:
+        parts = checks_memory.measure(case, step.model, dist)
+    del parts["runtime"]  # is no tensor's
+    computed = sum(parts.values())
+    figures = {"computed_gb": computed}
+    for how, gb in measured.items():
+        figures |= {f"{how}_gb": gb, f"{how}_ratio": gb and gb / computed}
+    return figures
 
 
 # --------------------------------------------------------------------------------------------------
@@ -430,8 +447,8 @@ def take_rl_step(run: loop.Run, problems: list) -> dict:
         rollout.reward, rollout.finish_reason = float(i % 2), "stop"
     rl.assign_advantages(groups, cfg.divide_by_std)
     batch = rl.RolloutBatch(responses)
-    lengths = np.array([len(r.prompt) + len(r.tokens) for r in responses])
-    step = Step(run.config.model, rl.train_step, cfg, batch, lengths, cfg.context)
+    lengths = np.array(rl.trained_lengths(responses, cfg))
+    step = Step(run.config.model, rl.train_step, cfg, batch, lengths)
     clock.start_lap()
     bench.timed(partial(take_step, step, run.model, run.optimizer, run.dist), DEVICE)
     clock.lap("update_s")
@@ -450,7 +467,7 @@ PARTS = {
     "updates": updates,
     "sampler": sampler,
     "rl_step": rl_step,
-    "memory": memory,
+    "memory": compare_peaks,
 }
 
 
