@@ -307,7 +307,7 @@ def rl_update(config: SimpleNamespace, compiled: bool) -> Step:
             groups[-1].append(rollout)
     rl.assign_advantages(groups, cfg.divide_by_std)
     batch = rl.RolloutBatch(rollouts.flatten(groups))
-    lengths = rl.trained_lengths(batch.rollouts, cfg)
+    lengths = rollouts.trained_lengths(batch.rollouts, cfg)
     return Step(config.model, rl.train_step, cfg, batch, np.array(lengths))
 
 
@@ -447,7 +447,7 @@ def take_rl_step(run: loop.Run, problems: list) -> dict:
         rollout.reward, rollout.finish_reason = float(i % 2), "stop"
     rl.assign_advantages(groups, cfg.divide_by_std)
     batch = rl.RolloutBatch(responses)
-    lengths = np.array(rl.trained_lengths(responses, cfg))
+    lengths = np.array(rollouts.trained_lengths(responses, cfg))
     step = Step(run.config.model, rl.train_step, cfg, batch, lengths)
     clock.start_lap()
     bench.timed(partial(take_step, step, run.model, run.optimizer, run.dist), DEVICE)
