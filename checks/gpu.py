@@ -435,7 +435,7 @@ def time_rl_step(scale: Scale) -> dict:
 def take_rl_step(run: loop.Run, problems: list) -> dict:
     """Seconds of its parts. A random model answers nothing right and ends nothing: so that there is
     an update, every second response then counts as right, and all as ended."""
-    cfg, clock = run.cfg, rl.Clock()
+    cfg, clock = run.cfg, loop.Clock()
     groups = rollouts.sample_rollouts(
         run.unsharded_model(), run.tokenizer, problems, cfg.group_size, cfg, SEED)
     clock.lap("rollout_s")
