@@ -58,6 +58,7 @@ NO_RESULTS = {  # how a table begins that is of no results -> what it is
     "| | math | form | code | tools |": "what refine.py prints, in out/tiny/refine/report.json",
     "| kernel | what limits it |": "arithmetic and goals; nothing is measured yet",
     "| config | parameters | 1 GPU |": "estimates of checks/sizes.py",
+    "| phase of `configs/3b.py` | trained tokens |": "arithmetic, which the text above it gives",
 }
 # How a row begins -> why its figures are in no results, though others of its table are.
 NOT_RECORDED = {

@@ -33,47 +33,60 @@ _prob = "fasttext_openhermes_reddit_eli5_vs_rw_v2_bigram_200k_train_prob"
 corpus = dict(
     pools=dict(
         high=[
-            dict(hf="HuggingFaceFW/fineweb-edu", keep={"int_score": [3, None]}),
             # ODC-BY, 1.3T tokens
-            dict(hf=_dclm, keep={_prob: [0.1, None]}),  # CC-BY-4.0, of 4T
-            dict(hf="epfml/FineWeb-HQ"),                                                 # ODC-BY
-            dict(hf="epfml/FineWeb2-HQ", config="cmn_Hani"),  # ODC-BY, Chinese
-            dict(hf="HuggingFaceFW/finepdfs-edu", config="eng_Latn"),  # ODC-BY, books and papers
-            dict(hf="HuggingFaceTB/smollm-corpus", config="cosmopedia-v2"),
+            dict(hf="HuggingFaceFW/fineweb-edu", keep={"int_score": [3, None]}),
+            # CC-BY-4.0, of 4T
+            dict(hf=_dclm, keep={_prob: [0.1, None]}),
+            # ODC-BY; the second is Chinese
+            dict(hf="epfml/FineWeb-HQ"),
+            dict(hf="epfml/FineWeb2-HQ", config="cmn_Hani"),
+            # ODC-BY, books and papers
+            dict(hf="HuggingFaceFW/finepdfs-edu", config="eng_Latn"),
             # ODC-BY, synthetic, 28B
-            dict(hf="common-pile/stackv2_edu_filtered"),  # code; open, by file
+            dict(hf="HuggingFaceTB/smollm-corpus", config="cosmopedia-v2"),
+            # code; open, by file
+            dict(hf="common-pile/stackv2_edu_filtered"),
         ],
         medium=[
-            dict(hf="HuggingFaceFW/fineweb-edu-score-2", keep={"int_score": [2, 2]}),
             # ODC-BY, 4.1T
-            dict(hf=_dclm, keep={_prob: [None, 0.0999999]}),                             # CC-BY-4.0
-            dict(hf="HuggingFaceFW/fineweb-2", config="cmn_Hani"),  # ODC-BY, Chinese
+            dict(hf="HuggingFaceFW/fineweb-edu-score-2", keep={"int_score": [2, 2]}),
+            # CC-BY-4.0
+            dict(hf=_dclm, keep={_prob: [None, 0.0999999]}),
+            # ODC-BY, Chinese
+            dict(hf="HuggingFaceFW/fineweb-2", config="cmn_Hani"),
         ],
         math=[
-            dict(hf="HuggingFaceTB/finemath", config="finemath-3plus"),  # ODC-BY, 34B
-            dict(hf="HuggingFaceTB/finemath", config="infiwebmath-3plus"),               # ODC-BY
-            dict(hf="LLM360/MegaMath", data_dir="megamath-web-pro"),                     # ODC-BY
-            dict(hf="LLM360/MegaMath", data_dir="megamath-web"),  # ODC-BY, of 371B in all
+            # ODC-BY, 34B
+            dict(hf="HuggingFaceTB/finemath", config="finemath-3plus"),
+            dict(hf="HuggingFaceTB/finemath", config="infiwebmath-3plus"),
+            # ODC-BY, 371B in all
+            dict(hf="LLM360/MegaMath", data_dir="megamath-web-pro"),
+            dict(hf="LLM360/MegaMath", data_dir="megamath-web"),
         ],
+        # beside that in high; stack-edu and megamath-code say where text is, not the text; The
+        # Stack is gated
         code=[
-            # beside that in high; stack-edu and megamath-code say where text is, not the text; The
-            # Stack is gated
-            dict(hf="OpenCoder-LLM/opc-fineweb-code-corpus"),  # MIT, web pages with code, 55B
-            dict(hf="LLM360/MegaMath", data_dir="megamath-text-code-block"),  # ODC-BY, synthetic
-            dict(hf="LLM360/MegaMath", data_dir="megamath-translated-code"),  # ODC-BY, synthetic
+            # MIT, web pages with code, 55B
+            dict(hf="OpenCoder-LLM/opc-fineweb-code-corpus"),
+            # ODC-BY, synthetic
+            dict(hf="LLM360/MegaMath", data_dir="megamath-text-code-block"),
+            dict(hf="LLM360/MegaMath", data_dir="megamath-translated-code"),
         ],
         qa=[
-            dict(hf="LLM360/MegaMath", data_dir="megamath-qa"),  # ODC-BY, synthetic
-            dict(hf="allenai/dolmino-mix-1124", config="flan"),                          # ODC-BY
-            dict(hf="allenai/dolmino-mix-1124", config="stackexchange"),                 # ODC-BY
+            # ODC-BY; the first is synthetic
+            dict(hf="LLM360/MegaMath", data_dir="megamath-qa"),
+            dict(hf="allenai/dolmino-mix-1124", config="flan"),
+            dict(hf="allenai/dolmino-mix-1124", config="stackexchange"),
         ],
-        thoughts=[  # long chains of thought, after their problems
+        # long chains of thought, after their problems; CC-BY-4.0
+        thoughts=[
             dict(hf="nvidia/OpenMathReasoning", split="cot",
-                 column=["problem", "generated_solution"]),  # CC-BY-4.0
-            dict(hf="nvidia/OpenCodeReasoning", config="split_0", split="split_0",       # CC-BY-4.0
+                 column=["problem", "generated_solution"]),
+            dict(hf="nvidia/OpenCodeReasoning", config="split_0", split="split_0",
                  column=["input", "output"]),
         ],
-        long=[dict(hf="HuggingFaceFW/finepdfs", config="eng_Latn")],  # ODC-BY, long documents
+        # ODC-BY, long documents
+        long=[dict(hf="HuggingFaceFW/finepdfs", config="eng_Latn")],
     ),
     val_fraction=0.0001, val_tokens=2_000_000, shard_tokens=200_000_000,
 )
@@ -106,12 +119,14 @@ pretrain = dict(
 )
 
 # Data for SFT by the report's two mechanisms: your instructions (.jsonl with "prompt" or
-# "messages"), answered by two servers
+# "messages"), answered by two OpenAI-compatible servers. 32K tokens at 10 a second are an hour; a
+# server is at its best with hundreds of requests at once.
+_long = dict(max_tokens=32_768, timeout=7200.0, concurrency=256)
+
 refine = dict(
     models=dict(
-        # any OpenAI-compatible servers
-        teacher=dict(url="http://localhost:8000/v1", max_tokens=32_768),
-        second=dict(url="http://localhost:8001/v1", max_tokens=32_768),
+        teacher=dict(url="http://localhost:8000/v1", **_long),
+        second=dict(url="http://localhost:8001/v1", **_long),
     ),
     drafters=["teacher", "second"], n_drafts=2, checklist="teacher",
     evaluators=["teacher", "second"],
@@ -119,30 +134,38 @@ refine = dict(
     instructions=dict(prompts=dict(path="corpora/instructions")),
 )
 
-_thoughts3 = dict(hf="open-thoughts/OpenThoughts3-1.2M")  # Apache-2.0; 850k math, 250k code, 100k
-                                                          # science
+# Apache-2.0; 850k math, 250k code, 100k science
+_thoughts3 = dict(hf="open-thoughts/OpenThoughts3-1.2M")
 
 sft = dict(
     lr=4e-5, batch_tokens=2**21, micro_tokens=2**16,
     pools=dict(
-        math=[_thoughts3 | dict(keep={"domain": ["math", "math"]}),
-              dict(hf="nvidia/OpenMathReasoning", split="cot",
-                   column=["problem", "generated_solution"])],  # CC-BY-4.0
+        math=[
+            _thoughts3 | dict(keep={"domain": ["math", "math"]}),
+            # CC-BY-4.0, 3.2M
+            dict(hf="nvidia/OpenMathReasoning", split="cot",
+                 column=["problem", "generated_solution"]),
+        ],
         science=[_thoughts3 | dict(keep={"domain": ["science", "science"]})],
-        code=[_thoughts3 | dict(keep={"domain": ["code", "code"]}),
-              dict(hf="nvidia/OpenCodeReasoning", config="split_0", split="split_0",
-                   column=["input", "output"])],
-        reasoning=[dict(hf="open-r1/OpenR1-Math-220k")],  # Apache-2.0
-        general=[dict(hf="allenai/tulu-3-sft-mixture")],  # ODC-BY, parts of it NC
-        tools=[dict(path="corpora/tools")],
+        code=[
+            _thoughts3 | dict(keep={"domain": ["code", "code"]}),
+            # CC-BY-4.0, 570k
+            dict(hf="nvidia/OpenCodeReasoning", config="split_0", split="split_0",
+                 column=["input", "output"]),
+        ],
+        # Apache-2.0, 220k
+        reasoning=[dict(hf="open-r1/OpenR1-Math-220k")],
+        # ODC-BY, parts of it NC, 940k
+        general=[dict(hf="allenai/tulu-3-sft-mixture")],
         # yours: "messages" with tool calls and "tools", as OpenAI has them
+        tools=[dict(path="corpora/tools")],
     ),
     stages=[
-        # the report: shares, contexts, 30M conversations at first; sizes after that, rates and
-        # batch are ours
-        dict(name="cold start", conversations=30_000_000, lr=[1, 1], context=32_768,
-             mixture=dict(math=5, science=3, code=2)),
-        dict(name="overall", conversations=5_000_000, lr=[1, 0.1], curve="cosine", context=65_536,
+        # The report: 30M conversations at first, 50 % math, 30 % science, 20 % code. So much is not
+        # public, and science would come back 90 times: epochs of what there is, 6M in all
+        dict(name="cold start", epochs=dict(math=1, science=3, code=2), lr=[1, 1], context=32_768),
+        # the report's shares; as many conversations as are three epochs of `reasoning`
+        dict(name="overall", conversations=1_650_000, lr=[1, 0.1], curve="cosine", context=65_536,
              mixture=dict(reasoning=4, general=3, tools=2, code=1)),
     ],
     dtype="bfloat16", compile=True, recompute=True, log_every=10, save_every=500,
@@ -156,9 +179,9 @@ distill = dict(
     teacher="Nanbeige4.1-3B", teacher_system="released",
     problems=dict(dapo=12_000, bigmath=12_000, kodcode=12_000),
     n_samples=8, max_new_tokens=16_384, max_rows=48, context=32_768, batch_pairs=64, micro_pairs=1,
-    epochs=1,
-    lr=1e-6, beta=2.0,
-    # of mean log-probabilities a token, which are small: the range of SimPO (arXiv 2405.14734)
+    epochs=1, lr=1e-6,
+    # of mean log-probabilities per token, which are small: the range of SimPO (arXiv 2405.14734)
+    beta=2.0,
     dtype="bfloat16", compile=True, recompute=True, log_every=5, save_every=100,
     prompts=["How many prime numbers are there below 50?"],
 )
@@ -178,7 +201,7 @@ reward = dict(
 # functions: yours, or any source of data/text/sources.py
 synthesize = dict(
     n=20_000, variants=4, folder="corpora/synthetic",
-    writer=dict(url="http://localhost:8000/v1", max_tokens=16_384),
+    writer=dict(url="http://localhost:8000/v1", max_tokens=16_384, timeout=3600.0, concurrency=256),
     functions=[dict(path="corpora/python")],
 )
 _programs = [f"synthetic={synthesize['folder']}/{way}.jsonl" for way in ("forward", "backward")]
@@ -193,10 +216,11 @@ rl = dict(
              reward="pairwise"),
     ],
     # what rules and math-verify leave open, in STEM: any OpenAI-compatible server
-    verifier=dict(model=dict(url="http://localhost:8002/v1", max_tokens=8192), seconds=1800.0),
-    reward_model="reward", group_size=16, batch_groups=64, micro_rows=1, max_new_tokens=32_000,
-    context=34_816,
-    max_rows=32, filter_samples=16, lr=1e-6, weight_decay=0.0, keep_between=[0.1, 0.9],
+    verifier=dict(seconds=1800.0, model=dict(
+        url="http://localhost:8002/v1", max_tokens=8192, timeout=1800.0, concurrency=256)),
+    reward_model="reward", group_size=16, batch_groups=64, micro_rows=1, max_rows=32,
+    max_new_tokens=32_000, context=34_816, filter_samples=16, keep_between=[0.1, 0.9],
+    lr=1e-6, weight_decay=0.0,
     dtype="bfloat16", compile=True, recompute=True, log_every=1, eval_every=50, save_every=25,
     prompts=["How many prime numbers are there below 50?"],
 )
