@@ -77,8 +77,9 @@ def print_row(name: str, cells: list[str]) -> None:
 
 
 def training_memory_gb(
-        cfg: ModelConfig, gpus: int, micro_tokens: int, recompute: bool) -> dict[str, float]:
-    """Estimated GB per GPU of pretrain.py, part by part, with several forward passes a step.
+        cfg: ModelConfig, gpus: int, micro_tokens: int, recompute: bool,
+        n_passes: int = 2) -> dict[str, float]:
+    """Estimated GB per GPU of pretrain.py, part by part; n_passes: forward passes of a step.
 
     In bytes of fp32 weights and AdamW's two states, sharded; of bf16 weights, gathered; of one
     pass's activations, of micro_tokens tokens, without torch.compile. checks.memory runs the step
@@ -102,7 +103,8 @@ def training_memory_gb(
     return {
         "weights, AdamW: 12 bytes a parameter, sharded": 12 * counts["total"] / gpus / 1e9,
         "gathered: embedding, lm_head, two blocks": 2 * (root + 2 * block) / 1e9,
-        "gradients not reduced yet: 4 bytes a parameter": 4 * counts["total"] / 1e9,
+        "gradients not reduced yet: 4 bytes a parameter": (
+            4 * counts["total"] / 1e9 if n_passes > 1 else 0.0),
         "activations, and the loss or a block's backward pass": (
             max(while_loss, while_backward) / 1e9),
         "the sampler's copy": 2 * counts["total"] / 1e9,

@@ -48,14 +48,16 @@ def test_memory_by_hand():
 
 
 def test_the_formula_agrees_with_the_steps_that_were_run():
-    """To 10 %, at 3B, 4K and 64K."""
+    """To 10 %, at 3B, 4K and 64K, on 8 and 64 GPUs; with 64 a step of 64 rows of 64K is one pass."""
     config = common.load_config("", [str(ROOT / "configs/3b.py")], model=ModelConfig)
     lines = (ROOT / "results/memory.jsonl").read_text().splitlines()
     measured = {line["gpus"]: line["gb"] for line in map(json.loads, lines) if line["run"] == "3b"}
-    assert 8 in measured
+    assert {8, 64} <= measured.keys()
     for gpus, gb in measured.items():
         for name, micro_tokens, recompute in (
             ("pretrain, 4,096", 2**14, False), ("pretrain, 65,536", 2**16, True)
         ):
-            parts = sizes.training_memory_gb(config.model, gpus, micro_tokens, recompute)
+            n_passes = 2**22 // gpus // micro_tokens
+            parts = sizes.training_memory_gb(
+                config.model, gpus, micro_tokens, recompute, n_passes)
             assert sum(parts.values()) == pytest.approx(gb[name], rel=0.1), (gpus, name)
