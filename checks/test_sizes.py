@@ -48,7 +48,7 @@ def test_memory_by_hand():
 
 
 def test_the_formula_agrees_with_the_steps_that_were_run():
-    """To 10 %, at 3B, 4K and 64K, on 8 and 64 GPUs; with 64 a step of 64 rows of 64K is one pass."""
+    """To 10 %, at 3B, 4K and 64K, on 8 and 64 GPUs (of 64 each has one row of 64K in a step)."""
     config = common.load_config("", [str(ROOT / "configs/3b.py")], model=ModelConfig)
     lines = (ROOT / "results/memory.jsonl").read_text().splitlines()
     measured = {line["gpus"]: line["gb"] for line in map(json.loads, lines) if line["run"] == "3b"}
