@@ -496,7 +496,7 @@ def test_only_others_are_asked_behind_a_system_turn(folder, monkeypatch):
     (other / "tokenizer_config.json").write_text(json.dumps(settings))
     for name, begin in (("exported", "<|im_start|>user"), ("other", "<|im_start|>system\nBe")):
         folder.call(
-            monkeypatch, evaluate.main, "evaluate.py", "mini.py", f"--run={name}",
+            evaluate.main, "evaluate.py", "mini.py", f"--run={name}",
             f"--evaluate.checkpoint={name}", "--evaluate.system=Be kind.", "--evaluate.k=1",
             "--evaluate.n_problems=2", "--evaluate.max_new_tokens=3",
         )  # fmt: skip
