@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. About 15 minutes on
-# 2 CPU cores; a slower machine takes longer, which is no error. `bash speedrun.sh 0.1` shortens every
-# stage to a tenth. Run again, it goes on where it was stopped.
+# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. Half an hour
+# to an hour on 2 CPU cores; a slower machine takes longer, which is no error. `bash speedrun.sh 0.1`
+# shortens every stage to a tenth. Run again, it goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")"
 scale=${1:-1}
