@@ -852,27 +852,6 @@ def test_new_negatives_in_a_run(base, monkeypatch):
     assert_same_end(base, "fresh", "fresh-again")
 
 
-def test_the_large_config_runs(base):
-    """distill of configs/3b.py on two processes, with a small model, pairs from a file and two
-    steps. It stays in bfloat16 and recomputes; compiling alone would take a minute."""
-    (base.folder / "large.py").write_text(f"""
-import runpy
-from mini import *
-distill = runpy.run_path({str(ROOT / "configs/3b.py")!r})["distill"]
-assert (distill["dtype"], distill["compile"], distill["recompute"]) == ("bfloat16", True, True)
-distill = distill | dict(
-    teacher="out/base/pretrain", problems={{}}, pairs="pairs.jsonl", context=256, batch_pairs=4,
-    micro_pairs=1, epochs=0.4, compile=False)
-evaluate = dict(tasks=[])
-""")
-    output = train(base, "large", ranks=2, config="large.py")
-    steps = metrics(base, "large")
-    assert "2 process(es) on cpu, bfloat16" in output and len(steps) == 2
-    assert all(line["finite"] for line in steps)
-    # On a CPU attention rounds otherwise with gradients.
-    assert steps[0]["dpo"] == pytest.approx(math.log(2), abs=2e-3)
-
-
 # ---- bad input
 
 
