@@ -5,7 +5,10 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as the runs in processes of their own, to the bit
 
-from checks.mini import ROOT, Mini  # noqa: E402, F401  (torch reads that when it is loaded)
+from checks import warm  # noqa: E402  (torch reads that when it is loaded)
+from checks.mini import ROOT, Mini  # noqa: E402, F401
+
+Mini.start = staticmethod(warm.start)
 
 
 @pytest.fixture(scope="session")

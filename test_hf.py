@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from transformers import (
 
 import common
 import hf
+from checks import warm
 from common import UserError
 from data.chat.template import render
 from data.text.test_tokenizer import CHAT, released_like
@@ -530,18 +528,9 @@ def test_loading_into_a_sharded_model(tokenizer, tmp_path):
     for folder, model in models.items():
         hf.export(model, tokenizer, folder, torch.float32)
     (tmp_path / "sharded.py").write_text(SHARDED)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=3",
-        "--standalone",
-        str(tmp_path / "sharded.py"),
-        *map(str, models),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = warm.start(["sharded.py", *map(str, models)], tmp_path, ranks=3)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
     one = common.Dist(0, 1, torch.device("cpu"), None)
     exec(THREE_STEPS, script := {})
     ours, theirs = script["three_steps"](one), torch.load(tmp_path / "steps.pt")
@@ -551,30 +540,18 @@ def test_loading_into_a_sharded_model(tokenizer, tmp_path):
         assert_equal(torch.load(folder / "logits.pt"), logits(model, torch.arange(30)[None]))
 
 
-def environment() -> dict:
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-
-
 def test_command_line(tokenizer, tmp_path):
     checkpoint(tmp_path / "pretrain", our_model(), tokenizer, 3, tmp_path)
-    command = [
-        sys.executable,
-        str(Path(hf.__file__)),
-        str(tmp_path / "pretrain"),
-        str(tmp_path / "export"),
-    ]
-    done = subprocess.run(
-        [*command, "--dtype=float32"], capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0 and "parameters in float32" in done.stdout, done.stderr
+    command = [hf.__file__, "pretrain", "export"]
+    process = warm.start([*command, "--dtype=float32"], tmp_path)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "parameters in float32" in output, output
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert_equal(logits(our_model(), tokens_like(1, 30)), logits(theirs, tokens_like(1, 30)))
-    again = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert (
-        again.returncode == 2
-        and again.stderr.startswith("error: ")
-        and again.stderr.count("\n") == 1
-    )
+    process = warm.start(command, tmp_path)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert output.startswith("error: ") and output.count("\n") == 1
 
 
 # --------------------------------------------------------------------------------------------------

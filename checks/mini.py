@@ -40,8 +40,20 @@ evaluate = dict(tasks=["math"], n_problems=4, k=2, max_new_tokens=8)
 """
 
 
+def start(command: list[str], cwd: Path, ranks: int = 0) -> subprocess.Popen:
+    """Starts a Python script, or "-m" and a module; ranks: processes under torchrun."""
+    launcher = [sys.executable]
+    if ranks:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [*launcher, *command], cwd=cwd, env=os.environ | settings, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
 class Mini:
     """A folder with the configuration mini.py, and the commands to run in it."""
+    start = staticmethod(start)  # tests have a quicker one: checks.warm
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -49,13 +61,7 @@ class Mini:
 
     def popen(self, *command: str, ranks: int = 0) -> subprocess.Popen:
         """The running command; ranks: processes under torchrun (0: one, without)."""
-        launcher = [sys.executable]
-        if ranks:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        return subprocess.Popen(
-            [*launcher, *command], cwd=self.folder, env=os.environ | settings, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return self.start(list(command), self.folder, ranks)
 
     def run(self, *command: str, ranks: int = 0, code: int = 0) -> str:
         """Output of a command; asserts its exit code."""

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -97,15 +97,20 @@ def call(command: list[str], log: Path, settings: dict[str, object] = {}) -> Non
         text = value if isinstance(value, str) else repr(value)
         options.append(f"--{key}={text}")
     script, *arguments = [*command, *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as output:
-        process = subprocess.run([sys.executable, ROOT / script, *arguments],
-                                 stdout=output, stderr=output, env=environment)
-    if process.returncode:
+        code = run_script([str(ROOT / script), *arguments], output)
+    if code:
         last_lines = log.read_text(errors="replace").strip().splitlines()[-3:]
         raise UserError(f"`{shlex.join([script, *arguments])}` failed with exit code "
-                        f"{process.returncode}; {log} ends with: {' / '.join(last_lines)}")
+                        f"{code}; {log} ends with: {' / '.join(last_lines)}")
+
+
+def run_script(command: list[str], output: TextIO) -> int:
+    """Runs a Python script with its arguments, to its end; the exit code."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command], stdout=output, stderr=output, env=environment).returncode
 
 
 def hash_code_and_data(config: str, name: str, phase: str) -> str:

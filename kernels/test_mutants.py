@@ -118,7 +118,11 @@ def load(folder, name: str, old: str, new: str):
 
 @pytest.mark.parametrize(
     "checks, old, new",
-    [(checks, *m) for checks, some in MUTANTS.items() for m in some],
+    [
+        pytest.param(checks, old, new, marks=pytest.mark.long if i > 1 else ())
+        for checks, mutants in MUTANTS.items()
+        for i, (old, new) in enumerate(mutants)
+    ],
     ids=lambda x: x.__name__ if callable(x) else None,
 )
 def test_a_broken_kernel_is_noticed(tmp_path, checks, old, new):

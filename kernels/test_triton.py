@@ -17,6 +17,7 @@ from kernels.tools.check import DEVICE, documents, rand
 from kernels.tools.guards import guards
 from model import ModelConfig, Transformer, init_weights
 
+long = pytest.mark.long
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="of the interpreter")
 
 
@@ -24,13 +25,13 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="of the interpreter")
     "part, module, seed",
     [
         (check.masks, attention, 0),
-        (check.masks, attention, 1),
+        pytest.param(check.masks, attention, 1, marks=long),
         (check.layouts, attention, 0),
         (check.decoding, attention, 0),
-        (check.decoding, attention, 1),
+        pytest.param(check.decoding, attention, 1, marks=long),
         (check.visits, attention, 0),
         (check.specialized, attention, 0),
-        (check.specialized, attention, 1),
+        pytest.param(check.specialized, attention, 1, marks=long),
         (check.check_rms_norm, rmsnorm, 0),
         (check.check_rms_norm, rmsnorm, 1),
         (check.check_rms_norm, rmsnorm, 2),
@@ -140,7 +141,11 @@ def loss_and_gradients(kernels: str, recompute: bool = False, compiled: bool = F
     return loss.detach(), [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"compiled": True}], ids=str)
+@pytest.mark.parametrize("options", [
+    {"recompute": True, "compiled": True},
+    pytest.param({"recompute": True}, marks=long),
+    pytest.param({}, marks=long),
+], ids=str)
 def test_the_models_gradients_are_those_without_kernels(options):
     """Packed documents, fp32, to 1e-4; under activation checkpointing and torch.compile, without a
     graph break."""

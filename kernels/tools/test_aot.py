@@ -24,6 +24,7 @@ def compiled(*arguments: str) -> list[str]:
     return lines
 
 
+@pytest.mark.long
 def test_every_choice_of_the_3b_models_attention_fits():
     """bf16, head width 128, every tile that tuning may choose: no spill forward, shared memory
     below the chip's, Hopper's own products, fp32 arithmetic where Inductor passes fp64.
