@@ -8,7 +8,7 @@ Shapes: R rows of the batch (prompts x samples), T time, V vocabulary.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,23 +35,41 @@ class Sample:
     finish_reason: str = "length"  # or "stop"
 
 
-@torch.inference_mode()
 def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tokens: int = 128,
            temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
            stop: tuple[int, ...] = (), seed: int = 0, max_rows: int = 256,
            numbers: list[int] | None = None) -> list[list[Sample]]:
     """A list of n Samples for each prompt; prompts are lists of token ids, of any lengths.
 
-    model: a plain, unsharded module (common.unsharded_copy). temperature 0 is greedy; top_p 1 and
-    top_k 0 are off. Training rollouts leave both off: only then is the distribution sampled from
-    the one in the loss. The draws of a row depend on (seed, prompt's number, sample's number)
-    alone, not on what it is batched with. max_rows: decoded together at most, or as many as fit
-    into the memory that is free; numbers: of the prompts, where these are a part of more (default:
-    their places here).
+    numbers: of the prompts, where these are a part of more (default: their places here). The rest
+    as in sample_as_completed.
     """
-    assert all(prompts), "an empty prompt: begin with the bos token"
     if numbers is None:
-        numbers = list(range(len(prompts)))
+        numbers = range(len(prompts))
+    requests = zip(numbers, prompts, strict=True)
+    samples = dict(sample_as_completed(
+        model, requests, n, max_new_tokens, temperature, top_p, top_k, stop, seed, max_rows))
+    return [samples[number] for number in numbers]
+
+
+@torch.inference_mode()
+def sample_as_completed(
+        model: Transformer, requests: Iterable[tuple[int, list[int]]], n: int = 1,
+        max_new_tokens: int = 128, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+        stop: tuple[int, ...] = (), seed: int = 0,
+        max_rows: int = 256) -> Iterator[tuple[int, list[Sample]]]:
+    """Yields (number, n Samples) of each prompt as soon as all n have ended.
+
+    model: a plain, unsharded module (common.unsharded_copy). requests: (number, prompt as token
+    ids), each number once; the next one is asked for when there is room for it. temperature 0 is
+    greedy; top_p 1 and top_k 0 are off. Training rollouts leave both off: only then is the
+    distribution sampled from the one in the loss. The draws of a row depend on (seed, prompt's
+    number, sample's number) alone, not on what it is batched with. max_rows: decoded together at
+    most, or as many as fit into the memory that is free.
+    """
+    requests = list(requests)
+    numbers, prompts = [number for number, _ in requests], [prompt for _, prompt in requests]
+    assert all(prompts), "an empty prompt: begin with the bos token"
     samples = []
     for _ in prompts:
         samples.append([Sample() for _ in range(n)])
@@ -72,7 +90,9 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
                 answer.logprobs.append(logprob)
                 if token in stop:
                     answer.finish_reason = "stop"
-    return samples
+        if wave_samples.stop == n:
+            for i in wave:
+                yield numbers[i], samples[i]
 
 
 def waves(prompts: list[int], n: int, rows: int) -> Iterator[tuple[list[int], range]]:
