@@ -1219,7 +1219,7 @@ def test_two_ranks_take_the_same_steps(base, whole):
         "checks.waiting",
         "work",
         "filter",
-        "25",  # seconds that it sleeps
+        "14",  # seconds that it sleeps
         "0.2",  # minutes of time-out
         "0",
         "mini_rl.py",
