@@ -68,6 +68,9 @@ class Interrupted(SystemExit):
     """A signal has ended work that is kept as it comes: nothing is left to be saved."""
 
 
+on_exit = []  # functions of the exit code, which cli() calls before it ends the process
+
+
 def cli(main) -> None:
     """Runs a script's main(); a UserError becomes one line and exit code 2."""
     code = 0
@@ -91,6 +94,8 @@ def cli(main) -> None:
         code = leave.code
         if isinstance(leave, Interrupted) and os.environ.get("RANK", "0") == "0":
             print("stopped by signal; what was done is kept: the same command goes on from here")
+    while on_exit:
+        on_exit.pop()(code or 0)
     if not torch.distributed.is_initialized():
         return sys.exit(code) if code else None
     # With processes: no rank waits for others that failed, and gloo's threads may abort Python's
@@ -111,7 +116,9 @@ OPTIONS = {
     "run": "name of the folder under out/ (default: the config's name); under torchrun: --name",
     "init_from": "checkpoint to start from: a phase of this run, or any checkpoint's folder",
     "scale": "shortens (or lengthens) every stage alike: --scale=0.1",
+    "track": "who gets the metrics too, some of tensorboard, wandb, trackio: --track=wandb,trackio",
 }
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def load_config(
@@ -134,7 +141,7 @@ def load_config(
             f"no config file {path}; the first argument is a config, for example configs/tiny.py"
         )
     raw = _read_config_file(path)
-    options = {"run": path.stem, "init_from": "", "scale": 1.0}
+    options = {"run": path.stem, "init_from": "", "scale": 1.0, "track": ""}
     options |= dict.fromkeys(flags, False)
     for argument in argv[1:]:
         section, key, text = parse_argument(argument)
@@ -154,11 +161,21 @@ def load_config(
         else:
             hint = _nearest(key, [*options, *sections])
             raise UserError(f"unknown option {argument!r}{hint}")
+    options["track"] = tracker_names(options["track"])
     cfg = SimpleNamespace(path=str(path), out=Path("out") / options["run"], **options)
     cfg.command = shlex.join([Path(sys.argv[0]).name, *argv])
     for name, cls in sections.items():
         setattr(cfg, name, from_dict(cls, raw[name], f"{path}: {name}"))
     return cfg
+
+
+def tracker_names(text: str) -> list[str]:
+    """The trackers of --track=one,another."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"--track: unknown tracker {name!r}{_nearest(name, TRACKERS)}")
+    return list(dict.fromkeys(names))
 
 
 def sections_of(path: str) -> set[str]:

@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ import torch
 import common
 import generate
 import hf
+import trackers
 from data.chat import template
 from data.tasks import registry
 from data.tasks.problem import Problem, document_prompt, final_answer, to_chat
@@ -206,6 +208,7 @@ def score_batch(task: str, problems: list[Problem], prompts: list, answers: dict
             "task": task,
             "problem": i,
             "sample": j,
+            "key": common.hash_json([problems[i].family, problems[i].key]),
             "level": problems[i].level,
             "answer": problems[i].answer,
             "prompt": tokenizer.decode(prompts[i]) if tokenizer else prompts[i],
@@ -396,6 +399,18 @@ def without_rows(scores: dict[str, dict]) -> dict[str, dict]:
     return short
 
 
+def rewards_by_problem(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """{task: {key of a problem: mean reward of its samples}}: what another run is paired with."""
+    means = {}
+    for task, score in scores.items():
+        rewards = {}
+        for row in score["rows"]:
+            if row["reward"] is not None and "key" in row:  # rows of before had none
+                rewards.setdefault(row["key"], []).append(row["reward"])
+        means[task] = {key: mean(values) for key, values in rewards.items()}
+    return means
+
+
 def format_table(scores: dict[str, dict]) -> str:
     """The scores as a text table."""
     first = next(iter(scores.values()))
@@ -466,6 +481,22 @@ def check_tasks(cfg: EvaluateConfig) -> None:
                                "which of the two is meant?")
 
 
+SHOWN = 8  # answers of each task that trackers get
+
+
+def track(config: SimpleNamespace, dist: common.Dist, source: str, scores: dict) -> None:
+    """Gives the scores, and some answers, to the trackers of --track."""
+    shown = []
+    for score in scores.values():
+        shown += [row for row in score["rows"] if row["sample"] == 0][:SHOWN]
+    settings = trackers.describe(config, dist.device) | {"source": source}
+    job = trackers.Job(config.run, "evaluate", config.out / "evaluate", settings,
+                       prompts=[str(row["prompt"]) for row in shown])
+    samples = [row["response"] for row in shown]
+    line = {"step": 0, "scores": without_rows(scores), "samples": samples}
+    trackers.Trackers(config.track, job).write(line)
+
+
 def main():
     from data.verify import sandbox  # the phases evaluate without this command's switch
 
@@ -475,6 +506,8 @@ def main():
     cfg = config.evaluate
     dist = common.init_distributed("float32")
     dist.from_main(lambda: check_tasks(cfg))
+    if dist.is_main:
+        trackers.warn_of_missing(config.track)
     if cfg.endpoint:
         source = made_by = f"{cfg.endpoint} {cfg.model}".strip()
         cfg.prompt_format = cfg.prompt_format or "chat"
@@ -498,8 +531,10 @@ def main():
         result = dict(made_by=str(source), settings=dataclasses.asdict(cfg),
                       scores=without_rows(scores))
         common.write_atomic(config.out / "evaluate.json", json.dumps(result, indent=1) + "\n")
-        lines = [json.dumps(row) + "\n" for score in scores.values() for row in score["rows"]]
+        rows = [row for score in scores.values() for row in score["rows"]]
+        lines = [json.dumps(row) + "\n" for row in rows]
         common.write_atomic(config.out / "evaluate.jsonl", "".join(lines))
+        track(config, dist, str(source), scores)
         print(f"every sample is in {config.out / 'evaluate.jsonl'}")
 
 

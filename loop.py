@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 import common
 import hf
+import trackers
 from common import Dist, UserError
 from data.chat import template
 from data.text.tokenizer import Tokenizer
-from evaluate import evaluate, format_table, open_verifier, without_rows
+from evaluate import evaluate, format_table, open_verifier, rewards_by_problem, without_rows
 from generate import decode_answer, sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, meta_model, training_flops
 from progress import progress_bar
@@ -134,6 +135,10 @@ class Run:
     seconds: float = 0.0      # of training, the steps before included
     saved_step: int = 0       # of its newest checkpoint
     saved_at: float = field(default_factory=time.monotonic)  # when it last wrote a checkpoint
+
+    def __post_init__(self):
+        if self.dist.is_main:
+            trackers.warn_of_missing(self.config.track)
 
     @property
     def folder(self) -> Path:
@@ -377,6 +382,7 @@ class Log:
         self.skipped = 0  # steps in a row
         self.metrics = common.Metrics(run.dist, run.folder, run.first_step)
         self.owes_first = run.dist.from_main(self._first_evaluation_is_missing)
+        self.trackers = self._open_trackers()
         if run.dist.is_main:
             n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
             print(
@@ -393,6 +399,19 @@ class Log:
             dynamic_ncols=True,
             disable=None if run.dist.is_main else True,
         )
+
+    def _open_trackers(self) -> trackers.Trackers:
+        """Those of the command, on the first rank; none where no step is left to be done."""
+        run = self.run
+        is_complete = run.first_step >= self.n_steps and not self.owes_first
+        names = run.config.track if run.dist.is_main and not is_complete else []
+        settings = trackers.describe(run.config, run.dist.device)
+        return trackers.Trackers(names, trackers.Job(
+            run.config.run, run.phase, run.folder, settings, run.first_step, run.cfg.prompts))
+
+    def _write(self, **line) -> None:
+        self.metrics.write(**line)
+        self.trackers.write(line)
 
     def _first_evaluation_is_missing(self) -> bool:
         """Whether this run did its last step before, but not what may have been due after it."""
@@ -423,7 +442,7 @@ class Log:
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if is_finite:
             self.skipped = 0
-        self.metrics.write(
+        self._write(
             step=step, stage=stage.name, loss=loss, lr=lr, grad_norm=grad_norm, tokens=n_tokens,
             tokens_per_s=n_tokens / seconds, mfu=mfu, memory_gb=memory, seconds=run.seconds,
             finite=is_finite, **more)
@@ -468,7 +487,7 @@ class Log:
     def evaluation(self, stage: Stage, metrics: dict) -> None:
         """Writes what an evaluation found after the last step; its samples are needed no more."""
         run = self.run
-        self.metrics.write(step=run.step - 1, stage=stage.name, seconds=run.seconds, **metrics)
+        self._write(step=run.step - 1, stage=stage.name, seconds=run.seconds, **metrics)
         if run.dist.is_main:
             shutil.rmtree(run.folder / KEPT_SAMPLES, ignore_errors=True)
 
@@ -481,6 +500,7 @@ class Log:
 
 
 KEPT_SAMPLES = "evaluate"  # folder of a phase: samples of the evaluation that is being done
+PAIRED_REWARDS = "problems.jsonl"  # in it: each problem's reward at each evaluation, for --compare
 
 
 def evaluate_and_sample(
@@ -509,6 +529,8 @@ def evaluate_and_sample(
         return {}
     if scores:
         tqdm.write(format_table(scores))
+        line = dict(step=run.step - 1, rewards=rewards_by_problem(scores))
+        common.keep_lines(run.folder / PAIRED_REWARDS, [line])
     sys.stdout.flush()
     return {"scores": without_rows(scores), "samples": texts}
 

@@ -397,7 +397,7 @@ def grade(reward_model: Callable, held_out: list[dict]) -> dict[str, float]:
     return scores | {"pairs": len(held_out)}
 
 
-def evaluate_held_out(run: loop.Run) -> None:
+def evaluate_held_out(run: loop.Run, log: loop.Log) -> None:
     """Grades the model on the held-out preferences: printed, and written to held_out.json."""
     cfg = run.cfg
     reward_model = KINDS[cfg.kind](run.unsharded_model(), run.tokenizer, cfg.context)
@@ -412,6 +412,7 @@ def evaluate_held_out(run: loop.Run) -> None:
         note = f"; {reward_model.too_long} prompts were too long, so their pairs not judged right"
     print(f"held-out preferences: {', '.join(cells)}, {n_pairs} pairs{note}")
     common.write_atomic(run.folder / "held_out.json", json.dumps(scores))
+    log.trackers.write({"step": run.step - 1, "held_out": scores})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -492,7 +493,7 @@ def main():
             stop_signal.leave(step + 1)
     log.close()
     if cfg.held_out:
-        evaluate_held_out(run)
+        evaluate_held_out(run, log)
     sys.stdout.flush()
 
 

@@ -1,6 +1,4 @@
 """MFU: of a step whose FLOPs are known, on a device whose peak is known, in all five phases."""
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -14,21 +12,12 @@ import pretrain
 import reward
 import rl
 import sft
-from checks.mini_rl import CONFIG as RL_CONFIG
+from checks import mini_phases
 from checks.mini_rl import toy
-from data.tasks import pages, registry
-from data.tasks.problem import as_reply, seeded_rng, to_chat, to_document
 from data.text.mixture import document_lengths
 from model import ModelConfig, Transformer, training_flops
 
 PEAK = 1e12
-SECTIONS = """
-sft = dict(batch_tokens=768, micro_tokens=256, pools=dict(talks=[dict(path="mfu.jsonl")]), stages=[
-    dict(name="s", lr=[1, 1], context=256, epochs=dict(talks=1))])
-distill = dict(pairs="mfu_pairs.jsonl", context=192, batch_pairs=8, micro_pairs=3, kl_chosen=0,
-               kl_rejected=0, max_new_tokens=8)
-reward = dict(preferences=[dict(taste=96, seed=6)], context=192, batch_pairs=8, micro_pairs=3)
-"""
 
 
 def test_flops_of_packed_sequences_are_those_of_each_alone():
@@ -51,21 +40,6 @@ def test_lengths_of_documents():
     doc_start = np.array([[0, 0, 0, 3, 3, 5, 6, 7], [0, 0, 2, 2, 2, 2, 2, 2]])
     assert document_lengths(doc_start).tolist() == [3, 2, 2, 6]  # one token trains nothing
     assert document_lengths(np.zeros((2, 8), np.int32)).tolist() == [8, 8]
-
-
-def prepare(base) -> None:
-    """The files that the five runs read."""
-    (base.folder / "mfu.py").write_text(RL_CONFIG + SECTIONS)
-    problems = registry.family("math").problems("train", 24, 1)
-    talks = [json.dumps({"messages": to_chat(problem)}) for problem in problems]
-    (base.folder / "mfu.jsonl").write_text("\n".join(talks) + "\n")
-    rng, pairs = seeded_rng("pairs"), []
-    for problem in problems:
-        texts = (to_document(problem), pages.corrupt(problem, "wrong result", rng))
-        chosen, rejected = (as_reply(text.partition("Work:")[2]) for text in texts)
-        pairs.append(json.dumps({"prompt": problem.question, "chosen": chosen,
-                                 "rejected": rejected, "task": "math"}))
-    (base.folder / "mfu_pairs.jsonl").write_text("\n".join(pairs) + "\n")
 
 
 def spy_on_lengths(monkeypatch, module) -> list[int]:
@@ -96,7 +70,7 @@ def spy_on_lengths(monkeypatch, module) -> list[int]:
 @pytest.mark.parametrize("module", [pretrain, sft, distill, reward, rl])
 def test_mfu_of_each_phase(base, monkeypatch, module):
     """The first step of the real script, on a device with a known peak, told how long it took."""
-    prepare(base)
+    mini_phases.prepare(base)
     toy(monkeypatch.setattr)
     monkeypatch.setattr(common, "peak_flops", lambda device, dtype: PEAK)
     seen = spy_on_lengths(monkeypatch, module)
@@ -109,12 +83,10 @@ def test_mfu_of_each_phase(base, monkeypatch, module):
 
     monkeypatch.setattr(common.Metrics, "write", stop_after_the_first)
     phase = module.__name__
-    options = ["--run=mfu", "--evaluate.tasks=[]", f"--{phase}.prompts=[]"]
-    if module is not pretrain:
-        options.append("--init_from=out/base/pretrain")
-    base.call(module.main, f"{phase}.py", "mfu.py", "--corpus.folder=data", *options)
+    options = ["--evaluate.tasks=[]", f"--{phase}.prompts=[]"]
+    base.call(module.main, *mini_phases.command(phase, "mfu"), *options)
     (line,) = lines
-    cfg = common.load_config("", [str(base.folder / "mfu.py")], model=ModelConfig).model
+    cfg = common.load_config("", [str(base.folder / "phases.py")], model=ModelConfig).model
     weights = 2 * 32 * (2 * 32 + 2 * 16 + 3 * 64) + 32 * 448  # two layers; 400 ids, padded
     assert (cfg.n_layers, cfg.hidden_size, cfg.ffn_size, cfg.n_heads, cfg.head_dim) == (
         2, 32, 64, 2, 16)

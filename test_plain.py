@@ -13,10 +13,10 @@ from conftest import ROOT
 FOLDERS = ("data", "kernels", "experiments", "report", "checks")
 NODES_PER_LINE = 8.5
 LONGEST_SCRIPT = 600
-LOADED_BY_PRETRAIN = 22  # modules of ours that `import pretrain` loads
+LOADED_BY_PRETRAIN = 23  # modules of ours that `import pretrain` loads
 LAYERS = (  # a module imports from its own layer or from those before it
     ("progress", "common"),
-    ("schedule", "kernels"),
+    ("schedule", "kernels", "trackers"),
     ("model", "data"),
     ("hf",),
     ("generate",),
