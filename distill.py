@@ -52,6 +52,7 @@ from kernels.cross_entropy import (
 )
 from model import ModelConfig
 from sample_pairs import Teacher
+from sampler import Embedded
 from schedule import Schedule, Stage, learning_rate, stage_at
 
 REFERENCE, TEACHER = 0, 1  # in cached log-probabilities (pairs, 2, 2): whose they are
@@ -449,7 +450,7 @@ def evaluate_teacher(run: loop.Run, teacher: Teacher | None) -> None:
         run.config.evaluate, prompt_format="chat", system=run.cfg.teacher_system)
     made_by = common.hash_json([str(source), common.list_files(source)])
     folder = run.folder / loop.KEPT_SAMPLES
-    scores = evaluate(model, tokenizer, settings, run.dist, folder, made_by)
+    scores = evaluate(Embedded(model), tokenizer, settings, run.dist, folder, made_by)
     if not run.dist.is_main:
         return
     n_parameters = sum(parameter.numel() for parameter in model.parameters())

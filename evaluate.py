@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +33,7 @@ import trackers
 from data.chat import template
 from data.tasks import registry
 from data.tasks.problem import Problem, document_prompt, final_answer, to_chat
+from sampler import Embedded, fixed_pieces
 
 
 def all_families() -> list[str]:
@@ -74,14 +75,14 @@ class EvaluateConfig:
 # --------------------------------------------------------------------------------------------------
 # Samples. Each is known by (problem, sample): the problem's number in its task, and 0 to k - 1.
 
-def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = None,
+def evaluate(sampler, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = None,
              folder: Path | None = None, made_by: str = "", verifier=None) -> dict[str, dict]:
     """The scores of each task, as `summarize` makes them; the same on all ranks.
 
-    model: a plain module on this rank (common.unsharded_copy), or without a tokenizer the LLM of
-    `server_llm`; the ranks share the problems. cfg.prompt_format "chat": the question in chat form;
+    sampler: as sampler.py has them, or without a tokenizer the LLM of `server_llm`; the ranks
+    share the problems. cfg.prompt_format "chat": the question in chat form;
     else the document up to where the model must go on. folder: where samples are kept; made_by:
-    what the model is, for the names of the files there. verifier: of open_verifier.
+    what answers, for the names of the files there. verifier: of open_verifier.
     """
     dist = dist or common.Dist(0, 1, torch.device("cpu"), None)
     scores = {}
@@ -94,14 +95,14 @@ def evaluate(model, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = N
         name = sample_file_name(task, problems, prompts, cfg, made_by)
         rows = dist.from_main(lambda: read_kept_samples(folder, name))
 
-        batches = task_batches(prompts, rows, cfg, dist)
+        batches = task_batches(sampler, prompts, rows, cfg, dist)
         new_rows = {}
         for batch in dist.hand_out(batches, task):
-            answers = sample_batch(model, tokenizer, prompts, batch, cfg)
-            scored = score_batch(task, problems, prompts, answers, tokenizer, verifier)
-            new_rows |= scored
-            if folder:
-                keep_samples(folder / f"{name}.{dist.rank}.jsonl", scored)
+            for answers in sample_batch(sampler, tokenizer, prompts, batch, cfg):
+                scored = score_batch(task, problems, prompts, answers, tokenizer, verifier)
+                new_rows |= scored
+                if folder:
+                    keep_samples(folder / f"{name}.{dist.rank}.jsonl", scored)
 
         rows |= dist.gather(new_rows)
         if tokenizer is None:
@@ -146,18 +147,16 @@ def sample_file_name(task: str, problems: list[Problem], prompts: list, cfg: Eva
 
 
 def task_batches(
-    prompts: list, rows: dict, cfg: EvaluateConfig, dist: common.Dist
+    sampler, prompts: list, rows: dict, cfg: EvaluateConfig, dist: common.Dist
 ) -> list[list[int]]:
     """Batches of problem numbers of which a sample is missing, for all ranks.
 
     Short prompts first, as in generate.sample: a batch holds prompts of like lengths.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    missing = []
-    for batch in common.cut(order, dist.piece_size(len(prompts), cfg.k, cfg.max_rows)):
-        if any(pair not in rows for pair in sample_pairs(batch, cfg.k)):
-            missing.append(batch)
-    return missing
+    done = {i for i in order if all(pair in rows for pair in sample_pairs([i], cfg.k))}
+    pieces = getattr(sampler, "pieces", fixed_pieces)  # an LLM has none
+    return pieces(order, done, cfg.k, cfg.max_rows, dist)
 
 
 def sample_pairs(batch: list[int], k: int) -> list[tuple[int, int]]:
@@ -165,25 +164,28 @@ def sample_pairs(batch: list[int], k: int) -> list[tuple[int, int]]:
     return [(i, j) for i in batch for j in range(k)]
 
 
-def sample_batch(model, tokenizer, prompts: list, batch: list[int], cfg: EvaluateConfig) -> dict:
-    """{(problem, sample): (text, finish_reason, tokens)} of a batch of problems.
+def sample_batch(sampler, tokenizer, prompts: list, batch: list[int],
+                 cfg: EvaluateConfig) -> Iterator[dict]:
+    """Yields {(problem, sample): (text, finish_reason, tokens)} of a batch of problems.
 
     tokens: how many. finish_reason: "stop", "length", or "failed" (with None for a text) where a
     server gave no answer.
     """
-    pairs = sample_pairs(batch, cfg.k)
     if tokenizer is None:
-        return ask_server(model, prompts, pairs, cfg.k)
-    stop = generate.stop_ids(tokenizer)
-    groups = generate.sample(
-        model, [prompts[i] for i in batch], cfg.k, cfg.max_new_tokens, cfg.temperature, cfg.top_p,
-        stop=stop, seed=cfg.seed, max_rows=cfg.max_rows, numbers=batch)
-    samples = [sample for group in groups for sample in group]
-    answers = {}
-    for pair, sample in zip(pairs, samples):
-        text = generate.decode_answer(sample.tokens, tokenizer, prompts[pair[0]])
-        answers[pair] = (text, sample.finish_reason, len(sample.tokens))
-    return answers
+        yield ask_server(sampler, prompts, sample_pairs(batch, cfg.k), cfg.k)
+        return
+    parts = sampler.sample(
+        [prompts[i] for i in batch], cfg.k, max_new_tokens=cfg.max_new_tokens,
+        temperature=cfg.temperature, top_p=cfg.top_p, stop=generate.stop_ids(tokenizer),
+        seed=cfg.seed, max_rows=cfg.max_rows, numbers=batch)
+    for part in parts:
+        answers = {}
+        for place, samples in part.items():
+            problem = batch[place]
+            for j, sample in enumerate(samples):
+                text = generate.decode_answer(sample.tokens, tokenizer, prompts[problem])
+                answers[problem, j] = (text, sample.finish_reason, len(sample.tokens))
+        yield answers
 
 
 def ask_server(server: Callable, prompts: list, pairs: list[tuple[int, int]], k: int) -> dict:
@@ -511,11 +513,12 @@ def main():
     if cfg.endpoint:
         source = made_by = f"{cfg.endpoint} {cfg.model}".strip()
         cfg.prompt_format = cfg.prompt_format or "chat"
-        model, tokenizer = server_llm(cfg), None
+        sampler, tokenizer = server_llm(cfg), None
     else:
         source = hf.resolve_checkpoint(dist, cfg.checkpoint or config.out / "pretrain")
         dtype = torch.bfloat16 if dist.device.type == "cuda" else torch.float32
         model, tokenizer = hf.load(source, dist.device, dtype, checked=True)
+        sampler = Embedded(model)
         cfg.prompt_format = cfg.prompt_format or default_prompt_format(source, tokenizer)
         if hf.is_ours(source):
             cfg.system = ""
@@ -524,7 +527,7 @@ def main():
         print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)
 
     verifier = open_verifier(cfg.verifier, cfg.tasks, config.out, dist)
-    scores = evaluate(model, tokenizer, cfg, dist, config.out / "evaluate", made_by, verifier)
+    scores = evaluate(sampler, tokenizer, cfg, dist, config.out / "evaluate", made_by, verifier)
 
     if dist.is_main:
         print(format_table(scores))

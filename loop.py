@@ -30,6 +30,7 @@ from evaluate import evaluate, format_table, open_verifier, rewards_by_problem, 
 from generate import decode_answer, sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, meta_model, training_flops
 from progress import progress_bar
+from sampler import Embedded
 from schedule import Stage, check_schedule, is_due, stage_at
 
 # --------------------------------------------------------------------------------------------------
@@ -541,7 +542,7 @@ def evaluate_tasks(run: Run, model, n_problems: int, prompt_format: str) -> dict
                                    n_problems=n_problems, prompt_format=prompt_format, system="")
     source = [str(run.source), run.source and common.list_files(run.source)]
     made_by = [source, run.step, run.resume_key(run.step), as_json(run.cfg)]
-    return evaluate(model, run.tokenizer, settings, run.dist, run.folder / KEPT_SAMPLES,
+    return evaluate(Embedded(model), run.tokenizer, settings, run.dist, run.folder / KEPT_SAMPLES,
                     common.hash_json(made_by), run.verifier)
 
 

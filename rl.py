@@ -52,6 +52,7 @@ from rollouts import (
     verifier_metrics,
     write_rollouts,
 )
+from sampler import Embedded
 from schedule import Stage, learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
@@ -361,7 +362,7 @@ class StageState:
 
 
 def begin_stage(
-    run: loop.Run, stage: Stage, step: int, judges: Judges
+    run: loop.Run, sampler, stage: Stage, step: int, judges: Judges
 ) -> StageState:
     """Loads the reward model where the stage asks it, filters the stage's problems with the present
     policy, and gives it a fresh optimizer."""
@@ -375,7 +376,7 @@ def begin_stage(
         dtype = getattr(torch, cfg.dtype)
         judges.reward_model = load_reward_model(
             judges.reward_folder, run.dist.device, dtype, cfg.context)
-    problems, references = filter_problems(run, cfg, stage.settings, judges)
+    problems, references = filter_problems(run, sampler, cfg, stage.settings, judges)
     asked = verifier_metrics(judges, run.dist)  # so that the first step's counts are its own
     if asked and run.dist.is_main:
         print(f"  verifier: {asked['verifier_cases']:.0f} answers, "
@@ -391,17 +392,17 @@ def begin_stage(
 
 
 def collect_rollouts(
-    run: loop.Run, state: StageState, step: int, clock: loop.Clock
+    run: loop.Run, sampler, state: StageState, step: int, clock: loop.Clock
 ) -> tuple[list[list[Rollout]], dict[str, list[float]]]:
     """This rank's groups of a step, by the policy as it is now, with rewards and more verdicts.
 
     A signal ends it at once: what was sampled by then is kept.
     """
-    model = run.unsharded_model()
+    sampler.update(run.unsharded_model())
     groups, verdicts = [], {}
     with suppress(common.Interrupted), run.dist.leaving_at_once():
         clock.start_lap()
-        groups = sample_groups(model, run, state, step)
+        groups = sample_groups(sampler, run, state, step)
         clock.lap("rollout_s")
         verdicts = reward_rollouts(state, step, groups)
         clock.lap("scoring_s")
@@ -410,7 +411,7 @@ def collect_rollouts(
 
 
 def sample_groups(
-    model, run: loop.Run, state: StageState, step: int
+    sampler, run: loop.Run, state: StageState, step: int
 ) -> list[list[Rollout]]:
     """This rank's groups of a step, sampled or, after a restart in the midst of it, kept."""
     cfg, dist = state.cfg, run.dist
@@ -420,7 +421,7 @@ def sample_groups(
     for number in range(dist.rank, cfg.batch_groups, dist.world):
         problems[number] = state.problems[batch[number]]
     seed = cfg.seed * 1_000_000_000 + step  # with a problem's number in the step: all its draws
-    return sample_and_keep(model, run, problems, cfg, seed, step)
+    return sample_and_keep(sampler, run, problems, cfg, seed, step)
 
 
 def reward_rollouts(
@@ -528,7 +529,7 @@ def main():
     n_steps = plan[-1].end_step
     judges = open_judges(run, stages)
     loop.load_or_resume(run, lambda step: resume_key(plan, cfg, run.source, step))
-    model, optimizer = run.model, run.optimizer
+    model, optimizer, sampler = run.model, run.optimizer, Embedded()
     if run.first_step == 0 and config.evaluate.tasks:
         loop.evaluate_starting_point(run, ("chat",))
 
@@ -545,12 +546,12 @@ def main():
         clock = loop.Clock()
         stage = stage_at(plan, step)
         if state is None or stage is not state.stage:
-            state = begin_stage(run, stage, step, judges)
+            state = begin_stage(run, sampler, stage, step, judges)
         lr = learning_rate(cfg.lr, stage, step)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        groups, verdicts = collect_rollouts(run, state, step, clock)
+        groups, verdicts = collect_rollouts(run, sampler, state, step, clock)
         if stop_signal.on_any_rank():
             run.save_unless_saved(plan)
             stop_signal.leave(step)

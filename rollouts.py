@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from data.chat.template import after_thoughts
 from data.tasks import registry, taste
 from data.tasks.problem import Problem
 from evaluate import task_prompt
-from generate import Sample, decode_answer, sample, stop_ids
+from generate import Sample, decode_answer, stop_ids
 from reward import RewardModel, group_rewards, win_rates
+from sampler import in_order
 
 COMPARED = {"taste", "helpsteer3", "ultrafeedback"}  # no rule judges all of a reply to these
 
@@ -53,31 +55,31 @@ class Judges:
 
 
 def sample_rollouts(
-    model, tokenizer, problems: list[Problem], n: int, cfg, seed: int,
+    sampler, tokenizer, problems: list[Problem], n: int, cfg, seed: int,
     numbers: list[int] | None = None,
-) -> list[list[Rollout]]:
-    """n responses to each problem, by their own tokens: nothing is decoded and encoded again.
+) -> Iterator[dict[int, list[Rollout]]]:
+    """Yields {place of a problem: n responses to it}, as they come.
 
-    model: a plain module. cfg: an RlConfig, of which max_new_tokens, temperature and max_rows hold.
-    numbers: of the problems among all (default: their places here); with the seed they decide all
-    draws.
+    By their own tokens: nothing is decoded and encoded again. cfg: an RlConfig, of which
+    max_new_tokens, temperature and max_rows hold. numbers: of the problems among all (default:
+    their places here); with the seed they decide all draws.
     """
     prompts = [task_prompt(problem, tokenizer, "chat") for problem in problems]
-    answers = sample(
-        model,
+    batches = sampler.sample(
         prompts,
         n,
-        cfg.max_new_tokens,
-        cfg.temperature,
+        max_new_tokens=cfg.max_new_tokens,
+        temperature=cfg.temperature,
         stop=stop_ids(tokenizer),
         seed=seed,
         max_rows=cfg.max_rows,
         numbers=numbers,
     )
-    groups = []
-    for problem, prompt, samples in zip(problems, prompts, answers):
-        groups.append(make_group(problem, prompt, samples, tokenizer))
-    return groups
+    for batch in batches:
+        groups = {}
+        for place, samples in batch.items():
+            groups[place] = make_group(problems[place], prompts[place], samples, tokenizer)
+        yield groups
 
 
 def make_group(
@@ -95,7 +97,7 @@ KEPT = "sampled"  # folder of the phase: the samples of the step that is being d
 
 
 def sample_and_keep(
-    model, run: loop.Run, problems: dict[int, Problem], cfg, seed: int, step: int
+    sampler, run: loop.Run, problems: dict[int, Problem], cfg, seed: int, step: int
 ) -> list[list[Rollout]]:
     """A rank's groups of a step; a restart takes the samples that were kept as they came.
 
@@ -111,15 +113,15 @@ def sample_and_keep(
             groups[number] = make_group(problems[number], prompt, samples, run.tokenizer)
     missing = [number for number in problems if number not in groups]
     path = run.folder / KEPT / f"{name}.{run.dist.rank}.jsonl"
-    for piece in common.cut(missing, max(1, cfg.max_rows // cfg.group_size)):
-        piece_problems = [problems[number] for number in piece]
-        sampled = sample_rollouts(
-            model, run.tokenizer, piece_problems, cfg.group_size, cfg, seed, piece)
-        groups |= zip(piece, sampled)
+    missing_problems = [problems[number] for number in missing]
+    batches = sample_rollouts(
+        sampler, run.tokenizer, missing_problems, cfg.group_size, cfg, seed, missing)
+    for batch in batches:
         rows = []
-        for number, group in zip(piece, sampled):
+        for place, group in batch.items():
+            groups[missing[place]] = group
             samples = [(r.tokens, r.logprobs, r.finish_reason) for r in group]
-            rows.append({"number": number, "samples": samples})
+            rows.append({"number": missing[place], "samples": samples})
         common.keep_lines(path, rows)
     return [groups[number] for number in problems]
 
@@ -214,7 +216,7 @@ def reference_win_rates(groups: list[list[Rollout]], reward_model: RewardModel |
 
 
 def filter_problems(
-    run: loop.Run, cfg, stage, judges: Judges
+    run: loop.Run, sampler, cfg, stage, judges: Judges
 ) -> tuple[list[Problem], dict[str, str]]:
     """The stage's problems that the policy sometimes solves and sometimes does not, with a table.
 
@@ -227,7 +229,7 @@ def filter_problems(
         n_tokens = len(task_prompt(problem, run.tokenizer, "chat")) + cfg.max_new_tokens
         if n_tokens <= cfg.context:
             problems.append(problem)
-    means, references = measure_problems(run, cfg, stage, problems, judges)
+    means, references = measure_problems(run, sampler, cfg, stage, problems, judges)
     low, high = cfg.keep_between
     kept = []
     for problem, mean in zip(problems, means):
@@ -258,7 +260,7 @@ def load_problems(stage, scale: float, seed: int) -> list[Problem]:
 
 
 def measure_problems(
-    run: loop.Run, cfg, stage, problems: list[Problem], judges: Judges
+    run: loop.Run, sampler, cfg, stage, problems: list[Problem], judges: Judges
 ) -> tuple[list[float | None], dict[str, str]]:
     """The mean reward of each problem's samples, and {question: greedy reply} of compared problems.
 
@@ -273,17 +275,18 @@ def measure_problems(
     folder = run.folder / "filter"
     rows = dist.from_main(
         lambda: {row["number"]: row for row in common.read_kept_lines(folder, name)})
-    size = dist.piece_size(len(problems), cfg.filter_samples or 1, cfg.max_rows)
     numbers = list(range(len(problems)))
-    pieces = [piece for piece in common.cut(numbers, size) if not rows.keys() >= set(piece)]
-    model = run.unsharded_model() if pieces else None
+    pieces = sampler.pieces(numbers, rows, cfg.filter_samples or 1, cfg.max_rows, dist)
+    if pieces:
+        sampler.update(run.unsharded_model())
     measured = {}
     for piece in dist.hand_out(pieces, f"filter of {stage.name}"):
         piece_problems = [problems[number] for number in piece]
-        piece_rows = sample_and_measure(
-            model, run.tokenizer, cfg, stage, piece_problems, piece, judges)
-        common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", piece_rows)
-        measured |= {row["number"]: row for row in piece_rows}
+        batches = sample_and_measure(
+            sampler, run.tokenizer, cfg, stage, piece_problems, piece, judges)
+        for batch in batches:
+            common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", batch)
+            measured |= {row["number"]: row for row in batch}
     rows |= dist.gather(measured)
     means, references = [], {}
     for number, problem in enumerate(problems):
@@ -294,25 +297,29 @@ def measure_problems(
 
 
 def sample_and_measure(
-    model, tokenizer, cfg, stage, problems: list[Problem], numbers: list[int], judges: Judges
-) -> list[dict]:
-    """What is kept of each problem: its number, the mean reward, the greedy reply as reference.
+    sampler, tokenizer, cfg, stage, problems: list[Problem], numbers: list[int], judges: Judges
+) -> Iterator[list[dict]]:
+    """Yields what is kept of problems: number, mean reward, the greedy reply as reference.
 
     numbers: of the problems in the stage; they alone decide the draws, whoever samples what.
     """
     n_samples, seed = cfg.filter_samples or 1, cfg.seed * 1_000_000
-    groups = sample_rollouts(model, tokenizer, problems, n_samples, cfg, seed, numbers)
-    compared = [group[0].problem for group in split_groups(groups, stage)[1]]
     greedy_cfg = dataclasses.replace(cfg, temperature=0.0)
-    references = {}
-    for (greedy,) in sample_rollouts(model, tokenizer, compared, 1, greedy_cfg, 0):
-        references[greedy.problem.question] = reply_text(greedy.text)
-    means = mean_rewards(groups, stage, judges, references)
-    rows = []
-    for number, problem in zip(numbers, problems):
-        reference = references.get(problem.question)
-        rows.append({"number": number, "mean": means[problem.key], "reference": reference})
-    return rows
+    for batch in sample_rollouts(sampler, tokenizer, problems, n_samples, cfg, seed, numbers):
+        groups = list(batch.values())
+        compared = [group[0].problem for group in split_groups(groups, stage)[1]]
+        replies = in_order(sample_rollouts(sampler, tokenizer, compared, 1, greedy_cfg, 0))
+        references = {}
+        for (greedy,) in replies:
+            references[greedy.problem.question] = reply_text(greedy.text)
+        means = mean_rewards(groups, stage, judges, references)
+        rows = []
+        for place in batch:
+            problem = problems[place]
+            reference = references.get(problem.question)
+            mean = means[problem.key]
+            rows.append({"number": numbers[place], "mean": mean, "reference": reference})
+        yield rows
 
 
 def mean_rewards(

@@ -9,7 +9,7 @@ samples make a pair, and what a line of the file holds, is in data/chat/pairs.py
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from data.tasks import registry
 from data.tasks.problem import Problem
 from data.text.tokenizer import Tokenizer
 from evaluate import task_prompt
-from generate import decode_answer, sample, stop_ids
+from generate import Sample, decode_answer, stop_ids
+from sampler import Embedded
 
 CHUNK = 64  # problems that share a seed
 
@@ -84,32 +85,39 @@ def load_problems(cfg: PairConfig, scale: float) -> list[tuple[str, Problem]]:
 
 
 def sample_and_score(
-    model, tokenizer, problems: list[tuple[str, Problem]], cfg: PairConfig, seed: int,
+    sampler, tokenizer, problems: list[tuple[str, Problem]], cfg: PairConfig, seed: int,
     numbers: list[int], system: str = "",
-) -> list[list[dict]]:
-    """n_samples scored samples of each problem, as data/chat/pairs.py has them.
+) -> Iterator[dict[int, list[dict]]]:
+    """Yields {place of a problem: n_samples scored samples}, as they come, in the form of
+    data/chat/pairs.py.
 
     numbers: of the problems among those of this seed; both decide the draws.
     """
     prompts = [task_prompt(problem, tokenizer, "chat", system) for _, problem in problems]
-    answers = sample(
-        model, prompts, cfg.n_samples, cfg.max_new_tokens, cfg.temperature,
+    batches = sampler.sample(
+        prompts, cfg.n_samples, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
         stop=stop_ids(tokenizer), seed=seed, max_rows=cfg.max_rows, numbers=numbers,
     )
-    samples = []
-    for prompt, problem_answers in zip(prompts, answers):
-        samples.append([
-            {
-                "text": decode_answer(answer.tokens, tokenizer, prompt),
-                "score": None,
-                "finish_reason": answer.finish_reason,
-                "tokens": answer.tokens,
-                "logprob": float(np.mean(answer.logprobs)),
-            }
-            for answer in problem_answers
-        ])
-    score_samples(problems, samples)
-    return samples
+    for batch in batches:
+        samples = {}
+        for place, answers in batch.items():
+            samples[place] = describe_samples(answers, tokenizer, prompts[place])
+        score_samples([problems[place] for place in batch], list(samples.values()))
+        yield samples
+
+
+def describe_samples(answers: list[Sample], tokenizer, prompt: list[int]) -> list[dict]:
+    """Samples of a prompt as data/chat/pairs.py has them, without their scores."""
+    return [
+        {
+            "text": decode_answer(answer.tokens, tokenizer, prompt),
+            "score": None,
+            "finish_reason": answer.finish_reason,
+            "tokens": answer.tokens,
+            "logprob": float(np.mean(answer.logprobs)),
+        }
+        for answer in answers
+    ]
 
 
 def score_samples(problems: list[tuple[str, Problem]], samples: list[list[dict]]) -> None:
@@ -145,14 +153,18 @@ def sample_checkpoint(
         missing += [piece for piece in common.cut(chunk, size) if not kept.issuperset(piece)]
     if missing:
         model, tokenizer = hf.load(source, dist.device, getattr(torch, cfg.dtype), checked=True)
+        sampler = Embedded(model)
     for piece in dist.hand_out(missing, f"samples of the {who}"):
         seed = cfg.seed * 1_000_000 + piece[0] // CHUNK
         places = [number % CHUNK for number in piece]
         piece_problems = [problems[number] for number in piece]
-        samples = sample_and_score(
-            model, tokenizer, piece_problems, cfg, seed, places, system)
-        rows = [{"number": number, "samples": each} for number, each in zip(piece, samples)]
-        common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", rows)
+        batches = sample_and_score(
+            sampler, tokenizer, piece_problems, cfg, seed, places, system)
+        for batch in batches:
+            rows = []
+            for place, samples in batch.items():
+                rows.append({"number": piece[place], "samples": samples})
+            common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", rows)
     return folder, name
 
 
@@ -309,19 +321,18 @@ def refresh_negatives(
     due = np.unique(upcoming).tolist()
     negatives = dist.from_main(
         lambda: {row["pair"]: row["tokens"] for row in common.read_kept_lines(folder, name)})
-    size = dist.piece_size(len(due), cfg.n_samples, cfg.max_rows)
-    missing = []
-    for places in common.cut(range(len(due)), size):
-        if not negatives.keys() >= {due[place] for place in places}:
-            missing.append(places)
-    model = run.unsharded_model() if missing else None
+    done = {place for place, pair in enumerate(due) if pair in negatives}
+    sampler = Embedded()
+    missing = sampler.pieces(range(len(due)), done, cfg.n_samples, cfg.max_rows, dist)
+    if missing:
+        sampler.update(run.unsharded_model())
     sampled = {}
     for places in dist.hand_out(missing, "new negatives"):
         piece_pairs = {place: due[place] for place in places}
-        piece_negatives = sample_negatives(model, run, problems, pairs, piece_pairs, step)
-        rows = [{"pair": i, "tokens": tokens} for i, tokens in piece_negatives.items()]
-        common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", rows)
-        sampled |= piece_negatives
+        for batch in sample_negatives(sampler, run, problems, pairs, piece_pairs, step):
+            rows = [{"pair": i, "tokens": tokens} for i, tokens in batch.items()]
+            common.keep_lines(folder / f"{name}.{dist.rank}.jsonl", rows)
+            sampled |= batch
     negatives |= dist.gather(sampled)
     for i, tokens in negatives.items():
         if tokens is not None:
@@ -329,26 +340,29 @@ def refresh_negatives(
 
 
 def sample_negatives(
-    model, run: loop.Run, problems: list[tuple[str, Problem]], pairs: list[Pair],
+    sampler, run: loop.Run, problems: list[tuple[str, Problem]], pairs: list[Pair],
     piece_pairs: dict[int, int], step: int,
-) -> dict[int, list[int] | None]:
-    """{pair: tokens of its new rejected response, or None where it gets none}.
+) -> Iterator[dict[int, list[int] | None]]:
+    """Yields {pair: tokens of its new rejected response, or None where it gets none}.
 
     piece_pairs: place among all that are due, which decides the draws -> pair.
     """
     cfg = run.cfg
     settings = dataclasses.replace(cfg, n_samples=1) if cfg.negatives == "any" else cfg
-    pair_problems = [problems[pairs[i].number] for i in piece_pairs.values()]
+    numbers = list(piece_pairs.values())  # of the pairs
+    pair_problems = [problems[pairs[i].number] for i in numbers]
     seed = cfg.seed * 1_000_000_000 + step
-    samples = sample_and_score(
-        model, run.tokenizer, pair_problems, settings, seed, list(piece_pairs))
-    negatives = {}
-    for i, pair_samples in zip(piece_pairs.values(), samples):
-        if cfg.negatives == "any":
-            negative = pair_samples[0]
-        else:
-            negative = choose_negative(pair_samples, cfg.min_positive_score - cfg.gap)
-        prompt = pairs[i].teacher_prompt or pairs[i].prompt
-        fits = negative and len(prompt) + len(negative["tokens"]) <= cfg.context
-        negatives[i] = negative["tokens"] if fits else None
-    return negatives
+    batches = sample_and_score(
+        sampler, run.tokenizer, pair_problems, settings, seed, list(piece_pairs))
+    for batch in batches:
+        negatives = {}
+        for place, samples in batch.items():
+            pair = pairs[numbers[place]]
+            if cfg.negatives == "any":
+                negative = samples[0]
+            else:
+                negative = choose_negative(samples, cfg.min_positive_score - cfg.gap)
+            prompt = pair.teacher_prompt or pair.prompt
+            fits = negative and len(prompt) + len(negative["tokens"]) <= cfg.context
+            negatives[numbers[place]] = negative["tokens"] if fits else None
+        yield negatives

@@ -407,14 +407,15 @@ def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
         hf, "load", lambda *arguments, checked: loaded.append(arguments) or (None, None))
     most = [99]
 
-    def draw(model, tokenizer, some, cfg, seed, numbers, system):
+    def draw(sampler, tokenizer, some, cfg, seed, numbers, system):
         if len(drawn) == most[0]:
             raise KeyboardInterrupt
         drawn.append((seed, *numbers))
-        return [
+        samples = [
             [answer(f"{problem.key} {seed} {number}", 1.0)]
             for (_, problem), number in zip(some, numbers)
         ]
+        yield dict(enumerate(samples))
 
     monkeypatch.setattr(sample_pairs, "sample_and_score", draw)
 
@@ -547,9 +548,10 @@ def refreshed(monkeypatch, folder, drawn: dict | None, step=0, **changes) -> lis
     """The rejected responses of two pairs after a refresh, when the student answers as in `drawn`,
     {problem's number: samples}; None: must not be asked."""
 
-    def draw(model, tokenizer, problems, cfg, seed, numbers):
-        assert model == "now" and cfg.n_samples == (1 if cfg.negatives == "any" else 4)
-        return [drawn[PROBLEMS.index(each)] for each in problems]
+    def draw(sampler, tokenizer, problems, cfg, seed, numbers):
+        assert sampler.model == "now"
+        assert cfg.n_samples == (1 if cfg.negatives == "any" else 4)
+        yield {place: drawn[PROBLEMS.index(each)] for place, each in enumerate(problems)}
 
     monkeypatch.setattr(sample_pairs, "sample_and_score", draw)
     cfg = DistillConfig(**dict(context=20, batch_pairs=2, refresh_every=2) | changes)
@@ -812,16 +814,17 @@ def test_new_negatives_in_a_run(base, monkeypatch):
         sample_pairs.sample_and_score,
     )
 
-    def scored(model, tokenizer, some, cfg, seed, numbers):
+    def scored(sampler, tokenizer, some, cfg, seed, numbers):
         """What the student really says, but a third of it is called right, another third each
         time."""
-        return [
-            [
-                answer | {"score": float((i + seed) % 3 == 0), "finish_reason": "stop"}
-                for answer in answers
-            ]
-            for i, answers in enumerate(draw(model, tokenizer, some, cfg, seed, numbers))
-        ]
+        for batch in draw(sampler, tokenizer, some, cfg, seed, numbers):
+            yield {
+                i: [
+                    answer | {"score": float((i + seed) % 3 == 0), "finish_reason": "stop"}
+                    for answer in answers
+                ]
+                for i, answers in batch.items()
+            }
 
     monkeypatch.setattr(sample_pairs, "make_pairs", lambda *_: base.folder / "pairs.jsonl")
     monkeypatch.setattr(sample_pairs, "load_problems", lambda *_: problems)

@@ -36,6 +36,7 @@ from evaluate import EvaluateConfig, majority, pass_at_k, summarize
 from generate import LocalLLM, Sample
 from model import ModelConfig, Transformer, init_weights
 from rl import RlConfig
+from sampler import Embedded, in_order
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
@@ -141,7 +142,7 @@ def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
         ]
 
     monkeypatch.setattr(evaluate.generate, "sample", gold)
-    scores = evaluate.evaluate(None, tokenizer, cfg)
+    scores = evaluate.evaluate(Embedded(), tokenizer, cfg)
     assert all(
         s["avg"] == s["pass"] == 1.0 and s["truncated"] == 0 and s["n"] == 20
         for s in scores.values()
@@ -157,10 +158,10 @@ def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
         "sample",
         lambda m, prompts, n, *a, **k: [[Sample([], [], "length")] * n for _ in prompts],
     )
-    scores = evaluate.evaluate(None, tokenizer, cfg)
+    scores = evaluate.evaluate(Embedded(), tokenizer, cfg)
     assert all(s["avg"] == 0.0 and s["truncated"] == s["no_answer"] == 1 for s in scores.values())
     with pytest.raises(UserError, match="no task 'meth'"):
-        evaluate.evaluate(None, tokenizer, EvaluateConfig(tasks=["meth"]))
+        evaluate.evaluate(Embedded(), tokenizer, EvaluateConfig(tasks=["meth"]))
 
 
 def test_a_verifier_scores_what_rules_leave_open(monkeypatch, tokenizer, tmp_path):
@@ -265,15 +266,14 @@ def test_thoughts_that_the_prompt_opened_are_no_answer(monkeypatch, five):
     for module in (evaluate, rollouts):
         monkeypatch.setattr(module, "task_prompt", thinking_prompt)
     monkeypatch.setattr(evaluate.generate, "sample", thinker)
-    monkeypatch.setattr(rollouts, "sample", thinker)
     cfg = EvaluateConfig(tasks=[five], k=1, prompt_format="chat")
-    score = evaluate.evaluate(None, tokenizer, cfg)[five]
+    score = evaluate.evaluate(Embedded(), tokenizer, cfg)[five]
     rewards = {row["response"].removeprefix("<think>\n"): row["reward"] for row in score["rows"]}
     assert rewards == {text.removeprefix("<think>\n"): ANSWERS[text] for text in ANSWERS}
 
     problems = registry.family(five).problems("train", len(ANSWERS), 0)
     cfg = RlConfig(stages=[], lr=0.0)
-    groups = rollouts.sample_rollouts(None, tokenizer, problems, 1, cfg, 0)
+    groups = in_order(rollouts.sample_rollouts(Embedded(), tokenizer, problems, 1, cfg, 0))
     scores = rollouts.verified_scores(rollouts.flatten(groups), rollouts.Judges())
     assert [score.reward for score in scores] == list(ANSWERS.values())
 
@@ -323,7 +323,7 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
     """Cut off after any batch, or in the midst of a line: the same rows, and what was done is not
     done again.
     """
-    whole, sample = evaluate.evaluate(model, tokenizer, CFG), evaluate.generate.sample
+    whole, sample = evaluate.evaluate(Embedded(model), tokenizer, CFG), evaluate.generate.sample
     asked = []
 
     def until(most):
@@ -339,16 +339,17 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
         folder = tmp_path / str(most)
         monkeypatch.setattr(evaluate.generate, "sample", until(most))
         with pytest.raises(KeyboardInterrupt):
-            evaluate.evaluate(model, tokenizer, CFG, None, folder, "me")
+            evaluate.evaluate(Embedded(model), tokenizer, CFG, None, folder, "me")
         for path in folder.glob("*.jsonl"):
             path.write_bytes(path.read_bytes()[:-20])
         torn = sum(1 for _ in folder.glob("*.jsonl"))
         monkeypatch.setattr(evaluate.generate, "sample", until(-1))
         del asked[:]
-        assert evaluate.evaluate(model, tokenizer, CFG, None, folder, "me") == whole
+        assert evaluate.evaluate(Embedded(model), tokenizer, CFG, None, folder, "me") == whole
         assert len(asked) == 10 - most + torn  # 5 batches a task
         del asked[:]
-        assert evaluate.evaluate(model, tokenizer, CFG, None, folder, "me") == whole and not asked
+        assert evaluate.evaluate(Embedded(model), tokenizer, CFG, None, folder, "me") == whole
+        assert not asked
 
 
 def test_other_settings_and_other_models_never_mix(model, tokenizer, tmp_path):
@@ -365,8 +366,8 @@ def test_other_settings_and_other_models_never_mix(model, tokenizer, tmp_path):
     ]
     for n, (cfg, made_by) in enumerate(ways, 1):
         assert evaluate.evaluate(
-            model, tokenizer, cfg, None, tmp_path, made_by
-        ) == evaluate.evaluate(model, tokenizer, cfg)
+            Embedded(model), tokenizer, cfg, None, tmp_path, made_by
+        ) == evaluate.evaluate(Embedded(model), tokenizer, cfg)
         assert len(list(tmp_path.iterdir())) == 2 * n
 
 
@@ -382,16 +383,15 @@ def test_batches_draw_what_one_call_draws(model, tokenizer):
         for one in group
     ]
     for cfg in (CFG, replace(CFG, max_rows=256)):
-        assert [
-            row["response"] for row in evaluate.evaluate(model, tokenizer, cfg)["math"]["rows"]
-        ] == texts
+        rows = evaluate.evaluate(Embedded(model), tokenizer, cfg)["math"]["rows"]
+        assert [row["response"] for row in rows] == texts
 
 
 def test_any_number_of_ranks_gives_the_same_rows(model, tokenizer, tmp_path):
     """Two ranks, one after the other (each leaves the other's batches alone), then one process that
     finds all done.
     """
-    whole = evaluate.evaluate(model, tokenizer, CFG, None, tmp_path / "one", "me")
+    whole = evaluate.evaluate(Embedded(model), tokenizer, CFG, None, tmp_path / "one", "me")
 
     class Rank(Dist):
         def gather(self, mine):
@@ -410,7 +410,7 @@ def test_any_number_of_ranks_gives_the_same_rows(model, tokenizer, tmp_path):
         [
             r
             for s in evaluate.evaluate(
-                model,
+                Embedded(model),
                 tokenizer,
                 CFG,
                 Rank(rank, 2, torch.device("cpu"), None),
@@ -425,15 +425,15 @@ def test_any_number_of_ranks_gives_the_same_rows(model, tokenizer, tmp_path):
     assert sorted(lines(tmp_path / "r0") + lines(tmp_path / "r1")) == lines(tmp_path / "one")
     for path in (tmp_path / "r0").iterdir():
         shutil.copy(path, tmp_path / "r1")
-    assert evaluate.evaluate(None, tokenizer, CFG, None, tmp_path / "r1", "me") == whole
+    assert evaluate.evaluate(Embedded(), tokenizer, CFG, None, tmp_path / "r1", "me") == whole
 
 
 def test_a_file_of_something_else_is_left_alone(model, tokenizer, tmp_path):
-    evaluate.evaluate(model, tokenizer, CFG, None, tmp_path, "me")
+    evaluate.evaluate(Embedded(model), tokenizer, CFG, None, tmp_path, "me")
     path = next(tmp_path.glob("code*"))
     path.write_text("mine\n" + path.read_text())
     with pytest.raises(UserError, match=r"code-.*\.0\.jsonl is damaged, or no file of samples"):
-        evaluate.evaluate(model, tokenizer, CFG, None, tmp_path, "me")
+        evaluate.evaluate(Embedded(model), tokenizer, CFG, None, tmp_path, "me")
 
 
 def test_a_server_that_gives_no_answer_is_asked_again(tmp_path):
@@ -641,7 +641,7 @@ def test_the_same_evaluation_by_a_server_and_here(server, export, prompt_format)
                 row["reward"],
                 row["finish_reason"],
             )
-            for score in evaluate.evaluate(model, tokenizer, cfg).values()
+            for score in evaluate.evaluate(Embedded(model), tokenizer, cfg).values()
             for row in score["rows"]
         ]
 

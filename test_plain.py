@@ -20,6 +20,7 @@ LAYERS = (  # a module imports from its own layer or from those before it
     ("model", "data"),
     ("hf",),
     ("generate",),
+    ("sampler",),
     ("evaluate",),
     ("loop",),
     ("sample_pairs", "rollouts", *plain.PHASES),

@@ -23,7 +23,6 @@ import pytest
 import torch
 
 import common
-import evaluate
 import generate
 import hf
 import rl
@@ -49,6 +48,7 @@ from rl import (
     train_step,
 )
 from rollouts import Judges, Rollout, sample_rollouts
+from sampler import Embedded, in_order
 
 ONE = common.Dist(0, 1, torch.device("cpu"), None)
 V = 90
@@ -459,7 +459,8 @@ def test_the_sampler_and_the_trainer_have_the_same_policy(tokenizer, temperature
     of five."""
     model, p = new_model(vocab_size=tokenizer.n_vocab), settings(
         temperature=temperature, context=192, micro_rows=5, max_new_tokens=12)
-    groups = sample_rollouts(model, tokenizer, MATH[:3] + TASTE[:1], 3, p, seed=1)
+    groups = in_order(
+        sample_rollouts(Embedded(model), tokenizer, MATH[:3] + TASTE[:1], 3, p, seed=1))
     mine = [r for group in groups for r in group]
     assert len({len(r.prompt) for r in mine}) == 4 and len({r.text for r in mine}) == 12
     for r in mine:
@@ -480,14 +481,15 @@ def test_a_bandit_is_solved(tokenizer, monkeypatch, loss):
     anything = lambda *given, stop, **more: sample(
         *given, stop=tuple(range(tokenizer.n_vocab)), **more
     )
-    monkeypatch.setattr(rollouts, "sample", anything)
+    monkeypatch.setattr(generate, "sample", anything)
     prompt = rollouts.task_prompt(MATH[0], tokenizer, "chat")
     chances = lambda: (model(torch.tensor([prompt]))[0, -1] @ model.lm_head.weight.T).softmax(-1)
     best = (chances() - 0.02).abs().argmin()
     assert 0.01 < chances()[best] < 0.03
     optimizer = common.adamw(model, 1e-2, (0.9, 0.95), 0.0)
     for seed in range(60):
-        groups = sample_rollouts(model, tokenizer, MATH[:1], p.group_size, p, seed)
+        groups = in_order(
+            sample_rollouts(Embedded(model), tokenizer, MATH[:1], p.group_size, p, seed))
         for r in groups[0]:
             r.reward = float(r.tokens == [best])
         if assign_advantages(groups, True):
@@ -685,16 +687,18 @@ def filtered(
         for p in registry.family(task).problems("train", n, 0)
     ]
 
-    def drawn(model, tokenizer, some, n, p, seed, numbers=()):
-        assert model == "now" and not again
+    def drawn(sampler, tokenizer, some, n, p, seed, numbers=()):
+        if not some:
+            return
+        assert sampler.model == "now" and not again
         assert [problems[number] for number in numbers] == some
-        return [
-            [
+        yield {
+            place: [
                 rollout(problem=problem, text=json.dumps(reward))
                 for reward in rewards[problems.index(problem)]
             ]
-            for problem in some
-        ]
+            for place, problem in enumerate(some)
+        }
 
     monkeypatch.setattr(rollouts, "sample_rollouts", drawn)
     monkeypatch.setattr(rollouts, "task_prompt", lambda problem, *_: [1] * 5)
@@ -704,7 +708,7 @@ def filtered(
         lambda problems, responses, _: [registry.Score(json.loads(text)) for text in responses],
     )
     run = fake_run(folder)
-    kept, _ = rollouts.filter_problems(run, settings(**changes), stage, Judges())
+    kept, _ = rollouts.filter_problems(run, Embedded(), settings(**changes), stage, Judges())
     return [problems.index(problem) for problem in kept]
 
 
@@ -753,16 +757,17 @@ def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monke
     problems, words = registry.family("taste").problems("train", 3, 0), {}
     words = dict(zip((p.key for p in problems), (["a", "b"], ["a", "bbbbb"], ["bbbb", "bbbbb"])))
 
-    def drawn(model, tokenizer, some, n, p, seed, numbers=None):
+    def drawn(sampler, tokenizer, some, n, p, seed, numbers=None):
         assert (n, p.temperature) in ((1, 0.0), (4, 1.0))
-        return [[rollout(problem=q, text=f"Answer: {q.extra['number']} {word}")
-                 for word in (["ccc"] if n == 1 else words[q.key])] for q in some]
+        yield {place: [rollout(problem=q, text=f"Answer: {q.extra['number']} {word}")
+                       for word in (["ccc"] if n == 1 else words[q.key])]
+               for place, q in enumerate(some)}
 
     monkeypatch.setattr(rollouts, "sample_rollouts", drawn)
     monkeypatch.setattr(rollouts, "task_prompt", lambda problem, *_: [1] * 5)
     stage = StageConfig("s", {"taste": 3}, 1, reward="pairwise")
     kept, references = rollouts.filter_problems(
-        fake_run(tmp_path), settings(filter_samples=4), stage, Judges(Fake()))
+        fake_run(tmp_path), Embedded(), settings(filter_samples=4), stage, Judges(Fake()))
     assert kept == [problems[1]]
     assert references == {q.question: f"Answer: {q.extra['number']} ccc" for q in problems}
 
@@ -1182,8 +1187,7 @@ def test_signals_in_the_midst_of_sampling(base, monkeypatch, capsys):
     def run(name, kill_at):
         with pytest.MonkeyPatch.context() as patch:
             toy(patch.setattr)
-            patch.setattr(rollouts, "sample", count(rollouts.sample, kill_at))
-            patch.setattr(evaluate.generate, "sample", count(evaluate.generate.sample, kill_at))
+            patch.setattr(generate, "sample", count(generate.sample, kill_at))
             base.call(rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain",
                       f"--run={name}", *options)
 

@@ -28,6 +28,7 @@ import torch
 import common
 import evaluate
 import hf
+import sampler
 from data.tasks import registry
 from data.tasks.problem import document_prompt
 from experiments import results
@@ -159,11 +160,8 @@ def main():
         max_rows=16,
     )
     problems = registry.family(args.task).problems(cfg.split, cfg.n_problems, cfg.seed)
-    rewards = {
-        "ours": [
-            row["reward"] for row in evaluate.evaluate(model, tokenizer, cfg)[args.task]["rows"]
-        ]
-    }
+    rows = evaluate.evaluate(sampler.Embedded(model), tokenizer, cfg)[args.task]["rows"]
+    rewards = {"ours": [row["reward"] for row in rows]}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder) / "export"
         hf.export(model, tokenizer, folder, torch.float32)

@@ -50,6 +50,7 @@ from kernels.tools import bench as kernel_bench
 from kernels.tools import check as kernel_check
 from model import ModelConfig, meta_model, training_flops
 from rollouts import Rollout
+from sampler import Embedded, in_order
 
 SEED = 0
 TURN = 3.0    # seconds that steps are timed for; at least one
@@ -436,8 +437,8 @@ def take_rl_step(run: loop.Run, problems: list) -> dict:
     """Seconds of its parts. A random model answers nothing right and ends nothing: so that there is
     an update, every second response then counts as right, and all as ended."""
     cfg, clock = run.cfg, loop.Clock()
-    groups = rollouts.sample_rollouts(
-        run.unsharded_model(), run.tokenizer, problems, cfg.group_size, cfg, SEED)
+    groups = in_order(rollouts.sample_rollouts(
+        Embedded(run.unsharded_model()), run.tokenizer, problems, cfg.group_size, cfg, SEED))
     clock.lap("rollout_s")
     stage = SimpleNamespace(reward="verified")
     rollouts.assign_rewards(groups, stage, rollouts.Judges(), cfg, SEED)

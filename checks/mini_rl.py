@@ -5,8 +5,8 @@ may earn a reward, and many tokens end a response. All else is the real thing. t
 checks.kill run it in a folder of checks.mini.
 """
 import common
+import generate
 import rl
-import rollouts
 from data.tasks import registry, taste
 from data.tasks.problem import OpenAnswer
 from generate import sample
@@ -31,7 +31,7 @@ def toy(change) -> None:
 
     change: as setattr, or a test's monkeypatch.setattr
     """
-    change(rollouts, "sample", sample_with_many_ends)
+    change(generate, "sample", sample_with_many_ends)
     change(registry, "judge", judge_by_length)
     change(taste, "is_correct", is_correct_by_length)
 

@@ -40,6 +40,7 @@ from checks import bench
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from experiments import results
 from model import ModelConfig, count_parameters, init_weights
+from sampler import Embedded, in_order
 
 SHAPE = ModelConfig(6, 256, 704, 8, 4, 32, vocab_size=4096)
 GROUPS, GROUP, PROMPT, NEW, ROUNDS = 8, 8, 32, 64, 5
@@ -64,9 +65,9 @@ def ours(tokenizer, prompts: list[list[int]], d):
 
     def take() -> dict[str, float]:
         first, clock = next(steps), [time.perf_counter()]
-        groups = rollouts.sample_rollouts(
-            model, endless, prompts[first : first + GROUPS], GROUP, p, seed=first
-        )
+        groups = in_order(rollouts.sample_rollouts(
+            Embedded(model), endless, prompts[first : first + GROUPS], GROUP, p, seed=first
+        ))
         clock.append(time.perf_counter())
         mine = [r for group in groups for r in group]
         for r in mine:

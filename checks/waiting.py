@@ -19,7 +19,6 @@ import common
 import distill
 import evaluate
 import rl
-import sample_pairs
 import sft
 from checks import mini_rl
 from checks.mini import ROOT, Mini
@@ -130,7 +129,6 @@ def work(kind: str, sleep: float, minutes: float, pause: float, argv: list[str])
     """
     script, folder, _ = KINDS[kind]
     mini_rl.toy(setattr)
-    sample_pairs.sample = mini_rl.sample_with_many_ends
     join, keep_lines, prepare_pool = common.init_distributed, common.keep_lines, sft.prepare
     naps = [sleep]
 
