@@ -154,7 +154,7 @@ def task_batches(
     Short prompts first, as in generate.sample: a batch holds prompts of like lengths.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    done = {i for i in order if all(pair in rows for pair in sample_pairs([i], cfg.k))}
+    done = {i for i in order if rows.keys() >= set(sample_pairs([i], cfg.k))}
     pieces = getattr(sampler, "pieces", fixed_pieces)  # an LLM has none
     return pieces(order, done, cfg.k, cfg.max_rows, dist)
 

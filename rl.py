@@ -398,7 +398,7 @@ def collect_rollouts(
 
     A signal ends it at once: what was sampled by then is kept.
     """
-    sampler.update(run.unsharded_model())
+    sampler.update(run.unsharded_model(), step)
     groups, verdicts = [], {}
     with suppress(common.Interrupted), run.dist.leaving_at_once():
         clock.start_lap()

@@ -278,7 +278,7 @@ def measure_problems(
     numbers = list(range(len(problems)))
     pieces = sampler.pieces(numbers, rows, cfg.filter_samples or 1, cfg.max_rows, dist)
     if pieces:
-        sampler.update(run.unsharded_model())
+        sampler.update(run.unsharded_model(), run.step)
     measured = {}
     for piece in dist.hand_out(pieces, f"filter of {stage.name}"):
         piece_problems = [problems[number] for number in piece]

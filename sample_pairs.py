@@ -325,7 +325,7 @@ def refresh_negatives(
     sampler = Embedded()
     missing = sampler.pieces(range(len(due)), done, cfg.n_samples, cfg.max_rows, dist)
     if missing:
-        sampler.update(run.unsharded_model())
+        sampler.update(run.unsharded_model(), step)
     sampled = {}
     for places in dist.hand_out(missing, "new negatives"):
         piece_pairs = {place: due[place] for place in places}

@@ -109,16 +109,14 @@ async def _ask_all(cfg: LLMConfig, conversations: list, on_result: Callable,
         body = _request_body(cfg, model, i, conversations[i])
         async with slots:
             try:
-                return i, await _ask(cfg, client, path, read, body), None
+                return i, await ask(cfg, client, path, read, body), None
             except Exception as error:  # for the loop below
                 return i, None, error
 
-    timeout = httpx2.Timeout(None, connect=10)
-    limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(timeout=timeout, limits=limits) as client:
+    async with open_client() as client:
         model = cfg.model
         if numbers and not model:
-            model = await _ask(cfg, client, "/models", _first_model)
+            model = await ask(cfg, client, "/models", first_model)
         tasks = [asyncio.create_task(answer(i)) for i in numbers]
         answers = progress_bar(asyncio.as_completed(tasks), desc="llm", total=len(tasks),
                                unit=" texts", delay=5)
@@ -162,8 +160,14 @@ def _request_body(cfg: LLMConfig, model: str, number: int, conversation: list | 
     return body | cfg.extra
 
 
-async def _ask(cfg: LLMConfig, client: httpx2.AsyncClient, path: str, read: Callable,
-               body: dict | None = None):
+def open_client() -> httpx2.AsyncClient:
+    """For many requests at a time; how long one may take is for `ask`."""
+    timeout = httpx2.Timeout(None, connect=10)
+    return httpx2.AsyncClient(timeout=timeout, limits=httpx2.Limits(max_connections=None))
+
+
+async def ask(cfg: LLMConfig, client: httpx2.AsyncClient, path: str, read: Callable,
+              body: dict | None = None):
     """What `read` makes of the endpoint's JSON, asked again while that may help.
 
     NoAnswer for this request, or UserError for all. Without body it is a GET.
@@ -185,7 +189,7 @@ async def _request(cfg: LLMConfig, client: httpx2.AsyncClient, key: str, path: s
     """(status, headers, first MAX_BODY bytes) of one HTTP request."""
     url = cfg.url + path
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    method = "POST" if body else "GET"
+    method = "GET" if body is None else "POST"
     received = bytearray()
     try:
         async with asyncio.timeout(cfg.timeout):  # of it all: a dribble never exceeds a read's
@@ -214,7 +218,7 @@ def _read_answer(cfg: LLMConfig, key: str, read: Callable, status: int, headers:
     shown = f"HTTP {status} from {cfg.url}: {' '.join(text.split())[:300]!r}"
     _check_status(cfg, status, headers, shown)
     with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return read(json.loads(answer))
+        return read(json.loads(answer or b"null"))
     raise NoAnswer(f"nothing usable in {shown}")
 
 
@@ -233,7 +237,7 @@ def _check_status(cfg: LLMConfig, status: int, headers: dict, shown: str) -> Non
                     f"variable {cfg.api_key_env}")
 
 
-def _first_model(answer: dict) -> str:
+def first_model(answer: dict) -> str:
     """The name of the first model that a server lists."""
     return answer["data"][0]["id"]
 
