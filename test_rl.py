@@ -672,6 +672,7 @@ def fake_run(folder) -> SimpleNamespace:
         tokenizer=None,
         tokenizer_file=folder / "start/tokenizer.json",
         unsharded_model=lambda: "now",
+        step=0,
     )
 
 
