@@ -849,11 +849,11 @@ class Metrics:
             )
 
 
-def read_metrics(folder: Path) -> list[dict]:
+def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
     """The metrics of a run, one dict a line; a last line torn by a kill is left out."""
     lines = []
-    if (folder / "metrics.jsonl").is_file():
-        for text in (folder / "metrics.jsonl").read_text().splitlines():
+    if (folder / name).is_file():
+        for text in (folder / name).read_text().splitlines():
             try:
                 lines.append(json.loads(text))
             except ValueError:

@@ -382,6 +382,8 @@ class Log:
         self.seconds_before = run.seconds
         self.skipped = 0  # steps in a row
         self.metrics = common.Metrics(run.dist, run.folder, run.first_step)
+        if run.dist.is_main:  # how far an unfinished run is, is for `python -m report` to say
+            common.write_atomic(run.folder / PLAN, json.dumps({"steps": n_steps}))
         self.owes_first = run.dist.from_main(self._first_evaluation_is_missing)
         self.trackers = self._open_trackers()
         if run.dist.is_main:
@@ -500,7 +502,8 @@ class Log:
 # Evaluation
 
 
-KEPT_SAMPLES = "evaluate"  # folder of a phase: samples of the evaluation that is being done
+PLAN = "plan.json"         # in the folder of a phase: how many steps it will have
+KEPT_SAMPLES = "evaluate"  # a folder in it: samples of the evaluation that is being done
 PAIRED_REWARDS = "problems.jsonl"  # in it: each problem's reward at each evaluation, for --compare
 
 
@@ -622,7 +625,7 @@ def gain_rows(folder: Path) -> list[list[str]]:
         if task in last:
             gain = last[task]["avg"] - before["avg"]
             scores_of_task = [with_error(before), before["prompt_format"], with_error(last[task])]
-            rows.append([task, *scores_of_task, f"{gain:+.3f}"])
+            rows.append([task_title(task), *scores_of_task, f"{gain:+.3f}"])
     return rows
 
 
@@ -644,6 +647,12 @@ def print_results(run: Run) -> None:
     if table:
         print(table)
     print(f"pictures and tables: python -m report {run.config.path} --run={run.config.run}")
+
+
+def task_title(task: str) -> str:
+    """What tables call a task: a set in a file ("gsm8k=data/gsm8k.jsonl") by its name and file."""
+    name, _, path = task.partition("=")
+    return f"{name}: {Path(path).stem}" if path else name
 
 
 def with_error(score: dict) -> str:

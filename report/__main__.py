@@ -1,11 +1,14 @@
 """The report of a run: its tables on the screen, its pictures, and a page: out/<run>/report.html.
 
     python -m report configs/tiny.py           # at any time: what is not there yet is left out
+    python -m report --compare out/a out/b …   # runs side by side: out/compare-a-b.html
 
-Pictures are written beside what they are of: out/<run>/<phase>/loss.png, out/<run>/phases.png and
+Of a run that is not done it says how far it is, how fast, and how long still. Pictures are written
+beside what they are of: out/<run>/<phase>/loss.png, out/<run>/phases.png and
 out/<run>/pretrain/plan.png. The page is report/page.html, filled in by report/page.py.
 """
 import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +23,14 @@ from experiments import results
 from loop import align, gain_table
 from model import ModelConfig
 from report import plots
+from report.compare import compare
 from report.page import write_page
 from report.tables import (
     PHASES,
     UNITS,
     accuracy_rows,
     describe_cost,
+    describe_progress,
     load_json,
     read_scores,
     stage_rows,
@@ -125,6 +130,8 @@ def record(out: Path, phase: str, evaluations: list[dict]) -> None:
 
 
 def main():
+    if sys.argv[1:2] == ["--compare"]:
+        return compare(sys.argv[2:])
     flags = {"record": "append last evaluations to results/<phase>.jsonl (rl: rl_run)"}
     config = common.load_config(__doc__, flags=flags, evaluate=EvaluateConfig)
     evaluated = {}
@@ -135,6 +142,10 @@ def main():
     pictures = draw_pictures(config)
     if not evaluated and not pictures:
         raise UserError(f"no evaluation in {config.out}/*/metrics.jsonl yet")
+    for phase in UNITS:
+        progress = describe_progress(config.out / phase)
+        if progress:
+            print(f"{phase} is not done: {progress}")
     print_tables(config.out, evaluated)
     if config.record:
         for phase, lines in evaluated.items():

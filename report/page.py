@@ -22,13 +22,18 @@ FOLDER = Path(__file__).parent
 
 def write_page(config: SimpleNamespace, pictures: dict[str, Path]) -> Path:
     """Writes report.html; pictures: as draw_pictures() draws them."""
+    path = config.out / "report.html"
+    render("page.html", path, **collect_contents(config, pictures))
+    return path
+
+
+def render(template: str, path: Path, **contents) -> None:
+    """Writes a page: a template of this folder, filled in."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.get_template("page.html")
-    path = config.out / "report.html"
-    common.write_atomic(path, template.render(collect_contents(config, pictures)))
-    return path
+    contents["made"] = time.strftime("%Y-%m-%d %H:%M")
+    common.write_atomic(path, environment.get_template(template).render(contents))
 
 
 def collect_contents(config: SimpleNamespace, pictures: dict[str, Path]) -> dict[str, object]:
@@ -37,8 +42,7 @@ def collect_contents(config: SimpleNamespace, pictures: dict[str, Path]) -> dict
     scores = tables.read_scores(out)
     return dict(
         run=config.run,
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        pictures={name: embed_picture(path) for name, path in pictures.items()},
+        pictures={name: as_address(path.read_bytes()) for name, path in pictures.items()},
         accuracy=tables.accuracy_rows(scores, gains=True),
         k=read_k(scores),
         pipeline=tables.describe_pipeline(out),
@@ -60,9 +64,9 @@ def collect_contents(config: SimpleNamespace, pictures: dict[str, Path]) -> dict
         versions=version_rows())
 
 
-def embed_picture(path: Path) -> str:
+def as_address(png: bytes) -> str:
     """The address of an <img> that holds the picture itself."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def read_k(scores: dict[str, dict]) -> int:

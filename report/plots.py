@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 import common
 from data.text.mixture import MixtureStage
-from loop import read_evaluations
+from loop import read_evaluations, task_title
 from schedule import learning_rate
 
 plt.switch_backend("Agg")  # which needs no screen
@@ -50,6 +50,14 @@ def save_figure(figure, path: Path) -> Path:
 def simplify(axis) -> None:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def set_log_scale(axis) -> None:
+    """A logarithmic axis with 1, 2 and 5 of each power of ten, written out."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def place_legend(axis) -> None:
@@ -140,7 +148,8 @@ def plot_accuracy(axis, lines: list[dict]) -> None:
         scores = [line["scores"][task] for line in asked]
         y = [score["avg"] for score in scores]
         error = [score["stderr"] for score in scores]
-        axis.errorbar(x, y, error, fmt="o-", ms=4, lw=1.2, capsize=3, color=color_at(i), label=task)
+        axis.errorbar(x, y, error, fmt="o-", ms=4, lw=1.2, capsize=3, color=color_at(i),
+                      label=task_title(task))
     axis.set(ylabel="accuracy (avg@k ± s.e.)", ylim=(-0.03, 1.03))
     place_legend(axis)
 
@@ -156,10 +165,7 @@ def plot_loss(axis, steps: list[dict], evaluations: list[dict]) -> None:
         x = [line["step"] + 1 for line in measured]
         y = [line["validation"][pool]["loss"] for line in measured]
         axis.plot(x, y, "o-", ms=4, lw=1.2, color=color_at(i), label=f"held-out {pool}")
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    set_log_scale(axis)
     axis.set_ylabel("loss (nats a token)")
     place_legend(axis)
 
@@ -299,9 +305,14 @@ def plot_phases(path: Path, scores: dict[str, dict[str, dict]], title: str) -> P
     tasks = {}  # in order, each once
     for by_task in scores.values():
         tasks |= dict.fromkeys(by_task)
-    figure, axes = plt.subplots(1, len(tasks), figsize=(9, 1.2 + 0.32 * len(scores)), sharey=True,
-                                squeeze=False, constrained_layout=True)
-    for i, (task, axis) in enumerate(zip(tasks, axes[0])):
+    n_columns = min(len(tasks), 5)
+    n_rows = -(-len(tasks) // n_columns)
+    height = 0.5 + n_rows * (0.6 + 0.32 * len(scores))
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=(9, height), sharey=True, squeeze=False,
+                                constrained_layout=True)
+    for axis in axes.flat[len(tasks):]:
+        axis.set_axis_off()
+    for i, (task, axis) in enumerate(zip(tasks, axes.flat)):
         y, asked = [], []
         for row, by_task in enumerate(scores.values()):
             if task in by_task:

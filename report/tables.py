@@ -6,6 +6,7 @@ remark on it.
 import json
 import math
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import islice
@@ -17,7 +18,7 @@ import common
 from common import UserError
 from experiments import results
 from experiments.all import EXPERIMENTS
-from loop import with_error
+from loop import PLAN, task_title, with_error
 from report.plots import read_newest_meta
 
 PHASES = ("pretrain", "sft", "distill", "rl")  # what is evaluated, in order
@@ -60,7 +61,8 @@ def read_scores(out: Path) -> dict[str, dict]:
     for phase in PHASES:
         for line in common.read_metrics(out / phase):
             if line.get("scores"):
-                scores[phase_title(phase, line["stage"])] = line["scores"]
+                by_task = {task_title(task): score for task, score in line["scores"].items()}
+                scores[phase_title(phase, line["stage"])] = by_task
     return scores
 
 
@@ -106,7 +108,8 @@ def stage_rows(folder: Path) -> list[list[str]]:
         return []
     pools = list(evaluations[-1]["validation"])
     tasks = list(evaluations[-1]["scores"])
-    rows = [["end of", "steps", "minutes", *(f"bpb {pool}" for pool in pools), *tasks]]
+    titles = [task_title(task) for task in tasks]
+    rows = [["end of", "steps", "minutes", *(f"bpb {pool}" for pool in pools), *titles]]
     for line in evaluations:
         row = [line["stage"], str(line["step"] + 1), f"{line['seconds'] / 60:.1f}"]
         for pool in pools:
@@ -155,10 +158,36 @@ def describe_cost(folder: Path, unit: str = "trained tokens") -> str:
     return f"{len(steps):,} steps, {shorten(tokens)} {unit}, {minutes:.1f} min"
 
 
-def describe_pipeline(out: Path) -> list[tuple[str, str, dict[str, str]]]:
-    """(phase, its cost or "" where it has not run, costs of its helpers), in order.
+def describe_progress(folder: Path) -> str:
+    """How far an unfinished phase is, how fast, and how long still; "" for any other."""
+    steps = [line for line in common.read_metrics(folder) if "loss" in line]
+    n_steps = load_json(folder / PLAN).get("steps", 0)
+    if not steps or steps[-1]["step"] + 1 >= n_steps:
+        return ""
+    done = steps[-1]["step"] + 1
+    recent = steps[-50:]  # stages differ in speed
+    before = recent[0]["seconds"] if len(recent) > 1 else 0.0
+    seconds = (recent[-1]["seconds"] - before) / max(1, len(recent) - 1)
+    speed = np.mean([line["tokens_per_s"] for line in recent])
+    silence = time.time() - (folder / "metrics.jsonl").stat().st_mtime
+    left = describe_time((n_steps - done) * seconds)
+    return (f"step {done:,} of {n_steps:,} ({done / n_steps:.0%}), {shorten(speed)} tokens/s; "
+            f"steps for {left} still; its last line is {describe_time(silence)} old")
 
-    Helpers are models that were trained for a phase: {name: cost}.
+
+def describe_time(seconds: float) -> str:
+    """A time in the unit that suits it: 12 s, 3.5 min, 2.1 h, 4.0 days."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def describe_pipeline(out: Path) -> list[tuple[str, str, str, dict[str, str]]]:
+    """(phase, its cost or "" where it has not run, its progress, costs of its helpers), in order.
+
+    Progress is that of a phase that is not done. Helpers are models that were trained for a phase:
+    {name: cost}.
     """
     costs = {phase: describe_cost(out / phase, unit) for phase, unit in UNITS.items()}
     usage = load_json(out / "refine/report.json").get("usage")
@@ -171,7 +200,8 @@ def describe_pipeline(out: Path) -> list[tuple[str, str, dict[str, str]]]:
         helpers = teachers if name == "teacher" else writers
         helpers[name] = describe_cost(path.parent)
     helpers = {"refine": writers, "distill": teachers}
-    return [(phase, cost, helpers.get(phase, {})) for phase, cost in costs.items()]
+    return [(phase, cost, describe_progress(out / phase), helpers.get(phase, {}))
+            for phase, cost in costs.items()]
 
 
 # --------------------------------------------------------------------------------------------------

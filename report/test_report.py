@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from conftest import ROOT
 from evaluate import EvaluateConfig
 from experiments import fg_wsd
 from report import __main__ as report
-from report import samples, tables
+from report import compare, samples, tables
 
 HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)> {{ run }} ]]>"
 CONFIG = f'# {HOSTILE}\nevaluate = dict(tasks=["math", "code"], max_new_tokens=8)\n'
@@ -299,7 +301,7 @@ def test_it_is_readable_in_light_and_dark():
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return np.dot(linear, (0.2126, 0.7152, 0.0722))
 
-    modes = re.findall(r":root \{(.*?)\}", (ROOT / "report/page.html").read_text())
+    modes = re.findall(r":root \{(.*?)\}", (ROOT / "report/base.html").read_text())
     assert len(modes) == 3  # light, dark, print
     for mode in modes:
         color = dict(
@@ -443,6 +445,61 @@ def test_recorded_tables_are_shown_again(tmp_path, monkeypatch, capsys):
         "0.0000",
     ]
     assert [experiment["name"] for experiment in tables.read_experiments()] == ["fg_wsd"]
+
+
+def test_an_unfinished_run_says_how_far_how_fast_how_long(tmp_path):
+    lines = [line | {"tokens_per_s": 2500.0} for line in steps("s", 0, 120)]
+    write(tmp_path / "metrics.jsonl", *lines)  # 6 s a step
+    assert tables.describe_progress(tmp_path) == ""  # of an older version: nobody knows
+    for n_steps, left in ((1000, "88.0 min"), (130, "60 s"), (100_000, "6.9 days")):
+        write(tmp_path / "plan.json", {"steps": n_steps})
+        os.utime(tmp_path / "metrics.jsonl", (0, time.time() - 150))
+        said = tables.describe_progress(tmp_path)
+        assert said.startswith(f"step 120 of {n_steps:,} ({120 / n_steps:.0%}), 2.5k tokens/s; ")
+        assert said.endswith(f"steps for {left} still; its last line is 2.5 min old")
+    write(tmp_path / "plan.json", {"steps": 120})
+    assert tables.describe_progress(tmp_path) == ""
+
+
+def test_runs_are_compared_problem_by_problem(tmp_path, monkeypatch, capsys):
+    """The same mean differences, of pairs that agree and of pairs that do not."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c"):
+        fabricate(Path("out") / name)
+    solved = np.arange(256) % 4 / 4
+    gain = (np.arange(256) % 8 == 0) / 4
+    for name, rewards in (("a", solved), ("b", solved + gain)):
+        keyed = {f"key{i}": reward for i, reward in enumerate(rewards.tolist())}
+        write(Path(f"out/{name}/sft/problems.jsonl"),
+              dict(step=4, rewards={"math": {"key0": 0.0, "key1": 1.0}}),
+              dict(step=9, rewards={"math": keyed}))
+    meta = dict(step=10, files={}, seed=1, sft=dict(
+        lr=1e-3, seed=0, stages=[dict(name="s", lr=[1, 0], problems=HOSTILE)]))
+    write(Path("out/a/sft/step_00000010/meta.json"), meta)
+    changed = meta | dict(sft=dict(lr=2e-3, seed=0, stages=[dict(name="s", lr=[1, 1])]))
+    write(Path("out/b/sft/step_00000010/meta.json"), changed)
+    for phase in ("pretrain", "distill", "reward"):  # two pictures do here
+        monkeypatch.delitem(compare.CURVES, phase)
+    monkeypatch.setattr(sys, "argv", ["report", "--compare", "out/a", "out/b", "out/c/"])
+    report.main()
+    printed = capsys.readouterr().out
+    error = gain.std(ddof=1) / 16
+    assert f"+{gain.mean():.3f} ±{error:.3f}  better; paired, 256 problems" in printed
+    assert "+0.000 ±0.028  not shown; not paired, 256 and 256 problems" in printed
+    for setting, one, other in (("sft.lr", "0.001", "0.002"),
+                                ("sft.stages.s.lr", "[1, 0]", "[1, 1]")):
+        assert re.search(rf"{re.escape(setting)} +{re.escape(one)} +{re.escape(other)} ", printed)
+    assert "sft.seed" not in printed
+    html = Path("out/compare-a-b-c.html").read_text()
+    page = Page(html)
+    assert "Each run beside “a”" in page.text and page.text.count("paired, 256 problems") == 1
+    assert page.text.count(HOSTILE[:60]) == 1 and "<script" not in html
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(pictures) == 2
+    for folders, said in ((["out/a"], "two runs or more"), (["out/a", "out"], "out is no run")):
+        monkeypatch.setattr(sys, "argv", ["report", "--compare", *folders])
+        with pytest.raises(common.UserError, match=said):
+            report.main()
 
 
 def test_gain_is_none_without_a_start(tmp_path):
