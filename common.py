@@ -54,6 +54,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+import dcp_files
+import untrusted
 from progress import progress_bar
 
 # of a checkpoint of one process
@@ -77,7 +79,7 @@ def cli(main) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {untrusted.mask_secrets(str(error))}", file=sys.stderr)
         code = 2
     except BrokenPipeError:  # `… | head`
         os._exit(0)
@@ -163,7 +165,7 @@ def load_config(
             raise UserError(f"unknown option {argument!r}{hint}")
     options["track"] = tracker_names(options["track"])
     cfg = SimpleNamespace(path=str(path), out=Path("out") / options["run"], **options)
-    cfg.command = shlex.join([Path(sys.argv[0]).name, *argv])
+    cfg.command = untrusted.mask_secrets(shlex.join([Path(sys.argv[0]).name, *argv]))
     for name, cls in sections.items():
         setattr(cfg, name, from_dict(cls, raw[name], f"{path}: {name}"))
     return cfg
@@ -636,13 +638,16 @@ def _warn_of_failed_checkpoint(final: Path, error: str) -> None:
 def list_checkpoints(folder: Path) -> list[Path]:
     """step_<n> folders, newest first; whether they are whole is for find_checkpoint to say.
 
-    Also step_<n>.old, which a kill leaves behind while step_<n> is replaced.
+    Also step_<n>.old, which a kill leaves behind while step_<n> is replaced. Other names are a
+    person's.
     """
     def place(path: Path) -> tuple[int, bool]:
         step = path.name.removeprefix("step_")
         return int(step.removesuffix(".old")), not step.endswith(".old")
 
-    return sorted(folder.glob("step_*"), key=place, reverse=True)
+    ours = [path for path in folder.glob("step_*")
+            if re.fullmatch(r"step_[0-9]{1,18}(\.old)?", path.name)]
+    return sorted(ours, key=place, reverse=True)
 
 
 def find_checkpoint(dist: Dist, folder: Path) -> Path | None:
@@ -659,26 +664,37 @@ def find_checkpoint(dist: Dist, folder: Path) -> Path | None:
 def find_damage(dist: Dist, path: Path) -> str:
     """What is wrong with a checkpoint ('' if nothing); the ranks share the reading."""
     try:
-        files = read_meta(path)["files"]
+        meta = read_meta(path)
     except UserError as error:
         return str(error)
+    files = meta.get("files")
+    if not isinstance(files, dict) or not {".metadata", "tokenizer.json"} <= files.keys():
+        return f"{path} is not a whole checkpoint: meta.json does not name its files"
+    if type(meta.get("step")) is not int:
+        return f"{path} is not a whole checkpoint: meta.json does not say its step"
     problems = {}
     for name, fingerprint in list(files.items())[dist.rank::dist.world]:
-        if not (path / name).is_file():
+        try:
+            if _fingerprint(untrusted.file_inside(path, name)) != fingerprint:
+                problems[name] = (
+                    f"{path / name} does not have the size and checksum that it was written with"
+                )
+        except FileNotFoundError:
             problems[name] = f"{path / name} is missing"
-        elif _fingerprint(path / name) != fingerprint:
-            problems[name] = (
-                f"{path / name} does not have the size and checksum that it was written with"
-            )
+        except (OSError, ValueError) as error:
+            problems[name] = f"{path}: {error}"
     return next(iter(dist.gather(problems).values()), "")
 
 
 def read_meta(path: Path) -> dict:
     """meta.json of a checkpoint; UserError where it is missing or torn."""
     try:
-        return json.loads((path / "meta.json").read_text())
+        meta = untrusted.read_json(path, "meta.json")
+        if not all(isinstance(meta.get(key, {}), dict) for key in ("model", "tokenizer_ids")):
+            raise ValueError("its model or tokenizer_ids is no object")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole checkpoint: meta.json: {error}") from error
+    return meta
 
 
 def load_checkpoint(dist: Dist, path: Path, model, optimizer=None, checked: bool = False) -> dict:
@@ -693,7 +709,10 @@ def load_checkpoint(dist: Dist, path: Path, model, optimizer=None, checked: bool
     if not meta.get("optimizer", True):  # saved before the first step: it has none yet, nor will
         optimizer = None                 # this one
     state = _state(model, optimizer)
-    dcp.load(state, checkpoint_id=path, no_dist=True)  # each rank by itself: some may load alone
+    try:
+        dcp_files.load(path, state)  # each rank by itself: some may load alone
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {path}: {error}") from error
     if optimizer is None:
         set_model_state_dict(model, state["model"])
     else:

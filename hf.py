@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,12 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import common
+import dcp_files
+import untrusted
 from common import Dist, UserError
 from data.chat.template import CHAT_TEMPLATE
 from data.text.tokenizer import EOT, Tokenizer, TokenizerConfig, fill_gaps
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, Transformer, meta_model
 
 SHARD_BYTES = 5e9  # a larger model is written as several files
+FLOATS = ("F64", "F32", "F16", "BF16")  # what weights may be saved as, in safetensors' words
 
 
 # --------------------------------------------------------------------------------------------------
@@ -41,7 +45,7 @@ def load(path: str | Path, device="cpu",
     """
     one_process = Dist(0, 1, torch.device(device), None)
     folder = Path(path) if checked else resolve_checkpoint(one_process, path)
-    model = meta_model(read_model_config(folder)).to(dtype).to_empty(device=device)
+    model = _model_without_weights(folder).to(dtype).to_empty(device=device)
     _load_weights(one_process, model, folder, checked=True)
     tokenizer = load_tokenizer(folder)
     if tokenizer.n_vocab > model.cfg.vocab_size:
@@ -82,7 +86,7 @@ def load_frozen(dist: Dist, folder: Path, dtype: str) -> Transformer:
 
     Every rank calls it.
     """
-    model = meta_model(read_model_config(folder))
+    model = _model_without_weights(folder)
     model = model.to(getattr(torch, dtype)).requires_grad_(False)
     common.shard_model(model, dist, dtype, compile=False)
     _load_weights(dist, model, folder)
@@ -115,8 +119,7 @@ def is_ours(folder: Path) -> bool:
     """Whether a checkpoint was trained here: its folder is one of ours, or an export of one."""
     if not (folder / "config.json").is_file():
         return True
-    path = folder / "tokenizer_config.json"
-    return path.is_file() and _read_json(path).get("chat_template") == CHAT_TEMPLATE
+    return _read_json(folder, "tokenizer_config.json").get("chat_template") == CHAT_TEMPLATE
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -125,7 +128,39 @@ def read_model_config(folder: Path) -> ModelConfig:
         return config_from_hf(folder)
     values = common.read_meta(folder).get("model", {})
     values |= {"kernels": "auto"}  # this machine may not be that one
-    return common.from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
+    cfg = common.from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
+    _check_values(folder / "meta.json", dataclasses.asdict(cfg), dict(zip(HF_NAMES, HF_NAMES)))
+    return cfg
+
+
+def _model_without_weights(folder: Path) -> Transformer:
+    """A folder's model on the meta device.
+
+    UserError where its config says another shape than its weights have: a config alone must not
+    decide what is allocated.
+    """
+    cfg = read_model_config(folder)
+    if (folder / "config.json").is_file():
+        _check_shapes(folder, cfg, _open_safetensors(folder))
+    else:
+        try:
+            tensors = dcp_files.read_metadata(folder).state_dict_metadata
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load {folder}: {error}") from error
+        for name, shape in _shapes(cfg):
+            found = [*getattr(tensors.get(f"model.{name}"), "size", ())]
+            if found != shape:
+                raise UserError(f"{folder}: {name} has the shape {found}, meta.json says {shape}")
+    return meta_model(cfg)
+
+
+def _shapes(cfg: ModelConfig) -> Iterator[tuple[str, list[int]]]:
+    """(name, shape) of each parameter, one by one: a false number of layers costs nothing."""
+    one_layer = meta_model(dataclasses.replace(cfg, n_layers=1))
+    for name, parameter in one_layer.named_parameters():
+        n_copies = cfg.n_layers if name.startswith("layers.") else 1
+        for layer in range(n_copies):
+            yield name.replace("layers.0.", f"layers.{layer}."), list(parameter.shape)
 
 
 def _load_weights(dist: Dist, model: Transformer, folder: Path, checked: bool = False) -> None:
@@ -142,7 +177,10 @@ def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenize
     which may lack a phase's control tokens; UserError where they give an id to different tokens.
     cfg.eot ends documents, whatever the checkpoint's do.
     """
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    file = folder / "tokenizer.json"
+    if file.exists():
+        _inside(folder, file.name)
+    tokenizer = Tokenizer.load(file)
     if cfg and cfg.path:
         own = tokenizer
         tokenizer = Tokenizer.load(cfg.path)
@@ -153,10 +191,22 @@ def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenize
     if (folder / "config.json").is_file():
         tokenizer.take_ids(**_ids_from_hf(folder, tokenizer))
     elif (folder / "meta.json").is_file():
-        tokenizer.take_ids(**common.read_meta(folder).get("tokenizer_ids", {}))
+        tokenizer.take_ids(**_ids_from_meta(folder, tokenizer))
     if cfg and cfg.eot:
         tokenizer.take_eot(cfg.eot)
     return tokenizer
+
+
+def _ids_from_meta(folder: Path, tokenizer: Tokenizer) -> dict:
+    """Tokenizer.take_ids' arguments, as a checkpoint of ours keeps them."""
+    ids = common.read_meta(folder).get("tokenizer_ids", {})
+    eos = ids.get("eos", [])
+    said = [ids.get("bos"), ids.get("eot"), *(eos if isinstance(eos, list) else ["eos"])]
+    known = [None, *tokenizer.special.values()]
+    if not all(i is None or type(i) is int and i in known for i in said):
+        raise UserError(f"{folder / 'meta.json'}: tokenizer_ids are no control tokens of its "
+                        "tokenizer")
+    return {"bos": ids.get("bos"), "eot": ids.get("eot"), "eos": eos}
 
 
 def _ids_from_hf(folder: Path, tokenizer: Tokenizer) -> dict:
@@ -167,8 +217,7 @@ def _ids_from_hf(folder: Path, tokenizer: Tokenizer) -> dict:
     """
     bos, eos = [], []
     for name in ("tokenizer_config.json", "generation_config.json", "config.json"):
-        path = folder / name
-        config = _read_json(path) if path.is_file() else {}
+        config = _read_json(folder, name)
         bos += _control_ids(config, "bos_token", tokenizer)
         eos += _control_ids(config, "eos_token", tokenizer)
     document_ends = [tokenizer.special[name] for name in EOT if tokenizer.special.get(name) in eos]
@@ -187,15 +236,59 @@ def _control_ids(config: dict, key: str, tokenizer: Tokenizer) -> list[int]:
     ids = config.get(key + "_id")
     if not isinstance(ids, list):
         ids = [ids]
+    if isinstance(name, str):
+        ids = [tokenizer.special.get(name), *ids]
     known = tokenizer.special.values()
-    return [i for i in [tokenizer.special.get(name), *ids] if i in known]
+    return [i for i in ids if type(i) is int and i in known]
 
 
-def _read_json(path: Path) -> dict:
+def _inside(folder: Path, name: str) -> Path:
+    """untrusted.file_inside, with UserError."""
     try:
-        return json.loads(path.read_text())
+        return untrusted.file_inside(folder, name)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"{folder}: {error}") from error
+
+
+def _read_json(folder: Path, name: str) -> dict:
+    """A JSON object of a folder's file; {} where there is no such file."""
+    if not (folder / name).exists():
+        return {}
+    try:
+        return untrusted.read_json(folder, name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {folder / name}: {error}") from error
+
+
+# A config's numbers in our and in their words, and the most that each may be: far above every
+# model, and so small that no product of them overflows.
+HF_NAMES = {
+    "n_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_size": "intermediate_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_context": "max_position_embeddings",
+    "tie_embeddings": "tie_word_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "init_std": "initializer_range",
+}
+MOST = {
+    "n_layers": 10_000,
+    "hidden_size": 1 << 20,
+    "ffn_size": 1 << 24,
+    "n_heads": 1 << 16,
+    "n_kv_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 24,
+    "max_context": 1 << 40,
+    "rope_theta": 1e15,
+    "norm_eps": 1.0,
+    "init_std": 1e3,
+}
 
 
 def config_from_hf(folder: Path) -> ModelConfig:
@@ -204,28 +297,51 @@ def config_from_hf(folder: Path) -> ModelConfig:
     Raises UserError for anything that would compute something else than our model.
     """
     file = Path(folder) / "config.json"
-    config = _read_json(file)
+    config = _read_json(Path(folder), file.name)
     # transformers 5 writes rope_parameters; 4 wrote rope_theta, and rope_scaling for the rest
-    rope = (config.get("rope_parameters") or {}) | (config.get("rope_scaling") or {})
+    parts = [config.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise UserError(f"{file}: rope_parameters and rope_scaling must be objects")
+    rope = parts[0] | parts[1]
     _check_plain_llama(file, config, rope)
-    try:
-        n_heads = config["num_attention_heads"]
-        hidden_size = config["hidden_size"]
-        return ModelConfig(
-            n_layers=config["num_hidden_layers"],
-            hidden_size=hidden_size,
-            ffn_size=config["intermediate_size"],
-            n_heads=n_heads,
-            n_kv_heads=config.get("num_key_value_heads") or n_heads,
-            head_dim=config.get("head_dim") or hidden_size // n_heads,
-            vocab_size=config["vocab_size"],
-            tie_embeddings=config.get("tie_word_embeddings", False),
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-            max_context=config.get("max_position_embeddings", 2048),
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            init_std=config.get("initializer_range", 0.02))
-    except KeyError as error:
-        raise UserError(f"{file}: {error} is missing") from None
+    given = {ours: config[theirs] for ours, theirs in HF_NAMES.items()
+             if config.get(theirs) is not None}
+    if rope.get("rope_theta") is not None:
+        given["rope_theta"] = rope["rope_theta"]
+    defaults = {"tie_embeddings": False, "rope_theta": 10000.0, "max_context": 2048,
+                "norm_eps": 1e-6, "init_std": 0.02}
+    values = defaults | given
+    for ours in ("n_layers", "hidden_size", "ffn_size", "n_heads", "vocab_size"):
+        if ours not in values:
+            raise UserError(f"{file}: {HF_NAMES[ours]} is missing")
+    values.setdefault("n_kv_heads", values["n_heads"])
+    if "head_dim" not in values:
+        _check_values(file, values, HF_NAMES)
+        values["head_dim"] = values["hidden_size"] // values["n_heads"]
+    _check_values(file, values, HF_NAMES)
+    return common.from_dict(ModelConfig, values, str(file))
+
+
+def _check_values(file: Path, values: dict, names: dict[str, str]) -> None:
+    """UserError for a value of another type, or one that no model has; names: as the file says."""
+    for key, value in values.items():
+        if key not in names:
+            continue
+        said = f"{file}: {names[key]} = {untrusted.printable(json.dumps(value))}"
+        if key == "tie_embeddings":
+            if type(value) is not bool:
+                raise UserError(f"{said} must be true or false")
+        elif key in ("rope_theta", "norm_eps", "init_std"):
+            is_number = type(value) in (int, float) and 0 <= value <= MOST[key]  # nan is none
+            if not is_number or (value == 0 and key != "init_std"):
+                raise UserError(f"{said} must be a number above 0 and at most {MOST[key]:g}")
+        elif type(value) is not int or not 1 <= value <= MOST[key]:
+            raise UserError(f"{said} must be a whole number from 1 to {MOST[key]:,}")
+    if values["n_heads"] % values["n_kv_heads"]:
+        raise UserError(f"{file}: {values['n_heads']} heads are no multiple of "
+                        f"{values['n_kv_heads']} key/value heads")
+    if values.get("head_dim", 2) % 2:
+        raise UserError(f"{file}: head_dim = {values['head_dim']} must be even, for RoPE")
 
 
 def _check_plain_llama(file: Path, config: dict, rope: dict) -> None:
@@ -250,7 +366,8 @@ def _check_plain_llama(file: Path, config: dict, rope: dict) -> None:
     }
     for key, value in values.items():
         if value != supported[key]:
-            raise UserError(f"{file}: {key} = {json.dumps(value)} is not supported, "
+            said = untrusted.printable(json.dumps(value))
+            raise UserError(f"{file}: {key} = {said} is not supported, "
                             f"only {json.dumps(supported[key])} (a plain Llama)")
 
 
@@ -262,42 +379,62 @@ def load_safetensors(model: Transformer, folder: Path, assign=common.assign) -> 
     or broken, and names tensors that are missing, unknown or of another shape.
     """
     files = _open_safetensors(Path(folder))
-    parameters = {_hf_name(name): parameter for name, parameter in model.named_parameters()}
-    _refuse(folder, "has no tensor", parameters.keys() - files.keys())
+    _check_shapes(folder, model.cfg, files)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            assign(parameter, files[_hf_name(name)].get_tensor(_hf_name(name)))
+
+
+def _check_shapes(folder: Path, cfg: ModelConfig, files: dict) -> None:
+    """UserError for tensors that are missing, unknown, of another shape or no floats.
+
+    files: as _open_safetensors gives. Only the files' headers are read.
+    """
+    known, missing = set(), []
+    for name, shape in _shapes(cfg):
+        name = _hf_name(name)
+        known.add(name)
+        if name not in files:
+            missing.append(name)
+            if len(missing) > 3:
+                break
+            continue
+        tensor = files[name].get_slice(name)
+        if tensor.get_shape() != shape:
+            raise UserError(f"{folder}: {name} has the shape {tensor.get_shape()}, "
+                            f"the config says {shape}")
+        if tensor.get_dtype() not in FLOATS:
+            raise UserError(f"{folder}: {name} is of the type {tensor.get_dtype()}, none of "
+                            f"{', '.join(FLOATS)}")
+    _refuse(folder, "has no tensor", missing)
 
     # Frequencies were saved by transformers long ago; a tied lm_head may be there as a second copy.
     ignored = {name for name in files if name.endswith("rotary_emb.inv_freq")}
-    if model.cfg.tie_embeddings:
+    if cfg.tie_embeddings:
         ignored.add("lm_head.weight")
-    unknown = files.keys() - parameters.keys() - ignored
+    unknown = sorted(files.keys() - known - ignored)
     _refuse(folder, "has a tensor that a plain Llama of this config has not:", unknown)
-
-    for name, parameter in parameters.items():
-        shape = files[name].get_slice(name).get_shape()
-        if shape != list(parameter.shape):
-            raise UserError(f"{folder}: {name} has the shape {shape}, "
-                            f"the config says {list(parameter.shape)}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            assign(parameter, files[name].get_tensor(name))
 
 
 def _open_safetensors(folder: Path) -> dict:
     """{tensor's name: the open file that holds it}"""
     single = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
-    if not single.is_file() and not index.is_file():
+    if not single.exists() and not index.exists():
         raise UserError(f"{folder} has neither {single.name} nor {index.name}")
     files = {}
     try:
-        if single.is_file():
+        if single.exists():
             names = {single.name}
         else:
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            names = untrusted.read_json(folder, index.name).get("weight_map")
+            if not isinstance(names, dict):
+                raise ValueError(f"{index.name} has no weight_map")
+            names = dict.fromkeys(map(str, names.values()))
         for name in sorted(names):
-            file = safe_open(folder / name, framework="pt")
+            file = safe_open(untrusted.file_inside(folder, name), framework="pt")
             files |= dict.fromkeys(file.keys(), file)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"cannot read the weights in {folder}: {error}; "
                         "is the download whole?") from error
     return files
@@ -308,11 +445,11 @@ def _hf_name(name: str) -> str:
     return name if name.startswith("lm_head") else "model." + name
 
 
-def _refuse(folder: Path, what: str, names: set[str]) -> None:
+def _refuse(folder: Path, what: str, names: list[str]) -> None:
     """Raises UserError that shows the first of the names, where there are any."""
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UserError(f"{folder} {what} {', '.join(sorted(names)[:3])}{more}")
+        more = " and more" if len(names) > 3 else ""
+        raise UserError(f"{folder} {what} {untrusted.printable(', '.join(names[:3]))}{more}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -174,8 +174,8 @@ class Run:
         """
         meta = common.read_meta(path)
         differences = [f"model.{key}" for key, value in as_json(self.config.model).items()
-                       if key not in NOT_OF_THE_WEIGHTS and meta["model"][key] != value]
-        if meta["tokenizer"] != self.tokenizer.hash:
+                       if key not in NOT_OF_THE_WEIGHTS and meta.get("model", {}).get(key) != value]
+        if meta.get("tokenizer") != self.tokenizer.hash:
             differences.append("tokenizer")
         if meta.get("resume_key") != self.resume_key(meta["step"]):
             differences.append("stages")

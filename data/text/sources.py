@@ -1,7 +1,8 @@
 """Where documents come from, always in the same order: files, Hugging Face data sets, this Python.
 
 A source is one of
-    {"path": file, folder or glob}      .txt (one document), .jsonl, .parquet, or one of them + .gz
+    {"path": file, folder or glob}      .txt or .md (one document), .jsonl, .parquet, or one of them
+                                        + .gz or .zst
     {"hf": name, "config", "split", "data_dir", "data_files", "revision"}
                                         a data set of the hub, streamed (or a folder laid out like
                                         one); split is "train" if not given, a revision pins the
@@ -24,8 +25,8 @@ import functools
 import glob
 import gzip
 import hashlib
+import io
 import json
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -33,11 +34,12 @@ import time
 import tokenize
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow
 import pyarrow.parquet
@@ -45,6 +47,7 @@ from tqdm import tqdm
 
 from common import UserError
 from data.tasks.problem import PAGES
+from data.text import decoding
 
 HF_OPTIONS = ("config", "split", "data_dir", "data_files", "revision")  # as `datasets` has them
 KINDS = {  # kind of source -> its own settings
@@ -83,14 +86,22 @@ class ReadPosition:
     empty: int = 0       # without text
     left_out: int = 0    # outside of "keep"
     first: str = ""      # the first bad line
+    files: dict = field(default_factory=dict)  # of each file that has any: the number of its bad
+                                               # lines, and the first
 
     def bad_line(self, where: str, what: str) -> None:
-        """Counts a bad line and shows the first three; UserError where one must stop."""
+        """Counts a bad line of FILE:LINE; shows the first of each file, of 20 files.
+
+        UserError where one must stop.
+        """
         if self.stop:
             raise UserError(f"{where}: {what} (corpus.on_bad_line=skip leaves such lines out)")
         self.bad += 1
         self.first = self.first or f"{where}: {what}"
-        if self.bad <= 3 and not self.quiet:
+        file, _, line = where.rpartition(":")
+        n_bad, first = self.files.get(file, (0, f"line {line}: {what}"))
+        self.files[file] = [n_bad + 1, first]
+        if n_bad == 0 and len(self.files) <= 20 and not self.quiet:
             tqdm.write(f"bad line {where}: {what}", file=sys.stderr)
 
 
@@ -139,7 +150,7 @@ def _texts_of_source(source: dict, position: ReadPosition,
     needed = [*columns, *source.get("keep", ())]
     while position.shard < len(parts):
         shard = parts[position.shard]
-        is_whole_file = "path" in source and _file_kind(shard) == ".txt"
+        is_whole_file = "path" in source and _file_kind(shard) in WHOLE
         columns_known = position.record > 0
         for number, record in read(source, shard, position.record, needed, position.bad_line):
             position.record = number
@@ -269,20 +280,28 @@ def read(source: dict, shard: Path | int, skip: int = 0, columns: list[str] | No
 # --------------------------------------------------------------------------------------------------
 # Files
 
+WHOLE = (".txt", ".md")  # a document each
+KINDS_OF_FILES = (*WHOLE, ".jsonl", ".parquet")
+PACKED = (".gz", ".zst")
+# Unpacked, a file that must be held whole may have so many times its bytes, or so many at least.
+MOST_UNPACKED, MOST_SMALL = 100, 256 << 20
+
+
 def _file_kind(path: Path) -> str | None:
-    """ ".txt", ".jsonl" or ".parquet", also of a .gz; None for any other file."""
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix
-    return kind if kind in (".txt", ".jsonl", ".parquet") else None
+    """ ".txt", ".md", ".jsonl" or ".parquet", also of a .gz or .zst; None for any other file."""
+    kind = Path(path.stem).suffix if _is_packed(path) else path.suffix
+    return kind.lower() if kind.lower() in KINDS_OF_FILES else None
 
 
-def _is_gzip(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() in PACKED
 
 
 def find_files(where: str) -> list[Path]:
-    """Sorted .txt, .jsonl, .parquet files (or .gz of them) of a file name, folder or glob.
+    """Sorted .txt, .md, .jsonl, .parquet files (or packed ones) of a file name, folder or glob.
 
-    UserError for none.
+    A README.md beside a folder's records is the card of a data set, and left out. UserError for
+    none.
     """
     path = Path(where).expanduser()
     if path.is_dir():
@@ -291,41 +310,74 @@ def find_files(where: str) -> list[Path]:
         names = glob.glob(str(path), recursive=True) or [path]  # a name may hold a glob's signs
         candidates = map(Path, names)
     files = sorted(p for p in candidates if p.is_file() and _file_kind(p))
+    if path.is_dir() and any(_file_kind(file) not in WHOLE for file in files):
+        files = [file for file in files if file.name != "README.md"]
     if not files:
-        raise UserError(f"no .txt, .jsonl or .parquet file (or .gz of one) at {where}")
+        raise UserError(f"no {', '.join(KINDS_OF_FILES)} file (or {' or '.join(PACKED)} of one) at "
+                        f"{where}")
     return files
+
+
+def _unpacked(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked as they are read."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path)
+    if path.suffix.lower() == ".zst":
+        return io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"))
+    return open(path, "rb")
+
+
+def _pieces_of_whole(f: BinaryIO, path: Path) -> Iterator[bytes]:
+    """All bytes of a file in pieces; UserError for a packed one that has no end."""
+    most = max(MOST_SMALL, MOST_UNPACKED * path.stat().st_size) if _is_packed(path) else inf
+    n_bytes = 0
+    while piece := f.read(1 << 24):
+        n_bytes += len(piece)
+        if n_bytes > most:
+            raise UserError(f"{path} unpacks to more than {most / 1e6:,.0f} MB, {MOST_UNPACKED} "
+                            "times its size: unpack it yourself if that is what it is")
+        yield piece
 
 
 def _read_file(path: Path, column: str, skip: int, columns: list[str] | None,
                bad_line: Callable) -> Iterator[tuple[int, dict]]:
     """The read() of one file."""
     try:
-        with gzip.open(path) if _is_gzip(path) else open(path, "rb") as f:
+        with _unpacked(path) as f:
             kind = _file_kind(path)
             if kind == ".jsonl":
-                yield from _read_jsonl(f, path, skip, bad_line)
+                yield from _read_jsonl(decoding.as_utf8(f), path, skip, bad_line)
             elif kind == ".parquet":
-                yield from _read_parquet(f, path, skip, columns)
+                yield from _read_parquet(f, path, skip, columns, bad_line)
             elif skip == 0:
-                yield 1, {column: _decode(f.read(), path, bad_line)}
-    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+                data = b"".join(_pieces_of_whole(decoding.as_utf8(f), path))
+                text = _decode(data, path, bad_line)
+                if text is not None:
+                    yield 1, {column: text}
+    except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason.splitlines()[0]}") from None
 
 
-def _decode(text: bytes, path: Path, bad_line: Callable) -> str:
-    """The text of a .txt file; what is no UTF-8 is a bad line and becomes U+FFFD."""
+def _decode(text: bytes, path: Path, bad_line: Callable) -> str | None:
+    """The text of a whole file; None, a bad line, for one in an encoding that is not known."""
     try:
-        return text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = text.count(b"\n", 0, error.start) + 1
-        bad_line(f"{path}:{line}", "not UTF-8; such bytes become U+FFFD")
-        return text.decode("utf-8-sig", errors="replace")
+        decoded, problem = decoding.decode(text)
+    except ValueError as error:
+        decoded, problem = None, str(error)
+    if problem:
+        line, _, what = problem.removeprefix("line ").partition(": ")
+        bad_line(f"{path}:{line}", what)
+    return decoded
 
 
-def _read_jsonl(f: Iterable[bytes], path: Path, skip: int,
+def _read_jsonl(f: BinaryIO, path: Path, skip: int,
                 bad_line: Callable) -> Iterator[tuple[int, dict]]:
     """Numbers and records of lines after the first `skip`; blank lines are no bad ones."""
-    for number, line in islice(enumerate(f, 1), skip, None):
+    for number, line in islice(enumerate(decoding.lines(f), 1), skip, None):
+        if line is None:
+            bad_line(f"{path}:{number}", f"longer than {decoding.MOST_LINE >> 20} MB")
+            continue
         if not line.strip():
             continue
         try:
@@ -347,19 +399,31 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _read_parquet(f, path: Path, skip: int,
-                  columns: list[str] | None) -> Iterator[tuple[int, dict]]:
+def _read_parquet(f: BinaryIO, path: Path, skip: int, columns: list[str] | None,
+                  bad_line: Callable) -> Iterator[tuple[int, dict]]:
     """Numbers and records of rows after the first `skip`."""
     with tempfile.TemporaryFile() as unpacked:
-        if _is_gzip(path):  # a Parquet file is read from its end
-            shutil.copyfileobj(f, unpacked)
+        if _is_packed(path):  # a Parquet file is read from its end
+            unpacked.writelines(_pieces_of_whole(f, path))
             f = unpacked
         table = pyarrow.parquet.ParquetFile(f, buffer_size=1 << 20)
         if columns and not set(columns) <= set(table.schema_arrow.names):
             columns = None  # a whole record shows what there is
-        batches = table.iter_batches(batch_size=1024, columns=columns)
+        batches = table.iter_batches(batch_size=_rows_at_once(table), columns=columns)
         rows = (record for batch in batches for record in batch.to_pylist())
-        yield from islice(enumerate(rows, 1), skip, None)
+        for number, record in islice(enumerate(rows, 1), skip, None):
+            lengths = [len(value) for value in record.values() if isinstance(value, (str, bytes))]
+            if max(lengths, default=0) > decoding.MOST_LINE:
+                bad_line(f"{path}:{number}", f"longer than {decoding.MOST_LINE >> 20} MB")
+                continue
+            yield number, record
+
+
+def _rows_at_once(table: pyarrow.parquet.ParquetFile) -> int:
+    """Rows that are unpacked together: 1,024, or fewer where the file says that they are large."""
+    groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(1024, int(decoding.MOST_LINE / max(1, largest))))
 
 
 # --------------------------------------------------------------------------------------------------

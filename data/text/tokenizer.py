@@ -5,6 +5,7 @@ trains and reads every such file; tiktoken encodes faster and on threads, but is
 ids are proven equal (`tiktoken_ranks`). Control tokens are put in by id, never by text:
 "<|im_end|>" written in a text stays text.
 """
+import functools
 import hashlib
 import itertools
 import json
@@ -20,7 +21,9 @@ import tiktoken
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+import untrusted
 from common import UserError, write_atomic
+from data.text import trial
 
 # Nanbeige4's control tokens. Their ids are our own, and that "<s>" begins and "<|endoftext|>" ends
 # each document is our choice. Programs read those of MARKUP in the decoded text.
@@ -31,6 +34,9 @@ SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endof
 BOS = ["<s>", "<|begin_of_text|>", "<bos>", "<｜begin▁of▁sentence｜>", "<|startoftext|>",
        "<|endoftext|>"]
 EOT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>"]
+
+MOST_BYTES = 256 << 20  # of a tokenizer.json
+MOST_IDS = 1 << 22      # of a vocabulary; the largest known to us has 262,144
 
 UNUSED = "<|unused_{}|>"  # holds an id for other programs (`fill_gaps`); it is no token of ours
 
@@ -233,18 +239,30 @@ class Tokenizer:
 
     @staticmethod
     def load(path: Path | str, eot: str = "") -> "Tokenizer":
-        """Reads a tokenizer.json. Raises UserError if there is none or it cannot serve.
+        """Reads a tokenizer.json of anyone's. Raises UserError if there is none or it cannot serve.
 
         eot: the name of the token that ends a document (default: the first of EOT).
         """
         try:
-            return Tokenizer(Path(path).read_text(encoding="utf-8"), str(path), eot)
+            if Path(path).exists() and not Path(path).is_file():
+                raise UserError(f"{path} is no regular file")
+            text = untrusted.read_bytes(Path(path), MOST_BYTES).decode()
         except OSError as error:
             raise UserError(f"no tokenizer {path} ({error.strerror}): give a Hugging Face "
                             "tokenizer.json; where only a tokenizer.model is released, "
                             "transformers' AutoTokenizer can save one") from None
         except UnicodeDecodeError:
             raise UserError(f"{path} is not a tokenizer.json: it is not a text file") from None
+        except ValueError as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        _try_out(text, str(path))
+        try:
+            return Tokenizer(text, str(path), eot)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = untrusted.printable(repr(error))
+            raise UserError(f"{path} cannot serve as a tokenizer: {reason}") from None
 
 
 def _hash_json(value) -> str:
@@ -254,6 +272,32 @@ def _hash_json(value) -> str:
 
 def _shown(piece: bytes) -> str:
     return repr(piece.decode("utf-8", errors="replace"))
+
+
+@functools.lru_cache(8)  # of a file that is read again
+def _try_out(text: str, name: str) -> None:
+    """UserError for a file that is malformed, or that a process of its own does not survive."""
+    reason = _invalid_ids(text) or trial.why_not(text)
+    if reason:
+        raise UserError(f"{name} is not a tokenizer.json of a Llama- or GPT-type tokenizer: "
+                        f"{untrusted.printable(reason)}")
+
+
+def _invalid_ids(text: str) -> str:
+    """What is wrong with a file's ids: we number lists by them, as `tokenizers` does. "" for
+    nothing."""
+    try:
+        spec = json.loads(text)
+        ids = [*spec["model"]["vocab"].values()]
+        ids += [token["id"] for token in spec.get("added_tokens") or []]
+        names = [token["content"] for token in spec.get("added_tokens") or []]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return str(error) or type(error).__name__
+    if not all(type(i) is int and 0 <= i < MOST_IDS for i in ids):
+        return f"its ids must be whole numbers from 0 to {MOST_IDS:,}"
+    if not all(type(name) is str for name in names):
+        return "an added token has no name"
+    return ""
 
 
 def _parse(text: str, name: str) -> dict:
@@ -352,6 +396,7 @@ def _without_control_tokens(spec: dict, special: dict[str, int]) -> tokenizers.T
 # lowest rank, `tokenizers` those whose merge is listed first
 
 # Settings of a BPE that tiktoken does not know.
+MOST_STEPS = 10 ** 8  # of the proof, n² for a piece of n bytes: ten times those of Nanbeige4's
 UNKNOWN_TO_TIKTOKEN = ("dropout", "continuing_subword_prefix", "end_of_word_suffix",
                        "byte_fallback", "ignore_merges")
 
@@ -369,6 +414,8 @@ def tiktoken_ranks(spec: dict, pieces: list[bytes]) -> dict[bytes, int] | None:
     if spec["pre_tokenizer"] not in known or spec["normalizer"]:
         return None
     if any(model[setting] for setting in UNKNOWN_TO_TIKTOKEN):
+        return None
+    if sum(len(piece) ** 2 for piece in pieces) > MOST_STEPS:
         return None
     n = 256 + len(model["merges"])
     added_ids = [token["id"] for token in spec["added_tokens"]]

@@ -1,0 +1,66 @@
+"""What anyone may have made is data, never a program: read within bounds, and shown with care.
+
+Files of a folder that comes from anywhere, answers of servers, addresses with passwords in them.
+What is wrong with a file is a ValueError (or OSError) here; who knows its place makes the user's
+line of it. docs/SECURITY.md says what is trusted and what is not. Standard library only.
+"""
+import json
+import os
+import re
+from pathlib import Path
+
+MOST_JSON = 64 << 20      # bytes of a JSON file; parsed, it may take 28 times as many
+
+
+def file_inside(folder: Path, name: str) -> Path:
+    """The path of a regular file of a folder; ValueError for a name or a link that leads out of it.
+
+    A link into the hub's cache is none: there, snapshots/<commit>/<name> are links into blobs/.
+    """
+    if not isinstance(name, str) or not name or name != os.path.basename(name) or "\0" in name:
+        raise ValueError(f"{name!r:.100} is no name of a file in this folder")
+    root, real = (Path(os.path.realpath(path)) for path in (folder, folder / name))
+    if real.parent not in (root, root.parent.parent / "blobs"):
+        raise ValueError(f"{name} is a link out of the folder: put the file itself there")
+    if not real.exists():
+        raise FileNotFoundError(f"{name} is missing")
+    if not real.is_file():  # a pipe would be waited for
+        raise ValueError(f"{name} is no regular file")
+    return folder / name
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """All of a file; ValueError where it has more bytes than it may."""
+    with open(path, "rb") as f:
+        data = f.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path.name} has more than {most >> 20} MB")
+    return data
+
+
+def read_json(folder: Path, name: str) -> dict:
+    """What a JSON file of a folder holds; ValueError where it is no JSON object."""
+    try:
+        value = json.loads(read_bytes(file_inside(folder, name), MOST_JSON))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
+    return value
+
+
+# --------------------------------------------------------------------------------------------------
+# What is printed or kept
+
+def mask_secrets(text: str) -> str:
+    """A text without the passwords and keys that addresses in it hold."""
+    text = re.sub(r"://[^/\s'\"]*@", "://***@", text)
+    return re.sub(r"([?&][\w-]*(?:key|token|secret|password)=)[^&\s'\"]+", r"\1***", text,
+                  flags=re.IGNORECASE)
+
+
+def printable(text: str, most: int = 200) -> str:
+    """What another program said, in one line, cut, and without signs that a terminal would obey."""
+    line = " ".join(text[:10 * most].split())
+    signs = [sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in line[:most]]
+    return "".join(signs) + ("…" if len(line) > most else "")
