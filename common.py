@@ -925,11 +925,23 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+_caveats: list[str] = []
+
+
+def add_caveat(text: str) -> None:
+    """From now on describe_machine, and so each result of this process, says this too."""
+    if text not in _caveats:
+        _caveats.append(text)
+
+
 def describe_machine(device: torch.device) -> str:
     """What a result was measured on, in a few words."""
     if device.type == "cuda":
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+        machine = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+    else:
+        machine = (f"{os.cpu_count()} CPU cores ({platform.machine()}), "
+                   f"{torch.get_num_threads()} threads")
+    return ", ".join([machine, *_caveats])
 
 
 def current_commit() -> str:

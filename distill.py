@@ -526,8 +526,8 @@ def main():
         flags={"prepare": "sample, choose pairs, and stop"} | sandbox.FLAG,
         model=ModelConfig, tokenizer=TokenizerConfig, distill=DistillConfig,
         evaluate=EvaluateConfig)
-    if config.unsafe_exec:
-        sandbox.allow_unlocked()
+    if config.weak_jail:
+        sandbox.allow_weak_jail()
     cfg = config.distill
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     check_settings(cfg, dist.world)

@@ -503,8 +503,8 @@ def main():
     from data.verify import sandbox  # the phases evaluate without this command's switch
 
     config = common.load_config(__doc__, flags=sandbox.FLAG, evaluate=EvaluateConfig)
-    if config.unsafe_exec:
-        sandbox.allow_unlocked()
+    if config.weak_jail:
+        sandbox.allow_weak_jail()
     cfg = config.evaluate
     dist = common.init_distributed("float32")
     dist.from_main(lambda: check_tasks(cfg))
@@ -532,7 +532,7 @@ def main():
     if dist.is_main:
         print(format_table(scores))
         result = dict(made_by=str(source), settings=dataclasses.asdict(cfg),
-                      scores=without_rows(scores))
+                      machine=common.describe_machine(dist.device), scores=without_rows(scores))
         common.write_atomic(config.out / "evaluate.json", json.dumps(result, indent=1) + "\n")
         rows = [row for score in scores.values() for row in score["rows"]]
         lines = [json.dumps(row) + "\n" for row in rows]

@@ -313,8 +313,8 @@ def write_lines(path: Path, lines: list[dict]) -> None:
 def main():
     flags = {"practice": "write what small models are trained on, and stop"} | sandbox.FLAG
     config = common.load_config(__doc__, flags=flags, refine=RefineConfig)
-    if config.unsafe_exec:
-        sandbox.allow_unlocked()
+    if config.weak_jail:
+        sandbox.allow_weak_jail()
     if config.practice:
         return write_practice(config)
     cfg, folder = config.refine, output_folder(config)

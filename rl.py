@@ -518,8 +518,8 @@ def main():
     config = common.load_config(
         __doc__, flags=sandbox.FLAG, model=ModelConfig, tokenizer=TokenizerConfig, rl=RlConfig,
         evaluate=EvaluateConfig)
-    if config.unsafe_exec:
-        sandbox.allow_unlocked()
+    if config.weak_jail:
+        sandbox.allow_weak_jail()
     cfg = config.rl
     stages = read_stages(cfg)
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)

@@ -207,8 +207,8 @@ def main():
         sft=SftConfig,
         evaluate=EvaluateConfig,
     )
-    if config.unsafe_exec:
-        sandbox.allow_unlocked()
+    if config.weak_jail:
+        sandbox.allow_weak_jail()
     cfg = config.sft
     stages = read_stages(cfg)
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)

@@ -90,8 +90,8 @@ def main():
     flags = {"write": "add the counts to results/verifier.jsonl"} | sandbox.FLAG
     config = common.load_config(__doc__, flags=flags, rl=RlConfig, evaluate=EvaluateConfig,
                                 transcripts=transcripts.TranscriptsConfig)
-    if config.unsafe_exec:
-        sandbox.allow_unlocked()
+    if config.weak_jail:
+        sandbox.allow_weak_jail()
     started = time.time()
     dist = common.init_distributed("float32")
     verifier = open_verifier(config.rl.verifier, ["phrases"], config.out, dist)

@@ -5,16 +5,19 @@ server (vLLM, SGLang, `transformers serve`, llama.cpp); `cached` keeps every ans
 that a killed run pays for none twice; `first_json` finds the label in an answer.
 """
 import asyncio
+import functools
 import hashlib
 import json
 import os
 import random
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx2
@@ -22,6 +25,7 @@ from tqdm import tqdm
 
 from common import UserError
 from progress import progress_bar
+from untrusted import mask_secrets, printable
 
 # llm(conversations[, on_result]): a text for each conversation (a list of {"role", "content"}), in
 # their order. It is None where there was no usable answer, and where None stands in a
@@ -29,7 +33,11 @@ from progress import progress_bar
 # on_result(number, text) is called with each as it comes.
 LLM = Callable[..., list[str | None]]
 
-MAX_BODY = 16 << 20  # bytes of an answer: one without end must not fill the memory
+# Bytes of an answer, and so many more for each token that it may have: one without end must not
+# fill the memory, in which parsed JSON takes 28 times its length.
+MAX_BODY, TOKEN_BYTES = 4 << 20, 256
+MAX_WAIT = 120       # seconds before a retry, whatever the server asks for
+SECRET_LENGTH = 8    # of a key, from which it is one: "EMPTY" and the like are words of texts
 BACKOFF = 1.0        # seconds before the first retry, twice as many before each further one
 N_REASONS = 3        # failed answers of which the reason is shown
 MAX_FAILED = 8       # failed answers, beyond as many as come, at which a run stops
@@ -54,6 +62,10 @@ class LLMConfig:
 
     def __post_init__(self):
         self.url = self.url.strip().rstrip("/").removesuffix("/chat/completions")
+        if re.search("[@?]", self.url):
+            raise ValueError("url must not hold a password or a key, which would be saved with the "
+                             "settings: put the key in the environment variable that api_key_env "
+                             "names")
         if not re.fullmatch(r"https?://[!-~]+", self.url):
             raise ValueError(f"url must be like http://localhost:8000/v1, not {self.url!r}")
         if min(self.timeout, self.max_tokens, self.concurrency) <= 0 or self.retries < 0:
@@ -68,7 +80,7 @@ class NoAnswer(UserError):
     wants between this try and the next.
     """
 
-    def __init__(self, why: str, kind: str = "passing", wait: int = 0):
+    def __init__(self, why: str, kind: str = "passing", wait: float = 0.0):
         super().__init__(why)
         self.kind, self.wait = kind, wait
 
@@ -172,7 +184,7 @@ async def ask(cfg: LLMConfig, client: httpx2.AsyncClient, path: str, read: Calla
 
     NoAnswer for this request, or UserError for all. Without body it is a GET.
     """
-    key = "".join(os.environ.get(cfg.api_key_env, "").split())
+    key = _read_key(cfg)
     for attempt in range(cfg.retries + 1):
         try:
             status, headers, answer = await _request(cfg, client, key, path, body)
@@ -181,41 +193,67 @@ async def ask(cfg: LLMConfig, client: httpx2.AsyncClient, path: str, read: Calla
             if error.kind in ("refused", "truncated") or attempt == cfg.retries:
                 raise
             backoff = min(60, BACKOFF * 2 ** attempt) * random.uniform(0.5, 1.5)
-            await asyncio.sleep(max(error.wait, backoff))
+            if error.wait > 10:
+                asked_for = f"{cfg.url} asks for a pause of {error.wait:,.0f} s"
+                _say_once(f"{asked_for}; trying again after {min(error.wait, MAX_WAIT):,.0f} s")
+            await asyncio.sleep(max(min(error.wait, MAX_WAIT), backoff))
+
+
+def _read_key(cfg: LLMConfig) -> str:
+    """The key in the environment, "" for none; UserError, without it, where no header can hold
+    it."""
+    key = "".join(os.environ.get(cfg.api_key_env, "").split())
+    for number, sign in enumerate(key, 1):
+        if not "!" <= sign <= "~":
+            raise UserError(f"the key in the environment variable {cfg.api_key_env} is no key: its "
+                            f"sign number {number} is U+{ord(sign):04X}, which keys do not have; "
+                            "copy it again")
+    return key
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """Says a line on stderr, unless it has been said."""
+    tqdm.write(line, file=sys.stderr)
 
 
 async def _request(cfg: LLMConfig, client: httpx2.AsyncClient, key: str, path: str,
                    body: dict | None) -> tuple[int, dict, bytes]:
-    """(status, headers, first MAX_BODY bytes) of one HTTP request."""
+    """(status, headers, body, or its beginning where it is too long) of one HTTP request."""
     url = cfg.url + path
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     method = "GET" if body is None else "POST"
+    most = MAX_BODY + TOKEN_BYTES * (body or {}).get("max_tokens", 0)
     received = bytearray()
     try:
         async with asyncio.timeout(cfg.timeout):  # of it all: a dribble never exceeds a read's
             async with client.stream(method, url, json=body, headers=headers) as response:
                 async for piece in response.aiter_bytes(1 << 16):
                     received += piece
-                    if len(received) > MAX_BODY:
+                    if len(received) > most:
                         break
                 return response.status_code, response.headers, bytes(received)
     except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL,
             httpx2.UnsupportedProtocol) as error:
-        raise NoAnswer(f"cannot connect to {cfg.url} ({error!r}): does the server run there?",
+        raise NoAnswer(f"cannot connect to {cfg.url} ({_shown(error)}): does the server run there?",
                        "down") from None
     except TimeoutError:
         raise NoAnswer(f"{cfg.url}: no whole answer in {cfg.timeout:g} s (timeout)") from None
     except (httpx2.HTTPError, OSError) as error:
-        raise NoAnswer(f"{cfg.url}: lost the connection ({error!r})") from None
+        raise NoAnswer(f"{cfg.url}: lost the connection ({_shown(error)})") from None
+
+
+def _shown(error: Exception) -> str:
+    """An error that may quote what a server said, or the address of a proxy with its password."""
+    return printable(mask_secrets(repr(error)))
 
 
 def _read_answer(cfg: LLMConfig, key: str, read: Callable, status: int, headers: dict,
                  answer: bytes):
     """What `read` makes of an answer; NoAnswer or UserError where it is none."""
-    text = answer.decode("utf-8", "replace")
-    if key:
-        text = text.replace(key, "***")  # keys get echoed
-    shown = f"HTTP {status} from {cfg.url}: {' '.join(text.split())[:300]!r}"
+    if len(key) >= SECRET_LENGTH:
+        answer = answer.replace(key.encode(), b"***")  # keys get echoed
+    shown = f"HTTP {status} from {cfg.url}: {printable(answer.decode('utf-8', 'replace'))!r}"
     _check_status(cfg, status, headers, shown)
     with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return read(json.loads(answer or b"null"))
@@ -227,9 +265,7 @@ def _check_status(cfg: LLMConfig, status: int, headers: dict, shown: str) -> Non
     if 200 <= status < 300:
         return
     if status in (408, 409, 429) or status >= 500:
-        wait = headers.get("Retry-After", "")
-        seconds = int(wait) if re.fullmatch("[0-9]{1,4}", wait) else 0
-        raise NoAnswer(shown, wait=seconds)
+        raise NoAnswer(shown, wait=_seconds_of(headers.get("Retry-After", "")))
     if status in (400, 413, 422):  # one conversation may be too long
         raise NoAnswer(shown, "refused")
     raise UserError(f"{shown}; check the url (most end in /v1), the model "
@@ -237,9 +273,21 @@ def _check_status(cfg: LLMConfig, status: int, headers: dict, shown: str) -> Non
                     f"variable {cfg.api_key_env}")
 
 
+def _seconds_of(retry_after: str) -> float:
+    """What a Retry-After header asks for: seconds, or a date; 0 where it is neither."""
+    if re.fullmatch("[0-9]{1,9}", retry_after):
+        return int(retry_after)
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    return 0.0
+
+
 def first_model(answer: dict) -> str:
     """The name of the first model that a server lists."""
-    return answer["data"][0]["id"]
+    name = answer["data"][0]["id"]
+    if not isinstance(name, str) or name != printable(name):
+        raise ValueError("no name")
+    return name
 
 
 def _text(answer: dict) -> str:
@@ -292,11 +340,17 @@ def cached(llm: LLM, path: Path, failures: bool = False) -> LLM:
         missing = [None if key in texts else conversation
                    for key, conversation in zip(keys, conversations)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", buffering=1) as file:  # each line is written at once
+        # each line is written at once; what was asked and said is nobody else's
+        with open(path, "a", buffering=1, opener=_private) as file:
             llm(missing, keep)
         return [texts.get(key) for key in keys]
 
     return cached_llm
+
+
+def _private(path: str, flags: int) -> int:
+    """An opener for open(): a new file is for its owner alone."""
+    return os.open(path, flags, 0o600)
 
 
 def _read_cache(path: Path) -> dict[str, str | None]:

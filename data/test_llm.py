@@ -4,9 +4,11 @@ what is said."""
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 import time
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -263,6 +265,50 @@ def test_the_key_is_sent_and_never_shown(server, monkeypatch, capsys):
         assert key not in f"{caught.value} {capsys.readouterr()}"
 
 
+@pytest.mark.parametrize("key, sign", [("sk-a\u200bsecret", "5 is U+200B"), ("sk-ä", "4 is U+00E4"),
+                                       ("sk-\x01", "4 is U+0001")])
+def test_a_key_that_no_header_can_hold_is_named_and_not_shown(server, monkeypatch, key, sign):
+    monkeypatch.setenv("MY_KEY", key)
+    said = re.escape(f"MY_KEY is no key: its sign number {sign}")
+    with pytest.raises(UserError, match=said) as caught:
+        make(server, api_key_env="MY_KEY")(ask("a"))
+    assert "secret" not in str(caught.value) and not server.seen
+
+
+def test_an_echoed_key_is_not_kept(server, monkeypatch, tmp_path):
+    key = "sk-a-very-secret-key"
+    monkeypatch.setenv("MY_KEY", key)
+    server.answer = lambda text: reply(f"your key is {key}")
+    write = cached(make(server, api_key_env="MY_KEY"), tmp_path / "kept.jsonl")
+    assert write(ask("a")) == ["your key is ***"]
+    assert key not in (tmp_path / "kept.jsonl").read_text()
+    assert (tmp_path / "kept.jsonl").stat().st_mode & 0o077 == 0
+
+
+def test_what_a_server_says_is_cut_and_printable(server, capsys):
+    server.answer = lambda text: (500, b"\x1b[2J\x1b]0;gone\x07\n" + b"x" * 10**6)
+    with pytest.raises(UserError) as caught:
+        make(server, retries=0)(ask("a"))
+    said = str(caught.value)
+    assert said.isprintable() and len(said) < 600 and "x1b[2J" in said
+    assert all(line.isprintable() for line in capsys.readouterr().err.splitlines())
+
+
+def test_a_long_pause_is_said_and_capped(server, monkeypatch, capsys):
+    monkeypatch.setattr(llm, "MAX_WAIT", 0.05)
+    server.answer = flaky(1, (429, b"", {"Retry-After": "9999"}))
+    assert make(server)(ask("a", "b")) == ["A", "B"]
+    assert capsys.readouterr().err.count("asks for a pause of 9,999 s; trying again after") == 1
+
+
+def test_forms_of_retry_after():
+    tomorrow = formatdate(time.time() + 86400, usegmt=True)
+    assert 86000 < llm._seconds_of(tomorrow) < 87000
+    for nonsense in ("", "-1", "soon", "1e9", "9" * 50, "Thu, 99 Foo 2020"):
+        assert llm._seconds_of(nonsense) == 0
+    assert llm._seconds_of(formatdate(0)) == 0
+
+
 def test_an_endpoint_that_is_down(server):
     server.shutdown()
     server.server_close()
@@ -325,6 +371,8 @@ def test_an_endless_answer_is_cut(server, monkeypatch):
         (dict(url="ftp://x"), "url"),
         (dict(url=""), "url"),
         (dict(url="http://h/v1\r\nX: y"), "url"),
+        (dict(url="http://me:pass@h/v1"), "^(?!.*pass@).*must not hold a password"),
+        (dict(url="http://h/v1?key=pass"), "^(?!.*=pass).*must not hold a password"),
         (dict(concurrency=0), "above 0"),
         (dict(retries=-1), "at least 0"),
     ],

@@ -445,8 +445,8 @@ def format_counts(counts: dict[str, dict]) -> str:
 
 def main():
     config = common.load_config(__doc__, flags=sandbox.FLAG, synthesize=SynthesizeConfig)
-    if config.unsafe_exec:
-        sandbox.allow_unlocked()
+    if config.weak_jail:
+        sandbox.allow_weak_jail()
     folder = Path(config.synthesize.folder or config.out / "synthetic")
     counts = read_counts(config.synthesize, folder)
     if counts is None:

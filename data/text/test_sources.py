@@ -1,7 +1,9 @@
 """Oracles: the rows that the files were made of; reading from the beginning for reading from any
 place."""
 
+import gzip
 import json
+import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from common import UserError
-from data.text import sources
+from data.text import decoding, sources
 from data.text.sources import (
     RETRIES,
     ReadPosition,
@@ -303,3 +305,80 @@ def test_faults_of_sources():
         ({"pages": 1}, "families"),
     ):
         assert message in invalid_reason(bad)
+
+
+# --------------------------------------------------------------------------------------------------
+# Own text: encodings, packed files, bad lines
+
+
+TEXT = "naïve, café, 你好 and plain text\nof two lines\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le",
+                                      "utf-16-be"])
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_encodings_are_detected(tmp_path, encoding, packing):
+    pack = {"": bytes, ".gz": gzip.compress,
+            ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True)}[packing]
+    lines = "".join(json.dumps({"text": TEXT, "id": i}, ensure_ascii=False) + "\n"
+                    for i in range(3))
+    (tmp_path / f"a.txt{packing}").write_bytes(pack(TEXT.encode(encoding)))
+    (tmp_path / f"b.jsonl{packing}").write_bytes(pack(lines.encode(encoding)))
+    place = ReadPosition(stop=True)
+    assert read_all({"path": str(tmp_path)}, place) == [TEXT] * 4
+
+
+def test_another_encoding_is_refused_by_name(tmp_path):
+    (tmp_path / "a.txt").write_bytes((TEXT * 9).encode("latin-1", "replace"))
+    (tmp_path / "b.txt").write_bytes(TEXT.encode() * 99 + b"one \xff here\n")
+    place = ReadPosition()
+    b = (TEXT * 99) + "one \ufffd here\n"
+    assert read_all({"path": str(tmp_path)}, place) == [b] and place.bad == 2
+    assert place.files == {
+        str(tmp_path / "a.txt"): [1, "line 1: neither UTF-8 nor UTF-16; convert the file, for "
+                                     "example by `iconv -f LATIN1 -t UTF-8`"],
+        str(tmp_path / "b.txt"): [1, "line 199: not UTF-8; 1 such bytes become U+FFFD"],
+    }
+    with pytest.raises(UserError, match=r"a.txt:1: neither UTF-8 nor"):
+        read_all({"path": str(tmp_path)})
+
+
+def test_markdown_is_text_but_a_data_sets_card_is_not(tmp_path):
+    (tmp_path / "README.md").write_text("# A book\n")
+    (tmp_path / "b.md").write_text("# More\n")
+    assert read_all({"path": str(tmp_path)}) == ["# A book\n", "# More\n"]
+    (tmp_path / "c.jsonl").write_text('{"text": "c"}\n')
+    assert read_all({"path": str(tmp_path)}) == ["# More\n", "c"]
+
+
+def test_the_first_bad_line_of_each_file(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n' + "no\n" * 5)
+    place = ReadPosition()
+    assert read_all({"path": str(tmp_path)}, place) == ["x", "x"] and place.bad == 10
+    assert [n for n, _ in place.files.values()] == [5, 5]
+    said = capsys.readouterr().err
+    assert said.count("bad line") == 2 and "a.jsonl:2: not JSON" in said and "b.jsonl:2" in said
+    assert ReadPosition(**json.loads(json.dumps(asdict(place)))) == place
+
+
+def test_no_line_fills_the_memory(tmp_path, monkeypatch):
+    """A long one is a bad line, one without end and a bomb are a UserError; in bounded memory."""
+    monkeypatch.setattr(decoding, "MOST_LINE", 1 << 16)
+    monkeypatch.setattr(sources, "MOST_SMALL", 1 << 20)
+    good = b'{"text": "good"}\n'
+    long = b'{"text": "' + b"x" * (1 << 17) + b'"}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(good + long + good))
+    table = pyarrow.table({"text": ["good", "x" * (1 << 17), "good"]})
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    place = ReadPosition()
+    assert read_all({"path": str(tmp_path)}, place) == ["good"] * 4
+    assert [first for _, first in place.files.values()] == ["line 2: longer than 0 MB"] * 2
+    endless = gzip.compress(b"\0" * (20 << 20))
+    for name in ("c.jsonl.gz", "d.txt.gz", "e.parquet.gz"):
+        (tmp_path / name).write_bytes(endless)
+        tracemalloc.start()
+        with pytest.raises(UserError, match=f"{name} (cannot be read: it has a|unpacks to)"):
+            read_all({"path": str(tmp_path / name)})
+        assert tracemalloc.get_traced_memory()[1] < 60 << 20
+        tracemalloc.stop()

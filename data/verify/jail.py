@@ -11,7 +11,8 @@ namespace; they hold for root as for an ordinary user:
     rlimits         memory, CPU time, size and number of files
     not dumpable    neither the server nor a child lets others open what it holds by /proc/<pid>/fd
 What they leave: names, sizes and times of files whose path is guessed (stat is not Landlock's), and
-the kernel's bugs.
+the kernel's bugs. Where the kernel has no Landlock, a weaker jail may stand in its place: a root of
+its own, by a namespace of mounts, or a user of its own; without the other layers there is none.
 
 A child is forked from a process that has never held anything of a job: programs, arguments and
 results go through pipes between child and parent (data/verify/sandbox.py), so a child can find no
@@ -24,6 +25,7 @@ import builtins
 import collections
 import contextlib
 import ctypes
+import errno
 import fcntl
 import gc
 import json
@@ -55,21 +57,23 @@ class Refused(Exception):
 # --------------------------------------------------------------------------------------------------
 # The locks of the whole process
 
-def lock(folder: str, readable: list[str], unsafe: bool) -> list[str]:
+def lock(folder: str, readable: list[str], weak: bool) -> str:
     """Capabilities, Landlock and the rlimits that are the same for all jobs.
 
-    Returns what is missing (unsafe only).
+    Returns "", or what stands in Landlock's place (weak only).
     """
     limit(CORE=0, MEMLOCK=0, MSGQUEUE=0, STACK=64 << 20)
-    missing = []
-    for layer in (_drop_privileges, lambda: _landlock(folder, readable), _try_seccomp):
-        try:
-            layer()
-        except Refused as error:
-            missing.append(str(error))
-    if missing and not unsafe:
-        raise Refused("; ".join(missing))
-    return missing
+    lacking = _no_landlock()
+    if lacking and not weak:
+        raise Refused(lacking)
+    instead = ""
+    if lacking:
+        instead = f"{lacking}; in its place {_hide_files(folder, readable)}"
+    _drop_privileges()
+    if not lacking:
+        _landlock(folder, readable)
+    _try_seccomp()
+    return instead
 
 
 def limit(**most: int):
@@ -96,14 +100,26 @@ WRITE_FILE, MAKE_REG, TRUNCATE = 1 << 1, 1 << 8, 1 << 14
 FOLDER = WRITE_FILE | READ_FILE | READ_DIR | MAKE_REG | TRUNCATE
 
 
+def _no_landlock() -> str:
+    """Why this kernel has no Landlock; "" if it has."""
+    if libc.syscall(444, None, 0, 1) >= 1:
+        return ""
+    reasons = {
+        errno.ENOSYS: "it is older than Linux 5.13, built without CONFIG_SECURITY_LANDLOCK, or no "
+                      "Linux (gVisor, WSL 1)",
+        errno.EOPNOTSUPP: "it is built in and not switched on: boot with lsm=landlock,…",
+        errno.EPERM: "this container's own filter forbids it",
+    }
+    code = ctypes.get_errno()
+    return f"the kernel has no Landlock ({reasons.get(code, os.strerror(code))})"
+
+
 def _landlock(folder: str, readable: list[str]):
     """Whatever is not named here can be neither read nor written.
 
     linux/landlock.h; since Linux 5.13.
     """
     version = libc.syscall(444, None, 0, 1)
-    if version < 1:
-        raise Refused("no Landlock (Linux 5.13 or newer, with landlock among its security modules)")
     files = (1 << (13, 13, 14, 15, 15, 16)[min(version, 5)]) - 1
     # with TCP since version 4, abstract sockets and signals since 6
     attributes = struct.pack("<QQQ", files, 3, 3)
@@ -128,6 +144,107 @@ def _landlock(folder: str, readable: list[str]):
     if ruleset < 0 or libc.syscall(446, ruleset, 0):
         raise Refused(f"Landlock: {os.strerror(ctypes.get_errno())}")
     os.close(ruleset)
+
+
+# --------------------------------------------------------------------------------------------------
+# In Landlock's place: less of the files can be seen
+
+NEWNS, NEWUSER = 0x20000, 0x10000000                            # of unshare(2)
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = (  # of mount(2)
+    1, 2, 4, 8, 32, 4096, 16384, 1 << 18)
+PLACES = ("/mnt", "/media", "/srv", "/var/tmp", "/tmp")         # for the new root
+OWN_USERS = range((1 << 31) - (1 << 22), (1 << 31) - 1)         # that nobody else has
+
+
+def _hide_files(folder: str, readable: list[str]) -> str:
+    """Takes the files away that a program has no business with; says how, and what is left.
+
+    Tried in a child first: half of it cannot be undone.
+    """
+    user = OWN_USERS[os.getpid() % len(OWN_USERS)]
+    ways = (
+        ("a root of its own, by a namespace of mounts", lambda: _own_root(folder, readable)),
+        ("a user of its own, who sees what every user may see and writes where every user may "
+         "write", lambda: _own_user(folder, user)),
+    )
+    for says, hide in ways:
+        if (pid := os.fork()) == 0:
+            try:
+                hide()
+                trial = os.path.join(folder, "trial")
+                with open(os.__file__), open(trial, "w"):
+                    os.remove(trial)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if os.waitpid(pid, 0)[1] == 0:
+            hide()
+            return says
+    raise Refused(f"{_no_landlock()}. In a weaker jail it would have a root of its own (by a "
+                  "namespace of mounts) or a user of its own (as root, with a Python that every "
+                  "user may read): this machine gives neither")
+
+
+def _own_root(folder: str, readable: list[str]):
+    """A namespace of mounts with a root that holds what is readable, and the folder."""
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(NEWNS):
+        if libc.unshare(NEWNS | NEWUSER):
+            raise Refused("no namespaces")
+        libc.prctl(4, 1, 0, 0, 0)   # these files are root's while we are not dumpable
+        for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"),
+                           ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{file}", "w") as f:
+                f.write(text)
+        libc.prctl(4, 0, 0, 0, 0)
+    _mount("none", "/", REC | PRIVATE)
+    paths = {path: os.path.realpath(path) for path in (folder, "/dev/null", *readable)
+             if os.path.exists(path)}
+    bound = []
+    for real in sorted({*paths.values()}):  # what lies in another comes after it, and with it
+        if not bound or not real.startswith(bound[-1] + "/"):
+            bound.append(real)
+    free = [place for place in PLACES if os.path.isdir(place)
+            and not any(real.startswith(place + "/") for real in bound)]
+    root = free[0]
+    _mount("tmpfs", root, NOSUID | NODEV, "tmpfs")
+    for real in bound:
+        _bind(real, root + real, writable=real in (paths[folder], "/dev/null"))
+    for path, real in paths.items():
+        if real != path and not os.path.lexists(root + path):
+            os.makedirs(os.path.dirname(root + path), exist_ok=True)
+            os.symlink(real, root + path)
+    _mount("none", root, REMOUNT | RDONLY | NOSUID | NODEV)
+    os.chroot(root)
+    os.chdir("/")
+
+
+def _bind(real: str, target: str, writable: bool):
+    """Shows a file or folder at another place, too."""
+    if os.path.isdir(real):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        open(target, "x").close()
+    _mount(real, target, BIND | REC)
+    if not writable:  # the flags that it has must stay: some are locked
+        kept = os.statvfs(target).f_flag & (NOSUID | NODEV | NOEXEC)
+        _mount("none", target, BIND | REMOUNT | RDONLY | kept)
+
+
+def _mount(source: str, target: str, flags: int, kind: str | None = None):
+    kind = kind and kind.encode()
+    if libc.mount(source.encode(), target.encode(), kind, ctypes.c_ulong(flags), None):
+        raise Refused(f"mount {target}: {os.strerror(ctypes.get_errno())}")
+
+
+def _own_user(folder: str, user: int):
+    """A user that no other process has; only root can become one."""
+    os.chown(folder, user, user)
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    libc.prctl(4, 0, 0, 0, 0)   # not dumpable, which another user is at first
 
 
 def readable_paths(more: list[str]) -> list[str]:
@@ -266,7 +383,8 @@ def _try_seccomp():
             os._exit(0 if error.strerror != "seccomp" else 1)
         os._exit(1)
     if os.waitpid(pid, 0)[1]:
-        raise Refused("no seccomp filters")
+        raise Refused("the kernel has no seccomp filters (CONFIG_SECCOMP_FILTER; WSL 1 has none), "
+                      "without which there is no weaker jail either")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -275,13 +393,13 @@ def _try_seccomp():
 def main():
     libc.prctl(4, 0, 0, 0, 0)   # not dumpable, before it holds anything; children inherit it
     control = socket.socket(fileno=int(sys.argv[1]))
-    folder, unsafe, paths = sys.argv[2], sys.argv[3] == "unsafe", sys.argv[4:]
+    folder, weak, paths = sys.argv[2], sys.argv[3] == "weak", sys.argv[4:]
     try:
-        missing = lock(folder, readable_paths(paths), unsafe)
+        instead = lock(folder, readable_paths(paths), weak)
     except Refused as error:
         return control.send(json.dumps({"refused": str(error)}).encode())
     sys.path.extend(paths)
-    control.send(json.dumps({"missing": missing}).encode())
+    control.send(json.dumps({"instead": instead}).encode())
     gc.freeze()
     while message := socket.recv_fds(control, 4096, 16):
         data, fds = message[:2]
@@ -300,7 +418,7 @@ def main():
             except OSError as error:
                 pid, answer, pidfd = None, {"failed": str(error)}, []
             if pid == 0:
-                child(request, fds, server, folder, unsafe)
+                child(request, fds, server, folder)
             if pid:
                 answer, pidfd = {"pid": pid}, [os.pidfd_open(pid)]
         socket.send_fds(control, [json.dumps(answer).encode()], pidfd)
@@ -308,7 +426,7 @@ def main():
             os.close(fd)
 
 
-def child(request: dict, fds: list[int], server: int, folder: str, unsafe: bool):
+def child(request: dict, fds: list[int], server: int, folder: str):
     """One job, in a process of its own, from which it never returns."""
     code = 1
     try:
@@ -324,8 +442,7 @@ def child(request: dict, fds: list[int], server: int, folder: str, unsafe: bool)
         limit(AS=request["memory"], CPU=request["cpu"], FSIZE=request["file_size"], NOFILE=64)
         os.unlink = os.remove = remove
         os.chdir(folder)
-        with contextlib.suppress(*(OSError, KeyError) if unsafe else ()):
-            install(seccomp_filter(os.getpid()))
+        install(seccomp_filter(os.getpid()))
         sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, encoding="utf-8", errors="replace")
                                              for fd, mode in enumerate("rww"))
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr

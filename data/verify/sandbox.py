@@ -40,6 +40,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import common
 from common import UserError
 from data.verify import jail
 
@@ -92,25 +93,31 @@ class Broken(Exception):
 
 
 class Sandbox:
-    """A pool of workers. Raises Unavailable where the kernel lacks a layer, unless unsafe.
+    """A pool of workers. Raises Unavailable where the kernel lacks a layer.
 
     python: the interpreter that runs the programs (default: this one's, without its virtual
         environment)
     paths: folders of packages that programs may import
-    unsafe: runs model-written code without the layers that are missing, so with your own rights to
-        read, write and send. Only for machines that hold nothing.
+    weak: where the kernel has no Landlock, and only there, goes on in the weaker jail of
+        jail._hide_files. That is said at the start, and by common.describe_machine in every result.
     """
 
     def __init__(self, workers: int = 2, limits: Limits = Limits(), python: str = "",
-                 paths: Sequence[str] = (), unsafe: bool = False):
+                 paths: Sequence[str] = (), weak: bool = False):
         self.limits = limits
         python = python or os.path.realpath(sys._base_executable)
-        self._start = functools.partial(_Worker, python, paths, unsafe)
+        self._start = functools.partial(_Worker, python, paths, weak)
         _sweep()
         self._free = queue.LifoQueue()  # the warmest first
         for _ in range(workers - 1):
             self._free.put(None)  # started when it is first needed, and again after one broke
-        self._free.put(self._start())
+        first = self._start()
+        self._free.put(first)
+        self.weakness = first.servers["programs"].weakness
+        if self.weakness:
+            print(f"warning: model-written code runs in a WEAKER jail: {self.weakness}",
+                  file=sys.stderr)
+            common.add_caveat("WEAKER jail for model-written code")
         try:
             # an honest program, with a module that is not yet imported
             result = self.run("import colorsys\nprint(colorsys.rgb_to_hsv(0, 0, 1)[2])")
@@ -210,28 +217,28 @@ class Sandbox:
 
 
 @functools.cache
-def _shared(pid: int, unsafe: bool) -> Sandbox:
-    box = Sandbox(workers=min(8, os.cpu_count() or 1), unsafe=unsafe)
+def _shared(pid: int, weak: bool) -> Sandbox:
+    box = Sandbox(workers=min(8, os.cpu_count() or 1), weak=weak)
     atexit.register(box.close)
     return box
 
 
-FLAG = {"unsafe_exec": "run model-written code even without the sandbox's layers: "
-                       "with all your rights"}
-_unlocked = False
+FLAG = {"weak_jail": "where the kernel has no Landlock, run model-written code in a weaker jail: "
+                     "docs/SECURITY.md says what that leaves open"}
+_weak = False
 _lock = threading.Lock()
 
 
-def allow_unlocked():
-    """From now on `shared` works where the kernel lacks a layer, too: for --unsafe-exec."""
-    global _unlocked
-    _unlocked = True
+def allow_weak_jail():
+    """From now on `shared` works where the kernel has no Landlock, too: for --weak_jail."""
+    global _weak
+    _weak = True
 
 
 def shared() -> Sandbox:
     """The sandbox of this process, made when it is first needed."""
     with _lock:
-        return _shared(os.getpid(), _unlocked)
+        return _shared(os.getpid(), _weak)
 
 
 def same(value: object, expected: object) -> bool:
@@ -290,8 +297,8 @@ def _sweep():
 class _Worker:
     """A server for programs, and one for tests, started when it is first needed."""
 
-    def __init__(self, python: str, paths: Sequence[str], unsafe: bool):
-        self._start = functools.partial(_Server, python, paths, unsafe)
+    def __init__(self, python: str, paths: Sequence[str], weak: bool):
+        self._start = functools.partial(_Server, python, paths, weak)
         self.servers = {"programs": self._start()}
 
     def server(self, kind: str) -> "_Server":
@@ -306,7 +313,7 @@ class _Worker:
 
 
 class _Server:
-    def __init__(self, python: str, paths: Sequence[str], unsafe: bool):
+    def __init__(self, python: str, paths: Sequence[str], weak: bool):
         if sys.platform != "linux" or platform.machine() not in jail.ARCHITECTURES:
             machines = " or ".join(jail.ARCHITECTURES)
             raise Unavailable(f"the sandbox needs Linux on {machines}")
@@ -315,7 +322,7 @@ class _Server:
         self.control.settimeout(60)
         self.process = subprocess.Popen(
             [python, "-S", "-s", "-P", "-B", "-X", "utf8", "-",
-             str(theirs.fileno()), self.folder, "unsafe" if unsafe else "safe", *paths],
+             str(theirs.fileno()), self.folder, "weak" if weak else "whole", *paths],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             env={"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "TZ": "UTC", "LANG": "C.UTF-8"},
             cwd="/", start_new_session=True, pass_fds=[theirs.fileno()])
@@ -326,17 +333,16 @@ class _Server:
             answer = json.loads(self.control.recv(65536) or b"{}")
         except (OSError, ValueError):
             answer = {}
-        if "missing" not in answer:
+        if "instead" not in answer:
             reason = answer.get("refused")
             if not reason:
                 errors = self.process.stderr.read1().decode("utf-8", "replace")
                 reason = errors.strip()[-500:] or "the worker ended"
             self.close()
-            raise Unavailable(f"no safe place for model-written code here: {reason}. --unsafe-exec "
-                              "runs it without: with all your rights, on all your files")
-        if answer["missing"]:
-            layers = "; ".join(answer["missing"])
-            print(f"warning: model-written code runs WITHOUT {layers}", file=sys.stderr)
+            hint = "" if weak else (
+                ". --weak_jail runs it in a weaker jail, if one can be had (docs/SECURITY.md)")
+            raise Unavailable(f"no safe place for model-written code here: {reason}{hint}")
+        self.weakness = answer["instead"]
 
     def ask(self, request: dict, fds: Sequence[int] = ()) -> tuple[dict, list[int]]:
         socket.send_fds(self.control, [json.dumps(request).encode()], fds)

@@ -24,7 +24,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
+import common
 from conftest import ROOT
 from data.verify import jail, sandbox
 from data.verify.sandbox import Limits, Sandbox, same
@@ -966,40 +968,92 @@ def test_a_broken_worker_is_replaced_and_says_nothing_about_the_program(monkeypa
         assert box.run("print(1)").status == "broken"
 
 
-def test_refuses_where_a_layer_is_missing(capfd):
-    """In a process whose kernel calls for Landlock fail: no silent fall-back, and a warning where
-    it is asked for.
-    """
+LANDLOCK, UNSHARE, PRCTL = 444, (272, 97), (157, 167)   # numbers of system calls
+SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin")
 
-    def work():
-        landlock = [
-            (jail.LOAD, 0, 0, 0),
-            (jail.JUMP_EQ, 0, 1, 444),
-            (jail.RETURN, 0, 0, jail.ENOSYS),
-            (jail.RETURN, 0, 0, jail.ALLOW),
-        ]
-        jail.libc.prctl(38, 1, 0, 0, 0)
-        jail.install(b"".join(jail.struct.pack("<HBBI", *line) for line in landlock))
-        try:
-            Sandbox(workers=1)
-        except sandbox.Unavailable as error:
-            said = str(error)
-        with Sandbox(workers=1, unsafe=True) as box:
-            return (
-                said,
-                box.run("print(open('/etc/passwd').read(4))").stdout,
-                box.run("import os\nos.fork()").status,
-            )
 
+def without(calls: list, work):
+    """What work() returns, as JSON, in a process whose kernel lacks these calls."""
+    column = jail.ARCHITECTURES[jail.platform.machine()][0]
+    lines = [(jail.LOAD, 0, 0, 0)]
+    for call in calls:
+        number = call if isinstance(call, int) else call[column]
+        body = [(jail.RETURN, 0, 0, jail.ENOSYS)]
+        if call is PRCTL:   # of its uses only PR_SET_SECCOMP
+            body = [(jail.LOAD, 0, 0, 16), (jail.JUMP_EQ, 0, 1, 22), *body,
+                    (jail.RETURN, 0, 0, jail.ALLOW)]
+        lines += [(jail.JUMP_EQ, 0, len(body), number), *body]
+    lines.append((jail.RETURN, 0, 0, jail.ALLOW))
     read, write = os.pipe()
     if (pid := os.fork()) == 0:
-        os.write(write, json.dumps(work()).encode())
-        os._exit(0)
+        try:
+            jail.libc.prctl(38, 1, 0, 0, 0)
+            jail.install(b"".join(jail.struct.pack("<HBBI", *line) for line in lines))
+            os.write(write, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
     os.waitpid(pid, 0)
-    said, read_outside, forked = json.loads(os.read(read, 10_000))
-    assert "Landlock" in said and "--unsafe-exec" in said
-    assert read_outside == "root\n" and forked == "error"
-    assert "WITHOUT no Landlock" in capfd.readouterr().err
+    with open(read) as said:
+        return json.load(said)
+
+
+def refusal(**settings) -> str:
+    with pytest.raises(sandbox.Unavailable) as caught:
+        Sandbox(workers=1, **settings)
+    return str(caught.value)
+
+
+PROBES = {
+    "reads a file of everyone": "open('/etc/passwd')",
+    "reads a file of ours": f"open({str(ROOT / 'common.py')!r})",
+    "writes where everyone may": f"open('{tempfile.gettempdir()}/left', 'w')",
+    "writes beside the library": "open(__import__('os').__file__, 'a')",
+    "sees processes": "open('/proc/self/environ')",
+    "forks": "__import__('os').fork()",
+    "works": "import colorsys; open('a', 'w').write('x'); assert open('a').read() == 'x'",
+}
+
+
+def probe(**settings) -> list:
+    """[what it is in Landlock's place, what the machine is called then, what programs can do]"""
+    with Sandbox(workers=1, weak=True, **settings) as box:
+        can = [name for name, program in PROBES.items() if box.run(program).status == "ok"]
+        passed = box.test("def f(x): return x + 1", "assert f(1) == 2", ["f"]).status == "passed"
+        return [box.weakness, common.describe_machine(torch.device("cpu")), can, passed]
+
+
+def test_refuses_where_a_layer_is_missing(capfd):
+    """No silent fall-back; the kernel's feature is named. In a root of its own a program can do no
+    more than in the whole jail, and that is said at the start and in each result."""
+    said = without([LANDLOCK], refusal)
+    assert "the kernel has no Landlock (it is older than Linux 5.13" in said
+    assert "--weak_jail" in said
+    said = without([LANDLOCK, PRCTL], lambda: refusal(weak=True))
+    assert "no seccomp filters" in said and "no weaker jail either" in said
+    weakness, machine, can, passed = without([LANDLOCK], probe)
+    assert weakness.startswith("the kernel has no Landlock") and "root of its own" in weakness
+    assert "WEAKER jail" in machine and "WEAKER jail" in capfd.readouterr().err
+    assert can == ["works"] and passed
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not SYSTEM_PYTHON, reason="needs root and another Python")
+def test_a_user_of_its_own_where_there_are_no_namespaces_either():
+    """What everyone may read and write is left open; without that there is no weaker jail."""
+    weakness, _, can, passed = without([LANDLOCK, UNSHARE], lambda: probe(python=SYSTEM_PYTHON))
+    (Path(tempfile.gettempdir()) / "left").unlink(missing_ok=True)
+    assert "user of its own" in weakness and passed
+    assert can in (["reads a file of everyone", "writes where everyone may", "works"],
+                   ["reads a file of everyone", "reads a file of ours",
+                    "writes where everyone may", "works"])   # where ours are everyone's
+    assert common.describe_machine(torch.device("cpu")).endswith("threads")
+
+    def as_nobody():
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        return refusal(weak=True, python=SYSTEM_PYTHON)
+    assert "this machine gives neither" in without([LANDLOCK, UNSHARE], as_nobody)
 
 
 @pytest.mark.skipif(

@@ -169,8 +169,8 @@ def transcribe(cases: list[Case], prompts: Prompts, box: Sandbox) -> list[dict]:
 def main():
     config = common.load_config(
         __doc__, flags=sandbox.FLAG, transcripts=TranscriptsConfig)
-    if config.unsafe_exec:
-        sandbox.allow_unlocked()
+    if config.weak_jail:
+        sandbox.allow_weak_jail()
     cfg = config.transcripts
     n = max(1, round(config.scale * cfg.n))
     cases = draw_cases(n, cfg.seed, "train")
