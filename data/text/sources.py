@@ -59,6 +59,7 @@ KINDS = {  # kind of source -> its own settings
 # Of a broken stream, after 2, 4, 8 … seconds without a record. `datasets` itself has tried each 20
 # times.
 RETRIES = 5
+MOST_SHOWN = 20  # files of which the first bad line is shown at once
 HINTS = {  # word of an error of `datasets` -> what to do
     "gated": ". Accept its terms at https://huggingface.co/datasets/{0}, then `hf auth login`",
     "scripts": ", as {0} is one: convert it elsewhere to .parquet or .jsonl, then give "
@@ -90,7 +91,7 @@ class ReadPosition:
                                                # lines, and the first
 
     def bad_line(self, where: str, what: str) -> None:
-        """Counts a bad line of FILE:LINE; shows the first of each file, of 20 files.
+        """Counts a bad line of FILE:LINE; shows the first three, and the first of each file.
 
         UserError where one must stop.
         """
@@ -101,7 +102,8 @@ class ReadPosition:
         file, _, line = where.rpartition(":")
         n_bad, first = self.files.get(file, (0, f"line {line}: {what}"))
         self.files[file] = [n_bad + 1, first]
-        if n_bad == 0 and len(self.files) <= 20 and not self.quiet:
+        is_first = n_bad == 0 and len(self.files) <= MOST_SHOWN
+        if (self.bad <= 3 or is_first) and not self.quiet:
             tqdm.write(f"bad line {where}: {what}", file=sys.stderr)
 
 

@@ -358,7 +358,7 @@ def test_the_first_bad_line_of_each_file(tmp_path, capsys):
     assert read_all({"path": str(tmp_path)}, place) == ["x", "x"] and place.bad == 10
     assert [n for n, _ in place.files.values()] == [5, 5]
     said = capsys.readouterr().err
-    assert said.count("bad line") == 2 and "a.jsonl:2: not JSON" in said and "b.jsonl:2" in said
+    assert said.count("bad line") == 4 and "a.jsonl:2: not JSON" in said and "b.jsonl:2" in said
     assert ReadPosition(**json.loads(json.dumps(asdict(place)))) == place
 
 

@@ -204,9 +204,11 @@ def _own_root(folder: str, readable: list[str]):
     for real in sorted({*paths.values()}):  # what lies in another comes after it, and with it
         if not bound or not real.startswith(bound[-1] + "/"):
             bound.append(real)
-    free = [place for place in PLACES if os.path.isdir(place)
-            and not any(real.startswith(place + "/") for real in bound)]
-    root = free[0]
+
+    def is_free(place: str) -> bool:
+        return os.path.isdir(place) and not any(real.startswith(place + "/") for real in bound)
+
+    root = next(filter(is_free, PLACES))
     _mount("tmpfs", root, NOSUID | NODEV, "tmpfs")
     for real in bound:
         _bind(real, root + real, writable=real in (paths[folder], "/dev/null"))
