@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import torch
 
 import common
+import untrusted
 
 PROJECT = "nanobeige"  # unless WANDB_PROJECT or TRACKIO_PROJECT names another one
 
@@ -40,14 +41,15 @@ class Job:
 
 
 def describe(config: SimpleNamespace, device: torch.device) -> dict:
-    """All settings of a command, by section, and the code and machine that it runs on."""
+    """All settings of a command, by section, and the code and machine that it runs on; no secret
+    that an address in them holds."""
     sections = {}
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
             sections[name] = dataclasses.asdict(value)
     made_by = dict(command=config.command, init_from=config.init_from, scale=config.scale,
                    commit=common.current_commit(), machine=common.describe_machine(device))
-    return json.loads(json.dumps(sections | made_by, default=str))
+    return json.loads(untrusted.mask_secrets(json.dumps(sections | made_by, default=str)))
 
 
 class TensorBoard:
@@ -184,9 +186,9 @@ class Trackers:
             do(*arguments)
         except Exception as error:
             self.working.pop(name, None)
-            said = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-            print(f"warning: {name} tracks this run no more: {said}; nothing else is lost",
-                  flush=True)
+            said = untrusted.mask_secrets(f"{type(error).__name__}: {error}")
+            print(f"warning: {name} tracks this run no more: {untrusted.printable(said)}; nothing "
+                  "else is lost", flush=True)
 
 
 def is_missing(name: str) -> bool:
