@@ -72,8 +72,9 @@ def test_what_a_killed_run_repeats_counts_once(tmp_path):
     killed.close()
 
 
-def test_who_joins_later_gets_the_lines_so_far(tmp_path, monkeypatch):
-    """Each run that starts anew is another one to the trackers; so is a copy of its folder."""
+def test_what_a_tracker_may_have_missed_is_sent_again(tmp_path, monkeypatch):
+    """All to who joins later, the lines since it was last closed to one that a kill cut off. A run
+    that starts anew is another one, and so is a copy of its folder."""
     class Listener:
         heard = []
 
@@ -91,14 +92,19 @@ def test_who_joins_later_gets_the_lines_so_far(tmp_path, monkeypatch):
     lines = [dict(step=step, loss=0.0) for step in range(4)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
 
-    def hear(names, a_job) -> list:
+    def hear(names, a_job, close=True) -> list:
+        """What is heard of the lines before and of step 3."""
         Listener.heard = []
-        trackers.Trackers(names, a_job).write(lines[3])
+        found = trackers.Trackers(names, a_job)
+        found.write(lines[3])
+        if close:
+            found.close()
         return Listener.heard
 
     [(first, step)] = hear(["wandb"], job(tmp_path, 0))
-    assert step == 3
-    assert hear(["wandb"], job(tmp_path, 3)) == [(first, 3)]
+    assert step == 3  # one line, and closed after it
+    assert hear(["wandb"], job(tmp_path, 3), close=False) == [(first, 1), (first, 2), (first, 3)]
+    assert hear(["wandb"], job(tmp_path, 3)) == [(first, 1), (first, 2), (first, 3)]
     heard = hear(["wandb", "tensorboard"], job(tmp_path, 3))
     assert [step for _, step in heard] == [0, 1, 2, 3, 3] and (first, 3) in heard
     copy = job(tmp_path, 3)

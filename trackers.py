@@ -140,29 +140,34 @@ CLASSES = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
 
 
 class Trackers:
-    """Those that a run was told to use, each until it fails."""
+    """Those that a run was told to use, each until it fails.
+
+    tracked.json keeps beside the metrics what each calls this run, and how many lines it has for
+    certain: those until it was last closed. Of what came after, a kill may have taken some along:
+    they are sent again, and so is all that a tracker has missed, or never heard of.
+    """
 
     def __init__(self, names: list[str], job: Job):
         self.job = job
         self.working = {}
-        self.ids = read_ids(job)
+        self.known = read_known(job)
+        self.lines_before = common.read_metrics(job.folder) if job.first_step else []
+        self.n_lines = len(self.lines_before)
         for name in names:
             if not is_missing(name):
                 self._attempt(name, self._open, name)
         common.on_exit.append(self.close)
 
     def _open(self, name: str) -> None:
-        """Opens a tracker; one that joins a run in its middle gets the lines so far."""
-        is_known = name in self.ids
-        run_id = self.ids.setdefault(name, uuid.uuid4().hex[:8])
-        self.working[name] = CLASSES[name](self.job, run_id)
-        if not is_known and self.job.first_step:
-            for line in common.read_metrics(self.job.folder):
-                self._write_to(name, line)
-        write_ids(self.job, self.ids)
+        known = self.known.setdefault(name, {"id": uuid.uuid4().hex[:8], "lines": 0})
+        self.working[name] = CLASSES[name](self.job, known["id"])
+        for line in self.lines_before[known["lines"]:]:
+            self._write_to(name, line)
+        write_known(self.job, self.known)
 
     def write(self, line: dict) -> None:
         """A line of metrics.jsonl, to all that work."""
+        self.n_lines += 1
         for name in list(self.working):
             self._attempt(name, self._write_to, name, line)
 
@@ -177,8 +182,13 @@ class Trackers:
     def close(self, code: int = 0) -> None:
         """Ends them, with the process's exit code; a second call does nothing."""
         for name in list(self.working):
-            self._attempt(name, self.working[name].close, code)
+            self._attempt(name, self._close, name, code)
         self.working = {}
+
+    def _close(self, name: str, code: int) -> None:
+        self.working[name].close(code)
+        self.known[name]["lines"] = self.n_lines
+        write_known(self.job, self.known)
 
     def _attempt(self, name: str, do, *arguments) -> None:
         """Calls do(); whatever goes wrong in it ends this tracker alone."""
@@ -202,8 +212,8 @@ def warn_of_missing(names: list[str]) -> None:
               f"run; `pip install {name}` brings it", flush=True)
 
 
-def read_ids(job: Job) -> dict[str, str]:
-    """{tracker: what it calls this run}, of those that know it: what tracked.json has kept.
+def read_known(job: Job) -> dict[str, dict]:
+    """{tracker: {"id": …, "lines": …}} of those that know this run.
 
     A run that starts anew, or a folder that was copied, is another run.
     """
@@ -211,14 +221,15 @@ def read_ids(job: Job) -> dict[str, str]:
         return {}
     try:
         kept = json.loads((job.folder / "tracked.json").read_text())
-        return kept["ids"] if kept["name"] == job.name else {}
+        return kept["trackers"] if kept["name"] == job.name else {}
     except (OSError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
         return {}
 
 
-def write_ids(job: Job, ids: dict[str, str]) -> None:
+def write_known(job: Job, known: dict[str, dict]) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
-    common.write_atomic(job.folder / "tracked.json", json.dumps({"name": job.name, "ids": ids}))
+    text = json.dumps({"name": job.name, "trackers": known})
+    common.write_atomic(job.folder / "tracked.json", text)
 
 
 def flatten(line: dict, prefix: str = "") -> dict[str, float | str]:
