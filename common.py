@@ -1,42 +1,36 @@
-"""Infrastructure shared by all phases: config, processes, FSDP, AdamW, checkpoints, metrics.
+"""Infrastructure shared by all phases: processes, FSDP, AdamW, checkpoints, metrics.
 
-Three things hold for every phase script:
-* `python SCRIPT.py CONFIG.py --section.key=value` (or under torchrun); unknown keys and wrong types
-  are errors.
+Two things hold for every phase script:
 * A run lives in out/<run>/<phase>/: step_<n>/ folders (whole or absent), metrics.jsonl, samples and
   plots.
 * All randomness is drawn from (seed, step): a checkpoint needs no random state, a resumed run
   repeats an unbroken one.
 """
-import ast
+from settings import UserError
+
 import dataclasses
-import difflib
-import errno
+import fcntl
 import glob
 import hashlib
-import importlib.util
-import inspect
 import json
 import math
 import os
 import platform
 import re
 import resource
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import typing
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace, UnionType
+from types import SimpleNamespace
 
 # Read when CUDA starts: without it what rows leave behind in the cache stays in pieces.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -62,10 +56,6 @@ from progress import progress_bar
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-class UserError(Exception):
-    """An error that the user can mend: printed as one line, exit code 2."""
-
-
 class Interrupted(SystemExit):
     """A signal has ended work that is kept as it comes: nothing is left to be saved."""
 
@@ -78,19 +68,13 @@ def cli(main) -> None:
     code = 0
     try:
         main()
-    except UserError as error:
-        print(f"error: {untrusted.mask_secrets(str(error))}", file=sys.stderr)
-        code = 2
     except BrokenPipeError:  # `… | head`
         os._exit(0)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        message = explain(error)
+        if not message:
             raise
-        print(
-            f"error: no space left on the device for {error.filename or 'a file'}; make room and "
-            "run the same command again",
-            file=sys.stderr,
-        )
+        print(f"error: {untrusted.mask_secrets(message)}", file=sys.stderr)
         code = 2
     except SystemExit as leave:
         code = leave.code
@@ -107,187 +91,26 @@ def cli(main) -> None:
     os._exit(code or 0)
 
 
-# --------------------------------------------------------------------------------------------------
-# Config: a Python file with one dict a section, checked against the dataclass of that section
-
-SECTIONS = (
-    "model", "tokenizer", "quality", "corpus", "synthesize", "transcripts", "pretrain", "refine",
-    "sft", "distill", "reward", "rl", "evaluate",
-)
-OPTIONS = {
-    "run": "name of the folder under out/ (default: the config's name); under torchrun: --name",
-    "init_from": "checkpoint to start from: a phase of this run, or any checkpoint's folder",
-    "scale": "shortens (or lengthens) every stage alike: --scale=0.1",
-    "track": "who gets the metrics too, some of tensorboard, wandb, trackio: --track=wandb,trackio",
-}
-TRACKERS = ("tensorboard", "wandb", "trackio")
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused")
+AGAIN = "what was saved is kept: the same command goes on from there"
 
 
-def load_config(
-    doc: str, argv: list[str] | None = None, flags: dict[str, str] = {}, **sections
-) -> SimpleNamespace:
-    """Reads `CONFIG --section.key=value …` and returns a namespace with one dataclass a section.
-
-    sections: name -> dataclass, the sections that this script uses. flags: name -> help of the
-    script's own switches. The result also holds path (of the config), run, out (Path), init_from,
-    scale, command. Raises UserError for a missing file, an unknown section, key, option, or a value
-    of the wrong type.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or {"-h", "--help"} & set(argv):
-        print(_help(doc, flags, sections))
-        sys.exit(0 if argv else 2)
-    path = Path(argv[0])
-    if not path.is_file():
-        raise UserError(
-            f"no config file {path}; the first argument is a config, for example configs/tiny.py"
-        )
-    raw = _read_config_file(path)
-    options = {"run": path.stem, "init_from": "", "scale": 1.0, "track": ""}
-    options |= dict.fromkeys(flags, False)
-    for argument in argv[1:]:
-        section, key, text = parse_argument(argument)
-        if section:
-            if section not in raw:
-                hint = _nearest(section, SECTIONS)
-                raise UserError(f"unknown section {section!r} in {argument!r}{hint}")
-            if section in sections:  # another script's setting may stand in the command
-                raw[section][key] = _parse(text, _hints(sections[section]).get(key))
-        elif key.replace("-", "_") in flags:
-            options[key.replace("-", "_")] = True
-        elif key == "name":  # torchrun takes --run for a short form of an option of its own
-            options["run"] = text
-        elif key in options:
-            kind = type(options[key])
-            options[key] = kind(_parse(text, kind))
-        else:
-            hint = _nearest(key, [*options, *sections])
-            raise UserError(f"unknown option {argument!r}{hint}")
-    options["track"] = tracker_names(options["track"])
-    cfg = SimpleNamespace(path=str(path), out=Path("out") / options["run"], **options)
-    cfg.command = untrusted.mask_secrets(shlex.join([Path(sys.argv[0]).name, *argv]))
-    for name, cls in sections.items():
-        setattr(cfg, name, from_dict(cls, raw[name], f"{path}: {name}"))
-    return cfg
-
-
-def tracker_names(text: str) -> list[str]:
-    """The trackers of --track=one,another."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in TRACKERS:
-            raise UserError(f"--track: unknown tracker {name!r}{_nearest(name, TRACKERS)}")
-    return list(dict.fromkeys(names))
-
-
-def sections_of(path: str) -> set[str]:
-    """Names of the sections that a config file has."""
-    return {name for name, values in _read_config_file(Path(path)).items() if values}
-
-
-def parse_argument(argument: str) -> tuple[str, str, str]:
-    """(section, key, value's text) of --section.key=value; the section of --option=value is ""."""
-    if not argument.startswith("--"):
-        raise UserError(
-            f"argument {argument!r} is not understood; settings are written --section.key=value"
-        )
-    name, _, text = argument.removeprefix("--").partition("=")
-    section, dot, key = name.partition(".")
-    return (section, key, text) if dot else ("", name, text)
-
-
-def _read_config_file(path: Path) -> dict[str, dict]:
-    """Imports a config file; each public dict in it must be a known section."""
-    spec = importlib.util.spec_from_file_location("config_" + path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    if str(Path.cwd()) not in sys.path:  # so that `from configs.tiny import *` works
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} is not a valid config: {type(error).__name__}: {error}") from error
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    for name, value in public.items():
-        if isinstance(value, dict) and name not in SECTIONS:
-            raise UserError(f"{path}: unknown section {name!r}{_nearest(name, SECTIONS)}")
-    return {name: dict(public.get(name, {})) for name in SECTIONS}
-
-
-def from_dict(cls, values: dict, where: str):
-    """The dataclass cls from a dict; UserError names the nearest key, or the expected type."""
-    hints = _hints(cls)
-    for key, value in values.items():
-        if key not in hints:
-            raise UserError(f"{where}: unknown key {key!r}{_nearest(key, hints)}")
-        if isinstance(value, int) and not isinstance(value, bool) and _accepts(hints[key], float):
-            values = values | {key: float(value)} if not _accepts(hints[key], int) else values
-        elif isinstance(value, float) and value.is_integer() and not _accepts(hints[key], float):
-            values = values | {key: int(value)}  # 10e9 tokens is an int
-        if not _accepts(hints[key], type(values[key])):
-            expected = getattr(hints[key], "__name__", str(hints[key]))
-            raise UserError(
-                f"{where}: {key} must be {expected}, not {type(value).__name__} ({value!r})"
-            )
-    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    if missing:
-        raise UserError(f"{where}: {missing[0]} is missing")
-    try:
-        return cls(**values)
-    except ValueError as error:  # what a dataclass's own __post_init__ refuses
-        raise UserError(f"{where}: {error}") from error
-
-
-def _hints(cls) -> dict[str, type]:
-    return typing.get_type_hints(cls)
-
-
-def _accepts(hint, kind: type) -> bool:
-    if isinstance(hint, UnionType):
-        return any(_accepts(h, kind) for h in typing.get_args(hint))
-    hint = typing.get_origin(hint) or hint
-    return kind in (list, tuple) if hint in (list, tuple) else kind is hint
-
-
-def _parse(text: str, hint) -> object:
-    """The value of a command-line text: a Python literal, true or false, else the text itself."""
-    if hint is str:
-        return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _nearest(name: str, names) -> str:
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
-
-
-# A setting in the source of its dataclass: name, type, default, and its meaning, which may go on in
-# further lines of comment.
-SETTING = re.compile(
-    r"^    (\w+): ([^=#\n]+?)(?: = ([^#\n]+?))?  +# (.*(?:\n {9,}# .*)*)$", re.MULTILINE)
-EMPTY_DEFAULTS = {"field(default_factory=dict)": "{}", "field(default_factory=list)": "[]"}
-
-
-def _help(doc: str, flags: dict, sections: dict) -> str:
-    """Help text made from each dataclass's own source: `name: type = default  # meaning`."""
-    lines = [doc.strip(), "", "Usage: SCRIPT CONFIG [--section.key=value …]", ""]
-    lines += [f"  --{name:32} {text}" for name, text in (OPTIONS | flags).items()]
-    for section, cls in sections.items():
-        lines += ["", f"{section}:"]
-        source = "".join(
-            inspect.getsource(base) for base in cls.__mro__ if dataclasses.is_dataclass(base)
-        )
-        for name, kind, default, meaning in SETTING.findall(source):
-            default = EMPTY_DEFAULTS.get(default, default)
-            meaning = re.sub(r"\n +# ", " ", meaning)
-            lines.append(f"  --{section + '.' + name:32} {meaning} [{default or kind}]")
-    return "\n".join(lines)
+def explain(error: Exception) -> str:
+    """What went wrong and what to do, in a line; "" for what is no user's business but a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or text}; mend that, and go on: {AGAIN}"
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
+        first_line = text.partition("\n")[0][:200]
+        return (f"out of memory ({first_line}); take a smaller model, fewer tokens or rows in one "
+                f"pass (micro_*), or more processes; {AGAIN}")
+    if any(words in text for words in LOST_PEER):
+        return f"another process of this run has ended, see its own message; {AGAIN}"
+    return ""
 
 
 def config_hash(cfg: SimpleNamespace, *sections: str) -> str:
@@ -541,7 +364,8 @@ def save_checkpoint(
     tokenizer: Path,
     keep: int = 2,
 ) -> Path | None:
-    """Writes folder/step_<n>/; deletes older ones but the last `keep` and those kept for good.
+    """Writes folder/step_<n>/; deletes older ones but the newest `keep`, this one in any case, and
+    those kept for good.
 
     meta: JSON values, saved beside the tensors in meta.json, which also holds size and checksum of
     every file and is written last; with `"keep": true` the checkpoint is kept for good. The
@@ -569,7 +393,7 @@ def save_checkpoint(
             return None
     if dist.is_main:
         _put_in_place(aside, final)
-        for path in list_checkpoints(folder)[keep:]:
+        for path in list_checkpoints(folder)[max(1, keep):]:
             if not (path / "meta.json").is_file() or not read_meta(path).get("keep"):
                 shutil.rmtree(path, ignore_errors=True)
     dist.wait()
@@ -628,9 +452,10 @@ def _try(part: Callable[[], object]) -> str:
 def _warn_of_failed_checkpoint(final: Path, error: str) -> None:
     folder = final.parent
     free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-    reason = f"no space left: {free:,} bytes free" if free < 1e6 else error
+    if free < 1e6 or "inline_container" in error:  # torch does not say why it could not write
+        error = f"no space left, or a limit of the file system: {free:,} bytes free"
     print(
-        f"warning: checkpoint {final} could not be written ({reason}); older ones are untouched",
+        f"warning: checkpoint {final} could not be written ({error}); older ones are untouched",
         flush=True,
     )
 
@@ -731,10 +556,45 @@ def _fingerprint(path: Path) -> list[int]:
     return [path.stat().st_size, crc]
 
 
+@contextmanager
+def naming(path: Path):
+    """Gives errors of writing to a file its name, which the system says of opening alone."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def lock_folder(folder: Path) -> None:
+    """Keeps a folder to this command until it ends; UserError says who else has it.
+
+    The file `lock` in it is held by flock: the system lets go of it when a process ends, however
+    that happens, so none is ever stale. What stands in it is for the message alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    with naming(path):
+        file = open(path, "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"{folder} is in use by {file.read().strip() or 'another process'}: wait for it, or "
+            "choose another --run") from None
+    except OSError as error:  # a file system that knows no locks
+        print(f"warning: {path} cannot be locked ({error.strerror}): start no second command there")
+    on_exit.append(lambda code: file.close())
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}, started {time.strftime('%F %T')}\n")
+    file.flush()
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Writes a file aside and renames it: a reader sees the old one or the new one."""
     aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as f:
+    with naming(path), open(aside, "w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
@@ -756,7 +616,7 @@ def keep_lines(path: Path, rows: list[dict]) -> None:
     """Adds rows to a file of JSON lines, in one write; what a kill had torn there goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    with open(path, "ab+") as file:
+    with naming(path), open(path, "ab+") as file:
         size = file.tell()
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
             file.truncate(path.read_bytes().rfind(b"\n") + 1)
@@ -854,18 +714,21 @@ class Metrics:
         if not self.path:
             return
         self.pending += json.dumps(line) + "\n"
-        size = self.path.stat().st_size
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # it may have vanished
             with open(self.path, "a") as f:
                 f.write(self.pending)
             self.pending = ""
         except OSError as error:
-            os.truncate(self.path, size)  # no torn line
-            print(
-                f"warning: {self.path} could not be written ({error.strerror}); its lines wait in "
-                "memory",
-                flush=True,
-            )
+            with suppress(OSError):
+                os.truncate(self.path, size)  # no torn line
+            if self.pending.count("\n") == 1:  # said once, not at each step
+                print(
+                    f"warning: {self.path} could not be written ({error.strerror}); its lines wait "
+                    "in memory",
+                    flush=True,
+                )
 
 
 def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -907,6 +770,13 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     if device.type != "cuda" or dtype != "bfloat16":
         return None
     return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
+
+
+def total_memory(device: torch.device) -> float:
+    """Bytes of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory(device: torch.device) -> float:

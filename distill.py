@@ -22,6 +22,16 @@ displacement).
 Shapes: B rows of a micro-batch, T context, C width, P pairs of a micro-batch, N response tokens in
 it.
 """
+from settings import (
+    Count,
+    Curve,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    load_config,
+)
+
 import dataclasses
 import json
 import math
@@ -29,6 +39,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,7 +64,7 @@ from kernels.cross_entropy import (
 from model import ModelConfig
 from sample_pairs import Teacher
 from sampler import Embedded
-from schedule import Schedule, Stage, learning_rate, stage_at
+from schedule import Schedule, Stage, check_schedule, learning_rate, stage_at
 
 REFERENCE, TEACHER = 0, 1  # in cached log-probabilities (pairs, 2, 2): whose they are
 
@@ -63,40 +74,31 @@ REFERENCE, TEACHER = 0, 1  # in cached log-probabilities (pairs, 2, 2): whose th
 
 @dataclass(kw_only=True)
 class DistillConfig(sample_pairs.PairConfig):  # which has what is sampled and what makes a pair
-    batch_pairs: int = 32        # pairs of a global batch: an optimizer step
-    micro_pairs: int = 0         # pairs of one forward pass on one device; 0: all of the device's
-    epochs: float = 2.0          # over the pairs
-    lr_end: float = 0.1          # the rate's end, as a share of lr
-    curve: str = "cosine"        # how it goes there: linear, 1-sqrt, cosine
-    dpo: float = 1.0             # weight of the preference
-    beta: float = 0.1            # its inverse temperature
-    margin: str = ""             # log-probabilities of a response: "sum", or "token", their mean
-                                 # (the default for samples beyond 1,000 tokens, whose sums saturate
-                                 # the sigmoid)
-    kl_chosen: float = 1.0       # weight of the distillation on y+
-    kl_rejected: float = 1.0     # … and on y-
-    divergence: float = 0.0      # 0: forward KL, 1: reverse KL, between: generalised Jensen-Shannon
+    batch_pairs: Count = 32      # pairs of a global batch: an optimizer step
+    micro_pairs: NonNegativeInt = 0  # pairs of one forward pass on one device; 0: all of the
+                                     # device's
+    epochs: PositiveFloat = 2.0  # over the pairs
+    lr_end: NonNegativeFloat = 0.1  # the rate's end, as a share of lr
+    curve: Curve = "cosine"      # how it goes there
+    dpo: NonNegativeFloat = 1.0  # weight of the preference
+    beta: PositiveFloat = 0.1    # its inverse temperature
+    margin: Literal["", "sum", "token"] = ""  # log-probabilities of a response: their sum, or their
+                                 # mean (the default for samples beyond 1,000 tokens, whose sums
+                                 # saturate the sigmoid)
+    kl_chosen: NonNegativeFloat = 1.0  # weight of the distillation on y+
+    kl_rejected: NonNegativeFloat = 1.0  # … and on y-
+    divergence: Fraction = 0.0   # 0: forward KL, 1: reverse KL, between: generalised Jensen-Shannon
                                  # (arXiv 2306.13649)
-    kl_temperature: float = 1.0  # of both distributions in it
-    top_k: int = 0               # keep of the teacher only its k likeliest tokens, on disk, and
+    kl_temperature: PositiveFloat = 1.0  # of both distributions in it
+    top_k: NonNegativeInt = 0    # keep of the teacher only its k likeliest tokens, on disk, and
                                  # the rest as one
-    nll: float = 0.0             # weight of the cross-entropy of y+ (with DPO: arXiv 2404.19733)
+    nll: NonNegativeFloat = 0.0  # weight of the cross-entropy of y+ (with DPO: arXiv 2404.19733)
     compare: bool = True         # also evaluate teacher and start, on the same problems
 
 
 def check_settings(cfg: DistillConfig, world: int) -> None:
-    """Raises UserError for what types cannot say. world: processes."""
-    loop.check_settings("distill", cfg, {"DPD": rate_schedule(cfg)})
-    choices = {
-        "margin": ("", "sum", "token"),
-        "negatives": ("worse", "any"),
-        "on_bad_line": ("skip", "stop"),
-    }
-    for key, allowed in choices.items():
-        value = getattr(cfg, key)
-        if value not in allowed:
-            names = ", ".join(map(repr, allowed))
-            raise UserError(f"distill.{key} must be one of {names}, not {value!r}")
+    """Raises UserError for what bounds cannot say. world: processes."""
+    check_schedule("DPD", rate_schedule(cfg))
     if cfg.batch_pairs % world:
         raise UserError(
             f"distill.batch_pairs={cfg.batch_pairs} is no multiple of the {world} processes")
@@ -114,8 +116,6 @@ def check_settings(cfg: DistillConfig, world: int) -> None:
             "distill.top_k goes with divergence=0, kl_temperature=1 and refresh_every=0: forward "
             "KL, of what is on disk"
         )
-    if not 0 <= cfg.divergence <= 1:
-        raise UserError(f"distill.divergence must be between 0 and 1, not {cfg.divergence}")
     if not any((cfg.dpo, cfg.kl_chosen, cfg.kl_rejected, cfg.nll)):
         raise UserError(
             "distill needs a term: dpo, kl_chosen, kl_rejected or nll must be above 0")
@@ -521,7 +521,7 @@ def refresh_if_due(
 
 
 def main():
-    config = common.load_config(
+    config = load_config(
         __doc__,
         flags={"prepare": "sample, choose pairs, and stop"} | sandbox.FLAG,
         model=ModelConfig, tokenizer=TokenizerConfig, distill=DistillConfig,

@@ -14,6 +14,8 @@ The hash is over all that decides an answer (checkpoint or server, settings, pro
 settings never mix. Batches and random numbers are the same for any number of processes, as long as
 there is a whole batch for each; then, on a CPU in fp32, so is the file, and else to rounding.
 """
+from settings import Count, NonNegativeFloat, Seed, TopP, from_dict, load_config
+
 import dataclasses
 import hashlib
 import json
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,44 +35,36 @@ import hf
 import trackers
 from data.chat import template
 from data.tasks import registry
-from data.tasks.problem import Problem, document_prompt, final_answer, to_chat
+from data.tasks.problem import FAMILIES, GENERATED, Problem, document_prompt, final_answer, to_chat
 from sampler import Embedded, fixed_pieces
 
 
 def all_families() -> list[str]:
-    return list(registry.FAMILIES)
+    return list(FAMILIES)
 
 
 @dataclass
 class EvaluateConfig:
-    tasks: list = field(default_factory=all_families)  # task families, or sets: "gsm8k=FILE"
+    tasks: list[str] = field(default_factory=all_families)  # task families (default: all
+                                 # generated ones), or sets: "gsm8k=FILE"
     checkpoint: str = ""         # a phase's folder, a checkpoint in it, or a Hugging Face folder
     endpoint: str = ""           # or an OpenAI-compatible server's URL; its key: OPENAI_API_KEY
     model: str = ""              # name on that server (default: the first that it has)
-    prompt_format: str = ""      # of questions: "document" or "chat" (default: as in training)
+    prompt_format: Literal["", "document", "chat"] = ""  # of questions (default: as in training)
     system: str = ""             # system turn before them in chat form, for checkpoints that were
                                  # trained with one: a text, or "released", Nanbeige4's own; ours
                                  # were not, and get none
-    split: str = "dev"           # "dev" while settings are chosen, "test" once they are frozen
-    n_problems: int = 512        # held-out problems of each task, or all of a set that has fewer
-    k: int = 4                   # samples of each problem
-    temperature: float = 0.6     # the report's (section 5); 0 is greedy
-    top_p: float = 0.95          # the report's
-    max_new_tokens: int = 96     # longer answers count as truncated, and are scored as they are
-    max_rows: int = 256          # samples decoded together; of a server: requests in flight
-    seed: int = 0                # of problems and samples
+    split: Literal["train", "dev", "test"] = "dev"  # dev while settings are chosen, test once they
+                                                    # are frozen
+    n_problems: Count = 512      # held-out problems of each task, or all of a set that has fewer
+    k: Count = 4                 # samples of each problem
+    temperature: NonNegativeFloat = 0.6  # the report's (section 5); 0 is greedy
+    top_p: TopP = 0.95           # the report's
+    max_new_tokens: Count = 96   # longer answers count as truncated, and are scored as they are
+    max_rows: Count = 256        # samples decoded together; of a server: requests in flight
+    seed: Seed = 0               # of problems and samples
     verifier: dict = field(default_factory=dict)  # who decides on answers that rules leave open,
                                  # VerifierConfig of data/verify/agentic.py ({}: they are wrong)
-
-    def __post_init__(self):
-        known_format = self.prompt_format in ("", "document", "chat")
-        if not known_format or self.split not in ("train", "dev", "test"):
-            raise ValueError(f"prompt_format {self.prompt_format!r} must be document or chat, "
-                             f"split {self.split!r} train, dev or test")
-        smallest = min(self.n_problems, self.k, self.max_new_tokens, self.max_rows)
-        if smallest < 1 or self.temperature < 0:
-            raise ValueError("n_problems, k, max_new_tokens and max_rows must be at least 1, "
-                             "temperature at least 0")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -275,7 +270,7 @@ def server_llm(cfg: EvaluateConfig) -> Callable:
         "concurrency": cfg.max_rows,
         "seed": cfg.seed,
     }
-    return llm.http_llm(common.from_dict(llm.LLMConfig, settings, "evaluate.endpoint"), read)
+    return llm.http_llm(from_dict(llm.LLMConfig, settings, "evaluate.endpoint"), read)
 
 
 def open_verifier(spec: dict, tasks: Sequence[str], out: Path, dist: common.Dist):
@@ -287,7 +282,7 @@ def open_verifier(spec: dict, tasks: Sequence[str], out: Path, dist: common.Dist
         return None
     from data.verify import agentic, sandbox  # only who has a verifier waits for them
 
-    cfg = common.from_dict(agentic.VerifierConfig, spec, "verifier")
+    cfg = from_dict(agentic.VerifierConfig, spec, "verifier")
     llm, identity = generate.open_llm(cfg.model, "verifier.model", out)
     name = common.hash_json([identity, cfg.turns, cfg.must_compute, cfg.prompts])
     path = out / "verdicts" / f"{name}.{dist.rank}.jsonl"
@@ -458,6 +453,14 @@ def default_prompt_format(folder: Path, tokenizer) -> str:
     return "chat" if "<|im_start|>" in tokenizer.special else "document"
 
 
+def find_checkpoint(dist: common.Dist, name: str, out: Path) -> Path:
+    """The checkpoint to evaluate; without a name that of pre-training."""
+    try:
+        return hf.resolve_checkpoint(dist, name or out / "pretrain")
+    except common.UserError as error:
+        raise common.UserError(f"evaluate.checkpoint={name}: {error}") from None
+
+
 def checkpoint_digest(folder: Path) -> str:
     """A hash of a checkpoint's weights, config and tokenizer.
 
@@ -477,7 +480,7 @@ def check_tasks(cfg: EvaluateConfig) -> None:
         registry.family(task).problems(cfg.split, cfg.n_problems, cfg.seed)
     if not cfg.tasks:
         raise common.UserError(f"no tasks: set evaluate.tasks to some of "
-                               f"{', '.join(registry.FAMILIES)}, or to data sets")
+                               f"{', '.join(GENERATED)}, or to data sets")
     if cfg.endpoint and cfg.checkpoint:
         raise common.UserError("evaluate.endpoint and evaluate.checkpoint are both set: "
                                "which of the two is meant?")
@@ -502,12 +505,14 @@ def track(config: SimpleNamespace, dist: common.Dist, source: str, scores: dict)
 def main():
     from data.verify import sandbox  # the phases evaluate without this command's switch
 
-    config = common.load_config(__doc__, flags=sandbox.FLAG, evaluate=EvaluateConfig)
+    config = load_config(
+        __doc__, flags=sandbox.FLAG, options=("run", "track"), evaluate=EvaluateConfig)
     if config.weak_jail:
         sandbox.allow_weak_jail()
     cfg = config.evaluate
     dist = common.init_distributed("float32")
     dist.from_main(lambda: check_tasks(cfg))
+    dist.from_main(lambda: common.lock_folder(config.out / "evaluate"))
     if dist.is_main:
         trackers.warn_of_missing(config.track)
     if cfg.endpoint:
@@ -515,7 +520,7 @@ def main():
         cfg.prompt_format = cfg.prompt_format or "chat"
         sampler, tokenizer = server_llm(cfg), None
     else:
-        source = hf.resolve_checkpoint(dist, cfg.checkpoint or config.out / "pretrain")
+        source = find_checkpoint(dist, cfg.checkpoint, config.out)
         dtype = torch.bfloat16 if dist.device.type == "cuda" else torch.float32
         model, tokenizer = hf.load(source, dist.device, dtype, checked=True)
         sampler = Embedded(model)

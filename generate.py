@@ -5,12 +5,15 @@
 
 Shapes: R rows of the batch (prompts x samples), T time, V vocabulary.
 """
+from settings import Count, NonNegativeFloat, Seed, TopP, from_dict
+
 import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -262,12 +265,13 @@ class LocalLLM:
     a resumed batch repeats itself.
     """
     path: str                    # as in hf.load
-    max_new_tokens: int = 256
-    temperature: float = 0.6
-    top_p: float = 0.95
-    seed: int = 0
-    max_rows: int = 256
-    prompt_format: str = "chat"  # "document": a base model, which gets the last message as a page
+    max_new_tokens: Count = 256
+    temperature: NonNegativeFloat = 0.6
+    top_p: TopP = 0.95
+    seed: Seed = 0
+    max_rows: Count = 256
+    prompt_format: Literal["chat", "document"] = "chat"  # document: a base model, which gets the
+                                                         # last message as a page
 
     def __post_init__(self):
         self._loaded = None      # (model, tokenizer)
@@ -321,13 +325,10 @@ def open_llm(spec: dict, where: str, out: Path) -> tuple[Callable, dict]:
     if "checkpoint" not in spec:
         from data import llm  # only who asks a server waits for its client
 
-        return llm.http_llm(common.from_dict(llm.LLMConfig, spec, where)), spec
+        return llm.http_llm(from_dict(llm.LLMConfig, spec, where)), spec
     one_process = common.Dist(0, 1, torch.device("cpu"), None)
     folder = hf.resolve_checkpoint(one_process, spec.pop("checkpoint"), out)
-    try:
-        model = LocalLLM(str(folder), **spec)
-    except TypeError as error:
-        raise common.UserError(f"{where}: {error}") from None
+    model = from_dict(LocalLLM, {"path": str(folder)} | spec, where)
     spec["weights"] = common.list_files(folder)
     return model, spec
 

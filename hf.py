@@ -6,6 +6,8 @@ Reads any Llama-architecture folder with safetensors (so the released Nanbeige4.
 checkpoints; writes a folder that transformers, vLLM and the like take as it is. Our parameters are
 named as theirs apart from "model.".
 """
+from settings import from_dict
+
 import argparse
 import dataclasses
 import json
@@ -128,7 +130,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         return config_from_hf(folder)
     values = common.read_meta(folder).get("model", {})
     values |= {"kernels": "auto"}  # this machine may not be that one
-    cfg = common.from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
+    cfg = from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
     _check_values(folder / "meta.json", dataclasses.asdict(cfg), dict(zip(HF_NAMES, HF_NAMES)))
     return cfg
 
@@ -319,7 +321,7 @@ def config_from_hf(folder: Path) -> ModelConfig:
         _check_values(file, values, HF_NAMES)
         values["head_dim"] = values["hidden_size"] // values["n_heads"]
     _check_values(file, values, HF_NAMES)
-    return common.from_dict(ModelConfig, values, str(file))
+    return from_dict(ModelConfig, values, str(file))
 
 
 def _check_values(file: Path, values: dict, names: dict[str, str]) -> None:

@@ -3,6 +3,17 @@
 The losses and the loops themselves stand in the scripts: pretrain.py, sft.py, distill.py,
 reward.py, rl.py.
 """
+from settings import (
+    CountOr0,
+    FractionBelow1,
+    Minutes,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
+
 import dataclasses
 import functools
 import json
@@ -15,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,13 +37,14 @@ import hf
 import trackers
 from common import Dist, UserError
 from data.chat import template
+from data.tasks import registry
 from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, open_verifier, rewards_by_problem, without_rows
 from generate import decode_answer, sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, meta_model, training_flops
 from progress import progress_bar
 from sampler import Embedded
-from schedule import Stage, check_schedule, is_due, stage_at
+from schedule import Stage, is_due, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -39,39 +52,32 @@ from schedule import Stage, check_schedule, is_due, stage_at
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    lr: float = 3e-4             # peak learning rate
-    beta1: float = 0.9           # AdamW
-    beta2: float = 0.95          # AdamW
-    weight_decay: float = 0.1    # AdamW, on matrices but not on embeddings and norms
-    grad_clip: float = 1.0       # largest global norm of the gradient
-    dtype: str = "float32"       # of compute, "float32" or "bfloat16"; weights and optimizer are
-                                 # always fp32
+    lr: PositiveFloat = 3e-4     # peak learning rate
+    beta1: FractionBelow1 = 0.9  # AdamW
+    beta2: FractionBelow1 = 0.95  # AdamW
+    weight_decay: NonNegativeFloat = 0.1  # AdamW, on matrices but not on embeddings and norms
+    grad_clip: PositiveFloat = 1.0  # largest global norm of the gradient
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; weights and optimizer are
+                                                       # always fp32
     compile: bool = False        # torch.compile each block
     recompute: bool = False      # activation checkpointing: less memory, a third more time
-    shard_size: int = 0          # ranks that share one copy of the weights (0: all); fewer is HSDP,
-                                 # for many nodes
-    seed: int = 0                # of weights, data order and samples
-    log_every: int = 20          # steps between lines on the screen (metrics.jsonl has every step)
-    eval_every: int = 0          # steps between evaluations (0: only at the end of each stage)
-    eval_problems: int = 0       # held-out problems per task at each evaluation (0: none); the last
+    shard_size: NonNegativeInt = 0  # ranks that share one copy of the weights (0: all); fewer is
+                                    # HSDP, for many nodes
+    seed: Seed = 0               # of weights, data order and samples
+    log_every: PositiveInt = 20  # steps between lines on the screen (metrics.jsonl has every step)
+    eval_every: NonNegativeInt = 0  # steps between evaluations (0: only at the end of each stage)
+    eval_problems: CountOr0 = 0  # held-out problems per task at each evaluation (0: none); the last
                                  # takes evaluate's
-    eval_tasks: list = field(default_factory=list)  # evaluated in this phase beside evaluate.tasks
-    save_every: int = 200        # steps between checkpoints; the end of each stage has one anyway
-    save_minutes: float = 20.0   # … and at most so many minutes between two (0: any number)
-    timeout_minutes: float = 10.0  # a rank that comes so late to a step's collectives has failed
-    keep: int = 2                # newest checkpoints kept, beside those of stage ends
-    on_nonfinite: str = "skip"   # a loss or gradient that is no number: "skip" the step, or "stop"
-    prompts: list = field(default_factory=list)  # texts that are answered at each evaluation
-
-
-def check_settings(phase: str, cfg: TrainConfig, schedules: dict[str, object]) -> None:
-    """Raises UserError for what types cannot say. schedules: stage's name -> its lr and curve."""
-    for name, settings in schedules.items():
-        check_schedule(name, settings)
-    for key, allowed in (("dtype", ("float32", "bfloat16")), ("on_nonfinite", ("skip", "stop"))):
-        value = getattr(cfg, key)
-        if value not in allowed:
-            raise UserError(f"{phase}.{key} must be one of {', '.join(allowed)}, not {value!r}")
+    eval_tasks: list[str] = field(default_factory=list)  # evaluated in this phase beside
+                                                         # evaluate.tasks
+    save_every: NonNegativeInt = 200  # steps between checkpoints (0: any number); the end of each
+                                      # stage has one anyway
+    save_minutes: NonNegativeFloat = 20.0  # … and at most so many minutes between two (0: any
+                                           # number)
+    timeout_minutes: Minutes = 10.0  # a rank that comes so late to a step's collectives has failed
+    keep: NonNegativeInt = 2     # checkpoints kept, beside those of stage ends; the newest always
+    on_nonfinite: Literal["skip", "stop"] = "skip"  # a step whose loss or gradient is no number
+    prompts: list[str] = field(default_factory=list)  # texts that are answered at each evaluation
 
 
 def fill_in_stages(stages: list, cfg: TrainConfig) -> None:
@@ -255,11 +261,22 @@ def evaluation_is_due(cfg: TrainConfig, stage: Stage, step: int) -> bool:
 def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str) -> Run:
     """Finds the checkpoint that a phase starts from, and takes its tokenizer, or the config's."""
     cfg = getattr(config, phase)
+    dist.from_main(lambda: common.lock_folder(config.out / phase))
     source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
     tokenizer_file = Path(config.tokenizer.path or source / "tokenizer.json")
     tokenizer = hf.load_tokenizer(source, config.tokenizer)
     set_vocab_size(config.model, tokenizer.n_vocab)
-    return Run(phase, config, cfg, dist, tokenizer, tokenizer_file, source)
+    run = Run(phase, config, cfg, dist, tokenizer, tokenizer_file, source)
+    check_tasks(run)
+    return run
+
+
+def check_tasks(run: Run, *more: str) -> None:
+    """Raises UserError, before hours of work, for tasks that there are not, or whose verifier
+    cannot be opened. more: tasks that the phase takes beside those of its evaluation."""
+    for task in (*run.eval_tasks, *more):
+        registry.family(task)
+    run.verifier  # it is opened where a task needs one
 
 
 def load_or_resume(run: Run, resume_key: Callable[[int], list]) -> None:
@@ -287,9 +304,23 @@ def make_model(run: Run) -> None:
 def build_model(model_config: ModelConfig, cfg: TrainConfig, dist: Dist):
     """(model, optimizer), sharded, without weights yet."""
     model = meta_model(model_config)
+    check_memory(model, dist)
     set_recompute(model, cfg.recompute)
     common.shard_model(model, dist, cfg.dtype, cfg.compile)
     return model, common.adamw(model, cfg.lr, (cfg.beta1, cfg.beta2), cfg.weight_decay)
+
+
+def check_memory(model, dist: Dist) -> None:
+    """Raises UserError where weights, gradients and AdamW's moments alone, 16 bytes a parameter,
+    are more than all memory of the machine's GPU, or of the machine."""
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    n_shards = dist.mesh.shape[-1] if dist.mesh is not None else 1
+    needed, there = 16 * n_parameters / n_shards, common.total_memory(dist.device)
+    if needed > there:
+        raise UserError(
+            f"a model of {n_parameters:,} parameters needs {needed / 1e9:,.1f} GB in each process "
+            f"for weights, gradients and AdamW; there are {there / 1e9:,.1f} GB: make it smaller, "
+            "or spread it over more processes")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -7,39 +7,43 @@ checks.sizes CONFIG` prints the size of each part and what memory training needs
 Shapes: B batch, T time, C width, H heads, K key/value heads, D head width, V vocabulary, L layers,
 S cache length.
 """
+from settings import Bounds, Count, PositiveFloat, PositiveInt
+
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels import KINDS
 from kernels.attention import attention
 from kernels.rmsnorm import add_rms_norm, rms_norm
 
 
 @dataclass
 class ModelConfig:
-    n_layers: int                # L, number of blocks
-    hidden_size: int             # C, width of the residual stream
-    ffn_size: int                # width of the SwiGLU layer
-    n_heads: int                 # H, query heads
-    n_kv_heads: int              # K, key/value heads; H must be a multiple
-    head_dim: int                # D, width of a head
-    vocab_size: int | None = None  # V, rows of the embedding; None: the tokenizer's, rounded up to
-                                   # a multiple of 64
+    n_layers: Annotated[int, Bounds(1, 1000)]  # L, number of blocks
+    hidden_size: Count           # C, width of the residual stream
+    ffn_size: Count              # width of the SwiGLU layer
+    n_heads: Count               # H, query heads
+    n_kv_heads: Count            # K, key/value heads; H must be a multiple
+    head_dim: Count              # D, width of a head: even, for rotary positions turn pairs
+    vocab_size: PositiveInt | None = None  # V, rows of the embedding; None: the tokenizer's,
+                                           # rounded up to a multiple of 64
     tie_embeddings: bool = False  # whether lm_head is the embedding
-    rope_theta: float = 10000.0  # base of the rotary frequencies; a stage of pre-training may raise
-                                 # it (ABF)
-    max_context: int = 4096      # max_position_embeddings that exports say
-    norm_eps: float = 1e-5       # RMSNorm epsilon
-    init_std: float = 0.02       # standard deviation of the initial weights
-    kernels: str = "auto"        # "auto" (Triton on a GPU, PyTorch elsewhere), "triton" or "torch"
+    rope_theta: PositiveFloat = 10000.0  # base of the rotary frequencies; a stage of pre-training
+                                         # may raise it (ABF)
+    max_context: PositiveInt = 4096  # max_position_embeddings that exports say
+    norm_eps: Annotated[float, Bounds(above=0, below=1)] = 1e-5  # RMSNorm epsilon
+    init_std: PositiveFloat = 0.02  # standard deviation of the initial weights
+    kernels: Literal["auto", "triton", "torch"] = "auto"  # auto: Triton on a GPU, PyTorch elsewhere
 
     def __post_init__(self):
-        if self.kernels not in KINDS:
-            raise ValueError(f"kernels must be one of {', '.join(KINDS)}, not {self.kernels!r}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads must be a multiple of n_kv_heads, not {self.n_heads} of "
+                             f"{self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, not {self.head_dim}")
 
 
 # What may differ between a checkpoint and a run.

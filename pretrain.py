@@ -13,6 +13,17 @@ A stopped run goes on from its newest whole checkpoint when the same command is 
 
 Shapes: B rows of a micro-batch, T context, C width, V vocabulary.
 """
+from settings import (
+    Count,
+    Curve,
+    Length,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StartAndEnd,
+    load_config,
+)
+
 import dataclasses
 import math
 import shlex
@@ -21,6 +32,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -45,7 +57,7 @@ from data.text.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig, flops_per_token, init_weights
-from schedule import learning_rate, stage_at
+from schedule import check_schedule, learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -54,47 +66,50 @@ from schedule import learning_rate, stage_at
 @dataclass
 class StageConfig:
     name: str
-    lr: list                     # learning rate at the start and at the end, as shares of
+    lr: StartAndEnd              # learning rate at the start and at the end, as shares of
                                  # pretrain.lr
-    context: int                 # tokens a row
-    tokens: int = 0              # tokens of the stage …
-    mixture: dict = field(default_factory=dict)  # … and each pool's share of them: {pool: weight}
-    epochs: dict = field(default_factory=dict)  # or, in place of both: {pool: epochs of the whole
-                                                # pool}
-    curve: str = "linear"        # how the rate goes from start to end: linear, 1-sqrt, cosine,
-                                 # exponential
-    rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as
-                                     # before
-    least_steps: int = 0         # which a run that is scaled down keeps of the stage, up to a fifth
-                                 # of its steps: a warm-up's
+    context: Count               # tokens a row
+    tokens: NonNegativeInt = 0   # tokens of the stage …
+    mixture: dict[str, PositiveFloat] = field(default_factory=dict)  # … and each pool's share of
+                                                                     # them: {pool: weight}
+    epochs: dict[str, PositiveFloat] = field(default_factory=dict)  # or, in place of both: {pool:
+                                                                    # epochs of the whole pool}
+    curve: Curve = "linear"      # how the rate goes from start to end
+    rope_theta: PositiveFloat | None = None  # rotary base from here on (ABF, arXiv 2309.16039);
+                                             # None: as before
+    least_steps: NonNegativeInt = 0  # which a run that is scaled down keeps of the stage, up to a
+                                     # fifth of its steps: a warm-up's
     recompute: bool | None = None    # activation checkpointing; None: as in the section
-    micro_tokens: int | None = None  # tokens of one forward pass; None: as in the section
+    micro_tokens: NonNegativeInt | None = None  # tokens of one forward pass; None: as in the
+                                                # section
 
 
 @dataclass(kw_only=True)
 class PretrainConfig(loop.TrainConfig):
-    batch_tokens: int            # tokens of a global batch: an optimizer step
-    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole
-                                 # share of the batch
-    stages: list                 # the FG-WSD table: see StageConfig
-    total_tokens: int = 0        # scales the stages to so many tokens in all; 0: as the table says
-    eval_tokens: int = 100_000   # held-out tokens a pool for the validation loss
-    held_out: list = field(default_factory=list)  # pools of which it is taken (default: all that
-                                                  # the stages use)
+    batch_tokens: PositiveInt    # tokens of a global batch: an optimizer step
+    micro_tokens: NonNegativeInt = 0  # tokens of one forward pass on one device; 0: a device's
+                                      # whole share of the batch
+    stages: Annotated[list[StageConfig], Length(1)]  # the FG-WSD table
+    total_tokens: NonNegativeInt = 0  # scales the stages to so many tokens in all; 0: as the table
+                                      # says
+    eval_tokens: PositiveInt = 100_000  # held-out tokens a pool for the validation loss
+    held_out: list[str] = field(default_factory=list)  # pools of which it is taken (default: all
+                                                       # that the stages use)
     branch_from: str = ""        # checkpoint of another run at which this one leaves for stage
                                  # `branch_to`
     branch_to: str = "decay"     # where a branch goes on: a decay can be had from any stable
                                  # checkpoint
-    pool_tokens: dict = field(default_factory=dict)  # tokens a pool, for --plan where the corpus is
-                                                     # not prepared
+    pool_tokens: dict[str, PositiveInt] = field(default_factory=dict)  # tokens a pool, for --plan
+                                                                       # where the corpus is not
+                                                                       # prepared
 
 
-def check_settings(cfg: PretrainConfig, stages: list[StageConfig]) -> None:
+def check_stages(stages: list[StageConfig]) -> None:
     """Raises UserError for what types cannot say."""
     for stage in stages:
         if bool(stage.epochs) == bool(stage.tokens and stage.mixture):
             raise UserError(f"stage {stage.name!r} needs either epochs, or tokens and mixture")
-    loop.check_settings("pretrain", cfg, {stage.name: stage for stage in stages})
+        check_schedule(stage.name, stage)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -103,10 +118,8 @@ def check_settings(cfg: PretrainConfig, stages: list[StageConfig]) -> None:
 
 def read_stages(config: SimpleNamespace) -> list[StageConfig]:
     """The FG-WSD table, checked. One's own text (corpus.path) is a single pool, in every stage."""
-    cfg = config.pretrain
-    stages = [common.from_dict(StageConfig, entry, f"pretrain.stages[{i}]")
-              for i, entry in enumerate(cfg.stages)]
-    check_settings(cfg, stages)
+    cfg, stages = config.pretrain, config.pretrain.stages
+    check_stages(stages)
     loop.fill_in_stages(stages, cfg)
     if not config.corpus.path:
         return stages
@@ -376,7 +389,7 @@ def measure_loader(mixture: Mixture, step: int, dist: Dist) -> float:
 
 
 def main():
-    config = common.load_config(
+    config = load_config(
         __doc__,
         flags={"plan": "print the stages, and stop"},
         model=ModelConfig,
@@ -400,8 +413,10 @@ def main():
     mixture = Mixture(train, plan, cfg.seed)
 
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
+    dist.from_main(lambda: common.lock_folder(config.out / "pretrain"))
     tokenizer_file = data_folder(config) / "tokenizer.json"
     run = loop.Run("pretrain", config, cfg, dist, tokenizer, tokenizer_file)
+    loop.check_tasks(run)
     run.sections = ("model", "corpus", "pretrain")
     load_weights(run, plan)
     model, optimizer = run.model, run.optimizer

@@ -14,12 +14,15 @@ killed run goes on where it was and pays for nothing twice. No gold answer is lo
 audit at the end, where the problems are generated ones, and in --practice, which teaches small
 models what a capable one can do anyway.
 """
+from settings import Count, Fraction, Length, load_config
+
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
 import numpy as np
 
@@ -41,13 +44,14 @@ N_PROBED = 200  # reconstructions of each set that the audit repeats without and
 
 @dataclass(kw_only=True)
 class RefineConfig(Settings):
-    models: dict               # name -> {"checkpoint": phase or path, …} or {"url": endpoint, …}
-    instructions: dict         # name of a set -> where from: see load_instructions()
+    models: dict[str, dict]    # name -> {"checkpoint": phase or path, …} or {"url": endpoint, …}
+    instructions: Annotated[dict[str, dict], Length(1)]  # name of a set -> where from: see
+                                                         # load_instructions()
     completer: str = ""        # who writes chains of thought; "": nobody, data have no thoughts
-    chain_attempts: int = 4    # to reconstruct each solution's chain, until one may be kept
-    min_score: float = 0.0     # solutions of a lower score are left out
+    chain_attempts: Count = 4  # to reconstruct each solution's chain, until one may be kept
+    min_score: Fraction = 0.0  # solutions of a lower score are left out
     check_steps: bool = False  # chains with a false calculation are left out, too
-    batch_size: int = 1024     # instructions that are refined side by side
+    batch_size: Count = 1024   # instructions that are refined side by side
     folder: str = ""           # of the output (default: out/<run>/refine)
     practice: dict = field(default_factory=dict)  # of --practice: see write_practice()
 
@@ -312,13 +316,14 @@ def write_lines(path: Path, lines: list[dict]) -> None:
 
 def main():
     flags = {"practice": "write what small models are trained on, and stop"} | sandbox.FLAG
-    config = common.load_config(__doc__, flags=flags, refine=RefineConfig)
+    config = load_config(__doc__, flags=flags, options=("run", "scale"), refine=RefineConfig)
     if config.weak_jail:
         sandbox.allow_weak_jail()
     if config.practice:
         return write_practice(config)
     cfg, folder = config.refine, output_folder(config)
     check_names(cfg)
+    common.lock_folder(folder)
     models = {name: load_llm(config, name) for name in cfg.models}
     count = token_counter(config.out / "data" / "tokenizer.json")
     usage, report = Counter(), {}

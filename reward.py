@@ -9,6 +9,17 @@ that the place of a response cannot matter; and as a reward the share of compari
 
 Shapes: N verdicts of a batch (two per pair), G responses of a group, C width.
 """
+from settings import (
+    Count,
+    Curve,
+    Length,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Sources,
+    load_config,
+)
+
 import functools
 import json
 import math
@@ -19,6 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -35,7 +47,7 @@ from data.text import sources
 from data.text.tokenizer import TokenizerConfig
 from kernels.cross_entropy import linear_cross_entropy, wide_type
 from model import ModelConfig
-from schedule import Schedule, Stage, learning_rate, stage_at
+from schedule import Schedule, Stage, check_schedule, learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -43,23 +55,23 @@ from schedule import Schedule, Stage, learning_rate, stage_at
 
 @dataclass(kw_only=True)
 class RewardConfig(loop.TrainConfig):
-    preferences: list            # sources: {"taste": pairs, "noise", "seed"}, or path and hf ones
-                                 # of data/text/sources.py
-    held_out: list = field(default_factory=list)  # the same, for the table at the end
-    kind: str = "pairwise"       # or "bradley_terry": a score of each response alone
-    context: int = 256           # tokens of a packed row; longer pairs are left out
-    batch_pairs: int = 32        # pairs of a global batch, each in both orders
-    micro_pairs: int = 0         # pairs of one forward pass on one device; 0: all of the device's
-    epochs: float = 1.0          # over the pairs
-    lr_end: float = 0.1          # the rate's end, as a share of lr
-    curve: str = "cosine"        # how it goes there: linear, 1-sqrt, cosine
+    preferences: Annotated[Sources, Length(1)]  # {"taste": pairs, "noise", "seed"}, or path and hf
+                                 # sources of data/text/sources.py
+    held_out: Sources = field(default_factory=list)  # the same, for the table at the end
+    kind: Literal["pairwise", "bradley_terry"] = "pairwise"  # bradley_terry: a score of each
+                                                             # response alone
+    context: Count = 256         # tokens of a packed row; longer pairs are left out
+    batch_pairs: Count = 32      # pairs of a global batch, each in both orders
+    micro_pairs: NonNegativeInt = 0  # pairs of one forward pass on one device; 0: all of the
+                                     # device's
+    epochs: PositiveFloat = 1.0  # over the pairs
+    lr_end: NonNegativeFloat = 0.1  # the rate's end, as a share of lr
+    curve: Curve = "cosine"      # how it goes there
 
 
 def check_settings(cfg: RewardConfig, world: int) -> None:
-    """Raises UserError for what types cannot say."""
-    loop.check_settings("reward", cfg, {"": Schedule([1, cfg.lr_end], cfg.curve)})
-    if cfg.kind not in KINDS:
-        raise UserError(f"reward.kind must be one of {', '.join(KINDS)}, not {cfg.kind!r}")
+    """Raises UserError for what bounds cannot say."""
+    check_schedule("reward", Schedule([1, cfg.lr_end], cfg.curve))
     if cfg.batch_pairs % world:
         raise UserError(
             f"reward.batch_pairs={cfg.batch_pairs} is no multiple of the {world} processes")
@@ -444,7 +456,7 @@ def read_batch(pairs: list, cfg: RewardConfig, step: int, rank: int, world: int)
 
 
 def main():
-    config = common.load_config(
+    config = load_config(
         __doc__, model=ModelConfig, tokenizer=TokenizerConfig, reward=RewardConfig)
     cfg = config.reward
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)

@@ -11,11 +11,27 @@ before: 16 samples each, kept where 0.10 < mean reward < 0.90. Rewards are verif
 
 Shapes: G responses of a group, R responses of one forward pass, N response tokens in it.
 """
+from settings import (
+    Bounds,
+    Count,
+    CountOr0,
+    Curve,
+    Fraction,
+    Length,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StartAndEnd,
+    load_config,
+)
+
 import dataclasses
 import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -53,7 +69,7 @@ from rollouts import (
     write_rollouts,
 )
 from sampler import Embedded
-from schedule import Stage, learning_rate, stage_at
+from schedule import Stage, check_schedule, learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -62,83 +78,58 @@ from schedule import Stage, learning_rate, stage_at
 @dataclass
 class StageConfig:
     name: str
-    problems: dict               # {task of data/tasks: training problems of it, before the filter}
-    steps: int
-    reward: str = "verified"     # or "pairwise": responses to COMPARED tasks are compared, wrong
-                                 # ones earn nothing
-    temperature: float | None = None                  # default: rl.temperature
-    kl: float | None = None      # default: rl.kl
-    lr: list = field(default_factory=lambda: [1, 1])  # at the start and at the end, as shares of
-                                                      # rl.lr
-    curve: str = "linear"
+    problems: Annotated[dict[str, Count], Length(1)]  # {task of data/tasks: training problems of
+                                                      # it, before the filter}
+    steps: PositiveInt
+    reward: Literal["verified", "pairwise"] = "verified"  # pairwise: responses to COMPARED tasks
+                                                          # are compared, wrong ones earn nothing
+    temperature: PositiveFloat | None = None  # default: rl.temperature
+    kl: NonNegativeFloat | None = None  # default: rl.kl
+    lr: StartAndEnd = field(default_factory=lambda: [1, 1])  # at the start and at the end, as
+                                                             # shares of rl.lr
+    curve: Curve = "linear"
 
 
 @dataclass(kw_only=True)
 class RlConfig(loop.TrainConfig):
-    stages: list                 # STEM, coding, preference: see StageConfig
+    stages: Annotated[list[StageConfig], Length(1)]  # STEM, coding, preference
     reward_model: str = ""       # of pairwise stages: a phase, a checkpoint or a folder
     verifier: dict = field(default_factory=dict)  # who decides on answers that rules leave open,
                                  # VerifierConfig of data/verify/agentic.py ({}: they are wrong)
-    group_size: int = 8          # responses to each problem
-    batch_groups: int = 16       # problems of a step
-    micro_rows: int = 0          # responses of one forward pass on one device; 0: all of the
-                                 # device's
-    updates: int = 1             # optimizer steps a batch; beyond 1 the policy leaves the one that
+    group_size: Annotated[int, Bounds(2, 10_000)] = 8  # responses to each problem
+    batch_groups: Count = 16     # problems of a step
+    micro_rows: NonNegativeInt = 0  # responses of one forward pass on one device; 0: all of the
+                                    # device's
+    updates: Count = 1           # optimizer steps a batch; beyond 1 the policy leaves the one that
                                  # was sampled from
-    loss: str = "dapo"           # or "grpo" (2402.03300), "dr_grpo" (2503.20783), "gspo"
-                                 # (2507.18071)
-    clip_low: float = 0.2        # the ratio's clip below 1 …
-    clip_high: float = 0.28      # … and above it (DAPO's clip-higher)
+    loss: Literal["dapo", "grpo", "dr_grpo", "gspo"] = "dapo"  # arXiv 2503.14476, 2402.03300,
+                                                               # 2503.20783, 2507.18071
+    clip_low: Fraction = 0.2     # the ratio's clip below 1 …
+    clip_high: NonNegativeFloat = 0.28  # … and above it (DAPO's clip-higher)
     divide_by_std: bool = True   # advantages by the group's standard deviation (never with
                                  # "dr_grpo", "pairwise")
-    kl: float = 0.0              # weight of the divergence from the start of the stage (k2: its
+    kl: NonNegativeFloat = 0.0   # weight of the divergence from the start of the stage (k2: its
                                  # gradient is the KL's)
-    temperature: float = 1.0     # of the rollouts, and of the log-probabilities in the loss: top-p
-                                 # is off
-    max_new_tokens: int = 96     # longer responses are cut off, and masked out of the loss
-    max_rows: int = 256          # responses that are decoded together
-    context: int = 256           # tokens of a packed row
-    filter_samples: int = 16     # of each problem before a stage; 0: no filter
-    # mean rewards that are kept, strictly
-    keep_between: list = field(default_factory=lambda: [0.1, 0.9])
-    opponents: int = 3           # of each response in a pairwise group; 0: all
+    temperature: PositiveFloat = 1.0  # of the rollouts, and of the log-probabilities in the loss:
+                                      # top-p is off
+    max_new_tokens: Count = 96   # longer responses are cut off, and masked out of the loss
+    max_rows: Count = 256        # responses that are decoded together
+    context: Count = 256         # tokens of a packed row
+    filter_samples: CountOr0 = 16  # of each problem before a stage; 0: no filter
+    keep_between: Annotated[list[Fraction], Length(2, 2)] = field(
+        default_factory=lambda: [0.1, 0.9])  # mean rewards that the filter keeps, strictly
+    opponents: NonNegativeInt = 3  # of each response in a pairwise group; 0: all
 
 
-LOSSES = ("dapo", "grpo", "dr_grpo", "gspo")
-
-
-def read_stages(cfg: RlConfig) -> list[StageConfig]:
-    """The table of stages, each a StageConfig."""
-    stages = []
-    for i, entry in enumerate(cfg.stages):
-        stages.append(common.from_dict(StageConfig, entry, f"rl.stages[{i}]"))
-    loop.check_settings("rl", cfg, {stage.name: stage for stage in stages})
-    return stages
-
-
-def check_settings(cfg: RlConfig, stages: list[StageConfig], world: int) -> None:
-    """Raises UserError for what types cannot say."""
-    if cfg.loss not in LOSSES:
-        raise UserError(f"rl.loss must be one of {', '.join(LOSSES)}, not {cfg.loss!r}")
-    for key, least in (
-        ("group_size", 2),
-        ("batch_groups", 1),
-        ("updates", 1),
-        ("max_new_tokens", 1),
-    ):
-        if getattr(cfg, key) < least:
-            raise UserError(f"rl.{key} must be at least {least}, not {getattr(cfg, key)}")
-    temperatures = [stage.temperature for stage in stages if stage.temperature is not None]
-    coldest = min([cfg.temperature, *temperatures])
-    if coldest <= 0:
-        raise UserError(
-            f"rl.temperature must be above 0, not {coldest}: all responses would be the same"
-        )
-    if len(cfg.keep_between) != 2:
+def check_settings(cfg: RlConfig, world: int) -> None:
+    """Raises UserError for what bounds cannot say."""
+    low, high = cfg.keep_between
+    if low >= high:
         raise UserError(f"rl.keep_between must be [low, high], not {cfg.keep_between}")
-    if not stages or len({stage.name for stage in stages}) < len(stages):
-        raise UserError("rl.stages needs one stage at least, each with a name of its own")
-    for stage in stages:
+    if len({stage.name for stage in cfg.stages}) < len(cfg.stages):
+        raise UserError("rl.stages must each have a name of its own")
+    for stage in cfg.stages:
+        check_schedule(stage.name, stage)
         check_reward(cfg, stage)
     if cfg.batch_groups % world:
         raise UserError(
@@ -148,10 +139,6 @@ def check_settings(cfg: RlConfig, stages: list[StageConfig], world: int) -> None
 
 def check_reward(cfg: RlConfig, stage: StageConfig) -> None:
     """Raises UserError where a stage's problems cannot be rewarded as it says."""
-    if stage.reward not in ("verified", "pairwise"):
-        raise UserError(
-            f"stage {stage.name!r}: reward must be 'verified' or 'pairwise', not {stage.reward!r}"
-        )
     if stage.reward == "verified":
         return
     if not cfg.reward_model:
@@ -482,13 +469,14 @@ def resume_key(plan: list[Stage], cfg: RlConfig, source: Path, step: int) -> lis
     return [cfg.seed, str(source), cfg.group_size, cfg.batch_groups, *past]
 
 
-def open_judges(run: loop.Run, stages: list[StageConfig]) -> Judges:
+def open_judges(run: loop.Run) -> Judges:
     """The verifier and the reward model's folder, where a stage needs them."""
     cfg, dist = run.cfg, run.dist
     judges = Judges()
-    if any(stage.reward == "pairwise" for stage in stages):
+    if any(stage.reward == "pairwise" for stage in cfg.stages):
         judges.reward_folder = hf.resolve_checkpoint(dist, cfg.reward_model, run.config.out)
-    tasks = [task for stage in stages for task in stage.problems]
+    tasks = [task for stage in cfg.stages for task in stage.problems]
+    loop.check_tasks(run, *tasks)
     judges.verifier = open_verifier(cfg.verifier, tasks, run.config.out, dist)
     return judges
 
@@ -515,19 +503,18 @@ def warn_of_hacking(run: loop.Run, stage: Stage) -> None:
 
 
 def main():
-    config = common.load_config(
+    config = load_config(
         __doc__, flags=sandbox.FLAG, model=ModelConfig, tokenizer=TokenizerConfig, rl=RlConfig,
         evaluate=EvaluateConfig)
     if config.weak_jail:
         sandbox.allow_weak_jail()
     cfg = config.rl
-    stages = read_stages(cfg)
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
-    check_settings(cfg, stages, dist.world)
+    check_settings(cfg, dist.world)
     run = loop.start("rl", config, dist, default_source="distill")
-    plan = make_plan(stages, config.scale)
+    plan = make_plan(cfg.stages, config.scale)
     n_steps = plan[-1].end_step
-    judges = open_judges(run, stages)
+    judges = open_judges(run)
     loop.load_or_resume(run, lambda step: resume_key(plan, cfg, run.source, step))
     model, optimizer, sampler = run.model, run.optimizer, Embedded()
     if run.first_step == 0 and config.evaluate.tasks:

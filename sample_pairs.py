@@ -6,6 +6,8 @@ among them.
 distill.py calls load_pairs() before it trains, and refresh_negatives() while it trains. Which
 samples make a pair, and what a line of the file holds, is in data/chat/pairs.py.
 """
+from settings import Count, NonNegativeInt, PositiveFloat
+
 import dataclasses
 import json
 from collections import Counter
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,19 +43,21 @@ class PairConfig(loop.TrainConfig):
     teacher: str = ""            # a phase, a checkpoint, or a Hugging Face folder
     teacher_system: str = ""     # system turn that it is asked with, and only it: a text, or
                                  # "released", Nanbeige4's own
-    problems: dict = field(default_factory=dict)  # {task of data/tasks: training problems sampled}
+    problems: dict[str, Count] = field(default_factory=dict)  # {task of data/tasks: training
+                                                              # problems sampled}
     pairs: str = ""              # in place of problems: a file of pairs (see data/chat/pairs.py)
-    on_bad_line: str = "skip"    # lines of it that are no pair: "skip", or "stop"
-    n_samples: int = 4           # of each problem, by teacher and student each
+    on_bad_line: Literal["skip", "stop"] = "skip"  # at lines of it that are no pair
+    n_samples: Count = 4         # of each problem, by teacher and student each
     samples: str = ""            # their folder (default: out/<run>/distill/samples); may be shared
-    temperature: float = 1.0     # of the samples
-    max_new_tokens: int = 96     # longer samples are cut off, and not used
-    max_rows: int = 256          # samples that are decoded together: their cache must fit
+    temperature: PositiveFloat = 1.0  # of the samples
+    max_new_tokens: Count = 96   # longer samples are cut off, and not used
+    max_rows: Count = 256        # samples that are decoded together: their cache must fit
     min_positive_score: float = 1.0  # least score of a positive
-    gap: float = 0.5             # how much less a negative must score
-    context: int = 256           # tokens of a packed row; longer pairs are left out
-    refresh_every: int = 0       # steps between new negatives from the present student (0: never)
-    negatives: str = "worse"     # what these must be: "worse", or "any" (GKD, arXiv 2306.13649)
+    gap: PositiveFloat = 0.5     # how much less a negative must score
+    context: Count = 256         # tokens of a packed row; longer pairs are left out
+    refresh_every: NonNegativeInt = 0  # steps between new negatives from the present student (0:
+                                       # never)
+    negatives: Literal["worse", "any"] = "worse"  # what these must be; any: GKD, arXiv 2306.13649
 
 
 # --------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ so that nothing is decoded and encoded again; docs/SCALING.md says how they are 
 
 Shapes: K likeliest tokens of the probe, V vocabulary.
 """
+from settings import from_dict
+
 import asyncio
 import itertools
 import queue
@@ -120,7 +122,7 @@ class Served:
         for url in urls:
             settings = {"url": url.rstrip("/").removesuffix("/v1"), "retries": 0,
                         "timeout": TIMEOUT}
-            cfg = common.from_dict(llm.LLMConfig, settings, "servers")
+            cfg = from_dict(llm.LLMConfig, settings, "servers")
             self.servers.append(Server(cfg.url, cfg))
         self.step = None      # whose weights the servers have; None: those that they started with
         self.weights = None   # folder of them

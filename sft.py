@@ -12,11 +12,24 @@ that the loss is a sum over trained tokens by their global count.
 
 Shapes: B rows of a micro-batch, T context, C width, N trained tokens.
 """
+from settings import (
+    Count,
+    Curve,
+    Length,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Sources,
+    StartAndEnd,
+    load_config,
+)
+
 import functools
 import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -33,7 +46,7 @@ from data.verify import sandbox
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy
 from model import ModelConfig
-from schedule import learning_rate, stage_at
+from schedule import check_schedule, learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -42,47 +55,46 @@ from schedule import learning_rate, stage_at
 @dataclass
 class StageConfig:
     name: str
-    lr: list                     # learning rate at the start and at the end, as shares of sft.lr
-    context: int                 # tokens a row
-    conversations: int = 0       # of the stage, …
-    trained_tokens: int = 0      # … or, in their place, tokens in the loss, …
-    mixture: dict = field(default_factory=dict)  # … and each pool's share of the conversations:
-                                                 # {pool: weight}
-    epochs: dict = field(default_factory=dict)  # or, in place of these: {pool: epochs of the whole
-                                                # pool}
-    curve: str = "linear"        # how the rate goes from start to end: linear, 1-sqrt, cosine,
-                                 # exponential
-    rope_theta: float | None = None  # rotary base from here on (ABF, arXiv 2309.16039); None: as
-                                     # before
+    lr: StartAndEnd              # learning rate at the start and at the end, as shares of sft.lr
+    context: Count               # tokens a row
+    conversations: NonNegativeInt = 0  # of the stage, …
+    trained_tokens: NonNegativeInt = 0  # … or, in their place, tokens in the loss, …
+    mixture: dict[str, PositiveFloat] = field(default_factory=dict)  # … and each pool's share of
+                                                                     # the conversations: {pool:
+                                                                     # weight}
+    epochs: dict[str, PositiveFloat] = field(default_factory=dict)  # or, in place of these: {pool:
+                                                                    # epochs of the whole pool}
+    curve: Curve = "linear"      # how the rate goes from start to end
+    rope_theta: PositiveFloat | None = None  # rotary base from here on (ABF, arXiv 2309.16039);
+                                             # None: as before
     recompute: bool | None = None    # activation checkpointing; None: as in the section
-    micro_tokens: int | None = None  # tokens of one forward pass; None: as in the section
+    micro_tokens: NonNegativeInt | None = None  # tokens of one forward pass; None: as in the
+                                                # section
 
 
 @dataclass(kw_only=True)
 class SftConfig(loop.TrainConfig):
-    batch_tokens: int            # tokens of a global batch: an optimizer step
-    micro_tokens: int = 0        # tokens of one forward pass on one device; 0: a device's whole
-                                 # share of the batch
-    stages: list                 # cold start, overall: see StageConfig
-    pools: dict = field(default_factory=dict)  # pool -> sources of conversations: see
-                                               # data/chat/conversations.py
+    batch_tokens: PositiveInt    # tokens of a global batch: an optimizer step
+    micro_tokens: NonNegativeInt = 0  # tokens of one forward pass on one device; 0: a device's
+                                      # whole share of the batch
+    stages: Annotated[list[StageConfig], Length(1)]  # cold start, overall
+    pools: dict[str, Sources] = field(default_factory=dict)  # pool -> sources of conversations: see
+                                                             # data/chat/conversations.py
     data: str = ""               # the other pools: NAME.jsonl in this folder (default:
                                  # out/<run>/refine)
     folder: str = ""             # of the tokenized pools (default: out/<run>/sft/data)
-    over_long: str = "drop"      # conversations longer than a row: "drop", or "cut" (which teaches
-                                 # never to end)
-    on_bad_line: str = "skip"    # records that are no conversation: "skip", or "stop"
+    over_long: Literal["drop", "cut"] = "drop"  # conversations longer than a row; "cut" teaches
+                                                # never to end
+    on_bad_line: Literal["skip", "stop"] = "skip"  # at records that are no conversation
     compare: bool = True         # also evaluate what training starts from, on the same problems
 
 
 def read_stages(cfg: SftConfig) -> list[StageConfig]:
-    """The table of stages, each a StageConfig."""
-    stages = []
-    for i, entry in enumerate(cfg.stages):
-        stages.append(common.from_dict(StageConfig, entry, f"sft.stages[{i}]"))
-    loop.check_settings("sft", cfg, {stage.name: stage for stage in stages})
-    loop.fill_in_stages(stages, cfg)
-    return stages
+    """The table of stages, checked."""
+    for stage in cfg.stages:
+        check_schedule(stage.name, stage)
+    loop.fill_in_stages(cfg.stages, cfg)
+    return cfg.stages
 
 
 # --------------------------------------------------------------------------------------------------
@@ -199,7 +211,7 @@ def read_batch(
 
 
 def main():
-    config = common.load_config(
+    config = load_config(
         __doc__,
         flags={"prepare": "tokenize the pools, and stop"} | sandbox.FLAG,
         model=ModelConfig,

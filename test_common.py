@@ -1,91 +1,14 @@
-"""Config errors that name the nearest key; checkpoints that are whole or absent; signals and
-metrics."""
+"""Checkpoints that are whole or absent; signals and metrics."""
 
 import json
 import os
 import signal
-from dataclasses import dataclass, field
 
 import pytest
 import torch
 
 import common
 from common import UserError
-
-
-@dataclass
-class Settings:
-    lr: float = 1e-3  # learning rate
-    steps: int = 10  # how many
-    name: str = "x"  # a text
-    theta: float | None = None  # optional
-    stages: list = field(default_factory=list)  # a list
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "c.py"
-    path.write_text("_helper = dict(a=1)\npretrain = dict(lr=1, steps=5e3)\n")
-    return str(path)
-
-
-def load(*argv):
-    return common.load_config("doc", list(argv), flags={"plan": "a switch"}, pretrain=Settings)
-
-
-def test_values_and_types(config):
-    cfg = load(
-        config,
-        "--pretrain.theta=4e4",
-        "--pretrain.stages=[1, 2]",
-        "--run=r",
-        "--plan",
-        "--scale=0.1",
-        "--pretrain.name=12",
-        "--model.n_layers=3",
-    )
-    p = cfg.pretrain
-    assert (p.lr, p.steps, p.theta, p.stages, p.name) == (1.0, 5000, 4e4, [1, 2], "12")
-    assert isinstance(p.lr, float) and isinstance(p.steps, int)
-    assert cfg.plan and cfg.scale == 0.1 and str(cfg.out) == "out/r"
-    assert load(config, "--pretrain.theta=None").pretrain.theta is None
-
-
-@pytest.mark.parametrize(
-    "argument, message",
-    [
-        ("--pretrain.lrr=1", "unknown key 'lrr'; did you mean 'lr'"),
-        ("--pretrian.lr=1", "unknown section 'pretrian'.*did you mean 'pretrain'"),
-        ("--pretrain.steps=1.5", "steps must be int, not float"),
-        ("--pretrain.lr=fast", "lr must be float, not str"),
-        ("--pretrain.stages=3", "stages must be list, not int"),
-        ("--rnu=x", "unknown option '--rnu=x'; did you mean 'run'"),
-        ("run=x", "not understood"),
-    ],
-)
-def test_what_is_wrong_is_named(config, argument, message):
-    with pytest.raises(UserError, match=message):
-        load(config, argument)
-
-
-def test_config_file_errors(tmp_path):
-    with pytest.raises(UserError, match="no config file"):
-        load(str(tmp_path / "none.py"))
-    for text, message in (
-        ("pretain = dict()", "unknown section 'pretain'; did you mean 'pretrain'"),
-        ("x = 1 +", "not a valid config: SyntaxError"),
-    ):
-        (tmp_path / "bad.py").write_text(text)
-        with pytest.raises(UserError, match=message):
-            load(str(tmp_path / "bad.py"))
-
-
-def test_help_lists_every_setting(config, capsys):
-    with pytest.raises(SystemExit):
-        load("--help")
-    text = capsys.readouterr().out
-    for expected in ("--pretrain.lr", "learning rate [1e-3]", "optional [None]", "--plan", "--run"):
-        assert expected in text
 
 
 def small(seed=0):

@@ -1,4 +1,6 @@
 """MFU: of a step whose FLOPs are known, on a device whose peak is known, in all five phases."""
+from settings import load_config
+
 import numpy as np
 import pytest
 import torch
@@ -86,7 +88,7 @@ def test_mfu_of_each_phase(base, monkeypatch, module):
     options = ["--evaluate.tasks=[]", f"--{phase}.prompts=[]"]
     base.call(module.main, *mini_phases.command(phase, "mfu"), *options)
     (line,) = lines
-    cfg = common.load_config("", [str(base.folder / "phases.py")], model=ModelConfig).model
+    cfg = load_config("", [str(base.folder / "phases.py")], model=ModelConfig).model
     weights = 2 * 32 * (2 * 32 + 2 * 16 + 3 * 64) + 32 * 448  # two layers; 400 ids, padded
     assert (cfg.n_layers, cfg.hidden_size, cfg.ffn_size, cfg.n_heads, cfg.head_dim) == (
         2, 32, 64, 2, 16)

@@ -15,7 +15,8 @@ NODES_PER_LINE = 8.5
 LONGEST_SCRIPT = 600
 LOADED_BY_PRETRAIN = 27  # modules of ours that `import pretrain` loads
 LAYERS = (  # a module imports from its own layer or from those before it
-    ("progress", "untrusted", "dcp_files", "common"),
+    ("settings", "progress", "untrusted", "dcp_files"),
+    ("common",),
     ("schedule", "kernels", "trackers"),
     ("model", "data"),
     ("hf",),

@@ -1,5 +1,7 @@
 """Pre-training by its real commands: schedule, resume, world sizes, signals, bad steps, bad
 input."""
+from settings import load_config
+
 import json
 import math
 import re
@@ -63,10 +65,9 @@ def test_decay_curves_by_hand(curve, expected):
 def test_report_schedule_of_3b():
     """arXiv 2512.06266: 0.1T, 12.4T, 6.5T, 4T; 4.5e-4 to 1.5e-6; one epoch of each pool, then a
     second of high."""
-    cfg = common.load_config("", [str(ROOT / "configs/3b.py")], pretrain=PretrainConfig)
+    cfg = load_config("", [str(ROOT / "configs/3b.py")], pretrain=PretrainConfig)
     p = cfg.pretrain
-    stages = [common.from_dict(StageConfig, s, "") for s in p.stages]
-    plans = plan_stages(stages, p.pool_tokens, p.batch_tokens)
+    plans = plan_stages(p.stages, p.pool_tokens, p.batch_tokens)
     assert [sum(plan.tokens.values()) / 1e12 for plan in plans] == [0.1, 12.4, 6.5, 4.0]
     warmup, diversity, high, decay = plans
     assert {k: warmup.tokens[k] + diversity.tokens[k] for k in ("high", "medium")} == {

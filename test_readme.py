@@ -11,6 +11,8 @@ file together where nothing below groups them.
 And whatever the pages name: links, scripts, modules, settings, results, experiments, and the code
 that they quote.
 """
+from settings import from_dict
+
 import dataclasses
 import importlib.util
 import json
@@ -22,7 +24,6 @@ from statistics import mean, median
 
 import pytest
 
-import common
 import distill
 import evaluate
 import model
@@ -456,7 +457,7 @@ def test_configs_can_be_read(code):
     names = SECTIONS.keys() & namespace.keys()
     assert names
     for name in names:
-        common.from_dict(SECTIONS[name], namespace[name], name)
+        from_dict(SECTIONS[name], namespace[name], name)
 
 
 def test_files_of_the_tree_exist():

@@ -5,6 +5,8 @@ A model that was pre-trained for seconds answers nothing right and ends no respo
 checks/mini_rl.py has rewards that any text may earn, and many tokens that end one. All else is the
 real thing.
 """
+from settings import from_dict
+
 import contextlib
 import dataclasses
 import io
@@ -37,7 +39,6 @@ from data.verify.agentic import Verdict
 from generate import sample
 from model import ModelConfig, Transformer, init_weights
 from rl import (
-    LOSSES,
     RlConfig,
     RolloutBatch,
     StageConfig,
@@ -355,6 +356,9 @@ def assert_same_gradients(ours, theirs) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+LOSSES = ("dapo", "grpo", "dr_grpo", "gspo")
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_step_is_autograd_on_full_logits(step, loss):
     """Loss and gradients, with a temperature, several updates behind, near a reference; in passes
@@ -633,8 +637,8 @@ def test_requests_without_a_rule_need_a_reply_alone():
 
 def test_the_recipe_of_3b_is_sound():
     recipe = runpy.run_path(str(ROOT / "configs/3b.py"))["rl"]
-    p = common.from_dict(RlConfig, recipe, "rl")
-    rl.check_settings(p, [common.from_dict(StageConfig, stage, "stage") for stage in p.stages], 8)
+    p = from_dict(RlConfig, recipe, "rl")
+    rl.check_settings(p, 8)
 
 
 def test_a_judge_that_contradicts_itself_is_not_followed():
@@ -1258,9 +1262,9 @@ def test_two_ranks_take_the_same_steps(base, whole):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--rl.loss=ppo"], "rl.loss must be one of dapo, grpo, dr_grpo, gspo, not 'ppo'"),
+    (["--rl.loss=ppo"], "rl.loss must be one of 'dapo', 'grpo', 'dr_grpo', 'gspo', not 'ppo'"),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'reward': 'best'}]"],
-     "stage 's': reward must be 'verified' or 'pairwise', not 'best'"),
+     "rl.stages[0].reward must be one of 'verified', 'pairwise', not 'best'"),
     (["--rl.reward_model="], "stage 'preference' needs rl.reward_model, a checkpoint of reward.py"),
     (["--rl.reward_model=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
     (["--init_from=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
@@ -1269,17 +1273,19 @@ def test_two_ranks_take_the_same_steps(base, whole):
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'step': 2}]"],
      "rl.stages[0]: unknown key 'step'; did you mean 'steps'?"),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'lr': [1]}]"],
-     "stage 's': lr must be [start, end], not [1]"),
+     "rl.stages[0].lr must be a list of 2, each a number of at least 0, not [1]"),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2, 'reward': 'pairwise'}]"],
      "stage 's': replies to helpsteer3, taste, ultrafeedback can be compared, not to math"),
-    (["--rl.stages=[]"], "rl.stages needs one stage at least, each with a name of its own"),
+    (["--rl.stages=[]"],
+     "rl.stages must be a list of at least 1, each a dict of StageConfig's settings, not []"),
     (["--rl.stages=[{'name': 's', 'problems': {'math': 5}, 'steps': 2}, {'name': 's', 'problems': "
-      "{}, 'steps': 2}]"],
-     "rl.stages needs one stage at least, each with a name of its own"),
-    (["--rl.group_size=1"], "rl.group_size must be at least 2, not 1"),
-    (["--rl.updates=0"], "rl.updates must be at least 1, not 0"),
-    (["--rl.temperature=0"], "rl.temperature must be above 0, not 0.0"),
-    (["--rl.keep_between=[0.5]"], "rl.keep_between must be [low, high], not [0.5]"),
+      "{'math': 5}, 'steps': 2}]"],
+     "rl.stages must each have a name of its own"),
+    (["--rl.group_size=1"], "rl.group_size must be a whole number from 2 to 10,000, not 1"),
+    (["--rl.updates=0"], "rl.updates must be a whole number from 1 to 1,000,000, not 0"),
+    (["--rl.temperature=0"], "rl.temperature must be a number above 0, not 0"),
+    (["--rl.keep_between=[0.5]"],
+     "rl.keep_between must be a list of 2, each a number from 0 to 1, not [0.5]"),
     (["--rl.context=40", "--evaluate.tasks=[]"], "stage 'STEM': no problem is left by the filter"),
     (["--model.n_layers=3"], "has n_layers = 2, this run's model has 3: set model.n_layers"),
 ])

@@ -1,5 +1,7 @@
 """sft.py by its real command, and its step beside transformers and TRL, which render, mask and
 count on their own."""
+from settings import load_config
+
 import json
 import re
 import shutil
@@ -344,8 +346,8 @@ def test_two_ranks_take_the_same_steps(base, whole, monkeypatch):
     assert "2 process(es)" in output
     assert losses(base, "tuned-ranks") == pytest.approx(losses(base, "tuned"), abs=1e-4)
     monkeypatch.chdir(base.folder)
-    cfg = common.load_config("", ["mini_sft.py", "--run=tuned-ranks"], sft=SftConfig)
-    stages = [StageConfig(**stage) for stage in cfg.sft.stages]
+    cfg = load_config("", ["mini_sft.py", "--run=tuned-ranks"], sft=SftConfig)
+    stages = cfg.sft.stages
     pools = sft.open_pools(
         cfg,
         stages,
@@ -424,7 +426,7 @@ def test_on_bad_line_stop(base, monkeypatch, capsys, kind):
 def test_weights_whose_own_tokenizer_is_not_made_for_chats(base, monkeypatch, capsys):
     """As Nanbeige4-3B-Base's: they go on with tokenizer.path, and the checkpoint keeps it all."""
     monkeypatch.chdir(base.folder)
-    shape = common.load_config("", ["mini_sft.py"], model=ModelConfig).model
+    shape = load_config("", ["mini_sft.py"], model=ModelConfig).model
     shape.vocab_size = 960
     model = Transformer(shape)
     init_weights(model, 0)

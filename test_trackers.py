@@ -1,4 +1,6 @@
 """Trackers get what metrics.jsonl gets, go on as the same run, and never stop a run."""
+import settings
+
 import importlib.util
 import json
 import os
@@ -152,6 +154,6 @@ def test_a_missing_or_broken_tracker_costs_a_line(mini, monkeypatch):
 
 
 def test_an_unknown_tracker_is_named():
-    assert common.tracker_names("wandb, trackio,wandb") == ["wandb", "trackio"]
+    assert settings.tracker_names("wandb, trackio,wandb") == ["wandb", "trackio"]
     with pytest.raises(common.UserError, match="unknown tracker 'wand'; did you mean 'wandb'"):
-        common.tracker_names("tensorboard,wand")
+        settings.tracker_names("tensorboard,wand")

@@ -13,6 +13,8 @@ both. checks.peers compares with transformers.
 
 MFU is by model.flops_per_token: as if each row were one document, unlike in training.
 """
+from settings import load_config
+
 import dataclasses
 import gc
 import shlex
@@ -34,15 +36,13 @@ from data.text.tokenizer import TokenizerConfig
 from experiments import results
 from kernels.tools.bench import TURN, documents, race
 from model import ModelConfig, flops_per_token, meta_model
-from pretrain import PretrainConfig, StageConfig, check_settings, train_step
+from pretrain import PretrainConfig, check_stages, train_step
 
 
 def main():
     config, n_micro = read_options()
     cfg = config.pretrain
-    stages = [common.from_dict(StageConfig, stage, f"pretrain.stages[{i}]")
-              for i, stage in enumerate(cfg.stages)]
-    check_settings(cfg, stages)
+    check_stages(cfg.stages)
     dist = common.init_distributed(cfg.dtype)
     if dist.world > 1:
         raise UserError("checks.bench measures one device; start it without torchrun")
@@ -59,7 +59,7 @@ def main():
         config=common.config_hash(config, "model", "pretrain"),
         dtype=cfg.dtype, compile=cfg.compile)
     trainer = Trainer(config, dist)
-    for context in sorted({stage.context for stage in stages}):
+    for context in sorted({stage.context for stage in cfg.stages}):
         for line in race_kernels(trainer, context, n_micro, contestants):
             print_line(line)
             if config.write:
@@ -72,7 +72,7 @@ def read_options() -> tuple[SimpleNamespace, int]:
     own_options = [option for option in sys.argv[1:] if option.startswith(name)]
     flags = {"compile": "torch.compile each block, whatever the config says",
              "write": "append the results to results/bench.jsonl"}
-    config = common.load_config(
+    config = load_config(
         __doc__, [option for option in sys.argv[1:] if option not in own_options], flags,
         model=ModelConfig, tokenizer=TokenizerConfig, pretrain=PretrainConfig)
     config.pretrain.compile |= config.compile
@@ -143,9 +143,8 @@ def draw_weights(model, seed: int) -> None:
 
 def settings_at(cfg: PretrainConfig, context: int) -> PretrainConfig:
     """The section with what a stage of this context has of its own: micro_tokens, recompute."""
-    stages = [common.from_dict(StageConfig, entry, "pretrain.stages") for entry in cfg.stages]
-    loop.fill_in_stages(stages, cfg)
-    for stage in stages:
+    loop.fill_in_stages(cfg.stages, cfg)
+    for stage in cfg.stages:
         if stage.context == context:
             cfg = dataclasses.replace(
                 cfg, micro_tokens=stage.micro_tokens, recompute=stage.recompute)

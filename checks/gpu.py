@@ -9,6 +9,8 @@ the next one goes on. The file is written anew after each case: a part that is s
 it had. Steps are those of the phases' loops at the sizes of configs/3b.py, with random weights and
 tokens; --small writes to out/gpu.
 """
+from settings import load_config
+
 import argparse
 import dataclasses
 import functools
@@ -233,8 +235,8 @@ def updates(scale: Scale) -> dict[str, Callable]:
 
 def training_steps(scale: Scale) -> dict[str, Step]:
     """At the shortest context with the kernels and without, at the longest with them."""
-    config = load_config(scale.config)
-    contexts = [stage["context"] for stage in config.pretrain.stages]
+    config = read_config(scale.config)
+    contexts = [stage.context for stage in config.pretrain.stages]
     short, long, compile = min(contexts), max(contexts), config.pretrain.compile
     choices = [(short, "triton", False), (short, "torch", False), (short, "triton", compile),
                (long, "triton", compile), (short, "torch", compile)]
@@ -265,7 +267,7 @@ def pretraining_step(
 
 def update_steps(scale: Scale) -> dict[str, Step]:
     """SFT at its first stage's context, RL with a group in each row; eager, then as configured."""
-    config = load_config(scale.config)
+    config = read_config(scale.config)
     stage = sft.read_stages(config.sft)[0]
     steps = {}
     for compiled in dict.fromkeys([False, config.sft.compile]):
@@ -388,7 +390,7 @@ def sampler(scale: Scale) -> dict[str, Callable]:
 
 def plain_model(scale: Scale):
     """As the phases' replicas: unsharded, in the type of compute."""
-    config = load_config(scale.config)
+    config = read_config(scale.config)
     model = meta_model(config.model).to(getattr(torch, config.rl.dtype)).to_empty(device=DEVICE)
     bench.draw_weights(model, SEED)
     return model.requires_grad_(False)
@@ -417,7 +419,7 @@ def rl_step(scale: Scale) -> dict[str, Callable]:
 
 
 def time_rl_step(scale: Scale) -> dict:
-    config = load_config(scale.rl_config)
+    config = read_config(scale.rl_config)
     cfg = rl.RlConfig(stages=[], group_size=GROUP, **scale.rl)
     texts = [path.read_text(encoding="utf-8") for path in sorted(Path().glob("*.py"))]
     tokenizer = train_tokenizer(texts, TokenizerConfig(vocab_size=512))
@@ -525,13 +527,13 @@ def describe(part: str, scale: Scale) -> dict:
     return dict(part=part) | origin | dict(config=common.hash_json([settings, configs]))
 
 
-def load_config(argv: list[str]) -> SimpleNamespace:
+def read_config(argv: list[str]) -> SimpleNamespace:
     """The sections that the parts need, as far as a config has them."""
     sections = dict(
         model=ModelConfig, tokenizer=TokenizerConfig, pretrain=pretrain.PretrainConfig)
     if argv == FULL.config or argv == SMALL.config:
         sections |= dict(sft=sft.SftConfig, rl=rl.RlConfig)
-    config = common.load_config(__doc__, argv, **sections)
+    config = load_config(__doc__, argv, **sections)
     config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
     return config
 

@@ -8,6 +8,8 @@ long as the phase lets it be. torch.compile is left out: it keeps fewer activati
 are bounds. Sampling, judging and what a process holds in any case are arithmetic, which
 test_memory.py holds to what is allocated.
 """
+from settings import load_config, sections_of
+
 import argparse
 import contextlib
 import dataclasses
@@ -106,10 +108,10 @@ def read_config(argv: list[str]) -> SimpleNamespace:
     """The config, with those of the phases that it has; the vocabulary's size filled in."""
     sections = SECTIONS
     if argv and not argv[0].startswith("-"):
-        present = common.sections_of(argv[0])
+        present = sections_of(argv[0])
         sections = {name: cls for name, cls in SECTIONS.items() if name in present}
     sections |= dict(model=ModelConfig, evaluate=EvaluateConfig)
-    config = common.load_config(__doc__, argv, **sections)
+    config = load_config(__doc__, argv, **sections)
     if config.model.vocab_size is None:
         loop.set_vocab_size(config.model, config.tokenizer.vocab_size)
     return config
@@ -150,10 +152,9 @@ def packed_cases(config: SimpleNamespace, phase: str, gpus: int) -> list[Case]:
     """Of pretrain.py and sft.py: packed rows of a stage's context."""
     cfg = getattr(config, phase)
     module = {"pretrain": pretrain, "sft": sft}[phase]
-    stages = [common.from_dict(module.StageConfig, entry, phase) for entry in cfg.stages]
-    loop.fill_in_stages(stages, cfg)
+    loop.fill_in_stages(cfg.stages, cfg)
     found = {}
-    for stage in stages:
+    for stage in cfg.stages:
         n_rows = -(-cfg.batch_tokens // stage.context // gpus)  # of a rank
         per_pass = max(1, (stage.micro_tokens or n_rows * stage.context) // stage.context)
         n_rows = min(n_rows, 2 * per_pass)  # more passes take no more memory than two
@@ -203,7 +204,7 @@ def reward_case(config: SimpleNamespace, gpus: int) -> Case:
 def rl_case(config: SimpleNamespace, gpus: int) -> Case:
     """Responses that fill the context, all of them with an advantage."""
     cfg = config.rl
-    kl = max(cfg.kl, *(stage.get("kl") or 0.0 for stage in cfg.stages))
+    kl = max(cfg.kl, *(stage.kl or 0.0 for stage in cfg.stages))
     cfg = dataclasses.replace(cfg, kl=kl)
     n = first_passes(cfg.batch_groups // gpus * cfg.group_size, cfg.micro_rows)
     prompt, response = [0] * (cfg.context - cfg.max_new_tokens), [0] * cfg.max_new_tokens
@@ -219,7 +220,7 @@ def rl_case(config: SimpleNamespace, gpus: int) -> Case:
                 setattr(batch, scored, rl.score_rollouts(by, batch.rollouts, cfg, dist))
         rl.train_step(model, batch, cfg, dist)
 
-    n_copies = 1 + any(stage.get("reward") == "pairwise" for stage in cfg.stages)
+    n_copies = 1 + any(stage.reward == "pairwise" for stage in cfg.stages)
     return Case(f"rl, {cfg.context:,}", cfg, train_step, bool(cfg.kl), n_copies)
 
 

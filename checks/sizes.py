@@ -3,6 +3,8 @@
 Parameters of each part, training FLOPs per token, bytes of the KV cache, and GB per GPU in
 training: by a formula, at once. checks.memory runs the steps themselves, of all phases.
 """
+from settings import load_config
+
 import common
 from data.text.tokenizer import TokenizerConfig
 from model import ModelConfig, count_parameters, flops_per_token, meta_model
@@ -14,9 +16,7 @@ N_GPUS = (1, 8, 64)
 
 
 def main():
-    config = common.load_config(
-        "Prints the sizes of a model: `python -m checks.sizes configs/3b.py`",
-        model=ModelConfig, tokenizer=TokenizerConfig)
+    config = load_config(__doc__, options=(), model=ModelConfig, tokenizer=TokenizerConfig)
     cfg = config.model
     cfg.vocab_size = cfg.vocab_size or config.tokenizer.vocab_size
     print(f"{config.run}: {cfg.n_layers} layers, width {cfg.hidden_size}, ffn {cfg.ffn_size}, "

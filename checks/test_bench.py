@@ -1,4 +1,5 @@
 """The benchmark of training steps: its lines, its options; a contestant that runs out of memory."""
+from settings import load_config
 
 import json
 import sys
@@ -21,7 +22,7 @@ def config(tmp_path):
 
 
 def load(config, *options):
-    cfg = common.load_config(
+    cfg = load_config(
         "", [str(config.folder / "mini.py"), *options], model=ModelConfig, pretrain=PretrainConfig
     )
     cfg.model.vocab_size = 448

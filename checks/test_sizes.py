@@ -1,11 +1,11 @@
 """The sizes and the memory that checks.sizes prints."""
+from settings import load_config
 
 import json
 import sys
 
 import pytest
 
-import common
 from checks import sizes
 from conftest import ROOT
 from model import ModelConfig, count_parameters, meta_model
@@ -49,7 +49,7 @@ def test_memory_by_hand():
 
 def test_the_formula_agrees_with_the_steps_that_were_run():
     """To 10 %, at 3B, 4K and 64K, on 8 and 64 GPUs (of 64 each has one row of 64K in a step)."""
-    config = common.load_config("", [str(ROOT / "configs/3b.py")], model=ModelConfig)
+    config = load_config("", [str(ROOT / "configs/3b.py")], model=ModelConfig)
     lines = (ROOT / "results/memory.jsonl").read_text().splitlines()
     measured = {line["gpus"]: line["gb"] for line in map(json.loads, lines) if line["run"] == "3b"}
     assert {8, 64} <= measured.keys()

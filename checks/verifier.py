@@ -8,6 +8,8 @@ data/tasks/phrases.py), and answers of somebody who wants the reward without the
 positives come first: a policy finds each, while a right answer that is refused only costs a sample.
 Rules and math-verify are asked first, as in training; what they decide is not the verifier's.
 """
+from settings import load_config
+
 import shlex
 import sys
 import time
@@ -88,8 +90,8 @@ def measure(name: str, cases: list[Case], verifier) -> dict:
 
 def main():
     flags = {"write": "add the counts to results/verifier.jsonl"} | sandbox.FLAG
-    config = common.load_config(__doc__, flags=flags, rl=RlConfig, evaluate=EvaluateConfig,
-                                transcripts=transcripts.TranscriptsConfig)
+    config = load_config(__doc__, flags=flags, rl=RlConfig, evaluate=EvaluateConfig,
+                         transcripts=transcripts.TranscriptsConfig)
     if config.weak_jail:
         sandbox.allow_weak_jail()
     started = time.time()

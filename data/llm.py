@@ -4,6 +4,8 @@ They serve as teacher, evaluator, reviser, verifier, labeller. `http_llm` asks a
 server (vLLM, SGLang, `transformers serve`, llama.cpp); `cached` keeps every answer in a file, so
 that a killed run pays for none twice; `first_json` finds the label in an answer.
 """
+from settings import Bounds, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, TopP
+
 import asyncio
 import functools
 import hashlib
@@ -19,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Annotated
 
 import httpx2
 from tqdm import tqdm
@@ -49,14 +52,14 @@ class LLMConfig:
     url: str = "http://localhost:8000/v1"  # of the server; /chat/completions and /models follow it
     model: str = ""              # its name on the server (default: the first that the server has)
     api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key; never the key
-    temperature: float = 0.6     # of sampling
-    top_p: float = 0.95          # nucleus
-    max_tokens: int = 4096       # of an answer; one that is cut off there is none
-    timeout: float = 600.0       # seconds for one try, from the connection to the last byte
-    retries: int = 4             # further tries after what may pass: lost connections, timeouts,
-                                 # 429, 5xx, nonsense
-    concurrency: int = 16        # requests in flight
-    seed: int = 0                # a conversation is sent this plus its number, so that drafts of
+    temperature: NonNegativeFloat = 0.6  # of sampling
+    top_p: TopP = 0.95           # nucleus
+    max_tokens: PositiveInt = 4096  # of an answer; one that is cut off there is none
+    timeout: PositiveFloat = 600.0  # seconds for one try, from the connection to the last byte
+    retries: Annotated[int, Bounds(0, 100)] = 4  # further tries after what may pass: lost
+                                 # connections, timeouts, 429, 5xx, nonsense
+    concurrency: Annotated[int, Bounds(1, 10_000)] = 16  # requests in flight
+    seed: Seed = 0               # a conversation is sent this plus its number, so that drafts of
                                  # one prompt differ
     extra: dict = field(default_factory=dict)  # further fields of a request
 
@@ -68,9 +71,6 @@ class LLMConfig:
                              "names")
         if not re.fullmatch(r"https?://[!-~]+", self.url):
             raise ValueError(f"url must be like http://localhost:8000/v1, not {self.url!r}")
-        if min(self.timeout, self.max_tokens, self.concurrency) <= 0 or self.retries < 0:
-            raise ValueError("timeout, max_tokens and concurrency must be above 0, retries at "
-                             "least 0")
 
 
 class NoAnswer(UserError):

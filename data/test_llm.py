@@ -1,5 +1,6 @@
 """A real server on this machine, that answers as each test tells it: what is sent, what comes back,
 what is said."""
+from settings import from_dict
 
 import itertools
 import json
@@ -13,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from common import UserError, from_dict
+from common import UserError
 from data import llm
 from data.llm import LLMConfig, cached, first_json, http_llm
 

@@ -1,4 +1,5 @@
 """The arms share what they must, the statistics are scipy's, runs that begin alike share that."""
+from settings import from_dict
 
 import json
 import re
@@ -248,4 +249,4 @@ def test_phases_know_the_settings_of_all_arms():
                 assert key in {field.name for field in fields(classes[section])}, name
             if key == "stages" and section in stage_classes:
                 for stage in value:
-                    common.from_dict(stage_classes[section], stage, name)
+                    from_dict(stage_classes[section], stage, name)

@@ -7,6 +7,8 @@ Of a run that is not done it says how far it is, how fast, and how long still. P
 beside what they are of: out/<run>/<phase>/loss.png, out/<run>/phases.png and
 out/<run>/pretrain/plan.png. The page is report/page.html, filled in by report/page.py.
 """
+from settings import load_config
+
 import shlex
 import sys
 from pathlib import Path
@@ -75,7 +77,7 @@ def read_pretrain_config(config: SimpleNamespace) -> SimpleNamespace:
     """The config of pre-training, by the command that trained the run; before it, by our own."""
     meta = plots.read_newest_meta(config.out / "pretrain")
     _, *arguments = shlex.split(meta.get("command", config.command))
-    return common.load_config(
+    return load_config(
         pretrain.__doc__, arguments, flags={"plan": "", "record": ""}, model=ModelConfig,
         tokenizer=TokenizerConfig, corpus=CorpusConfig, pretrain=pretrain.PretrainConfig,
         evaluate=EvaluateConfig)
@@ -133,7 +135,7 @@ def main():
     if sys.argv[1:2] == ["--compare"]:
         return compare(sys.argv[2:])
     flags = {"record": "append last evaluations to results/<phase>.jsonl (rl: rl_run)"}
-    config = common.load_config(__doc__, flags=flags, evaluate=EvaluateConfig)
+    config = load_config(__doc__, flags=flags, options=("run",), evaluate=EvaluateConfig)
     evaluated = {}
     for phase in PHASES:
         lines = [line for line in common.read_metrics(config.out / phase) if "scores" in line]

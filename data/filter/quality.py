@@ -16,6 +16,8 @@ shard at a time: writes high/ and medium/, which are sources for data.text.corpu
 The report says neither which dimensions nor how the two scores meet: our choice
 (data/filter/classifier.py).
 """
+from settings import Bounds, Count, Length, Sources, from_dict, load_config
+
 import functools
 import hashlib
 import importlib
@@ -30,6 +32,7 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow
@@ -65,22 +68,23 @@ EXCERPT = 8000  # characters by which a document is graded: from five places if 
 
 @dataclass
 class QualityConfig:
-    sources: list                # what is filtered, as in corpus.pools; a shard is a file of theirs
+    sources: Annotated[Sources, Length(1)]  # what is filtered, as in corpus.pools; a shard is a
+                                 # file of theirs
     labels: str = ""             # .jsonl of {"text": …, "tags": {dimension: 0 … 9}}; made here if
                                  # there is an llm
     llm: dict = field(default_factory=dict)  # LLMConfig of the labeller: {"url": …, "model": …}
-    n_labels: int = 2000         # documents that it labels, spread over the shards
-    curated: list = field(default_factory=list)  # sources of good documents for retrieval; none:
-                                 # the best labelled ones
+    n_labels: Count = 2000       # documents that it labels, spread over the shards
+    curated: Sources = field(default_factory=list)  # good documents for retrieval; none: the best
+                                 # labelled ones
     embed: str = ""              # "module:function" of texts -> (N, E) vectors; "": TF-IDF + SVD
                                  # of the labelled set
     high: float = 6.0            # score from which a document is of high quality
     drop: float = 3.0            # score below which it is dropped; between the two it is medium
-    evaluation_sets: list = field(default_factory=list)  # sources whose texts no document may hold
-                                 # 13 words of
-    step: str = "all"            # one of STEPS, or "all" in this order
+    evaluation_sets: Sources = field(default_factory=list)  # whose texts no document may hold 13
+                                 # words of
+    step: Literal["label", "fit", "sign", "merge", "classify", "all"] = "all"  # all: in this order
     shards: str = ""             # range of shards to sign or classify, "first:end"; "": all
-    workers: int = 2             # processes, a shard each
+    workers: Annotated[int, Bounds(1, 1000)] = 2  # processes, a shard each
 
 
 # --------------------------------------------------------------------------------------------------
@@ -515,8 +519,6 @@ def run(cfg: QualityConfig, folder: Path) -> None:
 
 def check_settings(cfg: QualityConfig) -> None:
     """Raises UserError for a wrong setting."""
-    if cfg.step not in (*STEPS, "all"):
-        raise UserError(f"quality.step must be one of {', '.join(STEPS)}, all; not {cfg.step!r}")
     if cfg.drop > cfg.high:
         raise UserError(f"quality.drop={cfg.drop} is above quality.high={cfg.high}")
     for source in (*cfg.sources, *cfg.curated, *cfg.evaluation_sets):
@@ -530,7 +532,7 @@ def label_step(cfg: QualityConfig, parts: list, folder: Path, labels: Path) -> N
     if not cfg.llm:
         raise UserError("no labels: give quality.labels (a file), or quality.llm (an endpoint "
                         "that grades documents)")
-    llm = http_llm(common.from_dict(LLMConfig, cfg.llm, "quality.llm"))
+    llm = http_llm(from_dict(LLMConfig, cfg.llm, "quality.llm"))
     label(cfg, parts, labels, cached(llm, folder / "answers.jsonl"))
 
 
@@ -630,7 +632,7 @@ def _hash(*values) -> str:
 
 
 def main():
-    config = common.load_config(__doc__, quality=QualityConfig)
+    config = load_config(__doc__, options=("run",), quality=QualityConfig)
     run(config.quality, config.out / "quality")
 
 

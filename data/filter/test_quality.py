@@ -1,4 +1,5 @@
 """The filter on small pools: what it learns, its steps, resuming, and bad input."""
+from settings import from_dict
 
 import json
 import random
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from common import UserError, from_dict
+from common import UserError
 from data.filter import classifier, quality
 from data.filter.quality import QualityConfig
 
@@ -215,7 +216,6 @@ def test_tf_idf_is_scikit_learns():
         (dict(sources=[]), "quality.sources is empty"),
         (dict(sources=[{"path": "nothing/here"}]), "no .txt, .jsonl or .parquet"),
         (dict(sources=[{"pat": "x"}]), "must have one of"),
-        (dict(step="jduge"), "quality.step must be one of label, fit"),
         (dict(shards="all"), "quality.shards must be like 0:8"),
         (dict(high=1.0), "quality.drop=3.0 is above quality.high=1.0"),
     ],

@@ -13,6 +13,8 @@ Models are callables (LLM, data/llm.py). All that they, and the programs, are gi
 instruction's own messages and what other models made of them: no gold answer, no problem. Prompts,
 rounds, scores and stop rule are our choice: the report is silent about them.
 """
+from settings import Bounds, Count, CountOr0, Length
+
 import json
 import os
 import re
@@ -24,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
+from typing import Annotated
 
 from tqdm import tqdm
 
@@ -339,24 +342,22 @@ def run_side_by_side(jobs: list[tuple[str, Callable]]) -> list:
 @dataclass
 class Settings:
     """Who does what in refine(): names of models."""
-    drafters: list         # each writes n_drafts drafts
-    evaluators: list       # each judges what no program checks
-    revisers: list         # the first, second, … round's, and again from the first; []: no revision
+    drafters: Annotated[list[str], Length(1)]  # each writes n_drafts drafts
+    evaluators: list[str]  # each judges what no program checks
+    revisers: list[str]    # the first, second, … round's, and again from the first; []: no revision
     checklist: str = ""    # who writes the checklists; "": one general item, beside the programs'
-    n_drafts: int = 1      # of each drafter
-    rounds: int = 4        # of revision, at most
-    retries: int = 2       # further tries for an answer that is not in the form that it should have
+    n_drafts: Count = 1    # of each drafter
+    rounds: CountOr0 = 4   # of revision, at most
+    retries: Annotated[int, Bounds(0, 100)] = 2  # further tries for an answer that is not in the
+                                                 # form that it should have
     thoughts: bool = True  # chains of thought are judged and revised, too
-    prompts: dict = field(default_factory=dict)  # in place of some of PROMPTS
+    prompts: dict[str, str] = field(default_factory=dict)  # in place of some of PROMPTS
 
     def __post_init__(self):
         unknown = set(self.prompts) - set(PROMPTS)
         if unknown:
             known = ", ".join(PROMPTS)
             raise ValueError(f"unknown prompts {sorted(unknown)}; there are {known}")
-        if not self.drafters or self.n_drafts < 1 or min(self.rounds, self.retries) < 0:
-            raise ValueError("there must be a drafter and a draft; rounds and retries must be "
-                             "at least 0")
         for names in (self.drafters, self.evaluators):
             if len(set(names)) < len(names):
                 raise ValueError("a drafter or evaluator is named twice: it would say the same "

@@ -1,5 +1,6 @@
 """Scripted models, which see nothing but the messages, in place of real ones; the real cache and
 the real sandbox."""
+from settings import from_dict
 
 import json
 import threading
@@ -8,7 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from common import UserError, from_dict
+from common import UserError
 from data.llm import cached
 from data.refine.refinement import (
     GENERAL,

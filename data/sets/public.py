@@ -29,8 +29,14 @@ from types import SimpleNamespace
 from common import UserError
 from data.chat.template import after_thoughts
 from data.sets import bfcl, ifeval, livecodebench, programs, synthetic
-from data.tasks.pages import FAMILIES
-from data.tasks.problem import OpenAnswer, Problem, assign_split, seeded_rng, shuffled
+from data.tasks.problem import (
+    GENERATED,
+    OpenAnswer,
+    Problem,
+    assign_split,
+    seeded_rng,
+    shuffled,
+)
 from data.text import sources
 from data.verify import answers
 
@@ -259,8 +265,8 @@ def family(spec: str) -> SimpleNamespace:
     """
     name, _, path = spec.partition("=")
     if name not in SETS:
-        raise UserError(f"no task {spec!r}; there are {', '.join(FAMILIES)}, and the data sets "
-                        f"{', '.join(SETS)}, each of which may be given as name=PATH")
+        raise UserError(f"no task {spec!r}; there are {', '.join(GENERATED)}, and the data sets "
+                        f"{', '.join(SETS)}, also as name=PATH")
     is_math = SETS[name].reward is math_reward
     return SimpleNamespace(
         problems=functools.partial(problems, name, path),

@@ -19,6 +19,8 @@ its tests while each of several wrong variants of it fails; with a writer, a sec
 written from the statement alone, must pass too: else the statement does not say all, or the first
 solution is wrong. The report does not describe the checks beyond the first: our choice.
 """
+from settings import Count, CountOr0, Seed, Sources, from_dict, load_config
+
 import ast
 import json
 import random
@@ -46,17 +48,17 @@ from progress import progress_bar
 
 @dataclass
 class SynthesizeConfig:
-    n: int = 200            # problems tried each way
-    variants: int = 4       # wrong variants of each solution, all of which must fail
-    conversations: int = 0  # training problems of each way that SFT gets, with their solutions
-    seed: int = 0
-    folder: str = ""        # default: out/<run>/synthetic
-    # LLMConfig of the model that writes; {}: the grammars below
-    writer: dict = field(default_factory=dict)
-    # what statements begin with, forward
-    topics: list = field(default_factory=lambda: list(TOPICS))
-    # sources of Python files, backward
-    functions: list = field(default_factory=lambda: [{"stdlib": 12}])
+    n: CountOr0 = 200          # problems tried each way
+    variants: Count = 4        # wrong variants of each solution, all of which must fail
+    conversations: CountOr0 = 0  # training problems of each way that SFT gets, with their solutions
+    seed: Seed = 0
+    folder: str = ""           # default: out/<run>/synthetic
+    writer: dict = field(default_factory=dict)  # LLMConfig of the model that writes; {}: the
+                                                # grammars below
+    topics: list[str] = field(default_factory=lambda: list(TOPICS))  # what statements begin with,
+                                                                     # forward
+    functions: Sources = field(default_factory=lambda: [{"stdlib": 12}])  # of Python files,
+                                                                          # backward
 
 
 TOPICS = (
@@ -400,7 +402,7 @@ def to_lines(records: list[dict]) -> str:
 
 
 def write_drafts(cfg: SynthesizeConfig, folder: Path, box: Sandbox) -> dict[str, list[dict]]:
-    llm_config = common.from_dict(LLMConfig, cfg.writer, "synthesize.writer")
+    llm_config = from_dict(LLMConfig, cfg.writer, "synthesize.writer")
     llm = cached(http_llm(llm_config), folder / "answers.jsonl")
     files = (text for text, _ in texts(cfg.functions, ReadPosition(quiet=True), "text"))
     forward_drafts = forward(llm, cfg.topics, cfg.n)
@@ -444,10 +446,12 @@ def format_counts(counts: dict[str, dict]) -> str:
 
 
 def main():
-    config = common.load_config(__doc__, flags=sandbox.FLAG, synthesize=SynthesizeConfig)
+    config = load_config(
+        __doc__, flags=sandbox.FLAG, options=("run",), synthesize=SynthesizeConfig)
     if config.weak_jail:
         sandbox.allow_weak_jail()
     folder = Path(config.synthesize.folder or config.out / "synthetic")
+    common.lock_folder(folder)
     counts = read_counts(config.synthesize, folder)
     if counts is None:
         counts = run(config.synthesize, folder)

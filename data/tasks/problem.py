@@ -13,6 +13,7 @@ from typing import NamedTuple
 from data.chat.template import after_thoughts
 
 FAMILIES = ("math", "code", "tools", "form", "recall")  # of generated problems: data.tasks.<name>
+GENERATED = (*FAMILIES, "taste", "phrases")  # all that registry.family() finds beside public sets
 PAGES = (*FAMILIES, "drills")  # what data.tasks.pages makes pages of
 
 

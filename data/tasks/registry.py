@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data.tasks.problem import FAMILIES, OpenAnswer, Problem
+from data.tasks.problem import GENERATED, OpenAnswer, Problem
 
 
 @dataclass
@@ -18,11 +18,11 @@ class Score:
 def family(spec: str):
     """What has `problems(split, n, seed)` and `reward(problem, response)`, loaded when asked for.
 
-    spec: one of FAMILIES, "taste", "phrases", or a public set (data/sets/public.py): "gsm8k" from
+    spec: one of GENERATED, or a public set (data/sets/public.py): "gsm8k" from
     the hub, or "gsm8k=FILE". Where its answers can be compared, as for a vote, it has `same` as
     well; where rules leave some answers open `judge`, which returns these as OpenAnswer.
     """
-    if spec in FAMILIES or spec in ("taste", "phrases"):
+    if spec in GENERATED:
         return importlib.import_module(f"data.tasks.{spec}")
     from data.sets import public  # verifier and sandbox, which generated problems do without
 

@@ -11,6 +11,16 @@ how many of its documents the shards hold: a killed run reads at most one batch 
 and comes to the same bytes as an unbroken run. The report (arXiv 2512.06266, section 2) describes
 neither its shards nor a held-out set: our choice.
 """
+from settings import (
+    Bounds,
+    FractionBelow1,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Sources,
+    load_config,
+)
+
 import functools
 import hashlib
 import json
@@ -21,6 +31,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -35,20 +46,22 @@ from progress import progress_bar
 
 @dataclass
 class CorpusConfig:
-    pools: dict = field(default_factory=dict)  # pool name -> its sources, see data/text/sources.py
+    pools: dict[str, Sources] = field(default_factory=dict)  # pool name -> its sources, see
+                                                             # data/text/sources.py
     folder: str = ""               # of tokenizer and shards, for runs that share them (default:
                                    # out/<run>/data)
     path: str = ""                 # own data: file, folder or glob that becomes the only pool, text
     column: str = "text"           # where records hold the text, for sources that do not say it
-    megabytes: float = 0.0         # of text from each source at most, its beginning (0: all); a
-                                   # source can have its own
-    val_fraction: float = 0.02     # share of the documents held out (of a .txt file: its end)
-    val_tokens: int = 0            # … or a larger share, so that a pool whose size `megabytes`
-                                   # tells holds out about so many
-    shard_tokens: int = 20_000_000  # tokens per shard; one shard per split is held in memory
-    on_bad_line: str = "skip"      # "skip" malformed lines (counted, the first ones shown) or
-                                   # "stop" at the first
-    threads: int = 4               # that tokenize
+    megabytes: NonNegativeFloat = 0.0  # of text from each source at most, its beginning (0: all); a
+                                       # source can have its own
+    val_fraction: FractionBelow1 = 0.02  # share of the documents held out (of a .txt file: its end)
+    val_tokens: NonNegativeInt = 0  # … or a larger share, so that a pool whose size `megabytes`
+                                    # tells holds out about so many
+    shard_tokens: PositiveInt = 20_000_000  # tokens per shard; one shard per split is held in
+                                            # memory
+    on_bad_line: Literal["skip", "stop"] = "skip"  # at malformed lines (they are counted, the first
+                                                   # ones shown)
+    threads: Annotated[int, Bounds(1, 1000)] = 4   # that tokenize
 
 
 # --------------------------------------------------------------------------------------------------
@@ -112,11 +125,6 @@ def checked_pools(cfg: CorpusConfig) -> dict[str, list[dict]]:
     if not pools:
         raise UserError("the corpus is empty: give corpus.pools, or your own text by "
                         "--corpus.path=FILE")
-    if not 0 <= cfg.val_fraction < 1 or cfg.shard_tokens < 1 or cfg.threads < 1:
-        raise UserError("corpus: val_fraction must be in [0, 1), shard_tokens and threads at "
-                        "least 1")
-    if cfg.on_bad_line not in ("skip", "stop"):
-        raise UserError(f"corpus.on_bad_line is {cfg.on_bad_line!r}; it must be 'skip' or 'stop'")
     for name, sources in pools.items():
         for source in sources:
             reason = invalid_reason(source)
@@ -510,7 +518,7 @@ def prepare(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusConfig,
 
 
 def data_folder(config) -> Path:
-    """Where a run's tokenizer and shards lie; config: what common.load_config gives."""
+    """Where a run's tokenizer and shards lie; config: what load_config gives."""
     if config.corpus.folder:
         return Path(config.corpus.folder)
     return config.out / "data"
@@ -539,14 +547,15 @@ def print_table(manifests: dict[str, dict]) -> None:
 
 def main() -> None:
     flags = {"verify": "only read every shard against its checksum"}
-    config = common.load_config(__doc__, flags=flags, tokenizer=TokenizerConfig,
-                                corpus=CorpusConfig)
+    config = load_config(__doc__, flags=flags, options=("run",), tokenizer=TokenizerConfig,
+                         corpus=CorpusConfig)
     folder = data_folder(config)
     command = "python -m data.text." + config.command.replace(".py", "", 1)
     if config.verify:
         for name in checked_pools(config.corpus):
             print(f"pool {name}: {verify(folder / name)} shards equal their checksums")
     else:
+        common.lock_folder(folder)
         print_table(prepare(folder, config.tokenizer, config.corpus, command))
 
 

@@ -5,6 +5,8 @@ trains and reads every such file; tiktoken encodes faster and on threads, but is
 ids are proven equal (`tiktoken_ranks`). Control tokens are put in by id, never by text:
 "<|im_end|>" written in a text stays text.
 """
+from settings import PositiveFloat, PositiveInt
+
 import functools
 import hashlib
 import itertools
@@ -15,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tiktoken
@@ -52,10 +55,10 @@ PATTERNS = {
 
 @dataclass
 class TokenizerConfig:
-    kind: str = "bpe"            # "bpe" or "char"
-    vocab_size: int = 2048       # ids in all: 256 bytes, merges, 10 control tokens (fewer if the
-                                 # text has fewer)
-    train_mb: float = 8.0        # megabytes of text, from all pools alike, that it is trained on
+    kind: Literal["bpe", "char"] = "bpe"
+    vocab_size: PositiveInt = 2048  # ids in all: 256 bytes, merges, 10 control tokens (fewer if the
+                                    # text has fewer)
+    train_mb: PositiveFloat = 8.0  # megabytes of text, from all pools alike, that it is trained on
     path: str = ""               # an existing tokenizer.json to use; nothing is trained then. Later
                                  # phases use it, too, where it agrees with their checkpoint's
     eot: str = ""                # the token that ends a document (default: the checkpoint's own, or

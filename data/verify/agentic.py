@@ -18,6 +18,8 @@ What only the model's good sense, and the prompt, stand against: that it believe
 quotation, ends its message with a verdict that it quotes, or has a program execute the answer,
 whose output may then say anything.
 """
+from settings import Bounds, NonNegativeInt, PositiveFloat
+
 import json
 import math
 import os
@@ -30,6 +32,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
 
@@ -110,16 +113,16 @@ class Verdict:
 @dataclass(kw_only=True)
 class VerifierConfig:
     model: dict             # {"checkpoint": phase or path, …} or {"url": endpoint, …}, as in refine
-    turns: int = 4          # messages of the model in a conversation
+    turns: Annotated[int, Bounds(1, 100)] = 4  # messages of the model in a conversation
     must_compute: bool = False  # "equivalent" counts only once a program has run: for small models,
                             # which take a quoted output for one
-    seconds: float = 600.0  # of one step's cases: after that no turn begins, the rest is undecided
-    max_cases: int = 0      # of one step on one process; further ones are undecided (0: no limit)
-    prompts: dict = field(default_factory=dict)  # fields of Prompts
+    seconds: PositiveFloat = 600.0  # of one step's cases: after that no turn begins, the rest is
+                                    # undecided
+    max_cases: NonNegativeInt = 0  # of one step on one process; further ones are undecided (0: no
+                                   # limit)
+    prompts: dict[str, str] = field(default_factory=dict)  # fields of Prompts
 
     def __post_init__(self):
-        if self.turns < 1 or self.seconds <= 0 or self.max_cases < 0:
-            raise ValueError("turns must be at least 1, seconds above 0, max_cases at least 0")
         unknown = set(self.prompts) - set(Prompts.__dataclass_fields__)
         if unknown:
             known = ", ".join(Prompts.__dataclass_fields__)

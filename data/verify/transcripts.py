@@ -9,6 +9,8 @@ own messages come from a script that knows the truth; the program in them runs i
 capable model needs none of this, and the report does not say how its verifier came to be: our
 choice.
 """
+from settings import Count, Seed, load_config
+
 import json
 import random
 import re
@@ -25,9 +27,9 @@ from data.verify.sandbox import Sandbox
 
 @dataclass
 class TranscriptsConfig:
-    n: int = 9000           # conversations
-    seed: int = 8
-    prompts: dict = field(default_factory=dict)     # data.verify.agentic.Prompts
+    n: Count = 9000         # conversations
+    seed: Seed = 8
+    prompts: dict[str, str] = field(default_factory=dict)  # data.verify.agentic.Prompts
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,8 @@ def transcribe(cases: list[Case], prompts: Prompts, box: Sandbox) -> list[dict]:
 
 
 def main():
-    config = common.load_config(
-        __doc__, flags=sandbox.FLAG, transcripts=TranscriptsConfig)
+    config = load_config(
+        __doc__, flags=sandbox.FLAG, options=("run", "scale"), transcripts=TranscriptsConfig)
     if config.weak_jail:
         sandbox.allow_weak_jail()
     cfg = config.transcripts

@@ -1,0 +1,179 @@
+"""Puts wrong and extreme values into every setting: each runs, or is refused in one line.
+
+    python -m checks.settings                    # all sections and options: an hour on one core
+    python -m checks.settings --only=pretrain    # those of one command
+
+Every value of VALUES goes into every setting of every section of every command, into every setting
+of the stages, and into every option. What settings.py refuses must name the setting and its bounds.
+All else is tried: the command on the miniature of checks.mini_phases, until it has done three steps
+or has ended, with no traceback and in a minute. A weight, a rate or a fraction (a setting that is
+no whole number) that changes nothing in these steps must be in NOT_IN_STEPS, or the command must
+say that it has no effect.
+"""
+from settings import (
+    LARGEST,
+    UserError,
+    arguments_of_load_config,
+    describe,
+    load_config,
+    split_hint,
+    without_none,
+)
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+import typing
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType
+
+import common
+from checks import mini_phases, warm
+from checks.mini import ROOT, Mini
+
+VALUES = ("0", "-1", "1", "nan", "inf", "", "abc", "1e30", "1e6", str(LARGEST), "[]", "[1]", "{}",
+          "None", "true")
+SECONDS = 120.0  # that a try may take: a machine may be busy
+STEPS = 3
+COMMANDS = {  # whose sections are tried by it
+    "pretrain": ("model", "pretrain"),
+    "sft": ("sft",),
+    "distill": ("distill",),
+    "reward": ("reward",),
+    "rl": ("rl",),
+    "evaluate": ("evaluate",),
+    "data.text.corpus": ("tokenizer", "corpus"),
+}
+NOT_IN_STEPS = {  # what they decide is not what three steps compute
+    "save_minutes", "timeout_minutes", "min_positive_score", "gap", "temperature", "top_p",
+    "val_fraction", "megabytes", "train_mb", "norm_eps", "keep_between",
+}
+
+
+def settings_of(script: str) -> Iterator[tuple[str, object]]:
+    """(name as it is written behind --, type) of what is tried with a script."""
+    arguments = arguments_of_load_config(ROOT / (script.replace(".", "/") + ".py"))
+    for section in COMMANDS[script]:
+        for name, setting in arguments[section].settings().items():
+            yield f"{section}.{name}", setting.hint
+    options = arguments.get("options", ("run", "init_from", "scale", "track"))
+    for name in (*options, *arguments.get("flags", {})):
+        yield name, str
+
+
+def is_refused(folder: Path, script: str, name: str, value: str) -> str | None:
+    """The line that settings.py refuses a value with; "" where it takes it, None for a fault."""
+    arguments = arguments_of_load_config(ROOT / (script.replace(".", "/") + ".py"))
+    config = "mini.py" if script == "data.text.corpus" else "phases.py"
+    try:
+        load_config(argv=[str(folder / config), f"--{name}={value}"], **arguments)
+    except UserError as error:
+        return str(error) if name.rpartition(".")[2] in str(error) else None
+    return ""
+
+
+class Tries:
+    """The folder of a miniature run, and commands tried in it."""
+
+    def __init__(self, folder: Path):
+        self.mini = Mini(folder)
+        mini_phases.prepare(self.mini)
+        self.mini.prepare("--corpus.folder=data")
+        self.mini.pretrain("--run=base", "--pretrain.eval_problems=0", "--evaluate.tasks=[]")
+        self.n = 0
+
+    def command(self, script: str, run: str) -> list[str]:
+        if script in mini_phases.PHASES:
+            return ["-m", "checks.mini_phases", *mini_phases.command(script, run),
+                    f"--{script}.log_every=1", f"--{script}.prompts=[]", "--evaluate.tasks=[]"]
+        if script == "evaluate":
+            return [str(ROOT / "evaluate.py"), "phases.py", f"--run={run}",
+                    "--evaluate.checkpoint=out/base/pretrain"]
+        return ["-m", script, "mini.py", f"--run={run}"]
+
+    def run(self, script: str, *options: str) -> tuple[str, list[dict]]:
+        """(what it printed, its first steps); the output begins with FAULT where there is one."""
+        self.n += 1
+        run = f"try{self.n}"
+        process = warm.start([*self.command(script, run), *options], self.mini.folder)
+        folder = self.mini.folder / "out" / run / script
+        started = time.time()
+        while process.poll() is None and len(common.read_metrics(folder)) < STEPS:
+            if time.time() - started > SECONDS:
+                process.process.kill()
+                return f"FAULT: nothing for {SECONDS:.0f} s", []
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=SECONDS)
+        lines = common.read_metrics(folder)[:STEPS]
+        if "Traceback" in output or process.returncode not in (0, 2, 128 + signal.SIGTERM):
+            return f"FAULT: exit code {process.returncode}\n{output[-2000:]}", lines
+        return output, lines
+
+
+def outcome(lines: list[dict]) -> list:
+    """What the steps computed."""
+    timed = ("seconds", "tokens_per_s", "memory_gb", "rollout_s", "scoring_s", "update_s")
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+def is_real(hint) -> bool:
+    """Whether a setting is a number that need not be whole: a weight, a rate, a fraction."""
+    kind, _ = split_hint(hint)
+    if NoneType in typing.get_args(kind):
+        kind, _ = split_hint(without_none(kind))
+    return kind is float
+
+
+def judge(tries: Tries, script: str, name: str, hint, value: str, usual: list) -> tuple[str, str]:
+    """(verdict, why): "refused", "runs", "says" (it ended with a line), or a fault."""
+    refusal = is_refused(tries.mini.folder, script, name, value)
+    if refusal is None:
+        return "UNNAMED", "the line does not name the setting"
+    if refusal:
+        return "refused", refusal
+    output, lines = tries.run(script, f"--{name}={value}")
+    if output.startswith("FAULT"):
+        return "FAULT", output
+    last = output.strip().rpartition("\n")[2]
+    if last.startswith("error: "):
+        return "says", last
+    if is_real(hint) and script in mini_phases.PHASES and outcome(lines) == usual:
+        short = name.rpartition(".")[2]
+        if short not in NOT_IN_STEPS and f"{short} has no effect" not in output:
+            return "SILENT", f"{name}={value} changes nothing in {STEPS} steps"
+    return "runs", ""
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=COMMANDS, help="one command's settings")
+    args = parser.parse_args()
+    counts, faults = Counter(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        sys.path.append(folder)  # phases.py takes sections of mini.py
+        tries = Tries(Path(folder))
+        for script in [args.only] if args.only else COMMANDS:
+            _, lines = tries.run(script)
+            usual = outcome(lines)
+            for name, hint in settings_of(script):
+                for value in VALUES:
+                    verdict, why = judge(tries, script, name, hint, value, usual)
+                    counts[verdict] += 1
+                    if verdict.isupper() or verdict == "says":
+                        print(f"{verdict} {script} --{name}={value} [{describe(hint)}]: {why}",
+                              flush=True)
+                    faults += verdict.isupper()
+    print(json.dumps(counts))
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
