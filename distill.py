@@ -124,6 +124,26 @@ def check_settings(cfg: DistillConfig, world: int) -> None:
             "distill.refresh_every needs problems: new samples are scored as problems of a task")
 
 
+def unused_settings(cfg: DistillConfig) -> dict[str, str]:
+    """Settings that have no effect beside the others, each with the reason."""
+    unused = {}
+    if not cfg.dpo:
+        unused |= dict.fromkeys(("beta", "margin"), "dpo is 0")
+    if not uses_kl(cfg):
+        reason = "kl_chosen and kl_rejected are 0"
+        unused |= dict.fromkeys(("divergence", "kl_temperature", "top_k"), reason)
+    if not cfg.refresh_every:
+        unused["negatives"] = "refresh_every is 0"
+    if not cfg.teacher:
+        unused["teacher_system"] = "there is no teacher"
+    if cfg.pairs:
+        unused |= dict.fromkeys(("n_samples", "samples", "temperature", "max_rows"), "pairs are given")
+        unused |= dict.fromkeys(("min_positive_score", "gap"), "pairs are given")
+    else:
+        unused["on_bad_line"] = "no file of pairs is given"
+    return unused
+
+
 def rate_schedule(cfg: DistillConfig) -> Schedule:
     """The settings of the only stage."""
     return Schedule([1, cfg.lr_end], cfg.curve)
@@ -531,7 +551,7 @@ def main():
     cfg = config.distill
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     check_settings(cfg, dist.world)
-    run = loop.start("distill", config, dist, default_source="sft")
+    run = loop.start("distill", config, dist, "sft", unused_settings(cfg))
     teacher = sample_pairs.find_teacher(run)
     check_teacher(run, teacher)
     problems = dist.from_main(lambda: sample_pairs.load_problems(cfg, config.scale))

@@ -526,7 +526,7 @@ def main():
         sampler = Embedded(model)
         cfg.prompt_format = cfg.prompt_format or default_prompt_format(source, tokenizer)
         if hf.is_ours(source):
-            cfg.system = ""
+            cfg.system = ""  # as it was trained
         made_by = dist.from_main(lambda: f"{checkpoint_digest(source)} {dtype}")
     if dist.is_main:
         print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)

@@ -153,8 +153,9 @@ class Run:
 
     @property
     def eval_tasks(self) -> list[str]:
-        """What an evaluation of this phase asks; none where evaluate.tasks has none."""
-        tasks = self.config.evaluate.tasks
+        """What an evaluation of this phase asks; none where evaluate.tasks has none, or where the
+        phase is not evaluated on tasks."""
+        tasks = self.config.evaluate.tasks if hasattr(self.config, "evaluate") else []
         return list(dict.fromkeys(tasks + self.cfg.eval_tasks)) if tasks else []
 
     @functools.cached_property
@@ -258,8 +259,12 @@ def evaluation_is_due(cfg: TrainConfig, stage: Stage, step: int) -> bool:
     return step == stage.end_step or is_due(cfg.eval_every, step)
 
 
-def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str) -> Run:
-    """Finds the checkpoint that a phase starts from, and takes its tokenizer, or the config's."""
+def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str,
+          unused: dict[str, str] = {}) -> Run:
+    """Finds the checkpoint that a phase starts from, and takes its tokenizer, or the config's.
+
+    unused: settings that have no effect beside the others, each with the reason.
+    """
     cfg = getattr(config, phase)
     dist.from_main(lambda: common.lock_folder(config.out / phase))
     source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
@@ -268,7 +273,21 @@ def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str) 
     set_vocab_size(config.model, tokenizer.n_vocab)
     run = Run(phase, config, cfg, dist, tokenizer, tokenizer_file, source)
     check_tasks(run)
+    say_unused(run, unused)
     return run
+
+
+def say_unused(run: Run, unused: dict[str, str]) -> None:
+    """Prints which settings were given and have no effect, and why."""
+    if not run.eval_tasks:
+        of_tasks = ("eval_problems", "eval_tasks")
+        unused = dict.fromkeys(of_tasks, "there are no evaluate.tasks") | unused
+    if run.dist.world == 1:
+        unused = {"shard_size": "there is one process"} | unused
+    for setting in dataclasses.fields(run.cfg):
+        given = getattr(run.cfg, setting.name) not in (setting.default, [], {})
+        if given and setting.name in unused and run.dist.is_main:
+            print(f"note: {run.phase}.{setting.name} has no effect: {unused[setting.name]}")
 
 
 def check_tasks(run: Run, *more: str) -> None:
@@ -276,7 +295,8 @@ def check_tasks(run: Run, *more: str) -> None:
     cannot be opened. more: tasks that the phase takes beside those of its evaluation."""
     for task in (*run.eval_tasks, *more):
         registry.family(task)
-    run.verifier  # it is opened where a task needs one
+    if run.eval_tasks:
+        run.verifier  # it is opened where a task needs one
 
 
 def load_or_resume(run: Run, resume_key: Callable[[int], list]) -> None:

@@ -69,6 +69,11 @@ class RewardConfig(loop.TrainConfig):
     curve: Curve = "cosine"      # how it goes there
 
 
+# of loop.TrainConfig, with the reason
+UNUSED = dict.fromkeys(("eval_every", "eval_problems", "eval_tasks", "prompts"),
+                       "a reward model is graded at the end, on reward.held_out")
+
+
 def check_settings(cfg: RewardConfig, world: int) -> None:
     """Raises UserError for what bounds cannot say."""
     check_schedule("reward", Schedule([1, cfg.lr_end], cfg.curve))
@@ -461,7 +466,7 @@ def main():
     cfg = config.reward
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     check_settings(cfg, dist.world)
-    run = loop.start("reward", config, dist, default_source="distill")
+    run = loop.start("reward", config, dist, "distill", UNUSED)
     preferences, left_out = dist.from_main(lambda: read_preferences(cfg.preferences, "train"))
     pairs = prepare_pairs(run, preferences, left_out)
     n_steps = max(1, round(config.scale * cfg.epochs * len(pairs) / cfg.batch_pairs))

@@ -137,6 +137,21 @@ def check_settings(cfg: RlConfig, world: int) -> None:
         )
 
 
+def unused_settings(cfg: RlConfig) -> dict[str, str]:
+    """Settings that have no effect beside the others, each with the reason."""
+    unused = {}
+    if cfg.updates == 1:
+        reason = "with one update a batch no ratio is clipped"
+        unused |= dict.fromkeys(("clip_low", "clip_high"), reason)
+    if cfg.loss == "dr_grpo":
+        unused["divide_by_std"] = "dr_grpo never divides"
+    if not cfg.filter_samples:
+        unused["keep_between"] = "filter_samples is 0"
+    if not any(stage.reward == "pairwise" for stage in cfg.stages):
+        unused |= dict.fromkeys(("opponents", "reward_model"), "no stage is pairwise")
+    return unused
+
+
 def check_reward(cfg: RlConfig, stage: StageConfig) -> None:
     """Raises UserError where a stage's problems cannot be rewarded as it says."""
     if stage.reward == "verified":
@@ -511,7 +526,7 @@ def main():
     cfg = config.rl
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
     check_settings(cfg, dist.world)
-    run = loop.start("rl", config, dist, default_source="distill")
+    run = loop.start("rl", config, dist, "distill", unused_settings(cfg))
     plan = make_plan(cfg.stages, config.scale)
     n_steps = plan[-1].end_step
     judges = open_judges(run)
