@@ -507,7 +507,7 @@ def find_damage(dist: Dist, path: Path) -> str:
         except FileNotFoundError:
             problems[name] = f"{path / name} is missing"
         except (OSError, ValueError) as error:
-            problems[name] = f"{path}: {error}"
+            problems[name] = f"{path}: {untrusted.printable(str(error))}"
     return next(iter(dist.gather(problems).values()), "")
 
 
@@ -518,7 +518,8 @@ def read_meta(path: Path) -> dict:
         if not all(isinstance(meta.get(key, {}), dict) for key in ("model", "tokenizer_ids")):
             raise ValueError("its model or tokenizer_ids is no object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole checkpoint: meta.json: {error}") from error
+        reason = untrusted.printable(str(error))
+        raise UserError(f"{path} is not a whole checkpoint: meta.json: {reason}") from error
     return meta
 
 
@@ -537,7 +538,7 @@ def load_checkpoint(dist: Dist, path: Path, model, optimizer=None, checked: bool
     try:
         dcp_files.load(path, state)  # each rank by itself: some may load alone
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {path}: {error}") from error
+        raise UserError(f"cannot load {path}: {untrusted.printable(str(error))}") from error
     if optimizer is None:
         set_model_state_dict(model, state["model"])
     else:

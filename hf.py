@@ -148,7 +148,7 @@ def _model_without_weights(folder: Path) -> Transformer:
         try:
             tensors = dcp_files.read_metadata(folder).state_dict_metadata
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load {folder}: {error}") from error
+            raise UserError(f"cannot load {folder}: {untrusted.printable(str(error))}") from error
         for name, shape in _shapes(cfg):
             found = [*getattr(tensors.get(f"model.{name}"), "size", ())]
             if found != shape:
@@ -249,7 +249,7 @@ def _inside(folder: Path, name: str) -> Path:
     try:
         return untrusted.file_inside(folder, name)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: {error}") from error
+        raise UserError(f"{folder}: {untrusted.printable(str(error))}") from error
 
 
 def _read_json(folder: Path, name: str) -> dict:
@@ -259,7 +259,8 @@ def _read_json(folder: Path, name: str) -> dict:
     try:
         return untrusted.read_json(folder, name)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / name}: {error}") from error
+        reason = untrusted.printable(str(error))
+        raise UserError(f"cannot read {folder / name}: {reason}") from error
 
 
 # A config's numbers in our and in their words, and the most that each may be: far above every
@@ -437,7 +438,8 @@ def _open_safetensors(folder: Path) -> dict:
             file = safe_open(untrusted.file_inside(folder, name), framework="pt")
             files |= dict.fromkeys(file.keys(), file)
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"cannot read the weights in {folder}: {error}; "
+        reason = untrusted.printable(str(error))
+        raise UserError(f"cannot read the weights in {folder}: {reason}; "
                         "is the download whole?") from error
     return files
 

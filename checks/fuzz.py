@@ -1,7 +1,8 @@
-"""Random programs into the sandbox and random answers into the verifier: nothing crashes, hangs or
-earns a reward.
+"""Random programs into the sandbox, random answers into the verifier, damaged inputs into all that
+reads them: nothing crashes, hangs or earns a reward.
 
-    python -m checks.fuzz [--n=10000] [--write]     # nine minutes on 2 cores
+    python -m checks.fuzz [--n=10000] [--write]     # nine minutes on 2 cores, and 15 for inputs
+    python -m checks.fuzz --only=inputs             # checks/fuzz_inputs.py alone
 
 Programs are statements drawn from lists of what attackers use, nested and joined at random, some
 with random characters; they are judged by tests that expect a secret. Answers are pieces of LaTeX,
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import common
+from checks import fuzz_inputs
 from data.verify import answers
 from data.verify.sandbox import Limits, Sandbox
 from experiments import results
@@ -203,8 +205,44 @@ def per_second(work, n: int = 1000, threads: int = 2) -> float:
     return n / (time.time() - started)
 
 
-def main():
-    n = next((int(a.removeprefix("--n=")) for a in sys.argv if a.startswith("--n=")), 10_000)
+def fuzz_readers(n: int) -> None:
+    """Damaged folders, tokenizers, data files and answers; UserError where there was a fault."""
+    started = time.time()
+    ends = fuzz_inputs.run_all(n)
+    for kind, counts in ends.items():
+        print(f"{counts.total()} {kind}: {dict(counts.most_common())}")
+    n_faults = sum(count for counts in ends.values() for end, count in counts.items() if ":" in end)
+    if "--write" in sys.argv:
+        results.append(
+            "fuzz",
+            dict(
+                commit=common.current_commit(),
+                command=f"python -m checks.fuzz --only=inputs --n={n} --write",
+                seed=0,
+                inputs=ends,
+                machine=common.describe_machine(torch.device("cpu")),
+                seconds=time.time() - started,
+            ),
+        )
+    if n_faults:
+        raise common.UserError(f"{n_faults} faults, see above")
+
+
+def speeds(box: Sandbox) -> dict[str, float]:
+    """Plain work a second."""
+    right = "def f(x):\n    return sorted(x)"
+    speed = {
+        "scripts": per_second(lambda i: box.run(f"print({i})")),
+        "functions": per_second(lambda i: box.call(right, "f", [[[3, 1, 2]]] * 5)),
+        "tests": per_second(lambda i: box.test(right, "assert f([2, 1]) == [1, 2]", ["f"])),
+    }
+    plain = [(str(i), f"<think>hm</think> So it is \\boxed{{{i + i % 2}}}.") for i in range(20_000)]
+    speed["plain answers"] = per_second(lambda i: answers.reward(*plain[i]), len(plain), threads=1)
+    return speed
+
+
+def fuzz_verifiers(n: int) -> None:
+    """Programs and answers; an AssertionError where one passed or broke something."""
     started = time.time()
     with Sandbox(workers=2, limits=LIMITS) as box:
         def program(source: str) -> str:
@@ -229,14 +267,7 @@ def main():
             f"{longest_answer:.1f} s"
         )
         box.limits = Limits()
-        right = "def f(x):\n    return sorted(x)"
-        speed = {
-            "scripts": per_second(lambda i: box.run(f"print({i})")),
-            "functions": per_second(lambda i: box.call(right, "f", [[[3, 1, 2]]] * 5)),
-            "tests": per_second(lambda i: box.test(right, "assert f([2, 1]) == [1, 2]", ["f"])),
-        }
-    plain = [(str(i), f"<think>hm</think> So it is \\boxed{{{i + i % 2}}}.") for i in range(20_000)]
-    speed["plain answers"] = per_second(lambda i: answers.reward(*plain[i]), len(plain), threads=1)
+        speed = speeds(box)
     print(
         "a second, on 2 cores: " + ", ".join(f"{name} {value:.0f}" for name, value in speed.items())
     )
@@ -255,6 +286,13 @@ def main():
                 seconds=time.time() - started,
             ),
         )
+
+
+def main():
+    n = next((int(a.removeprefix("--n=")) for a in sys.argv if a.startswith("--n=")), 10_000)
+    fuzz_readers(n)  # first: it forks, and threads come later
+    if "--only=inputs" not in sys.argv:
+        fuzz_verifiers(n)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from tqdm import tqdm
 from common import UserError
 from data.tasks.problem import PAGES
 from data.text import decoding
+from untrusted import printable
 
 HF_OPTIONS = ("config", "split", "data_dir", "data_files", "revision")  # as `datasets` has them
 KINDS = {  # kind of source -> its own settings
@@ -357,8 +358,8 @@ def _read_file(path: Path, column: str, skip: int, columns: list[str] | None,
                 if text is not None:
                     yield 1, {column: text}
     except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason.splitlines()[0]}") from None
+        reason = printable(str(error)) or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}") from None
 
 
 def _decode(text: bytes, path: Path, bad_line: Callable) -> str | None:
