@@ -137,8 +137,8 @@ def unused_settings(cfg: DistillConfig) -> dict[str, str]:
     if not cfg.teacher:
         unused["teacher_system"] = "there is no teacher"
     if cfg.pairs:
-        unused |= dict.fromkeys(("n_samples", "samples", "temperature", "max_rows"), "pairs are given")
-        unused |= dict.fromkeys(("min_positive_score", "gap"), "pairs are given")
+        of_samples = ("n_samples", "samples", "temperature", "max_rows", "gap")
+        unused |= dict.fromkeys((*of_samples, "min_positive_score"), "pairs are given")
     else:
         unused["on_bad_line"] = "no file of pairs is given"
     return unused

@@ -130,8 +130,6 @@ class Run:
     tokenizer: Tokenizer
     tokenizer_file: Path      # is copied into each checkpoint
     source: Path | None = None  # checkpoint that the first weights come from
-    sections: tuple[str, ...] = ()  # of the config, that a result depends on (default: model and
-                                    # the phase)
     model: torch.nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
     replica: torch.nn.Module | None = None  # a plain copy for samples, where the model is sharded:
@@ -222,6 +220,7 @@ class Run:
         must succeed: then UserError.
         """
         config, dist = self.config, self.dist
+        sections = [name for name in ("model", "corpus", self.phase) if hasattr(config, name)]
         meta = dict(
             phase=self.phase,
             stage=stage.name,
@@ -231,7 +230,7 @@ class Run:
             command=config.command,
             commit=common.current_commit(),
             machine=common.describe_machine(dist.device),
-            config=common.config_hash(config, *(self.sections or ("model", self.phase))),
+            config=common.config_hash(config, *sections),
             model=dataclasses.asdict(config.model) | {"rope_theta": self.model.rope_theta},
             tokenizer=self.tokenizer.hash,
             tokenizer_ids=self.tokenizer.ids,
@@ -265,13 +264,18 @@ def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str,
 
     unused: settings that have no effect beside the others, each with the reason.
     """
-    cfg = getattr(config, phase)
-    dist.from_main(lambda: common.lock_folder(config.out / phase))
     source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
     tokenizer_file = Path(config.tokenizer.path or source / "tokenizer.json")
     tokenizer = hf.load_tokenizer(source, config.tokenizer)
     set_vocab_size(config.model, tokenizer.n_vocab)
-    run = Run(phase, config, cfg, dist, tokenizer, tokenizer_file, source)
+    return open_run(phase, config, dist, tokenizer, tokenizer_file, source, unused)
+
+
+def open_run(phase: str, config: SimpleNamespace, dist: Dist, tokenizer: Tokenizer,
+             tokenizer_file: Path, source: Path | None, unused: dict[str, str]) -> Run:
+    """A run whose folder is locked and whose tasks are known."""
+    dist.from_main(lambda: common.lock_folder(config.out / phase))
+    run = Run(phase, config, getattr(config, phase), dist, tokenizer, tokenizer_file, source)
     check_tasks(run)
     say_unused(run, unused)
     return run

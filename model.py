@@ -23,7 +23,7 @@ from kernels.rmsnorm import add_rms_norm, rms_norm
 @dataclass
 class ModelConfig:
     n_layers: Annotated[int, Bounds(1, 1000)]  # L, number of blocks
-    hidden_size: Count           # C, width of the residual stream
+    hidden_size: Annotated[int, Bounds(1, 2**16)]  # C, width of the residual stream
     ffn_size: Count              # width of the SwiGLU layer
     n_heads: Count               # H, query heads
     n_kv_heads: Count            # K, key/value heads; H must be a multiple

@@ -112,6 +112,11 @@ def check_stages(stages: list[StageConfig]) -> None:
         check_schedule(stage.name, stage)
 
 
+def unused_settings(cfg: PretrainConfig) -> dict[str, str]:
+    """Settings that have no effect beside the others, each with the reason."""
+    return {} if cfg.branch_from else {"branch_to": "branch_from is not given"}
+
+
 # --------------------------------------------------------------------------------------------------
 # Plan and data
 
@@ -413,11 +418,9 @@ def main():
     mixture = Mixture(train, plan, cfg.seed)
 
     dist = common.init_distributed(cfg.dtype, cfg.shard_size, cfg.timeout_minutes)
-    dist.from_main(lambda: common.lock_folder(config.out / "pretrain"))
     tokenizer_file = data_folder(config) / "tokenizer.json"
-    run = loop.Run("pretrain", config, cfg, dist, tokenizer, tokenizer_file)
-    loop.check_tasks(run)
-    run.sections = ("model", "corpus", "pretrain")
+    run = loop.open_run(
+        "pretrain", config, dist, tokenizer, tokenizer_file, None, unused_settings(cfg))
     load_weights(run, plan)
     model, optimizer = run.model, run.optimizer
     if dist.is_main:

@@ -36,7 +36,7 @@ import common
 from checks import mini_phases, warm
 from checks.mini import ROOT, Mini
 
-VALUES = ("0", "-1", "1", "nan", "inf", "", "abc", "1e30", "1e6", str(LARGEST), "[]", "[1]", "{}",
+VALUES = ("0", "-1", "1", "nan", "inf", "", "abc", "1e30", str(LARGEST), "[]", "[1]", "{}",
           "None", "true")
 SECONDS = 120.0  # that a try may take: a machine may be busy
 STEPS = 3
@@ -120,7 +120,7 @@ class Tries:
 def outcome(lines: list[dict]) -> list:
     """What the steps computed."""
     timed = ("seconds", "tokens_per_s", "memory_gb", "rollout_s", "scoring_s", "update_s")
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+    return [(key, value) for line in lines for key, value in line.items() if key not in timed]
 
 
 def is_real(hint) -> bool:
