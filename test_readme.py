@@ -399,10 +399,13 @@ def test_every_chapter_is_linked_from_readme():
     assert chapters <= set(LINK.findall(PAGES["README.md"]))
 
 
+WRITTEN_BY_READERS = ("data/tasks/count.py", "rl.imitation")  # in the exercises of docs/CHANGE.md
+
+
 def test_scripts_and_configs_exist():
     scripts = set(re.findall(r"(?<![\w/.])((?:\w+/)*\w+\.(?:py|sh))\b", prose()))
     assert len(scripts) > 20
-    for script in sorted(scripts):
+    for script in sorted(scripts - {*WRITTEN_BY_READERS}):
         assert (ROOT / script).exists() or (ROOT / "configs" / script).exists(), script
 
 
@@ -437,7 +440,7 @@ def test_settings_exist():
         if (section, key) == ("section", "key"):
             continue
         names = {field.name for field in dataclasses.fields(SECTIONS[section])}
-        assert key in names, f"{section}.{key}"
+        assert key in names or f"{section}.{key}" in WRITTEN_BY_READERS, f"{section}.{key}"
 
 
 def test_steps_of_the_filter_exist():
