@@ -515,8 +515,9 @@ def read_meta(path: Path) -> dict:
     """meta.json of a checkpoint; UserError where it is missing or torn."""
     try:
         meta = untrusted.read_json(path, "meta.json")
-        if not all(isinstance(meta.get(key, {}), dict) for key in ("model", "tokenizer_ids")):
-            raise ValueError("its model or tokenizer_ids is no object")
+        for key in ("model", "tokenizer_ids", "reward"):
+            if not isinstance(meta.get(key, {}), dict):
+                raise ValueError(f"its {key} is no object")
     except (OSError, ValueError) as error:
         reason = untrusted.printable(str(error))
         raise UserError(f"{path} is not a whole checkpoint: meta.json: {reason}") from error

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from untrusted import file_inside, read_bytes
+from untrusted import Unpickler, file_inside, read_bytes
 
 MOST_METADATA = 1 << 28   # bytes of .metadata: some hundred for each tensor and rank
 
@@ -34,27 +34,11 @@ CLASSES = {  # all that DCP writes into a .metadata
 }
 
 
-class MetadataUnpickler(pickle._Unpickler):
-    """Makes objects of CLASSES alone, so no function that a file names is called.
-
-    In plain Python: the C one keeps its memo in a list as long as the largest number that the file
-    says, gigabytes for six bytes. BYTEARRAY8, which DCP does not write, takes memory likewise.
-    """
-    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items()
-                if code != pickle.BYTEARRAY8[0]}
-
-    def find_class(self, module: str, name: str):
-        if name not in CLASSES.get(module, ()):
-            raise ValueError(f"it names {module}.{name}, which is no part of a checkpoint: a "
-                             "program in place of data")
-        return super().find_class(module, name)
-
-
 def read_metadata(folder: Path) -> Metadata:
     """A checkpoint's .metadata, checked: it places every tensor inside of the folder's files."""
     data = read_bytes(file_inside(folder, ".metadata"), MOST_METADATA)
     try:
-        metadata = MetadataUnpickler(io.BytesIO(data)).load()
+        metadata = Unpickler(data, CLASSES).load()
         _check(folder, metadata)
     except OSError:
         raise

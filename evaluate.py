@@ -449,7 +449,7 @@ def default_prompt_format(folder: Path, tokenizer) -> str:
     A Hugging Face folder's is "chat" where its tokenizer is made for chats.
     """
     if (folder / "meta.json").is_file():
-        return "document" if common.read_meta(folder)["phase"] == "pretrain" else "chat"
+        return "document" if common.read_meta(folder).get("phase") == "pretrain" else "chat"
     return "chat" if "<|im_start|>" in tokenizer.special else "document"
 
 

@@ -301,7 +301,9 @@ def sigmoid(margins: np.ndarray) -> np.ndarray:
 def load_reward_model(folder: Path, device, dtype: torch.dtype, context: int) -> RewardModel:
     """The model of a checkpoint of this phase, or of an exported one: then it is pairwise."""
     meta = common.read_meta(folder) if (folder / "meta.json").is_file() else {}
-    kind = KINDS[meta.get("reward", {}).get("kind", "pairwise")]
+    kind = KINDS.get(meta.get("reward", {}).get("kind", "pairwise"))
+    if kind is None:
+        raise UserError(f"{folder} is no reward model: its kind is none of {', '.join(KINDS)}")
     model, tokenizer = hf.load(folder, device, dtype, checked=True)
     return kind(model, tokenizer, context)
 

@@ -161,7 +161,7 @@ class Folders:
             for name in meta["files"]:
                 data = (folder / name).read_bytes() if (folder / name).is_file() else b""
                 meta["files"][name] = [len(data), zlib.crc32(data)]
-        except (ValueError, LookupError, TypeError, AttributeError, OSError):
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
             return
         (folder / "meta.json").write_text(json.dumps(meta))
 

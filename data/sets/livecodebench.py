@@ -12,9 +12,7 @@ Decimal numbers are equal if they are exactly: "3.0" for "3", but never "0.33333
 "0.333333333333", nor one float for another that is near. That is the official rule.
 """
 import base64
-import io
 import json
-import pickle
 import re
 import zlib
 from decimal import Decimal, InvalidOperation
@@ -22,6 +20,7 @@ from decimal import Decimal, InvalidOperation
 from data.sets.programs import extract_program
 from data.tasks.problem import Problem
 from data.verify import sandbox
+from untrusted import Unpickler
 
 LIMITS = sandbox.Limits(seconds=6.0, memory=1 << 30)
 LARGEST = 1 << 30       # bytes of the tests of one problem
@@ -46,13 +45,6 @@ IMPORTS = "\n".join([*STARS, *NAMES, *LIMITS_OF_PYTHON])
 
 # ---- records
 
-class _Plain(pickle.Unpickler):
-    """Of builtin plain data alone: nothing that a pickle could import and call."""
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"{module}.{name} in a pickle of text")
-
-
 def read_cases(text: str | list) -> list[dict]:
     """Test cases in any of their forms; ValueError for what is none of them."""
     try:
@@ -72,7 +64,7 @@ def _unpack(text: str) -> object:
     packed = inflate.decompress(base64.b64decode(text, validate=True), LARGEST)
     if not inflate.eof:
         raise ValueError("cut off, or too large")
-    return _Plain(io.BytesIO(packed)).load()
+    return Unpickler(packed).load()  # of text alone
 
 
 def read(record: dict) -> Problem:
