@@ -167,8 +167,8 @@ def compare(name: str, folder: Path, wanted: dict, samples: dict) -> list[str]:
         for step, texts in samples.items():
             if tables.get(step) != [as_stored(text) for text in texts]:
                 problems.append(f"step {step}: samples are {tables.get(step)}, not {texts}")
-        missing = {"commit", "command", "machine", "evaluate"} - config.keys()
-        problems += [f"the config lacks the {key}" for key in missing if name[-6:] != "reward"]
+        missing = {"commit", "command", "machine"} - config.keys()
+        problems += [f"the config lacks the {key}" for key in missing]
         wrong += [f"{name}: {tracker}: {problem}" for problem in problems]
     return wrong
 
