@@ -42,7 +42,6 @@ import hf
 import loop
 from common import Dist, UserError
 from data.chat.packing import pack, share_prefixes
-from data.tasks import taste
 from data.tasks.problem import Problem
 from data.text.tokenizer import TokenizerConfig
 from data.verify import sandbox
@@ -52,15 +51,16 @@ from model import ModelConfig
 from reward import load_reward_model
 from rollouts import (
     COMPARED,
+    Asked,
     Judges,
     Rollout,
-    assign_rewards,
+    ask_rollouts,
     detect_hacking,
     discard_kept,
     filter_problems,
     flatten,
-    reference_win_rates,
-    sample_and_keep,
+    receive_rollouts,
+    reward_rollouts,
     select_trained,
     split_groups,
     summarize_rollouts,
@@ -68,7 +68,7 @@ from rollouts import (
     verifier_metrics,
     write_rollouts,
 )
-from sampler import Embedded
+from sampler import open_sampler
 from schedule import Stage, check_schedule, learning_rate, stage_at
 
 # --------------------------------------------------------------------------------------------------
@@ -119,10 +119,21 @@ class RlConfig(loop.TrainConfig):
     keep_between: Annotated[list[Fraction], Length(2, 2)] = field(
         default_factory=lambda: [0.1, 0.9])  # mean rewards that the filter keeps, strictly
     opponents: NonNegativeInt = 3  # of each response in a pairwise group; 0: all
+    servers: list[str] = field(default_factory=list)  # URLs of vLLM servers that sample in place of
+                                                      # this process (docs/SCALING.md)
+    served_weights: str = ""     # folder of each step's weights, which they read (default: in
+                                 # out/<run>/rl)
+    ahead: Literal[0, 1] = 0     # 1: servers sample the next step while this one trains, by weights
+                                 # that are one update older; needs tis
 
 
 def check_settings(cfg: RlConfig, world: int) -> None:
     """Raises UserError for what bounds cannot say."""
+    if cfg.ahead and not (cfg.servers and cfg.tis):
+        raise UserError(
+            "rl.ahead=1 needs rl.servers, which sample while this process trains, and rl.tis, "
+            "since their weights are one update older"
+        )
     low, high = cfg.keep_between
     if low >= high:
         raise UserError(f"rl.keep_between must be [low, high], not {cfg.keep_between}")
@@ -361,6 +372,7 @@ class StageState:
     first_policy: torch.nn.Module | None  # that the stage began with, for the KL term
     judges: Judges
     references: dict[str, str]  # question -> the policy's greedy reply, of compared problems
+    asked_ahead: Asked | None = None  # samples of the next step
 
 
 def begin_stage(
@@ -398,52 +410,25 @@ def collect_rollouts(
 ) -> tuple[list[list[Rollout]], dict[str, list[float]]]:
     """This rank's groups of a step, by the policy as it is now, with rewards and more verdicts.
 
-    A signal ends it at once: what was sampled by then is kept.
+    With cfg.ahead they are by the policy before the last update, but for a stage's first, and those
+    of the next step are asked for. A signal ends it at once: what was sampled by then is kept.
     """
-    sampler.update(run.unsharded_model(), step)
-    groups, verdicts = [], {}
-    with suppress(common.Interrupted), run.dist.leaving_at_once():
-        clock.start_lap()
-        groups = sample_groups(sampler, run, state, step)
-        clock.lap("rollout_s")
+    dist, groups, verdicts = run.dist, [], {}
+    clock.start_lap()
+    asked = state.asked_ahead or ask_rollouts(sampler, run, state, step)
+    state.asked_ahead = None
+    with suppress(common.Interrupted), dist.leaving_at_once():
+        groups = receive_rollouts(asked)
+    dist.wait()
+    goes_on = step + 1 < state.stage.end_step and not dist.stop_signal.on_any_rank()
+    if state.cfg.ahead and goes_on:
+        state.asked_ahead = ask_rollouts(sampler, run, state, step + 1)
+    clock.lap("rollout_s")
+    with suppress(common.Interrupted), dist.leaving_at_once():
         verdicts = reward_rollouts(state, step, groups)
         clock.lap("scoring_s")
-    run.dist.wait()
+    dist.wait()
     return groups, verdicts
-
-
-def sample_groups(
-    sampler, run: loop.Run, state: StageState, step: int
-) -> list[list[Rollout]]:
-    """This rank's groups of a step, sampled or, after a restart in the midst of it, kept."""
-    cfg, dist = state.cfg, run.dist
-    first = (step - state.stage.first_step) * cfg.batch_groups
-    batch = loop.shuffled_indices(len(state.problems), first, cfg.batch_groups, cfg.seed)
-    problems = {}
-    for number in range(dist.rank, cfg.batch_groups, dist.world):
-        problems[number] = state.problems[batch[number]]
-    seed = cfg.seed * 1_000_000_000 + step  # with a problem's number in the step: all its draws
-    return sample_and_keep(sampler, run, problems, cfg, seed, step)
-
-
-def reward_rollouts(
-    state: StageState, step: int, groups: list[list[Rollout]]
-) -> dict[str, list[float]]:
-    """Fills in the rewards; returns what else the reward model says of compared responses."""
-    cfg, stage = state.cfg, state.stage.settings
-    reward_model = state.judges.reward_model
-    if reward_model is not None:  # what is asked together is rounded together:
-        reward_model.known.clear()  # so a resumed run asks the same, to the bit
-    disagreement = assign_rewards(groups, stage, state.judges, cfg, cfg.seed + step)
-    if stage.reward != "pairwise":
-        return {}
-    _, compared = split_groups(groups, stage)
-    rates = reference_win_rates(compared, reward_model, state.references)
-    rubric = []
-    for rollout in flatten(compared):
-        if rollout.problem.family == "taste":
-            rubric.append(taste.reward(rollout.problem, rollout.text))
-    return {"win_rate": flatten(rates), "rubric": rubric, "disagreement": disagreement}
 
 
 def record_rollouts(
@@ -531,7 +516,8 @@ def main():
     n_steps = plan[-1].end_step
     judges = open_judges(run)
     loop.load_or_resume(run, lambda step: resume_key(plan, cfg, run.source, step))
-    model, optimizer, sampler = run.model, run.optimizer, Embedded()
+    model, optimizer = run.model, run.optimizer
+    sampler = open_sampler(cfg.servers, run, cfg.served_weights)
     if run.first_step == 0 and config.evaluate.tasks:
         loop.evaluate_starting_point(run, ("chat",))
 

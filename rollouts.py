@@ -58,14 +58,14 @@ def sample_rollouts(
     sampler, tokenizer, problems: list[Problem], n: int, cfg, seed: int,
     numbers: list[int] | None = None,
 ) -> Iterator[dict[int, list[Rollout]]]:
-    """Yields {place of a problem: n responses to it}, as they come.
+    """An iterator of {place of a problem: n responses to it}, as they come.
 
     By their own tokens: nothing is decoded and encoded again. cfg: an RlConfig, of which
     max_new_tokens, temperature and max_rows hold. numbers: of the problems among all (default:
     their places here); with the seed they decide all draws.
     """
     prompts = [task_prompt(problem, tokenizer, "chat") for problem in problems]
-    batches = sampler.sample(
+    batches = sampler.sample(  # servers are asked at once
         prompts,
         n,
         max_new_tokens=cfg.max_new_tokens,
@@ -75,6 +75,14 @@ def sample_rollouts(
         max_rows=cfg.max_rows,
         numbers=numbers,
     )
+    return make_groups(batches, problems, prompts, tokenizer)
+
+
+def make_groups(
+    batches: Iterator[dict[int, list[Sample]]], problems: list[Problem], prompts: list[list[int]],
+    tokenizer,
+) -> Iterator[dict[int, list[Rollout]]]:
+    """What sample_rollouts yields, from what the sampler yields."""
     for batch in batches:
         groups = {}
         for place, samples in batch.items():
@@ -96,13 +104,28 @@ def make_group(
 KEPT = "sampled"  # folder of the phase: the samples of the step that is being done
 
 
-def sample_and_keep(
-    sampler, run: loop.Run, problems: dict[int, Problem], cfg, seed: int, step: int
-) -> list[list[Rollout]]:
-    """A rank's groups of a step; a restart takes the samples that were kept as they came.
+@dataclass
+class Asked:
+    """A rank's samples of a step that were asked for."""
+    problems: dict[int, Problem]      # by their number in the step
+    groups: dict[int, list[Rollout]]  # that were kept before a restart in the midst of the step
+    missing: list[int]                # the numbers of the others …
+    batches: Iterator[dict]           # … and their groups, by place in `missing`, as they come
+    path: Path                        # where these are kept
 
-    problems: by their number in the step.
+
+def ask_rollouts(sampler, run: loop.Run, state, step: int) -> Asked:
+    """Asks the policy as it is now for this rank's groups of a step, but for those that were kept.
+
+    state: rl.py's StageState. All ranks call it.
     """
+    cfg, dist = state.cfg, run.dist
+    sampler.update(run.unsharded_model(), run.step)
+    first = (step - state.stage.first_step) * cfg.batch_groups
+    batch = loop.shuffled_indices(len(state.problems), first, cfg.batch_groups, cfg.seed)
+    problems = {}
+    for number in range(dist.rank, cfg.batch_groups, dist.world):
+        problems[number] = state.problems[batch[number]]
     name = common.hash_json([step, run.resume_key(step), loop.as_json(run.cfg)])
     groups = {}
     for row in common.read_kept_lines(run.folder / KEPT, name):
@@ -112,18 +135,25 @@ def sample_and_keep(
             prompt = task_prompt(problems[number], run.tokenizer, "chat")
             groups[number] = make_group(problems[number], prompt, samples, run.tokenizer)
     missing = [number for number in problems if number not in groups]
-    path = run.folder / KEPT / f"{name}.{run.dist.rank}.jsonl"
-    missing_problems = [problems[number] for number in missing]
+    seed = cfg.seed * 1_000_000_000 + step  # with a problem's number in the step: all its draws
     batches = sample_rollouts(
-        sampler, run.tokenizer, missing_problems, cfg.group_size, cfg, seed, missing)
-    for batch in batches:
+        sampler, run.tokenizer, [problems[number] for number in missing], cfg.group_size, cfg,
+        seed, missing)
+    path = run.folder / KEPT / f"{name}.{dist.rank}.jsonl"
+    return Asked(problems, groups, missing, batches, path)
+
+
+def receive_rollouts(asked: Asked) -> list[list[Rollout]]:
+    """This rank's groups of a step, kept on disk as they come, for a restart in the midst of it."""
+    for batch in asked.batches:
         rows = []
         for place, group in batch.items():
-            groups[missing[place]] = group
+            number = asked.missing[place]
+            asked.groups[number] = group
             samples = [(r.tokens, r.logprobs, r.finish_reason) for r in group]
-            rows.append({"number": missing[place], "samples": samples})
-        common.keep_lines(path, rows)
-    return [groups[number] for number in problems]
+            rows.append({"number": number, "samples": samples})
+        common.keep_lines(asked.path, rows)
+    return [asked.groups[number] for number in asked.problems]
 
 
 def discard_kept(run: loop.Run) -> None:
@@ -194,6 +224,29 @@ def assign_rewards(
         for rollout, reward in zip(group, rewards):
             rollout.reward = float(reward) if is_acceptable(rollout) else 0.0
     return [verdict.disagreement for verdict in verdicts]
+
+
+def reward_rollouts(
+    state, step: int, groups: list[list[Rollout]]
+) -> dict[str, list[float]]:
+    """Fills in the rewards; returns what else the reward model says of compared responses.
+
+    state: rl.py's StageState.
+    """
+    cfg, stage = state.cfg, state.stage.settings
+    reward_model = state.judges.reward_model
+    if reward_model is not None:  # what is asked together is rounded together:
+        reward_model.known.clear()  # so a resumed run asks the same, to the bit
+    disagreement = assign_rewards(groups, stage, state.judges, cfg, cfg.seed + step)
+    if stage.reward != "pairwise":
+        return {}
+    _, compared = split_groups(groups, stage)
+    rates = reference_win_rates(compared, reward_model, state.references)
+    rubric = []
+    for rollout in flatten(compared):
+        if rollout.problem.family == "taste":
+            rubric.append(taste.reward(rollout.problem, rollout.text))
+    return {"win_rate": flatten(rates), "rubric": rubric, "disagreement": disagreement}
 
 
 def reference_win_rates(groups: list[list[Rollout]], reward_model: RewardModel | None,

@@ -79,6 +79,17 @@ def in_order(batches: Iterable[dict]) -> list:
     return [values[place] for place in sorted(values)]
 
 
+def open_sampler(urls: list[str], run, folder: str = ""):
+    """The sampler of a phase's run (loop.Run): servers at these URLs or, without any, Embedded.
+
+    folder: for the weights that the servers get (default: in the run's).
+    """
+    if not urls:
+        return Embedded()
+    weights = Path(folder or run.folder / "served")
+    return Served(urls, run.dist, run.tokenizer, weights, getattr(torch, run.cfg.dtype))
+
+
 # --------------------------------------------------------------------------------------------------
 # vLLM servers
 
@@ -182,6 +193,8 @@ class Served:
         order = {"method": "reload_weights", "kwargs": {"weights_path": str(self.weights)}}
         await self._command(server, client, "/collective_rpc", order)
         await self._command(server, client, "/reset_prefix_cache", {})
+        version = {"new_version": str(self.weights)}
+        await self._command(server, client, "/update_weight_version", version)
         await self._command(server, client, "/resume", {})
         await self._check(server, client)
 
@@ -338,6 +351,12 @@ class Served:
         if self.probe is None:  # nobody knows, and nobody has sent it others
             await self.llm.ask(server.cfg, client, "/v1/models", self.llm.first_model)
             return False
+        if self.weights is None:  # sent by nobody: what it started with must be right
+            await self._check(server, client)
+            return False
+        version = await self.llm.ask(server.cfg, client, "/weight_info", read_version)
+        if version != str(self.weights):  # by one small step they differ less than by rounding
+            return True
         return await self._difference(server, client) > self.probe.tolerance
 
 
@@ -384,6 +403,11 @@ def read_top(answer: dict) -> dict[int, float]:
     """{id: log-probability} of the likeliest tokens in the first place of an answer."""
     (top,) = answer["choices"][0]["logprobs"]["top_logprobs"]
     return {int(name.removeprefix("token_id:")): logprob for name, logprob in top.items()}
+
+
+def read_version(answer: dict) -> str:
+    """What a server calls its weights."""
+    return answer["weight_version"]
 
 
 def read_nothing(answer: object) -> None:
