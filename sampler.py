@@ -15,6 +15,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,9 +175,8 @@ class Served:
 
     async def _on_all(self, do) -> None:
         """do(server, client) with each server; one that is away is waited for."""
-        async with self.llm.open_client() as client:
+        async with self._client() as client:
             for server in self.servers:
-                server.return_of = None  # a task of a loop that is gone
                 try:
                     await do(server, client)
                 except self.llm.NoAnswer as error:
@@ -270,10 +270,8 @@ class Served:
                 if ended.is_set():
                     return
 
-        for server in self.servers:
-            server.return_of = None  # a task of a loop that is gone
         try:
-            async with self.llm.open_client() as client, asyncio.TaskGroup() as group:
+            async with self._client() as client, asyncio.TaskGroup() as group:
                 for _ in range(n_workers):
                     group.create_task(work(client))
         except* Exception as errors:
@@ -317,6 +315,18 @@ class Served:
         return await self.llm.ask(server.cfg, client, "/v1/completions", read, body)
 
     # ---- servers that go away
+
+    @asynccontextmanager
+    async def _client(self):
+        """A client; at its end nobody waits for a server any more."""
+        async with self.llm.open_client() as client:
+            try:
+                yield client
+            finally:
+                for server in self.servers:
+                    if server.return_of:
+                        server.return_of.cancel()
+                    server.return_of = None
 
     def _lose(self, server: Server, client, error: Exception) -> None:
         """Asks nothing more of a server that failed, until it is back with the present weights."""

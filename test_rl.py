@@ -1150,7 +1150,7 @@ def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsy
 
 def test_a_stage_whose_first_step_has_no_signal(base, monkeypatch):
     """It is saved there, or resumed from there, or neither: the weights are the same to the bit."""
-    assign_rewards = rl.assign_rewards
+    assign_rewards = rollouts.assign_rewards
 
     def equal_at_first(groups, stage, judges, cfg, seed):
         disagreement = assign_rewards(groups, stage, judges, cfg, seed)
@@ -1158,7 +1158,7 @@ def test_a_stage_whose_first_step_has_no_signal(base, monkeypatch):
             rollout.reward = 1.0
         return disagreement
 
-    monkeypatch.setattr(rl, "assign_rewards", equal_at_first)
+    monkeypatch.setattr(rollouts, "assign_rewards", equal_at_first)
     options = ("--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps': 3}]",
                "--evaluate.tasks=[]", "--rl.prompts=[]")
     attempt(base, monkeypatch, "--run=unbroken", "--rl.save_every=99", *options)
