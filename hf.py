@@ -486,6 +486,21 @@ def export(model: Transformer, tokenizer: Tokenizer, folder: str | Path,
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def untie(model: Transformer) -> Transformer:
+    """The model with an lm_head of its own, which is the embedding where that is tied to it.
+
+    For servers whose weights are reloaded: vLLM 0.32 on a CPU goes on with the old lm_head where it
+    is tied (checks/vllm.py).
+    """
+    untied = meta_model(dataclasses.replace(model.cfg, tie_embeddings=False))
+    state = model.state_dict()
+    if model.cfg.tie_embeddings:
+        state["lm_head.weight"] = state["lm_head.weight"].clone()
+    untied.load_state_dict(state, assign=True)
+    untied.rope_theta = model.rope_theta
+    return untied.requires_grad_(False)
+
+
 def _check_is_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists; remove it, or name another folder to export to")
@@ -627,11 +642,14 @@ def main():
     parser.add_argument("folder", help="the folder to write; it must not exist yet")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--untie", action="store_true",
+                        help="write the lm_head, too, where it is the embedding: for servers that "
+                             "get new weights")
     args = parser.parse_args()
     _check_is_free(Path(args.folder))  # before the long work
     dtype = getattr(torch, args.dtype)
     model, tokenizer = load(args.checkpoint, dtype=dtype)
-    export(model, tokenizer, args.folder, dtype)
+    export(untie(model) if args.untie else model, tokenizer, args.folder, dtype)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"wrote {args.folder}: {n_parameters:,} parameters in {args.dtype}")
 

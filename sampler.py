@@ -156,7 +156,7 @@ class Served:
 
     def _publish(self, model) -> "Probe":
         shutil.rmtree(self.weights, ignore_errors=True)  # of a run that was killed
-        hf.export(model, self.tokenizer, self.weights, self.dtype)
+        hf.export(hf.untie(model), self.tokenizer, self.weights, self.dtype)
         self.probe = make_probe(model, self.tokenizer.n_vocab, TOLERANCE[self.dtype])
         asyncio.run(self._on_all(self._load))
         for path in self.weights.parent.glob("weights_*"):
