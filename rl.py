@@ -123,8 +123,8 @@ class RlConfig(loop.TrainConfig):
                                                       # this process (docs/SCALING.md)
     served_weights: str = ""     # folder of each step's weights, which they read (default: in
                                  # out/<run>/rl)
-    ahead: Literal[0, 1] = 0     # 1: servers sample the next step while this one trains, by weights
-                                 # that are one update older; needs tis
+    ahead: Annotated[int, Bounds(0, 1)] = 0  # 1: servers sample the next step while this one
+                                             # trains, by weights one update older; needs tis
 
 
 def check_settings(cfg: RlConfig, world: int) -> None:

@@ -1132,7 +1132,7 @@ def test_a_step_without_signal_changes_no_weight(base, whole, monkeypatch, capsy
     """The optimizer has momentum by then."""
     cut(base, "equal", 2)
     monkeypatch.setattr(
-        rl,
+        rollouts,
         "assign_rewards",
         lambda groups, *_: [setattr(r, "reward", 1.0) for g in groups for r in g] and 0.0,
     )
