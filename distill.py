@@ -61,9 +61,9 @@ from kernels.cross_entropy import (
     linear_topk_kl,
     teacher_topk,
 )
-from model import ModelConfig
+from model import ModelConfig, meta_model
 from sample_pairs import Teacher
-from sampler import Embedded
+from sampler import open_checkpoint
 from schedule import Schedule, Stage, check_schedule, learning_rate, stage_at
 
 REFERENCE, TEACHER = 0, 1  # in cached log-probabilities (pairs, 2, 2): whose they are
@@ -464,15 +464,16 @@ def evaluate_teacher(run: loop.Run, teacher: Teacher | None) -> None:
     if teacher is None:
         return
     source = teacher.source
-    model, tokenizer = hf.load(
-        source, run.dist.device, getattr(torch, run.cfg.dtype), checked=True)
+    sampler, tokenizer = open_checkpoint(
+        source, run.cfg.teacher_servers, run.dist, getattr(torch, run.cfg.dtype))
     settings = dataclasses.replace(
         run.config.evaluate, prompt_format="chat", system=run.cfg.teacher_system)
     made_by = common.hash_json([str(source), common.list_files(source)])
     folder = run.folder / loop.KEPT_SAMPLES
-    scores = evaluate(Embedded(model), tokenizer, settings, run.dist, folder, made_by)
+    scores = evaluate(sampler, tokenizer, settings, run.dist, folder, made_by)
     if not run.dist.is_main:
         return
+    model = meta_model(hf.read_model_config(source))
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"the teacher, {n_parameters:,} parameters\n{format_table(scores)}", flush=True)
     cost = {}

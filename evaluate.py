@@ -6,6 +6,8 @@
         --evaluate.tasks='["math500", "gsm8k=test.jsonl"]' --evaluate.max_new_tokens=32768
     python evaluate.py configs/tiny.py --evaluate.endpoint=http://localhost:8000/v1 \\
         --evaluate.tasks='["humaneval"]'
+    python evaluate.py configs/3b.py --evaluate.checkpoint=Nanbeige4-3B-Thinking-2511 \\
+        --evaluate.servers='["http://localhost:8000"]'    # vLLM servers that have it
 
 Every sample, a JSON line with prompt, response and reward, is in out/<run>/evaluate.jsonl in the
 end, and until then in out/<run>/evaluate/<task>-<hash>.<rank>.jsonl, to which each batch is added
@@ -36,7 +38,7 @@ import trackers
 from data.chat import template
 from data.tasks import registry
 from data.tasks.problem import FAMILIES, GENERATED, Problem, document_prompt, final_answer, to_chat
-from sampler import Embedded, fixed_pieces
+from sampler import fixed_pieces, open_checkpoint
 
 
 def all_families() -> list[str]:
@@ -49,6 +51,8 @@ class EvaluateConfig:
                                  # generated ones), or sets: "gsm8k=FILE"
     checkpoint: str = ""         # a phase's folder, a checkpoint in it, or a Hugging Face folder
     endpoint: str = ""           # or an OpenAI-compatible server's URL; its key: OPENAI_API_KEY
+    servers: list[str] = field(default_factory=list)  # or vLLM servers' URLs that have the
+                                 # checkpoint, and are sent token ids; not for a phase's own scores
     model: str = ""              # name on that server (default: the first that it has)
     prompt_format: Literal["", "document", "chat"] = ""  # of questions (default: as in training)
     system: str = ""             # system turn before them in chat form, for checkpoints that were
@@ -481,9 +485,9 @@ def check_tasks(cfg: EvaluateConfig) -> None:
     if not cfg.tasks:
         raise common.UserError(f"no tasks: set evaluate.tasks to some of "
                                f"{', '.join(GENERATED)}, or to data sets")
-    if cfg.endpoint and cfg.checkpoint:
-        raise common.UserError("evaluate.endpoint and evaluate.checkpoint are both set: "
-                               "which of the two is meant?")
+    if cfg.endpoint and (cfg.checkpoint or cfg.servers):
+        raise common.UserError("evaluate.endpoint and evaluate.checkpoint (or servers) are both "
+                               "set: which of the two is meant?")
 
 
 SHOWN = 8  # answers of each task that trackers get
@@ -521,13 +525,15 @@ def main():
         sampler, tokenizer = server_llm(cfg), None
     else:
         source = find_checkpoint(dist, cfg.checkpoint, config.out)
-        dtype = torch.bfloat16 if dist.device.type == "cuda" else torch.float32
-        model, tokenizer = hf.load(source, dist.device, dtype, checked=True)
-        sampler = Embedded(model)
+        in_bf16 = dist.device.type == "cuda" or cfg.servers
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
+        sampler, tokenizer = open_checkpoint(source, cfg.servers, dist, dtype)
         cfg.prompt_format = cfg.prompt_format or default_prompt_format(source, tokenizer)
         if hf.is_ours(source):
             cfg.system = ""  # as it was trained
         made_by = dist.from_main(lambda: f"{checkpoint_digest(source)} {dtype}")
+        if cfg.servers:
+            made_by += " served"
     if dist.is_main:
         print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)
 

@@ -30,7 +30,7 @@ from data.tasks.problem import Problem
 from data.text.tokenizer import Tokenizer
 from evaluate import task_prompt
 from generate import Sample, decode_answer, stop_ids
-from sampler import Embedded
+from sampler import open_checkpoint, open_sampler, share_missing
 
 CHUNK = 64  # problems that share a seed
 
@@ -55,6 +55,11 @@ class PairConfig(loop.TrainConfig):
     min_positive_score: float = 1.0  # least score of a positive
     gap: PositiveFloat = 0.5     # how much less a negative must score
     context: Count = 256         # tokens of a packed row; longer pairs are left out
+    teacher_servers: list[str] = field(default_factory=list)  # URLs of vLLM servers that have the
+                                 # teacher, and sample in place of this process (docs/SCALING.md)
+    student_servers: list[str] = field(default_factory=list)  # … of others, which get the student
+    served_weights: str = ""     # folder of its weights, which they read (default: in
+                                 # out/<run>/distill)
     refresh_every: NonNegativeInt = 0  # steps between new negatives from the present student (0:
                                        # never)
     negatives: Literal["worse", "any"] = "worse"  # what these must be; any: GKD, arXiv 2306.13649
@@ -152,16 +157,22 @@ def sample_checkpoint(
     name = f"{who}-{common.hash_json(sampling_key(source, problems, cfg, system))}"
     kept = dist.from_main(
         lambda: {row["number"] for row in common.read_kept_lines(folder, name)})
-    size = dist.piece_size(len(problems), cfg.n_samples, cfg.max_rows)
-    missing = []
-    for chunk in common.cut(range(len(problems)), CHUNK):
-        missing += [piece for piece in common.cut(chunk, size) if not kept.issuperset(piece)]
+    servers = cfg.teacher_servers if who == "teacher" else cfg.student_servers
+    numbers = range(len(problems))
+    missing = share_missing(numbers, kept, dist)
     if missing:
-        model, tokenizer = hf.load(source, dist.device, getattr(torch, cfg.dtype), checked=True)
-        sampler = Embedded(model)
+        weights = Path(cfg.served_weights or out / "served") if who == "student" else None
+        sampler, tokenizer = open_checkpoint(
+            source, servers, dist, getattr(torch, cfg.dtype), weights)
+    if not servers:
+        size = dist.piece_size(len(problems), cfg.n_samples, cfg.max_rows)
+        missing = []
+        for chunk in common.cut(numbers, CHUNK):
+            missing += [piece for piece in common.cut(chunk, size) if not kept.issuperset(piece)]
     for piece in dist.hand_out(missing, f"samples of the {who}"):
-        seed = cfg.seed * 1_000_000 + piece[0] // CHUNK
-        places = [number % CHUNK for number in piece]
+        seed, places = cfg.seed * 1_000_000, piece
+        if not servers:
+            seed, places = seed + piece[0] // CHUNK, [number % CHUNK for number in piece]
         piece_problems = [problems[number] for number in piece]
         batches = sample_and_score(
             sampler, tokenizer, piece_problems, cfg, seed, places, system)
@@ -327,7 +338,7 @@ def refresh_negatives(
     negatives = dist.from_main(
         lambda: {row["pair"]: row["tokens"] for row in common.read_kept_lines(folder, name)})
     done = {place for place, pair in enumerate(due) if pair in negatives}
-    sampler = Embedded()
+    sampler = open_sampler(cfg.student_servers, run, cfg.served_weights)
     missing = sampler.pieces(range(len(due)), done, cfg.n_samples, cfg.max_rows, dist)
     if missing:
         sampler.update(run.unsharded_model(), step)

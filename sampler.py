@@ -72,6 +72,13 @@ def fixed_pieces(items: Sequence[int], done: Collection[int], n: int, max_rows: 
     return [piece for piece in common.cut(items, size) if not set(piece).issubset(done)]
 
 
+def share_missing(items: Sequence[int], done: Collection[int],
+                  dist: common.Dist) -> list[list[int]]:
+    """A piece for each rank, of the problems that are not done."""
+    missing = [item for item in items if item not in done]
+    return [missing[rank::dist.world] for rank in range(min(dist.world, len(missing)))]
+
+
 def in_order(batches: Iterable[dict]) -> list:
     """What batches of {place: value} hold, by place."""
     values = {}
@@ -89,6 +96,26 @@ def open_sampler(urls: list[str], run, folder: str = ""):
         return Embedded()
     weights = Path(folder or run.folder / "served")
     return Served(urls, run.dist, run.tokenizer, weights, getattr(torch, run.cfg.dtype))
+
+
+def open_checkpoint(source: Path, urls: list[str], dist: common.Dist, dtype: torch.dtype,
+                    folder: Path | None = None):
+    """(sampler, tokenizer) of a checkpoint: its model in this process, or servers at these URLs.
+
+    folder: for its weights, which the servers get; without it they must have them, or UserError.
+    All ranks call it.
+    """
+    if not urls:
+        model, tokenizer = hf.load(source, dist.device, dtype, checked=True)
+        return Embedded(model), tokenizer
+    tokenizer = hf.load_tokenizer(source)
+    sampler = Served(urls, dist, tokenizer, folder, dtype)
+    model = hf.load(source, "cpu", dtype, checked=True)[0] if dist.is_main else None
+    if folder is None:
+        sampler.expect(model)
+    else:
+        sampler.update(model, 0)
+    return sampler, tokenizer
 
 
 # --------------------------------------------------------------------------------------------------
@@ -231,10 +258,7 @@ class Served:
 
     def pieces(self, items: Sequence[int], done: Collection[int], n: int, max_rows: int,
                dist: common.Dist) -> list[Sequence[int]]:
-        """A piece for each rank: what is missing."""
-        missing = [item for item in items if item not in done]
-        pieces = [missing[rank::dist.world] for rank in range(dist.world)]
-        return [piece for piece in pieces if piece]
+        return share_missing(items, done, dist)
 
     def sample(self, prompts: list[list[int]], n: int = 1, *, max_new_tokens: int = 128,
                temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,

@@ -10,11 +10,16 @@ import pytest
 import torch
 
 import common
+import evaluate
 import generate
 import hf
+import rl
+import rollouts
 import sampler
+from checks import mini_rl
 from common import UserError
 from data import llm
+from data.tasks import registry
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from generate import Sample
 from kernels.cross_entropy import linear_logprobs
@@ -276,3 +281,61 @@ def test_a_server_that_never_was_there(tmp_path):
         who.update(new_model(1), 1)
     with pytest.raises(UserError, match="cannot connect"):
         ask(who)
+
+
+# ---- RL, and an evaluation, by a server
+
+
+@pytest.fixture
+def trained(base, server, monkeypatch):
+    """A miniature run whose server has the weights that RL starts from; any text may earn a reward,
+    and many tokens end a response."""
+    (base.folder / "mini_rl.py").write_text(mini_rl.CONFIG)
+    server.model = hf.load(base.folder / "out/base/pretrain")[0]
+    monkeypatch.setattr(registry, "judge", mini_rl.judge_by_length)
+    monkeypatch.setattr(rollouts, "stop_ids", lambda _: mini_rl.END_TOKENS)
+    return base
+
+
+def run_rl(mini, server: Vllm, name: str, *options: str) -> list[dict]:
+    stages = [{"name": "STEM", "problems": {"math": 10}, "steps": 3}]
+    mini.call(rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain", f"--run={name}",
+              f"--rl.stages={stages}", f"--rl.servers=['{server.url}']", "--rl.prompts=[]",
+              "--evaluate.tasks=[]", "--rl.updates=1", "--rl.save_every=99", *options)
+    return [line for line in common.read_metrics(mini.folder / "out" / name / "rl")]
+
+
+def test_rl_by_a_server(trained, server):
+    """The filter and each step by the weights of now; each answer is asked for once."""
+    lines = run_rl(trained, server, "served")
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert max(line.get("logprob_mismatch", 0.0) for line in lines) < 1e-5
+    assert any(line["grad_norm"] for line in lines)
+    assert server.commands.count("/collective_rpc") == 3  # the filter's are the first step's
+    n_answers = sum("seed" in body for body in server.asked)
+    assert n_answers == 10 * 4 + 3 * 2 * 4
+
+
+def test_rl_one_step_ahead(trained, server):
+    """From the third step on its rollouts are by the weights before the last update."""
+    lines = run_rl(
+        trained, server, "ahead", "--rl.ahead=1", "--rl.tis=2.0", "--rl.filter_samples=0")
+    mismatches = [line.get("logprob_mismatch", 0.0) for line in lines]
+    assert mismatches[0] < 1e-5 < max(mismatches[1:])
+    assert server.commands.count("/collective_rpc") == 2  # the last step asks for no other
+
+
+def test_ahead_needs_servers_and_a_correction(trained, server, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_rl(trained, server, "bad", "--rl.ahead=1")
+    assert "error: rl.ahead=1 needs rl.servers, which" in capsys.readouterr().err
+
+
+def test_an_evaluation_by_servers(trained, server, capsys):
+    """By our own prompts and token ids, of the checkpoint that the servers must have."""
+    command = ("evaluate.py", "mini.py", "--run=scores", "--evaluate.checkpoint=out/base/pretrain",
+               f"--evaluate.servers=['{server.url}']", "--evaluate.max_rows=3")
+    trained.call(evaluate.main, *command)
+    assert "4 " in capsys.readouterr().out
+    rows = (trained.folder / "out/scores/evaluate.jsonl").read_text().splitlines()
+    assert len(rows) == 4 * 2 == sum("seed" in body for body in server.asked)

@@ -162,11 +162,12 @@ def finish(process: subprocess.Popen, folder: Path, name: str) -> dict:
     lines = common.read_metrics(run)
     after = next(line for line in lines if "scores" in line)["scores"]["math"]
     steps = [line for line in lines if "loss" in line]
+    rewards = [round(line["reward"], 3) for line in steps]
+    mismatches = [line.get("logprob_mismatch", 0.0) for line in steps]
+    seconds = [line["rollout_s"] for line in steps]
     return dict(
         steps=len(steps), before=before["avg"], after=after["avg"], stderr=after["stderr"],
-        reward=[round(line["reward"], 3) for line in steps],
-        mismatch=max(line.get("logprob_mismatch", 0.0) for line in steps),
-        rollout_s=sum(line["rollout_s"] for line in steps) / len(steps))
+        reward=rewards, mismatch=max(mismatches), rollout_s=sum(seconds) / len(seconds))
 
 
 def kill_in_the_midst(server: Vllm, folder: Path, name: str) -> str:
