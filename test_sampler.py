@@ -317,7 +317,7 @@ def test_rl_by_a_server(trained, server):
 
 
 def test_rl_one_step_ahead(trained, server):
-    """From the third step on its rollouts are by the weights before the last update."""
+    """From the second step on its rollouts are by the weights before the last update."""
     lines = run_rl(
         trained, server, "ahead", "--rl.ahead=1", "--rl.tis=2.0", "--rl.filter_samples=0")
     mismatches = [line.get("logprob_mismatch", 0.0) for line in lines]

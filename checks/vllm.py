@@ -48,6 +48,7 @@ evaluate = dict(tasks=["math"], n_problems=256, k=4, max_new_tokens=80)
 """
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the commands that reload weights
+    "VLLM_TARGET_DEVICE": "cpu",  # its own kernels for what this CPU can
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "0",
     "OMP_NUM_THREADS": "1",
