@@ -116,8 +116,9 @@ class RlConfig(loop.TrainConfig):
     max_rows: Count = 256        # responses that are decoded together
     context: Count = 256         # tokens of a packed row
     filter_samples: CountOr0 = 16  # of each problem before a stage; 0: no filter
-    keep_between: Annotated[list[Fraction], Length(2, 2)] = field(
-        default_factory=lambda: [0.1, 0.9])  # mean rewards that the filter keeps, strictly
+    keep_between: Annotated[list[float], Length(2, 2)] = field(
+        default_factory=lambda: [0.1, 0.9])  # mean rewards that the filter keeps, strictly: [-1, 2]
+                                             # keeps all
     opponents: NonNegativeInt = 3  # of each response in a pairwise group; 0: all
     servers: list[str] = field(default_factory=list)  # URLs of vLLM servers that sample in place of
                                                       # this process (docs/SCALING.md)

@@ -181,6 +181,7 @@ def test_a_signal_saves_and_leaves(mini, whole, number, ranks):
         f"--name={run}",
         "--pretrain.log_every=1",
         "--pretrain.save_every=1000",
+        "--pretrain.keep=0",  # the newest checkpoint stays in any case
         ranks=ranks,
     )
     for line in process.stdout:
@@ -193,6 +194,38 @@ def test_a_signal_saves_and_leaves(mini, whole, number, ranks):
                                                                  # workers say
     assert f"(step {at})" in mini.pretrain(f"--run={run}", ranks=ranks)
     assert losses(mini, run) == pytest.approx(losses(mini, "whole"), abs=1e-4 if ranks else 0)
+
+
+def test_a_second_start_is_told_who_has_the_folder(mini, whole):
+    process = mini.popen(str(ROOT / "pretrain.py"), "mini.py", "--corpus.folder=data",
+                         "--name=twice", "--pretrain.log_every=1")
+    for line in process.stdout:
+        if line.startswith("step      2"):
+            process.send_signal(signal.SIGSTOP)
+            break
+    output = mini.pretrain("--run=twice", code=2).splitlines()[-1]
+    assert output.startswith("error: out/twice/pretrain is in use by process ")
+    assert f" {process.pid} on " in output and "choose another --run" in output
+    process.send_signal(signal.SIGCONT)
+    assert "Traceback" not in process.communicate(timeout=60)[0]
+    assert losses(mini, "twice") == losses(mini, "whole")
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path, capsys):
+    """Metrics go on, and the line says what happened where they cannot."""
+    metrics = common.Metrics(common.Dist(0, 1, torch.device("cpu"), None), tmp_path / "run", 0)
+    metrics.write(step=0)
+    shutil.rmtree(tmp_path / "run")
+    metrics.write(step=1)
+    assert [line["step"] for line in common.read_metrics(tmp_path / "run")] == [1]
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").write_text("in the way")
+    metrics.write(step=2)
+    metrics.write(step=3)
+    assert capsys.readouterr().out.count("could not be written") == 1
+    (tmp_path / "run").unlink()
+    metrics.write(step=4)
+    assert [line["step"] for line in common.read_metrics(tmp_path / "run")] == [2, 3, 4]
 
 
 def test_damaged_checkpoint_is_passed_over(mini, whole):

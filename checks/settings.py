@@ -12,6 +12,7 @@ say that it has no effect.
 """
 from settings import (
     LARGEST,
+    SourceClass,
     UserError,
     arguments_of_load_config,
     describe,
@@ -21,6 +22,7 @@ from settings import (
 )
 
 import argparse
+import importlib
 import json
 import signal
 import sys
@@ -66,15 +68,26 @@ def settings_of(script: str) -> Iterator[tuple[str, object]]:
         yield name, str
 
 
-def is_refused(folder: Path, script: str, name: str, value: str) -> str | None:
-    """The line that settings.py refuses a value with; "" where it takes it, None for a fault."""
+def read(folder: Path, script: str, *options: str):
+    """The config that a script would read; UserError where it refuses an option."""
     arguments = arguments_of_load_config(ROOT / (script.replace(".", "/") + ".py"))
     config = "mini.py" if script == "data.text.corpus" else "phases.py"
-    try:
-        load_config(argv=[str(folder / config), f"--{name}={value}"], **arguments)
-    except UserError as error:
-        return str(error) if name.rpartition(".")[2] in str(error) else None
-    return ""
+    for name, section in arguments.items():
+        if isinstance(section, SourceClass):
+            arguments[name] = real_class(section)
+    return load_config(argv=[str(folder / config), *options], **arguments)
+
+
+def real_class(section: SourceClass) -> type:
+    """The class itself, which knows its defaults."""
+    module = str(section.path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    return getattr(importlib.import_module(module), section.node.name)
+
+
+def value_of(config, name: str):
+    """A setting's value in a config."""
+    section, _, key = name.rpartition(".")
+    return getattr(getattr(config, section) if section else config, key)
 
 
 class Tries:
@@ -133,21 +146,22 @@ def is_real(hint) -> bool:
 
 def judge(tries: Tries, script: str, name: str, hint, value: str, usual: list) -> tuple[str, str]:
     """(verdict, why): "refused", "runs", "says" (it ended with a line), or a fault."""
-    refusal = is_refused(tries.mini.folder, script, name, value)
-    if refusal is None:
-        return "UNNAMED", "the line does not name the setting"
-    if refusal:
-        return "refused", refusal
+    folder, short = tries.mini.folder, name.rpartition(".")[2]
+    try:
+        config = read(folder, script, f"--{name}={value}")
+    except UserError as error:
+        return "refused" if short in str(error) else "UNNAMED", str(error)
+    is_usual = value_of(config, name) == value_of(read(folder, script), name)
     output, lines = tries.run(script, f"--{name}={value}")
     if output.startswith("FAULT"):
         return "FAULT", output
     last = output.strip().rpartition("\n")[2]
     if last.startswith("error: "):
         return "says", last
-    if is_real(hint) and script in mini_phases.PHASES and outcome(lines) == usual:
-        short = name.rpartition(".")[2]
-        if short not in NOT_IN_STEPS and f"{short} has no effect" not in output:
-            return "SILENT", f"{name}={value} changes nothing in {STEPS} steps"
+    is_seen = script in mini_phases.PHASES and short not in NOT_IN_STEPS and not is_usual
+    if is_seen and is_real(hint) and outcome(lines) == usual:
+        if f"{short} has no effect" not in output:
+            return "SILENT", f"changes nothing in {STEPS} steps"
     return "runs", ""
 
 
