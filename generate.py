@@ -5,7 +5,7 @@
 
 Shapes: R rows of the batch (prompts x samples), T time, V vocabulary.
 """
-from settings import Count, NonNegativeFloat, Seed, TopP, from_dict
+from settings import Count, NonNegativeFloat, NonNegativeInt, Seed, TopP, from_dict, option
 
 import argparse
 import sys
@@ -357,6 +357,9 @@ def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ..
 
     A character that is not whole yet waits for its last byte.
     """
+    if len(prompt) + args.max_new_tokens > model.cfg.max_context:
+        print(f"note: the prompt has {len(prompt):,} tokens; with its answer that may be more than "
+              f"the {model.cfg.max_context:,} that the model was trained on", file=sys.stderr)
     answer, n_shown, started = [], 0, time.time()
     draws = uniforms(args.seed, [(0, 0)], args.max_new_tokens)
     steps = decode(model, [prompt], 1, args.max_new_tokens, args.temperature, args.top_p,
@@ -373,7 +376,8 @@ def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ..
     return answer
 
 
-def main():
+def read_options() -> argparse.Namespace:
+    """The command's options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -384,13 +388,21 @@ def main():
         "--chat", action="store_true", help="chat form (for checkpoints after SFT)")
     parser.add_argument(
         "--system", default="", help='what the system says first; "released": Nanbeige4\'s own')
-    parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument(
-        "--temperature", type=float, default=0.6, help="0 is greedy (default 0.6)")
-    parser.add_argument("--top_p", type=float, default=0.95, help="default 0.95")
-    parser.add_argument("--top_k", type=int, default=0, help="0 is off (default)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_intermixed_args()  # the prompt may stand after the options
+        "--max_new_tokens", type=option(Count), default=256, help="at least 1 (default 256)")
+    parser.add_argument("--temperature", type=option(NonNegativeFloat), default=0.6,
+                        help="0 is greedy (default 0.6)")
+    parser.add_argument(
+        "--top_p", type=option(TopP), default=0.95, help="above 0, up to 1 (default 0.95)")
+    parser.add_argument(
+        "--top_k", type=option(NonNegativeInt), default=0, help="0 is off (default)")
+    parser.add_argument(
+        "--seed", type=option(Seed), default=0, help="of the draws, from 0 (default)")
+    return parser.parse_intermixed_args()  # the prompt may stand after the options
+
+
+def main():
+    args = read_options()
     model, tokenizer = load_for_sampling(args.checkpoint)
     stop = stop_ids(tokenizer)
     messages = []

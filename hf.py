@@ -634,7 +634,8 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict:
     return spec
 
 
-def main():
+def read_options() -> argparse.Namespace:
+    """The command's options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -645,7 +646,11 @@ def main():
     parser.add_argument("--untie", action="store_true",
                         help="write the lm_head, too, where it is the embedding: for servers that "
                              "get new weights")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = read_options()
     _check_is_free(Path(args.folder))  # before the long work
     dtype = getattr(torch, args.dtype)
     model, tokenizer = load(args.checkpoint, dtype=dtype)

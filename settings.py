@@ -11,6 +11,7 @@ dict a section. What is wrong is a UserError: one line with the setting, its val
 Scripts import this module first, because it answers --help and most mistakes within a second,
 before torch is loaded: see answer_early().
 """
+import argparse
 import ast
 import builtins
 import dataclasses
@@ -26,6 +27,7 @@ import sys
 import textwrap
 import tokenize
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -571,16 +573,18 @@ def answer_early() -> None:
     """Answers --help and what is wrong in the command line of the script that is starting.
 
     torch takes seconds to load, and a reader of --help should not wait for it. So the call of
-    load_config() in the script's main() is read as text, with the classes that it names.
+    load_config() in the script's main() is read as text, with the classes that it names; or the
+    function read_options() of a script that has options and no config is run by itself.
     """
-    path = getattr(sys.modules["__main__"], "__file__", None)
-    if path is None or ROOT not in Path(path).resolve().parents:
+    path = Path(getattr(sys.modules["__main__"], "__file__", None) or "/")
+    if ROOT not in path.resolve().parents:
         return
-    arguments = arguments_of_load_config(Path(path).resolve())
-    if arguments is None:
-        return
+    arguments = arguments_of_load_config(path.resolve())
     try:
-        load_config(**arguments)
+        if arguments is not None:
+            load_config(**arguments)
+        else:
+            run_read_options(path.resolve())
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {untrusted.mask_secrets(str(error))}", file=sys.stderr)
@@ -612,6 +616,27 @@ def arguments_of_load_config(path: Path) -> dict | None:
         else:
             arguments[word.arg] = find_class(path, word.value)
     return arguments
+
+
+def run_read_options(path: Path) -> None:
+    """Runs the function read_options() of a script, if any: argparse answers what it has to."""
+    tree = parse_file(path)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "read_options" and not node.args.args:
+            names = globals() | {"argparse": argparse, "__doc__": ast.get_docstring(tree)}
+            exec(ast.unparse(node), names)
+            names["read_options"]()
+
+
+def option(hint) -> Callable[[str], object]:
+    """The `type` of an argparse option whose values this type allows."""
+    def read(text: str):
+        try:
+            return read_value("it", parse_text(text, hint), hint)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 answer_early()

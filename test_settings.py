@@ -210,3 +210,17 @@ def test_every_command_reads_its_settings_first():
         path = ROOT / Path(script.replace(".", "/") + ".py")
         first = ast.parse(path.read_text()).body[1]
         assert isinstance(first, ast.ImportFrom) and first.module == "settings", path
+
+
+@pytest.mark.parametrize("options, message", [
+    (["x", "--top_p=0"], "argument --top_p: it must be a number above 0 and up to 1, not 0"),
+    (["x", "--temperature=-1"], "--temperature: it must be a number of at least 0, not -1"),
+    (["x", "--max_new_tokens=-5"], "it must be a whole number from 1 to 1,000,000, not -5"),
+    ([], "the following arguments are required: checkpoint"),
+])
+def test_options_without_a_config(options, message, monkeypatch, capsys):
+    """Of generate.py, by the function that is run before torch is loaded."""
+    monkeypatch.setattr(sys, "argv", ["generate.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        settings.run_read_options(ROOT / "generate.py")
+    assert message in capsys.readouterr().err
