@@ -40,6 +40,7 @@ from checks.mini import ROOT, Mini
 
 VALUES = ("0", "-1", "1", "nan", "inf", "", "abc", "1e30", str(LARGEST), "[]", "[1]", "{}",
           "None", "true")
+TEXTS = ("", "abc", "0")  # of settings that are texts: any is one
 SECONDS = 120.0  # that a try may take: a machine may be busy
 STEPS = 3
 COMMANDS = {  # whose sections are tried by it
@@ -178,7 +179,7 @@ def main():
             _, lines = tries.run(script)
             usual = outcome(lines)
             for name, hint in settings_of(script):
-                for value in VALUES:
+                for value in TEXTS if hint is str else VALUES:
                     verdict, why = judge(tries, script, name, hint, value, usual)
                     counts[verdict] += 1
                     if verdict.isupper() or verdict == "says":
