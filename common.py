@@ -435,7 +435,8 @@ def _finish_checkpoint(dist: Dist, aside: Path, meta: dict) -> None:
         names += [".metadata", "tokenizer.json"]
     files = dist.gather({name: _fingerprint(aside / name) for name in names})
     if dist.is_main:
-        write_atomic(aside / "meta.json", json.dumps(meta | {"files": files}, indent=1))
+        text = json.dumps(meta | {"files": files}, indent=1)
+        write_atomic(aside / "meta.json", untrusted.mask_secrets(text))
 
 
 def _try(part: Callable[[], object]) -> str:

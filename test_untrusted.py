@@ -324,6 +324,15 @@ def test_secrets_are_masked():
         assert hide(plain) == plain
 
 
+def test_no_password_is_saved_with_a_checkpoint(folders, tmp_path):
+    model = torch.nn.Linear(2, 2)
+    meta = {"command": "rl.py --x=http://me:secret@h/v1", "rl": {"url": "http://me:secret@h"}}
+    saved = common.save_checkpoint(ALONE, tmp_path, 1, model, torch.optim.SGD(model.parameters()),
+                                   meta, folders / "tokenizer.json")
+    assert "secret" not in (saved / "meta.json").read_text()
+    assert common.read_meta(saved)["rl"] == {"url": "http://***@h"}
+
+
 def test_what_a_server_said_is_printable():
     shown = untrusted.printable("a\x1b[2J\nb\u202e\0" + "c" * 10**7)
     assert shown.startswith("a\\x1b[2J b\\x202e\\x00c") and shown.isprintable()

@@ -261,9 +261,9 @@ class Tokenizer:
         _try_out(text, str(path))
         try:
             return Tokenizer(text, str(path), eot)
-        except UserError:
+        except (UserError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:
+        except BaseException as error:  # a PanicException of Rust is no Exception
             reason = untrusted.printable(repr(error))
             raise UserError(f"{path} cannot serve as a tokenizer: {reason}") from None
 
