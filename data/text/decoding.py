@@ -14,8 +14,8 @@ MARKS = {  # byte order mark -> encoding; UTF-32's begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-MOST_LINE = 64 << 20     # bytes of a line that holds a record
-MOST_SKIPPED = 16        # times as many, at which a line without end ends the reading
+MOST_LINE = 32 << 20     # bytes of a line that holds a record: parsed, it may take 28 times as many
+MOST_SKIPPED = 8         # times as many, at which a line without end ends the reading
 MOST_WRONG = 1e-3        # share of characters that are no UTF-8: more, and it is another encoding
 
 
