@@ -579,6 +579,8 @@ def answer_early() -> None:
     path = Path(getattr(sys.modules["__main__"], "__file__", None) or "/")
     if ROOT not in path.resolve().parents:
         return
+    if sys.argv[1:2] == ["--compare"]:  # python -m report: of runs, so without a config
+        return
     arguments = arguments_of_load_config(path.resolve())
     try:
         if arguments is not None:

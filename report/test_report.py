@@ -1,5 +1,7 @@
 """The page of a run is whole in itself, says what each phase wrote, and runs nothing of a model."""
 
+import settings
+
 import json
 import math
 import os
@@ -480,6 +482,8 @@ def test_runs_are_compared_problem_by_problem(tmp_path, monkeypatch, capsys):
     write(Path("out/b/sft/step_00000010/meta.json"), changed)
     monkeypatch.setattr(compare, "CURVES", {"sft": compare.CURVES["sft"]})  # one picture does
     monkeypatch.setattr(sys, "argv", ["report", "--compare", "out/a", "out/b", "out/c/"])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", report.__file__)
+    settings.answer_early()  # which looks for a config in other commands
     report.main()
     printed = capsys.readouterr().out
     error = gain.std(ddof=1) / 16
