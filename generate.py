@@ -8,8 +8,10 @@ Shapes: R rows of the batch (prompts x samples), T time, V vocabulary.
 from settings import Count, NonNegativeFloat, NonNegativeInt, Seed, TopP, from_dict, option
 
 import argparse
+import itertools
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,8 @@ import common
 import hf
 from data.chat import template
 from data.tasks.problem import as_reply
-from model import KVCache, ModelConfig, Transformer
+from kernels.cross_entropy import wide_logits_of
+from model import DecodeStep, KVCache, ModelConfig, Transformer
 
 
 @dataclass
@@ -36,6 +39,45 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str = "length"  # or "stop"
+
+
+@dataclass
+class Prompt:
+    """A prompt whose samples are drawn."""
+    number: int
+    tokens: list[int]
+    samples: list[Sample]
+    n_running: int         # of its samples: those that have not ended
+    prefix: tuple | None = None  # of its forward pass: (cache, row there, last hidden state (C,))
+
+
+@dataclass
+class Row:
+    """A sample that is being drawn, and its place in the cache: a row of the batch."""
+    prompt: Prompt
+    sample: Sample
+    draws: np.ndarray      # a random number for each token that it may get
+    place: int = -1        # -1: not begun
+    has_ended: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.sample.tokens)
+
+    @property
+    def next_draw(self) -> float:
+        return self.draws[self.n_tokens - self.has_ended]  # any number where nobody looks at it
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt.tokens) + len(self.sample.tokens)
+
+    def append(self, token: int, logprob: float, is_stop: bool) -> None:
+        self.sample.tokens.append(token)
+        self.sample.logprobs.append(logprob)
+        if is_stop:
+            self.sample.finish_reason = "stop"
+        self.has_ended = is_stop or self.n_tokens == len(self.draws)
 
 
 def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tokens: int = 128,
@@ -55,7 +97,6 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
     return [samples[number] for number in numbers]
 
 
-@torch.inference_mode()
 def sample_as_completed(
         model: Transformer, requests: Iterable[tuple[int, list[int]]], n: int = 1,
         max_new_tokens: int = 128, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
@@ -64,48 +105,201 @@ def sample_as_completed(
     """Yields (number, n Samples) of each prompt as soon as all n have ended.
 
     model: a plain, unsharded module (common.unsharded_copy). requests: (number, prompt as token
-    ids), each number once; the next one is asked for when there is room for it. temperature 0 is
-    greedy; top_p 1 and top_k 0 are off. Training rollouts leave both off: only then is the
-    distribution sampled from the one in the loss. The draws of a row depend on (seed, prompt's
-    number, sample's number) alone, not on what it is batched with. max_rows: decoded together at
-    most, or as many as fit into the memory that is free.
+    ids), each number once. temperature 0 is greedy; top_p 1 and top_k 0 are off. Training rollouts
+    leave both off: only then is the distribution sampled from the one in the loss. The draws of a
+    row depend on (seed, prompt's number, sample's number) alone, not on what it is batched with.
+    max_rows: decoded together at most, or as many as fit into the memory that is free.
     """
-    requests = list(requests)
-    numbers, prompts = [number for number, _ in requests], [prompt for _, prompt in requests]
-    assert all(prompts), "an empty prompt: begin with the bos token"
-    samples = []
-    for _ in prompts:
-        samples.append([Sample() for _ in range(n)])
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths: less padding
-    longest = max(map(len, prompts), default=1)
-    fitting = FREE_SHARE * rows_that_fit(model, longest, max_new_tokens)
-    n_rows = int(min(max_rows, max(1, fitting)))
-    for wave, wave_samples in waves(order, n, n_rows):
-        rows = [(i, j) for i in wave for j in wave_samples]
-        draws = uniforms(seed, [(numbers[i], j) for i, j in rows], max_new_tokens)
-        steps = decode(model, [prompts[i] for i in wave], len(wave_samples), max_new_tokens,
-                       temperature, top_p, top_k, stop, draws)
-        for active, tokens, logprobs in steps:
-            for row, token, logprob in zip(active, tokens, logprobs):
-                i, j = rows[row]
-                answer = samples[i][j]
-                answer.tokens.append(token)
-                answer.logprobs.append(logprob)
-                if token in stop:
-                    answer.finish_reason = "stop"
-        if wave_samples.stop == n:
-            for i in wave:
-                yield numbers[i], samples[i]
+    prompts = [Prompt(number, tokens, [Sample() for _ in range(n)], n)
+               for number, tokens in requests]
+    steps = decode(
+        model, prompts, max_new_tokens, temperature, top_p, top_k, stop, seed, max_rows)
+    for rows in steps:
+        for row in rows:
+            row.prompt.n_running -= row.has_ended
+            if row.prompt.n_running == 0:
+                yield row.prompt.number, row.prompt.samples
 
 
-def waves(prompts: list[int], n: int, rows: int) -> Iterator[tuple[list[int], range]]:
-    """(prompts, which of their n samples) of at most `rows` rows each."""
-    per_wave = max(1, rows // n)
-    for first in range(0, len(prompts), per_wave):
-        for begin in range(0, n, rows):
-            yield prompts[first:first + per_wave], range(begin, min(begin + rows, n))
+@torch.inference_mode()
+def decode(model: Transformer, prompts: list[Prompt], max_new_tokens: int, temperature: float,
+           top_p: float, top_k: int, stop: tuple[int, ...], seed: int,
+           max_rows: int) -> Iterator[list[Row]]:
+    """Fills the prompts' samples; yields at each step the rows that got a token.
+
+    Continuous batching (Orca, OSDI 2022): each row has a length of its own, and rows that have
+    ended give their places to the next ones as soon as they are an eighth of the batch.
+    """
+    check_settings(model.cfg, prompts, max_new_tokens, temperature, top_p, top_k)
+    prompts = sorted(prompts, key=lambda prompt: -len(prompt.tokens))  # like lengths: less padding
+    longest = max((len(prompt.tokens) for prompt in prompts), default=1)
+    n_rows = count_rows(model, max_rows, longest, max_new_tokens)
+    weight = model.embed_tokens.weight
+    cache = KVCache(model.cfg, 0, longest + max_new_tokens, weight.device, weight.dtype)
+    next_hidden = DecodeGraphs(model) if weight.is_cuda else model.decode
+    waiting = new_rows(prompts, seed, max_new_tokens)
+    rows = []                                                # by their places in the cache
+    hidden = weight.new_empty(0, model.cfg.hidden_size)      # of each row's last token
+    while True:
+        running = [row for row in rows if not row.has_ended]
+        if running:
+            hidden = next_hidden(tokens[:, None], cache.next_step())[:, 0]
+        if len(running) <= len(rows) * 7 // 8:
+            new = list(itertools.islice(waiting, n_rows - len(running)))
+            run_prompts(model, [row.prompt for row in new])
+            rows, hidden = rearrange(cache, running, new, hidden)
+            running = rows
+        if not rows:
+            return
+
+        logits = wide_logits_of(hidden, model.lm_head.weight).float()
+        draws = torch.tensor([row.next_draw for row in rows]).to(logits.device)
+        tokens, logprobs = sample_tokens(logits, temperature, top_p, top_k, draws)
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
+            if not row.has_ended:
+                row.append(token, logprob, token in stop)
+        for row in running:
+            if row.has_ended:
+                cache.lengths[row.place] = 0
+        yield running
 
 
+def check_settings(cfg: ModelConfig, prompts: list[Prompt], max_new_tokens: int,
+                   temperature: float, top_p: float, top_k: int) -> None:
+    """Raises UserError for what cannot be sampled; warns where positions were never trained."""
+    for name, value, is_right, needed in (
+        ("temperature", temperature, temperature >= 0, "at least 0"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1 (off)"),
+        ("top_k", top_k, top_k >= 0, "at least 0 (off)"),
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+    ):
+        if not is_right:
+            raise common.UserError(f"{name} must be {needed}, not {value}")
+    if not all(prompt.tokens for prompt in prompts):
+        raise common.UserError("an empty prompt cannot be continued: begin with the bos token")
+    longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_new_tokens
+    if longest > cfg.max_context:
+        warnings.warn(f"rows of up to {longest} tokens: the model's context is {cfg.max_context}, "
+                      "and it may not write sense behind that", stacklevel=3)
+
+
+def new_rows(prompts: list[Prompt], seed: int, max_new_tokens: int) -> Iterator[Row]:
+    """A row for each sample of the prompts."""
+    for prompt in prompts:
+        for j, sample in enumerate(prompt.samples):
+            yield Row(prompt, sample, uniforms(seed, prompt.number, j, max_new_tokens))
+
+
+def uniforms(seed: int, number: int, j: int, n: int) -> np.ndarray:
+    """The n random numbers, in [0, 1), of sample j of a prompt; number: the prompt's.
+
+    One per token, which is drawn by inverting the CDF.
+    """
+    return np.random.default_rng([seed, number, j]).random(n)
+
+
+def run_prompts(model: Transformer, prompts: list[Prompt]) -> None:
+    """Fills in `prefix` where it is missing: one pass of a prompt for all its samples."""
+    missing = [prompt for prompt in prompts if prompt.prefix is None]
+    missing = list({prompt.number: prompt for prompt in missing}.values())
+    weight = model.embed_tokens.weight
+    while missing:
+        longest = max(len(prompt.tokens) for prompt in missing)
+        n = max(1, PASS_TOKENS // longest)
+        part, missing = missing[:n], missing[n:]
+        cache = KVCache(model.cfg, 0, longest, weight.device, weight.dtype)
+        tokens = [prompt.tokens + [0] * (longest - len(prompt.tokens)) for prompt in part]
+        hidden = model(torch.tensor(tokens, device=weight.device), cache=cache)
+        for i, prompt in enumerate(part):
+            prompt.prefix = cache, i, hidden[i, len(prompt.tokens) - 1]
+
+
+def rearrange(cache: KVCache, running: list[Row], new: list[Row],
+              hidden: torch.Tensor) -> tuple[list[Row], torch.Tensor]:
+    """(the rows by their new places, their hidden states): the cache holds these rows alone."""
+    rows = place_rows(running, new, cache.PART)
+    states, moved, begun = [], [], {}
+    for place, row in enumerate(rows):
+        if row.place < 0:
+            prefix, i, state = row.prompt.prefix
+            begun.setdefault(prefix, []).append((i, place))
+        else:
+            state = hidden[row.place]
+            if row.place != place:
+                moved.append((row.place, place))
+        states.append(state)
+    lengths = [row.length for row in rows]
+    cache.reserve(max(len(rows), len(cache.lengths)), max(lengths, default=0))
+    cache.copy(cache, moved)
+    for prefix, copies in begun.items():
+        cache.copy(prefix, copies)
+    cache.lengths = lengths
+    for place, row in enumerate(rows):
+        row.place = place
+        if row.sample is row.prompt.samples[-1]:  # all of the prompt's samples have begun
+            row.prompt.prefix = None
+    return rows, torch.stack(states) if states else hidden
+
+
+def place_rows(running: list[Row], new: list[Row], part: int) -> list[Row]:
+    """The rows by new places: the longest `part` rows first, then the next ones, and so on.
+
+    Attention reads each part to the length of its longest. A row that is in its part already stays
+    where it is: so few have to be moved.
+    """
+    by_length = sorted(running + new, key=lambda row: -row.length)
+    placed = []
+    for first in range(0, len(by_length), part):
+        members = by_length[first:first + part]
+        places = range(first, first + len(members))
+        stay = {row.place: row for row in members if row.place in places}
+        come = [row for row in members if row.place not in places]
+        placed += [stay[place] if place in stay else come.pop() for place in places]
+    return placed
+
+
+class DecodeGraphs:
+    """model.decode on a GPU: a step of 36 layers is launched as one CUDA graph.
+
+    A graph is captured for each number of rows in SIZES, anew where the cache has grown; other
+    numbers are filled up with rows that nobody reads.
+    """
+
+    SIZES = 1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256
+
+    def __init__(self, model: Transformer):
+        self.model, self.graphs, self.n_moves = model, {}, 0
+
+    def __call__(self, tokens: torch.Tensor, step: DecodeStep) -> torch.Tensor:
+        n, cache = len(tokens), step.cache
+        size = next((size for size in self.SIZES if size >= n), n)
+        cache.reserve(size, 0)
+        if cache.n_moves != self.n_moves:  # the graphs are of a cache that stood elsewhere
+            self.graphs, self.n_moves = {}, cache.n_moves
+        if size not in self.graphs:
+            self.graphs[size] = self._capture(size, cache)
+        graph, all_tokens, positions, hidden = self.graphs[size]
+        all_tokens[:n], positions[:n] = tokens, step.positions
+        graph.replay()
+        return hidden[:n]
+
+    def _capture(self, size: int, cache: KVCache) -> tuple:
+        """(graph, its inputs tokens (size, 1) and positions (size,), its result (size, 1, C))."""
+        device = cache.layers[0].device
+        tokens = torch.zeros(size, 1, dtype=torch.int64, device=device)
+        positions = torch.zeros(size, dtype=torch.int64, device=device)
+        step = DecodeStep(cache, positions, [(slice(0, size), cache.layers[0].shape[3], None)])
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            self.model.decode(tokens, step)  # compiles the kernels; capturing must not
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            hidden = self.model.decode(tokens, step)
+        return graph, tokens, positions, hidden
+
+
+PASS_TOKENS = 8192  # of one pass of prompts, with their padding: our choice
 FREE_SHARE = 0.8  # of the free memory that `sample` gives to rows: our choice
 
 
@@ -130,14 +324,15 @@ def rows_that_fit(model: Transformer, prompt: int, new: int) -> float:
     return common.free_memory(weight.device) / row_bytes(model.cfg, weight.dtype, prompt, new)
 
 
-def check_rows_fit(model: Transformer, n_rows: int, prompt: int, new: int) -> None:
-    """Raises UserError, with how many rows would fit, where these do not."""
+def count_rows(model: Transformer, max_rows: int, prompt: int, new: int) -> int:
+    """How many rows are decoded together; UserError where the memory is too small for one."""
     fitting = rows_that_fit(model, prompt, new)
-    if n_rows > fitting:
+    if fitting < 1:
         size = row_bytes(model.cfg, model.embed_tokens.weight.dtype, prompt, new) / 1e9
         raise common.UserError(
-            f"{n_rows} rows of {prompt} + {new} tokens need {n_rows * size:.1f} GB of the GPU's "
-            f"memory, {size:.2f} each; {int(fitting)} would fit: lower max_rows, or max_new_tokens")
+            f"a row of {prompt} + {new} tokens needs {size:.2f} GB, more than the GPU has free: "
+            "lower max_new_tokens")
+    return int(min(max_rows, max(1, FREE_SHARE * fitting)))
 
 
 def stop_ids(tokenizer) -> tuple[int, ...]:
@@ -159,74 +354,6 @@ def decode_answer(tokens: list[int], tokenizer, prompt: Sequence[int] = ()) -> s
     text = tokenizer.decode([token for token in tokens if token not in stop])
     end_of_prompt = tokenizer.decode(list(prompt[-16:]))
     return template.reopen_thoughts(end_of_prompt, text)
-
-
-def uniforms(seed: int, rows: list[tuple[int, int]], max_new_tokens: int) -> torch.Tensor:
-    """The random numbers of each row (R, max_new_tokens), in [0, 1), float64.
-
-    One per token, which is drawn by inverting the CDF. rows: (prompt's number, sample's number).
-    """
-    draws = [np.random.default_rng([seed, *row]).random(max_new_tokens) for row in rows]
-    return torch.from_numpy(np.stack(draws))
-
-
-def decode(model: Transformer, prompts: list[list[int]], n: int, max_new_tokens: int,
-           temperature: float, top_p: float, top_k: int, stop: tuple[int, ...],
-           draws: torch.Tensor) -> Iterator[tuple[list[int], list[int], list[float]]]:
-    """Yields at each step the rows that are not finished, their new tokens and log-probabilities.
-
-    draws (R, max_new_tokens): as `uniforms` makes them. Prompts are padded on the left, and
-    doc_start says where each begins: attention and positions start there. So all rows have their
-    last token in the same column. Finished rows leave the batch once they are an eighth of it.
-    """
-    weight = model.embed_tokens.weight
-    device = weight.device
-    longest = max(map(len, prompts))
-    check_rows_fit(model, len(prompts) * n, longest, max_new_tokens)
-    tokens, pad, doc_start = pad_left(prompts, device)
-    is_padded = doc_start is not None
-    cache = KVCache(model.cfg, len(prompts), longest + max_new_tokens, device, weight.dtype)
-    hidden = model(tokens, doc_start, cache)[:, -1:]
-    if n > 1:                               # the prompts' forward pass is shared by their samples
-        copies = torch.arange(len(prompts), device=device).repeat_interleave(n)
-        cache.keep(copies)
-        hidden, pad = hidden[copies], pad[copies]
-
-    active = list(range(len(prompts) * n))  # the rows that are still in the batch
-    alive = torch.ones(len(active), dtype=torch.bool, device=device)  # those that are not finished
-    draws = draws.to(device)
-    stop_tokens = torch.tensor(list(stop), device=device, dtype=torch.int64)
-    for t in range(max_new_tokens):
-        logits = (hidden[:, 0] @ model.lm_head.weight.T).float()
-        token, logprob = sample_tokens(logits, temperature, top_p, top_k, draws[:, t])
-        unfinished = [row for row, is_alive in zip(active, alive.tolist()) if is_alive]
-        yield unfinished, token[alive].tolist(), logprob[alive].tolist()
-
-        alive &= ~torch.isin(token, stop_tokens)
-        n_alive = int(alive.sum())
-        if n_alive == 0 or t == max_new_tokens - 1:
-            return
-        if n_alive <= len(active) * 7 // 8:
-            kept = alive.nonzero()[:, 0]
-            cache.keep(kept)
-            active = [active[i] for i in kept.tolist()]
-            token, pad, draws, alive = token[kept], pad[kept], draws[kept], alive[kept]
-        hidden = model(token[:, None], pad if is_padded else None, cache)
-
-
-def pad_left(prompts: list[list[int]], device) -> tuple:
-    """(tokens (R, T), pad (R, 1), doc_start (R, T)): prompts that end in the same column.
-
-    pad: how many tokens of padding each has before it, int32. doc_start is None where none has any;
-    each padding token is a document of its own.
-    """
-    T = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (T - len(p)) + p for p in prompts], device=device)
-    pad = torch.tensor([[T - len(p)] for p in prompts], device=device, dtype=torch.int32)
-    if not pad.any():
-        return tokens, pad, None
-    column = torch.arange(T, device=device, dtype=torch.int32)
-    return tokens, pad, torch.where(column < pad, column, pad)
 
 
 def sample_tokens(logits: torch.Tensor, temperature: float, top_p: float, top_k: int,
@@ -261,8 +388,7 @@ class LocalLLM:
     """A language model on this machine that answers conversations, as data.llm.LLM says.
 
     It is loaded when first asked. An answer that does not end is None. Draws depend on (seed,
-    number of the conversation), and conversations are decoded in fixed groups of max_rows numbers:
-    a resumed batch repeats itself.
+    number of the conversation) alone: a resumed batch repeats itself.
     """
     path: str                    # as in hf.load
     max_new_tokens: Count = 256
@@ -278,40 +404,24 @@ class LocalLLM:
 
     def __call__(self, conversations: list,
                  on_result: Callable[[int, str | None], None] | None = None) -> list[str | None]:
-        texts = [None] * len(conversations)
-        for first in range(0, len(conversations), self.max_rows):
-            last = min(first + self.max_rows, len(conversations))
-            numbers = [i for i in range(first, last) if conversations[i] is not None]
-            if not numbers:
-                continue
-            answers = self._answer([conversations[i] for i in numbers], numbers)
-            for i, text in zip(numbers, answers):
-                texts[i] = text
-                if on_result is not None:
-                    on_result(i, text)
-        return texts
-
-    def _answer(self, conversations: list, numbers: list[int]) -> list[str | None]:
-        """The answers to one group of conversations, whose draws are those of the numbers."""
         if self._loaded is None:
             self._loaded = load_for_sampling(self.path)
         model, tokenizer = self._loaded
         stop = stop_ids(tokenizer)
-        prompts = [chat_prompt(conversation, tokenizer, self.prompt_format)
-                   for conversation in conversations]
-        draws = uniforms(self.seed, [(i, 0) for i in numbers], self.max_new_tokens)
-        answers = [[] for _ in prompts]
-        with torch.inference_mode():
-            for active, tokens, _ in decode(model, prompts, 1, self.max_new_tokens,
-                                            self.temperature, self.top_p, 0, stop, draws):
-                for row, token in zip(active, tokens):
-                    answers[row].append(token)
-        texts = []
-        for prompt, answer in zip(prompts, answers):
-            text = decode_answer(answer, tokenizer, prompt) if answer[-1] in stop else None
-            if text is not None and self.prompt_format == "document":
-                text = as_reply(text)
-            texts.append(text)
+        prompts = {}
+        for i, conversation in enumerate(conversations):
+            if conversation is not None:
+                prompts[i] = chat_prompt(conversation, tokenizer, self.prompt_format)
+        texts = [None] * len(conversations)
+        for i, (answer,) in sample_as_completed(
+                model, prompts.items(), 1, self.max_new_tokens, self.temperature, self.top_p,
+                stop=stop, seed=self.seed, max_rows=self.max_rows):
+            if answer.finish_reason == "stop":
+                texts[i] = decode_answer(answer.tokens, tokenizer, prompts[i])
+                if self.prompt_format == "document":
+                    texts[i] = as_reply(texts[i])
+            if on_result is not None:
+                on_result(i, texts[i])
         return texts
 
 
@@ -360,17 +470,15 @@ def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ..
     if len(prompt) + args.max_new_tokens > model.cfg.max_context:
         print(f"note: the prompt has {len(prompt):,} tokens; with its answer that may be more than "
               f"the {model.cfg.max_context:,} that the model was trained on", file=sys.stderr)
-    answer, n_shown, started = [], 0, time.time()
-    draws = uniforms(args.seed, [(0, 0)], args.max_new_tokens)
-    steps = decode(model, [prompt], 1, args.max_new_tokens, args.temperature, args.top_p,
-                   args.top_k, stop, draws)
-    with torch.inference_mode():
-        for _, (token,), _ in steps:
-            answer.append(token)
-            text = tokenizer.decode(answer if token not in stop else answer[:-1])
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                print(text[n_shown:], end="", flush=True)
-                n_shown = len(text)
+    sample, n_shown, started = Sample(), 0, time.time()
+    answer = sample.tokens
+    steps = decode(model, [Prompt(0, prompt, [sample], 1)], args.max_new_tokens, args.temperature,
+                   args.top_p, args.top_k, stop, args.seed, 1)
+    for _ in steps:
+        text = tokenizer.decode(answer if answer[-1] not in stop else answer[:-1])
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[n_shown:], end="", flush=True)
+            n_shown = len(text)
     tokens_per_s = len(answer) / (time.time() - started)
     print(f"\n[{len(answer)} tokens, {tokens_per_s:.0f} tokens/s]", file=sys.stderr)
     return answer

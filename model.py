@@ -16,7 +16,8 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import attention
+from kernels import KINDS
+from kernels.attention import Filled, attention, decode_attention
 from kernels.rmsnorm import add_rms_norm, rms_norm
 
 
@@ -51,65 +52,93 @@ NOT_OF_THE_WEIGHTS = ("rope_theta", "max_context", "init_std", "kernels")
 
 
 class KVCache:
-    """Keys and values of the tokens so far, and how many these are.
+    """Keys and values of B rows of tokens, each of a length of its own.
 
-    Of each layer (B, S, K, D), with room for S >= length tokens: S grows in blocks up to `size`.
-    All that moves moves a layer at a time, so there is never a second cache beside the first.
+    Of each layer one tensor (B, 2, K, S, D), with keys and values at 0 and 1: a row's tokens stand
+    at 0, 1, … lengths[b] - 1. What is behind them is never read, but is finite. There is room for S
+    tokens a row: S grows in blocks up to `size`, and ended rows' places are used again. All that
+    moves moves a layer at a time, so there is never a second cache beside the first.
     """
 
     BLOCK = 4096  # tokens that S grows by: our choice
+    PART = 16     # rows that are read together, to the length of their longest: our choice
 
     def __init__(self, cfg: ModelConfig, batch: int, size: int, device, dtype):
-        self.size, self.length = size, 0
-        shape = (batch, 0, cfg.n_kv_heads, cfg.head_dim)
-        self.k = [torch.empty(shape, device=device, dtype=dtype)] * cfg.n_layers
-        self.v = list(self.k)
+        self.size, self.lengths = size, [0] * batch
+        self.n_moves = 0  # how often it moved to other memory
+        shape = (batch, 2, cfg.n_kv_heads, 0, cfg.head_dim)
+        self.layers = [torch.zeros(shape, device=device, dtype=dtype)] * cfg.n_layers
 
     @staticmethod
     def bytes_per_token(cfg: ModelConfig, dtype: torch.dtype) -> int:
         """What a token of a row takes in all layers."""
         return 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * dtype.itemsize
 
-    def append(
-        self, layer: int, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores (B, T, K, D) behind what is filled; returns all keys and values up to there."""
-        end = self.length + k.shape[1]
-        for tensors, new in ((self.k, k), (self.v, v)):
-            if end > tensors[layer].shape[1]:
-                tensors[layer] = self._grow(tensors[layer], end)
-            tensors[layer][:, self.length:end] = new
-        return self.k[layer][:, :end], self.v[layer][:, :end]
+    def reserve(self, batch: int, length: int) -> None:
+        """Makes room for `batch` rows of `length` tokens."""
+        B, _, _, S, _ = self.layers[0].shape
+        if batch <= B and length <= S:
+            return
+        if length > S:
+            S = min(-(-length // self.BLOCK) * self.BLOCK, max(self.size, length))
+        self.n_moves += 1
+        for layer, old in enumerate(self.layers):
+            new = old.new_zeros(batch, *old.shape[1:3], S, old.shape[4])
+            kept = min(batch, B)
+            new[:kept, :, :, :old.shape[3]] = old[:kept]
+            self.layers[layer] = new
 
-    def _grow(self, old: torch.Tensor, end: int) -> torch.Tensor:
-        blocks = -(-end // self.BLOCK)
-        room = min(blocks * self.BLOCK, self.size)
-        new = old.new_empty(old.shape[0], room, *old.shape[2:])
-        new[:, :self.length] = old[:, :self.length]
-        return new
+    def fill(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Stores the first T tokens of each row: k, v (B, T, K, D)."""
+        B, T, _, _ = k.shape
+        tensor = self.layers[layer]
+        tensor[:B, 0, :, :T] = k.transpose(1, 2)
+        tensor[:B, 1, :, :T] = v.transpose(1, 2)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Makes these rows the batch: finished ones leave, in place; repeated ones are copied.
+    def copy(self, source: "KVCache", places: list[tuple[int, int]]) -> None:
+        """Copies rows of a cache, which may be this one: (row there, its new place here) each."""
+        if not places:
+            return
+        n_tokens = max(source.lengths[row] for row, _ in places)
+        rows, places = torch.tensor(places, device=self.layers[0].device).T
+        for mine, theirs in zip(self.layers, source.layers):
+            mine[places, :, :, :n_tokens] = theirs[rows, :, :, :n_tokens]
 
-        What rows leave behind is given back where S grows next.
-        """
-        n = len(rows)
-        for tensors in (self.k, self.v):
-            for layer, old in enumerate(tensors):
-                if n > len(old):
-                    tensors[layer] = old[rows]
-                    continue
-                old[:n, :self.length] = old[rows, :self.length]
-                tensors[layer] = old[:n]
+    def next_step(self) -> "DecodeStep":
+        """Room for one more token of each row; to be called before each Transformer.decode."""
+        B, device, dtype = len(self.lengths), self.layers[0].device, self.layers[0].dtype
+        longest = max(self.lengths) + 1
+        self.reserve(B, longest)
+        positions = torch.tensor(self.lengths).to(device, non_blocking=True)
+        parts = [(slice(0, B), longest, None)]
+        if device.type == "cpu":  # a kernel stops at each row's own length
+            parts = []
+            beyond = torch.arange(longest) > positions[:, None]
+            mask = torch.zeros(B, longest, dtype=dtype).masked_fill_(beyond, float("-inf"))
+            for first in range(0, B, self.PART):
+                rows = slice(first, first + self.PART)
+                n_keys = max(self.lengths[rows]) + 1
+                parts.append((rows, n_keys, mask[rows, None, None, :n_keys]))
+        self.lengths = [length + 1 for length in self.lengths]
+        return DecodeStep(self, positions, parts)
+
+
+class DecodeStep(NamedTuple):
+    """One more token of each row of a cache."""
+    cache: KVCache
+    positions: torch.Tensor  # (B,) int64: where each row's new token stands
+    parts: list              # what attention reads, as kernels.attention.Filled has them
 
 
 class Layout(NamedTuple):
     """Where the tokens stand: what attention needs beside them, the same in all layers."""
     cos: torch.Tensor               # (..., T, 1, D): rotary positions, as rotate() wants them
     sin: torch.Tensor
-    doc_start: torch.Tensor | None  # (B, T) int32: where each token's document begins
-    cache: KVCache | None
-    shared: object | None           # a data.chat.packing.SharedPrefix: rows that begin alike
+    doc_start: torch.Tensor | None = None  # (B, T) int32: where each token's document begins
+    shared: object | None = None    # a data.chat.packing.SharedPrefix: rows that begin alike
+    cache: KVCache | None = None    # to be filled with these tokens, or with one more of each row …
+    places: torch.Tensor | None = None     # … (2 B K,): where, among all places of a layer …
+    filled: Filled | None = None           # … and what attention then reads
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -131,12 +160,18 @@ class Attention(nn.Module):
 
     def forward(self, x, layout: Layout, layer: int):
         B, T, _ = x.shape
-        cos, sin, cache, shared = layout.cos, layout.sin, layout.cache, layout.shared
+        cos, sin, shared = layout.cos, layout.sin, layout.shared
         q = rotate(self.q_proj(x).view(B, T, -1, self.head_dim), cos, sin)  # (B, T, H, D)
         k = rotate(self.k_proj(x).view(B, T, -1, self.head_dim), cos, sin)  # (B, T, K, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)                    # (B, T, K, D)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
+        if layout.filled is not None:
+            tensor = layout.cache.layers[layer]
+            tensor.view(-1, self.head_dim).index_copy_(
+                0, layout.places, torch.cat((k, v), 1).view(-1, self.head_dim))
+            k, v = tensor[:B].unbind(1)
+            return self.o_proj(decode_attention(q, k, v, layout.filled, self.kernels).flatten(2))
+        if layout.cache is not None:
+            layout.cache.fill(layer, k, v)
         if shared is not None:
             q, k, v = shared.spread(q), shared.spread(k), shared.spread(v)
         o = attention(q, k, v, layout.doc_start, self.kernels)
@@ -223,26 +258,43 @@ class Transformer(nn.Module):
     ):
         """tokens (B, T) int64 -> hidden states (B, T, C) after the last norm.
 
-        doc_start (B, T) int32: the position in the row (0..T-1; with a cache 0..S-1) where each
-        token's document begins; attention stays inside the document and rotary positions restart
-        there. None: one document a row. With a cache the tokens continue what it holds, and are
-        added to it. With shared (data.chat.packing.SharedPrefix) tokens and result are (1, U), and
-        doc_start describes the rows.
+        doc_start (B, T) int32: the position in the row where each token's document begins;
+        attention stays inside the document and rotary positions restart there. None: one document a
+        row. cache: an empty one, which is filled with the tokens' keys and values. With shared
+        (data.chat.packing.SharedPrefix) tokens and result are (1, U), and doc_start describes the
+        rows.
         """
-        past = cache.length if cache is not None else 0
         T = tokens.shape[1] if shared is None else shared.index.shape[1]
-        positions = torch.arange(past, past + T, device=tokens.device)
+        positions = torch.arange(T, device=tokens.device)
         if doc_start is not None:
             positions = positions - doc_start
         cos, sin = self.rotary(positions if shared is None else shared.collect(positions))
+        if cache is not None:
+            cache.reserve(*tokens.shape)
+            cache.lengths = [T] * len(tokens)
+        return self._through_blocks(tokens, Layout(cos, sin, doc_start, shared, cache))
+
+    def decode(self, tokens: torch.Tensor, step: DecodeStep) -> torch.Tensor:
+        """Hidden states (B, 1, C) of tokens (B, 1) that come next in the rows of a cache.
+
+        step: of cache.next_step(). Without a gradient.
+        """
+        positions = step.positions
+        B, n_heads, S = len(positions), 2 * self.cfg.n_kv_heads, step.cache.layers[0].shape[3]
+        columns = torch.arange(B * n_heads, device=positions.device).view(B, n_heads) * S
+        places = (columns + positions[:, None]).flatten()
+        cos, sin = self.rotary(positions[:, None])
+        filled = Filled((positions + 1).int(), step.parts)
+        layout = Layout(cos, sin, cache=step.cache, places=places, filled=filled)
+        return self._through_blocks(tokens, layout)
+
+    def _through_blocks(self, tokens: torch.Tensor, layout: Layout) -> torch.Tensor:
         x = self.embed_tokens(tokens)
-        cos = torch.cat((cos, cos), -1).type_as(x)  # as rotate() wants them
-        sin = torch.cat((-sin, sin), -1).type_as(x)
-        layout = Layout(cos, sin, doc_start, cache, shared)
+        cos = torch.cat((layout.cos, layout.cos), -1).type_as(x)  # as rotate() wants them
+        sin = torch.cat((-layout.sin, layout.sin), -1).type_as(x)
+        layout = layout._replace(cos=cos, sin=sin)
         for block in self.layers:
             x = block(x, layout)
-        if cache is not None:
-            cache.length += tokens.shape[1]
         return self.norm(x)
 
     def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

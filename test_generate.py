@@ -2,6 +2,7 @@
 trainer's log-probabilities.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,7 +130,7 @@ def test_top_k_and_top_p_are_those_of_transformers(top_k, top_p):
 
 def test_frequencies_follow_the_distribution():
     logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(1)).expand(20_000, 8)
-    draws = generate.uniforms(0, [(i, 0) for i in range(20_000)], 1)[:, 0]
+    draws = torch.from_numpy(np.stack([generate.uniforms(0, i, 0, 1) for i in range(20_000)]))[:, 0]
     token, _ = sample_tokens(logits, 1.0, 1.0, 0, draws)
     probs = logits[0].softmax(-1)
     counts = torch.bincount(token, minlength=8)

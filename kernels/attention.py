@@ -17,6 +17,8 @@ Shapes: B batch, T query positions, S key positions (S >= T), H query heads, K k
 G = H / K, D head width; BM and BN rows of a tile of queries and of keys.
 `python -m kernels.tools.check attention` checks the kernels.
 """
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -83,6 +85,39 @@ def spelled_out_attention(q, k, v, doc_start=None):
     scores = (q * q.shape[-1]**-0.5 @ k.mT).unflatten(2, (-1, T)) + mask  # (B, K, G, T, S)
     o = (scores.softmax(-1).flatten(2, 3) @ v).unflatten(2, (-1, T)).flatten(1, 2)
     return o.transpose(1, 2)
+
+
+class Filled(NamedTuple):
+    """How far the rows of a cache are filled: the same in all layers, so it is made once a step."""
+    lengths: torch.Tensor  # (B,) int32
+    parts: list[tuple[slice, int, torch.Tensor | None]]  # rows, keys of their longest, and the mask
+                           # (rows, 1, 1, keys) of what is filled, None where all is
+
+
+def decode_attention(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, filled: Filled,
+        kernels: str = "auto") -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v of one query a row against a cache, (B, 1, H, D).
+
+    q (B, 1, H, D); k, v (B, K, S, D), of which row b's first filled.lengths[b] keys count. Without
+    a gradient. A kernel stops at each row's own length; PyTorch reads a part of the rows at once,
+    as far as its longest.
+    """
+    K, D = k.shape[1], k.shape[3]
+    if use_triton(q, kernels) and D <= 128:
+        n_keys = max(n for _, n, _ in filled.parts)
+        k, v = k[:, :, :n_keys].transpose(1, 2), v[:, :, :n_keys].transpose(1, 2)
+        padding = max(16, triton.next_power_of_2(D)) - D
+        if padding:
+            q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
+        return decode_op(q, k, v, None, D**-0.5, filled.lengths)[..., :D]
+    q = q.squeeze(1).unflatten(1, (K, -1))  # (B, K, G, D): the heads of a group as queries of one
+    outputs = []
+    for rows, n_keys, mask in filled.parts:
+        keys, values = k[rows, :, :n_keys], v[rows, :, :n_keys]
+        outputs.append(F.scaled_dot_product_attention(q[rows], keys, values, attn_mask=mask))
+    o = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return o.flatten(1, 2).unsqueeze(1)
 
 
 def additive_mask(
@@ -428,16 +463,16 @@ def attention_dkdv(
 
 @triton.jit
 def attention_decode(
-        Q, K, V, O, LSE, START,
+        Q, K, V, O, LSE, START, LENGTHS,
         stride_qb, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
         H, G, S, splits, scale,
         D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-        SPLIT: tl.constexpr, DOC: tl.constexpr, PRECISION: tl.constexpr):
+        SPLIT: tl.constexpr, DOC: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """SPLIT keys of one key head per program, for its G query heads at once.
 
     So one read of the cache serves them all. O (B, H, splits, D) fp32 and LSE (B, H, splits) are of
     these keys alone, to be joined by attention_join (flash-decoding). A row's keys begin at START
-    (B,): where the rows' lengths differ, short ones end early.
+    (B,) and end at LENGTHS (B,): where the rows' lengths differ, short ones end early.
     """
     split = tl.program_id(0) % splits
     bk = tl.program_id(0) // splits
@@ -452,6 +487,8 @@ def attention_decode(
     if DOC:
         start += tl.load(START + b)
         first = tl.maximum(first, tl.load(START + b) // BN * BN)
+    if RAGGED:
+        S = tl.load(LENGTHS + b)
     acc = tl.zeros([BM, D], tl.float32)
     m = tl.full([BM], -1.0e30, tl.float32)
     l = tl.zeros([BM], tl.float32)
@@ -595,8 +632,8 @@ SPLIT = 512  # keys that one program of attention_decode reads
 @torch.library.custom_op("nanobeige::attention_decode", mutates_args=())
 def decode_op(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torch.Tensor | None,
-        scale: float) -> torch.Tensor:
-    """o (B, 1, H, D) of one query a row, without a gradient."""
+        scale: float, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    """o (B, 1, H, D) of one query a row, without a gradient; lengths (B,) int32: of its keys."""
     out = decode_fake(q, k, v, doc_start, scale)
     (B, _, H, D), (S, K) = q.shape, k.shape[1:3]
     q, k, v = map(with_last_dim_contiguous, (q, k, v))
@@ -608,14 +645,14 @@ def decode_op(
     lse = torch.empty(B, H, splits, device=q.device, dtype=torch.float32)
     if B:
         attention_decode[(splits * B * K,)](
-            q, k, v, o, lse, starts(doc_start),
+            q, k, v, o, lse, starts(doc_start), lengths,
             q.stride(0), q.stride(2), *k.stride()[:3], *v.stride()[:3], H, H // K, S, splits, scale,
-            D=D, SPLIT=SPLIT, DOC=doc_start is not None, PRECISION=precision(q),
-            **tiles.options())
+            D=D, SPLIT=SPLIT, DOC=doc_start is not None, RAGGED=lengths is not None,
+            PRECISION=precision(q), **tiles.options())
         attention_join[(B * H,)](o, lse, out, splits, D=D, BLOCK=triton.next_power_of_2(splits))
     return out
 
 
 @decode_op.register_fake
-def decode_fake(q, k, v, doc_start, scale):
+def decode_fake(q, k, v, doc_start, scale, lengths=None):
     return q.new_empty(q.shape)

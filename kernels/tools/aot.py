@@ -34,7 +34,7 @@ SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_90": 227}  # shared memory that one
 TABLE = Path(__file__).parents[2] / "results" / "kernels_aot.md"
 MODULES = (attention, rmsnorm, cross_entropy)
 INTEGERS = ("H", "G", "T", "S", "N", "C")  # arguments of the kernels
-TYPES = {"START": "i32", "ENDS": "i32", "TARGETS": "i64"}
+TYPES = {"START": "i32", "ENDS": "i32", "LENGTHS": "i32", "TARGETS": "i64"}
 for name in ("LSE", "DELTA", "RSTD", "DW", "RESULTS", "DIVERGENCE", "D"):
     TYPES[name] = "fp32"  # whatever the other tensors are
 # An instruction of each kind in PTX, the best first.
@@ -97,10 +97,10 @@ def attention_forms(arch: str) -> list[Form]:
     for (kernel, choice, dtype, chosen), D, doc in itertools.product(
             choices, (128, 64), (True, False)):
         constants = dict(
-            D=D, BM=choice.BM, BN=choice.BN, DOC=doc, SPLIT=attention.SPLIT,
+            D=D, BM=choice.BM, BN=choice.BN, DOC=doc, RAGGED=doc, SPLIT=attention.SPLIT,
             PRECISION="ieee" if dtype == "fp32" else "tf32")
         if not doc:
-            constants |= dict(START=None, ENDS=None)
+            constants |= dict(START=None, ENDS=None, LENGTHS=None)
         if choice.specialized:
             kernel += "_specialized"
         found.append(Form(kernel, constants, dtype, choice.warps, choice.stages, chosen, arch))

@@ -328,6 +328,25 @@ def decoding(kernels) -> Iterator[Finding]:
             qkv = Shape(B, 1, S, H, K, D, None).inputs(dtype)
             yield from compare(f"{name}, {name_of(dtype)}", ours, kernels.plain_attention,
                                [*qkv, docs], [None])
+            if begin is not None:
+                q, k, v = qkv
+                inputs = [q, k.transpose(1, 2), v.transpose(1, 2), S - docs[:, 0]]
+                yield from compare(
+                    f"{name}, from the first key on, {name_of(dtype)}",
+                    by_length(kernels, "triton"), by_length(kernels, "torch"), inputs, [None])
+
+
+def by_length(kernels, kind: str) -> Callable:
+    """decode_attention of one part; lengths (B,): keys of each row."""
+    def attend(q, k, v, lengths):
+        S = k.shape[2]
+        beyond = torch.arange(S, device=DEVICE) >= lengths[:, None]
+        mask = torch.zeros(beyond.shape, dtype=q.dtype, device=DEVICE)
+        mask = mask.masked_fill(beyond, float("-inf"))[:, None, None]
+        filled = kernels.Filled(lengths, [(slice(None), S, mask)])
+        with torch.no_grad():
+            return kernels.decode_attention(q, k, v, filled, kind)
+    return attend
 
 
 def specialized(kernels) -> Iterator[Finding]:
