@@ -8,7 +8,7 @@ Shapes: R rows of the batch (prompts x samples), T time, V vocabulary.
 from settings import Count, NonNegativeFloat, NonNegativeInt, Seed, TopP, from_dict, option
 
 import argparse
-import itertools
+import collections
 import sys
 import time
 import warnings
@@ -53,31 +53,31 @@ class Prompt:
 
 @dataclass
 class Row:
-    """A sample that is being drawn, and its place in the cache: a row of the batch."""
+    """Sample j of a prompt: a row of the batch while it is being drawn."""
     prompt: Prompt
-    sample: Sample
-    draws: np.ndarray      # a random number for each token that it may get
-    place: int = -1        # -1: not begun
+    j: int
+    draws: np.ndarray | None = None  # a random number for each token that it may get
+    place: int = -1                  # in the cache; -1: not begun
     has_ended: bool = False
 
     @property
-    def n_tokens(self) -> int:
-        return len(self.sample.tokens)
-
-    @property
-    def next_draw(self) -> float:
-        return self.draws[self.n_tokens - self.has_ended]  # any number where nobody looks at it
+    def sample(self) -> Sample:
+        return self.prompt.samples[self.j]
 
     @property
     def length(self) -> int:
         return len(self.prompt.tokens) + len(self.sample.tokens)
+
+    @property
+    def next_draw(self) -> float:
+        return self.draws[len(self.sample.tokens) - self.has_ended]  # ended: nobody looks at it
 
     def append(self, token: int, logprob: float, is_stop: bool) -> None:
         self.sample.tokens.append(token)
         self.sample.logprobs.append(logprob)
         if is_stop:
             self.sample.finish_reason = "stop"
-        self.has_ended = is_stop or self.n_tokens == len(self.draws)
+        self.has_ended = is_stop or len(self.sample.tokens) == len(self.draws)
 
 
 def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tokens: int = 128,
@@ -137,15 +137,16 @@ def decode(model: Transformer, prompts: list[Prompt], max_new_tokens: int, tempe
     weight = model.embed_tokens.weight
     cache = KVCache(model.cfg, 0, longest + max_new_tokens, weight.device, weight.dtype)
     next_hidden = DecodeGraphs(model) if weight.is_cuda else model.decode
-    waiting = new_rows(prompts, seed, max_new_tokens)
+    waiting = collections.deque(
+        Row(prompt, j) for prompt in prompts for j in range(len(prompt.samples)))
+    n_rows = min(n_rows, len(waiting))
+    cache.reserve(n_rows, longest)
     rows = []                                                # by their places in the cache
     hidden = weight.new_empty(0, model.cfg.hidden_size)      # of each row's last token
     while True:
         running = [row for row in rows if not row.has_ended]
-        if running:
-            hidden = next_hidden(tokens[:, None], cache.next_step())[:, 0]
-        if len(running) <= len(rows) * 7 // 8:
-            new = list(itertools.islice(waiting, n_rows - len(running)))
+        if len(running) <= (n_rows if waiting else len(rows)) * 7 // 8:
+            new = take_rows(waiting, n_rows - len(running), seed, max_new_tokens)
             run_prompts(model, [row.prompt for row in new])
             rows, hidden = rearrange(cache, running, new, hidden)
             running = rows
@@ -162,6 +163,8 @@ def decode(model: Transformer, prompts: list[Prompt], max_new_tokens: int, tempe
             if row.has_ended:
                 cache.lengths[row.place] = 0
         yield running
+        if not all(row.has_ended for row in rows):
+            hidden = next_hidden(tokens[:, None], cache.next_step())[:, 0]
 
 
 def check_settings(cfg: ModelConfig, prompts: list[Prompt], max_new_tokens: int,
@@ -179,15 +182,23 @@ def check_settings(cfg: ModelConfig, prompts: list[Prompt], max_new_tokens: int,
         raise common.UserError("an empty prompt cannot be continued: begin with the bos token")
     longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_new_tokens
     if longest > cfg.max_context:
-        warnings.warn(f"rows of up to {longest} tokens: the model's context is {cfg.max_context}, "
-                      "and it may not write sense behind that", stacklevel=3)
+        warnings.warn(f"prompt and answer may be longer than the model's context, max_context = "
+                      f"{cfg.max_context} tokens: what it writes beyond may make no sense")
 
 
-def new_rows(prompts: list[Prompt], seed: int, max_new_tokens: int) -> Iterator[Row]:
-    """A row for each sample of the prompts."""
-    for prompt in prompts:
-        for j, sample in enumerate(prompt.samples):
-            yield Row(prompt, sample, uniforms(seed, prompt.number, j, max_new_tokens))
+def take_rows(waiting: collections.deque, n: int, seed: int, max_new_tokens: int) -> list[Row]:
+    """The next rows: at most n, and no more than one pass of their prompts can take."""
+    rows, n_tokens, prompt = [], 0, None
+    while waiting and len(rows) < n:
+        row = waiting[0]
+        if row.prompt is not prompt and row.prompt.prefix is None:
+            n_tokens += len(row.prompt.tokens)
+        if rows and n_tokens > PASS_TOKENS:
+            break
+        prompt = row.prompt
+        row.draws = uniforms(seed, prompt.number, row.j, max_new_tokens)
+        rows.append(waiting.popleft())
+    return rows
 
 
 def uniforms(seed: int, number: int, j: int, n: int) -> np.ndarray:
@@ -199,19 +210,17 @@ def uniforms(seed: int, number: int, j: int, n: int) -> np.ndarray:
 
 
 def run_prompts(model: Transformer, prompts: list[Prompt]) -> None:
-    """Fills in `prefix` where it is missing: one pass of a prompt for all its samples."""
-    missing = [prompt for prompt in prompts if prompt.prefix is None]
-    missing = list({prompt.number: prompt for prompt in missing}.values())
+    """Fills in `prefix` where it is missing: one pass of each prompt for all its samples."""
+    missing = {prompt.number: prompt for prompt in prompts if prompt.prefix is None}
+    if not missing:
+        return
+    longest = max(len(prompt.tokens) for prompt in missing.values())
     weight = model.embed_tokens.weight
-    while missing:
-        longest = max(len(prompt.tokens) for prompt in missing)
-        n = max(1, PASS_TOKENS // longest)
-        part, missing = missing[:n], missing[n:]
-        cache = KVCache(model.cfg, 0, longest, weight.device, weight.dtype)
-        tokens = [prompt.tokens + [0] * (longest - len(prompt.tokens)) for prompt in part]
-        hidden = model(torch.tensor(tokens, device=weight.device), cache=cache)
-        for i, prompt in enumerate(part):
-            prompt.prefix = cache, i, hidden[i, len(prompt.tokens) - 1]
+    cache = KVCache(model.cfg, 0, longest, weight.device, weight.dtype)
+    padded = [prompt.tokens + [0] * (longest - len(prompt.tokens)) for prompt in missing.values()]
+    hidden = model(torch.tensor(padded, device=weight.device), cache=cache)
+    for i, prompt in enumerate(missing.values()):
+        prompt.prefix = cache, i, hidden[i, len(prompt.tokens) - 1]
 
 
 def rearrange(cache: KVCache, running: list[Row], new: list[Row],
@@ -236,7 +245,7 @@ def rearrange(cache: KVCache, running: list[Row], new: list[Row],
     cache.lengths = lengths
     for place, row in enumerate(rows):
         row.place = place
-        if row.sample is row.prompt.samples[-1]:  # all of the prompt's samples have begun
+        if row.j == len(row.prompt.samples) - 1:  # all of the prompt's samples have begun
             row.prompt.prefix = None
     return rows, torch.stack(states) if states else hidden
 
@@ -254,7 +263,7 @@ def place_rows(running: list[Row], new: list[Row], part: int) -> list[Row]:
         places = range(first, first + len(members))
         stay = {row.place: row for row in members if row.place in places}
         come = [row for row in members if row.place not in places]
-        placed += [stay[place] if place in stay else come.pop() for place in places]
+        placed += [stay[place] if place in stay else come.pop(0) for place in places]
     return placed
 
 
@@ -299,12 +308,12 @@ class DecodeGraphs:
         return graph, tokens, positions, hidden
 
 
-PASS_TOKENS = 8192  # of one pass of prompts, with their padding: our choice
+PASS_TOKENS = 2048  # of one pass of prompts, but for their padding: our choice
 FREE_SHARE = 0.8  # of the free memory that `sample` gives to rows: our choice
 
 
 def row_bytes(cfg: ModelConfig, dtype: torch.dtype, prompt: int, new: int) -> int:
-    """What a row of the batch takes at most: its cache, its prompt's pass, its logits.
+    """What a row of the batch takes at most: its cache, its part of a prompt's pass, its logits.
 
     prompt, new: tokens. logits: as sample_tokens has them at once, its float64 CDF and what top-p
     sorts.

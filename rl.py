@@ -106,6 +106,8 @@ class RlConfig(loop.TrainConfig):
                                                                # 2503.20783, 2507.18071
     clip_low: Fraction = 0.2     # the ratio's clip below 1 …
     clip_high: NonNegativeFloat = 0.28  # … and above it (DAPO's clip-higher)
+    tis: NonNegativeFloat = 0.0  # most that a token of another policy than the trainer's counts
+                                 # (sampling_weights; others take 2); 0: all count 1
     divide_by_std: bool = True   # advantages by the group's standard deviation (never with
                                  # "dr_grpo", "pairwise")
     kl: NonNegativeFloat = 0.0   # weight of the divergence from the start of the stage (k2: its
@@ -226,6 +228,18 @@ def surrogate(
     ), clipped * advantage < ratio * advantage
 
 
+def sampling_weights(old: torch.Tensor, sampler: torch.Tensor, most: float) -> torch.Tensor:
+    """min(exp(old - sampler), most): what a token counts that the sampler drew, without a gradient.
+
+    Truncated importance sampling (Ionides, J. Comput. Graph. Stat. 17, 2008), for the difference
+    between what samples and what trains (Yao et al., "Your Efficient RL Framework Secretly Brings
+    You Off-Policy RL Training", 2025; they cut at 2, as TRL and verl do): other kernels, other
+    rounding, or weights one step old. old, sampler: log-probabilities of tokens or, as GSPO's
+    ratio, means of a sequence.
+    """
+    return (old - sampler).exp().clamp(max=most).detach()
+
+
 def policy_loss(
     logprobs: torch.Tensor,
     old: torch.Tensor,
@@ -236,10 +250,12 @@ def policy_loss(
     n_tokens: float,
     n_rows: float,
     cfg: RlConfig,
+    sampler: torch.Tensor | None = None,
 ) -> tuple:
     """(loss, share of tokens or, for GSPO, sequences that are clipped): this pass's part; scalars.
 
     logprobs, old, reference (N,): of the present, the sampling and the stage's first policy.
+    sampler (N,): as the sampler computed old; needed for cfg.tis alone.
     advantage, loss_mask (R,): of each response.
     n_tokens, n_rows: those in the loss, in the whole step on all ranks.
 
@@ -255,8 +271,13 @@ def policy_loss(
         old_mean = loop.sum_per_sequence(old, rows, n) / lengths
         losses, clipped = surrogate(new_mean, old_mean, advantage, cfg)  # (R,)
         shares = loss_mask / n_rows
+        if cfg.tis:
+            sampler_mean = loop.sum_per_sequence(sampler, rows, n) / lengths
+            losses = losses * sampling_weights(old_mean, sampler_mean, cfg.tis)
     else:
         losses, clipped = surrogate(logprobs, old, advantage[sequence], cfg)  # (N,)
+        if cfg.tis:
+            losses = losses * sampling_weights(old, sampler, cfg.tis)
         shares = {
             "dapo": loss_mask / n_tokens,
             "grpo": loss_mask / (n_rows * lengths),
@@ -320,13 +341,15 @@ def train_step(
 ) -> tuple[float, dict[str, float]]:
     """Adds up the gradient of the step's loss; returns the loss and what the log shows of it.
 
-    logprob_mismatch: the largest difference between the sampler's log-probabilities and these.
+    logprob_mismatch: the largest difference between the sampler's log-probabilities and these;
+    sampler_off and sampler_kl: of the sampling policy's, the mean absolute difference and the k3
+    estimate of KL(sampler || policy), over the tokens that are trained.
     """
     n_tokens = sum(rollout.loss_mask * len(rollout.tokens) for rollout in batch.rollouts)
     n_rows = sum(rollout.loss_mask for rollout in batch.rollouts)
     n_tokens, n_rows = dist.sum(n_tokens, n_rows)
     n_tokens, n_rows = max(n_tokens, 1.0), max(n_rows, 1.0)
-    totals = torch.zeros(4, dtype=torch.float64, device=dist.device)
+    totals = torch.zeros(6, dtype=torch.float64, device=dist.device)
     mismatch = 0.0
     trained = select_trained(batch.rollouts, cfg, dist)
     passes = loop.micro_batches(model, len(trained), cfg.micro_rows or len(trained))
@@ -342,20 +365,26 @@ def train_step(
         loss_mask = torch.tensor([rollout.loss_mask for rollout in rollouts]).to(current)  # (R,)
         old = current if batch.old is None else batch.old[i]
         reference = None if batch.reference is None else batch.reference[i]
-        loss, clipped = policy_loss(
-            logprobs, old, rows, advantage, loss_mask, reference, n_tokens, n_rows, cfg)
-        (loss * dist.world).backward()
         sampler = torch.tensor(flatten(rollout.logprobs for rollout in rollouts)).to(current)
+        loss, clipped = policy_loss(
+            logprobs, old, rows, advantage, loss_mask, reference, n_tokens, n_rows, cfg, sampler)
+        (loss * dist.world).backward()
         mismatch = max(mismatch, (current - sampler).abs().max().item())
         token_mask = loss_mask[rows["sequence"]]
         masked_entropy = (entropy.detach() * token_mask).sum()
-        totals += torch.stack([loss.detach(), clipped, masked_entropy, token_mask.sum()]).double()
-    loss, clipped, entropy, n = dist.sum(*totals.tolist())
+        apart = old - sampler
+        k3 = apart.expm1() - apart  # (Schulman, "Approximating KL divergence", 2020)
+        totals += torch.stack([
+            loss.detach(), clipped, masked_entropy, token_mask.sum(),
+            (apart.abs() * token_mask).sum(), (k3 * token_mask).sum()]).double()
+    loss, clipped, entropy, n, apart, k3 = dist.sum(*totals.tolist())
     mismatches = dist.gather({dist.rank: mismatch})
     metrics = {
         "clipped": clipped,
         "entropy": entropy / max(n, 1.0),
         "logprob_mismatch": max(mismatches.values()),
+        "sampler_off": apart / max(n, 1.0),
+        "sampler_kl": k3 / max(n, 1.0),
     }
     return loss, metrics
 

@@ -2,14 +2,17 @@
 trainer's log-probabilities.
 """
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
+import common
 import generate
 from generate import sample, sample_tokens
 from kernels.cross_entropy import linear_logprobs
-from model import ModelConfig, Transformer, init_weights
+from model import KVCache, ModelConfig, Transformer, init_weights
 
 V = 50
 
@@ -49,7 +52,7 @@ def test_greedy_equals_argmax_without_cache(model):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_are_those_of_the_trainer(model, temperature):
-    """Sampler (left padding, cache, rows that leave) and trainer (packed row, chunked loss) agree
+    """Sampler (padding, cache, rows that leave) and trainer (packed row, chunked loss) agree
     to 1e-5 in fp32.
     """
     answers = sample(
@@ -91,6 +94,54 @@ def test_a_row_depends_on_its_seed_alone(model):
     assert alike(seed=2) != alike(seed=3)
     flat = [tokens for group in alike(seed=2) for tokens in group]
     assert len({tuple(t) for t in flat}) > len(flat) // 2
+
+
+def test_rows_alone_and_among_others(model, monkeypatch):
+    """Each of 30 prompts alone; and all in a batch whose rows leave, move and are replaced, in
+    parts of 4 rows, in passes of one prompt or more, in a cache that grows."""
+    many = prompts(30, seed=1)
+    options = dict(n=3, max_new_tokens=40, stop=(1, 2, 3), seed=5)
+    alone = []
+    for number, prompt in enumerate(many):
+        alone += sample(model, [prompt], numbers=[number], **options)
+    monkeypatch.setattr(KVCache, "PART", 4)
+    monkeypatch.setattr(KVCache, "BLOCK", 8)
+    for max_rows, pass_tokens in ((64, 2048), (64, 1), (20, 30), (5, 2048)):
+        monkeypatch.setattr(generate, "PASS_TOKENS", pass_tokens)
+        together = sample(model, many, max_rows=max_rows, **options)
+        for one, other in zip(sum(alone, []), sum(together, [])):
+            assert one.tokens == other.tokens
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+def test_answers_come_as_they_end(model):
+    """A short one before the long ones that began with it; each once."""
+    came = list(generate.sample_as_completed(
+        model, enumerate(prompts(12)), 2, 40, stop=(1, 2, 3), seed=5, max_rows=8))
+    assert sorted(number for number, _ in came) == list(range(12))
+    order = [number for number, _ in came]
+    by_length = sorted(range(12), key=lambda i: -len(prompts(12)[i]))
+    assert order != by_length and {order[0], order[-1]} != {by_length[0], by_length[-1]}
+    assert dict(came)[3] == sample(model, prompts(12), 2, 40, stop=(1, 2, 3), seed=5)[3]
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"temperature": -1}, "temperature must be at least 0, not -1"),
+    ({"top_p": 0}, "top_p must be above 0 and at most 1 (off), not 0"),
+    ({"top_k": -1}, "top_k must be at least 0 (off), not -1"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
+], ids=str)
+def test_what_cannot_be_sampled_is_one_line(model, settings, message):
+    with pytest.raises(common.UserError, match=re.escape(message)):
+        sample(model, [[1]], **settings)
+
+
+def test_an_empty_prompt_and_a_long_one(model):
+    with pytest.raises(common.UserError, match="an empty prompt cannot be continued"):
+        sample(model, [[1], []])
+    with pytest.warns(UserWarning, match="longer than the model's context, max_context = 4096"):
+        sample(model, [[1] * 4096], max_new_tokens=2)
+    assert sample(model, []) == []
 
 
 def test_a_part_of_the_prompts_keeps_its_numbers(model):

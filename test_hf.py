@@ -146,33 +146,22 @@ def test_every_field_of_the_config_comes_back(tokenizer, tmp_path):
 
 
 @every_shape
-def test_cached_decoding_equals_one_pass(shape):
-    model, tokens = our_model(shape), tokens_like(3, 24)
-    cache = KVCache(model.cfg, 3, 24, "cpu", torch.float32)
-    steps = [logits(model, tokens[:, :9], cache=cache), logits(model, tokens[:, 9:14], cache=cache)]
-    steps += [logits(model, tokens[:, t : t + 1], cache=cache) for t in range(14, 24)]
-    assert cache.length == 24
-    assert_equal(torch.cat(steps, 1), logits(model, tokens))
-
-
-@every_shape
-def test_left_padded_decoding_equals_each_row_alone(shape):
-    model, tokens = our_model(shape), tokens_like(3, 24)
-    pad = torch.tensor(
-        [[0], [3], [7]], dtype=torch.int32
-    )  # these many columns of each row are filler
-    column = torch.arange(10, dtype=torch.int32)
-    cache = KVCache(model.cfg, 3, 24, "cpu", torch.float32)
-    steps = [
-        logits(model, tokens[:, :10], doc_start=torch.where(column < pad, column, pad), cache=cache)
-    ]
-    steps += [
-        logits(model, tokens[:, t : t + 1], doc_start=pad, cache=cache) for t in range(10, 24)
-    ]
-    for row, n in enumerate(pad[:, 0].tolist()):
-        assert_equal(
-            torch.cat(steps, 1)[row : row + 1, n:], logits(model, tokens[row : row + 1, n:])
-        )
+def test_cached_decoding_equals_each_row_alone(shape):
+    """Rows of unequal lengths: prompts in one pass, then a token at a time."""
+    model, tokens, prompts = our_model(shape), tokens_like(3, 24), [14, 11, 3]
+    cache = KVCache(model.cfg, 0, 24, "cpu", torch.float32)
+    steps = [logits(model, tokens[:, :14], cache=cache)]
+    cache.lengths = list(prompts)
+    for t in range(10):
+        column = torch.stack([row[n + t] for row, n in zip(tokens, prompts)])
+        with torch.no_grad():
+            hidden = model.decode(column[:, None], cache.next_step())
+        steps.append(hidden @ model.lm_head.weight.T)
+    for row, n in enumerate(prompts):
+        alone = logits(model, tokens[row : row + 1, : n + 10])
+        decoded = torch.cat([step[row : row + 1] for step in steps[1:]], 1)
+        assert_equal(steps[0][row : row + 1, :n], alone[:, :n])
+        assert_equal(decoded, alone[:, n:])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

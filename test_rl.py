@@ -96,7 +96,7 @@ def tokens():
     )
 
 
-def ours(t, p: RlConfig, reference=None) -> tuple:
+def ours(t, p: RlConfig, reference=None, sampler=None) -> tuple:
     rows = {"sequence": torch.arange(t.n)[:, None].expand_as(t.mask)[t.mask]}
     return policy_loss(
         t.now[t.mask],
@@ -108,6 +108,7 @@ def ours(t, p: RlConfig, reference=None) -> tuple:
         t.n_tokens,
         t.n_rows,
         p,
+        None if sampler is None else sampler[t.mask],
     )
 
 
@@ -218,6 +219,37 @@ def test_gradient_of_the_divergence_is_that_of_the_reverse_kl():
     torch.testing.assert_close(k2, reverse, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(k3, forward, rtol=1e-12, atol=1e-12)
     assert (k3 - reverse).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "gspo"])
+@pytest.mark.parametrize("tis", [0.0, 0.8, math.inf])
+def test_tis_is_the_expectation_over_the_sampler(loss, tis):
+    """Five tokens, drawn from q and trained in p: the sum over all of them of q min(p / q, tis) A
+    grad log p; with a cap that none reaches that is p's own policy gradient."""
+    generator = torch.Generator().manual_seed(3)
+    logits, sampler = (torch.randn(5, generator=generator).double() for _ in range(2))
+    now, sampler = logits.requires_grad_().log_softmax(0), sampler.log_softmax(0)
+    advantage = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0]).double()
+    rows = {"sequence": torch.arange(5)}  # of one token each, as often as q draws it
+    found, _ = policy_loss(now, now.detach(), rows, advantage, sampler.exp(), None, 1.0, 1.0,
+                           settings(loss=loss, tis=tis), sampler)
+    chance, weight = now.detach().exp(), sampler.exp()
+    if tis:
+        weight = torch.minimum(chance, tis * sampler.exp())
+    expected = -(weight * advantage * now).sum()
+    ours, right = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, expected))
+    torch.testing.assert_close(ours, right, rtol=1e-12, atol=1e-14)
+    on_policy = torch.autograd.grad(-(chance * advantage * now).sum(), logits)[0]
+    assert torch.allclose(ours, on_policy) == (tis == math.inf)
+
+
+def test_tis_of_the_same_log_probabilities_changes_no_bit(tokens):
+    for loss in ("dapo", "grpo", "dr_grpo", "gspo"):
+        plain, _ = ours(tokens, settings(loss=loss))
+        corrected, _ = ours(tokens, settings(loss=loss, tis=math.inf), sampler=tokens.old)
+        assert torch.equal(plain, corrected)
+        assert torch.equal(*(torch.autograd.grad(x, tokens.now, retain_graph=True)[0]
+                             for x in (plain, corrected)))
 
 
 # ---- advantages
@@ -403,6 +435,9 @@ def test_entropy_is_of_the_tokens_that_are_trained(step):
     assert seen["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-6)
     apart = [(x + 1).abs().max().item() for x, r in zip(step.own, step.mine) if r.loss_mask]
     assert seen["logprob_mismatch"] == pytest.approx(max(apart), rel=1e-6)
+    apart = torch.cat([x + 1 for x, r in zip(step.own, step.mine) if r.loss_mask])  # -1: sampler's
+    assert seen["sampler_off"] == pytest.approx(apart.abs().mean().item(), rel=1e-6)
+    assert seen["sampler_kl"] == pytest.approx((apart.exp() - 1 - apart).mean().item(), rel=1e-6)
 
 
 def test_no_pass_is_spent_on_responses_without_an_advantage(step):

@@ -37,50 +37,39 @@ def prompts(n: int) -> list[list[int]]:
 def test_the_cache_grows_in_blocks(model, monkeypatch):
     monkeypatch.setattr(KVCache, "BLOCK", 4)
     tokens = torch.randint(64, (2, 11), generator=torch.Generator().manual_seed(1))
-    cache = KVCache(CACHED, 2, 11, "cpu", torch.float32)
-    parts, rooms = [], []
-    for part in tokens.split([3, 1, 1, 4, 2], 1):
-        parts.append(model(part, cache=cache))
-        rooms.append(cache.v[-1].shape[1])
-    assert rooms == [4, 4, 8, 11, 11] and cache.length == 11
+    cache = KVCache(CACHED, 0, 11, "cpu", torch.float32)
+    parts, rooms = [model(tokens[:, :3], cache=cache)], [cache.layers[-1].shape[3]]
+    for column in tokens[:, 3:].split(1, 1):
+        parts.append(model.decode(column, cache.next_step()))
+        rooms.append(cache.layers[-1].shape[3])
+    assert rooms == [4, 4, 8, 8, 8, 8, 11, 11, 11] and cache.lengths == [11, 11]
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens))
 
 
-def test_keep_and_growth_hold_one_layer_more(monkeypatch):
+def test_moves_and_growth_hold_one_layer_more(monkeypatch):
     monkeypatch.setattr(KVCache, "BLOCK", PROMPT)
-    cache = KVCache(CACHED, ROWS, 4 * PROMPT, "cpu", torch.float32)
-    layer = ROWS * PROMPT * 4 * 16 * 4  # bytes of the keys of one layer, a block of each row
-    news = torch.ones(ROWS, PROMPT, 4, 16)
-
-    def append():
-        for i in range(CACHED.n_layers):
-            cache.append(i, news, news)
-
-    assert 16 * layer <= allocated(append) <= 16.1 * layer
-    cache.length = PROMPT
-    whole = 16 * layer
-    assert allocated(lambda: cache.keep(torch.arange(28))) <= 1.1 * layer
-    news = news[:28]
+    cache = KVCache(CACHED, 0, 4 * PROMPT, "cpu", torch.float32)
+    layer = ROWS * PROMPT * 2 * 4 * 16 * 4  # bytes of keys and values of a layer, a block each row
+    whole = CACHED.n_layers * layer
+    assert whole <= allocated(lambda: cache.reserve(ROWS, PROMPT)) <= 1.01 * whole
+    cache.lengths = [PROMPT] * ROWS
+    places = [(row, row - 4) for row in range(4, ROWS)]
+    assert allocated(lambda: cache.copy(cache, places)) <= 1.1 * layer
     # grows from one block to two of 28 rows, while each layer's old one goes
-    assert allocated(append) <= 2 * 28 / 32 * whole - whole + 2.1 * layer
-    assert all(tensor.shape == (28, 2 * PROMPT, 4, 16) for tensor in (*cache.k, *cache.v))
+    growth = allocated(lambda: cache.reserve(28, PROMPT + 1))
+    assert growth <= 2 * 28 / 32 * whole - whole + 2.1 * layer
+    assert all(tensor.shape == (28, 2, 4, 2 * PROMPT, 16) for tensor in cache.layers)
 
 
-def copying_keep(self, rows):
-    """As it was: both new tensors are made while both old ones live."""
-    self.k, self.v = [k[rows] for k in self.k], [v[rows] for v in self.v]
+def test_places_of_ended_rows_are_used_again(model):
+    """Twice as many prompts through as many rows take no more memory."""
+    def work(n):
+        return sample(model, prompts(n), max_new_tokens=NEW, stop=tuple(range(8)), seed=1,
+                      max_rows=ROWS)
 
-
-def test_peak_of_a_ragged_batch_before_and_after(model, monkeypatch):
-    """Rows end one after the other; the cache is nearly all there is."""
-    def work():
-        return sample(model, prompts(ROWS), max_new_tokens=NEW, stop=tuple(range(8)), seed=1)
-
-    lengths = {len(answer.tokens) for (answer,) in work()}
+    lengths = {len(answer.tokens) for (answer,) in work(ROWS)}
     assert len(lengths) > 10  # ragged
-    peak = allocated(work)
-    monkeypatch.setattr(KVCache, "keep", copying_keep)
-    assert peak < 0.7 * allocated(work)
+    assert allocated(lambda: work(2 * ROWS)) < 1.05 * allocated(lambda: work(ROWS))
 
 
 # ---- rows by free memory
@@ -93,33 +82,31 @@ def test_as_many_rows_as_fit(model, monkeypatch):
 
     seen, decode = [], generate.decode
 
-    def counting_decode(model, prompts, n, *rest):
-        seen.append(len(prompts) * n)
-        return decode(model, prompts, n, *rest)
+    def watched_decode(*arguments):
+        for rows in decode(*arguments):
+            seen.append(len(rows))
+            yield rows
 
     expected = draw()
-    monkeypatch.setattr(generate, "decode", counting_decode)
+    monkeypatch.setattr(generate, "decode", watched_decode)
     row = row_bytes(CACHED, torch.float32, PROMPT, 6)
-    for fitting, waves in ((4.5, [3] * 5), (2.5, [2, 1] * 5)):
+    for fitting, most in ((4.5, 4), (2.5, 2)):
         monkeypatch.setattr(common, "free_memory", lambda device: fitting * row / 0.8)
         tokens = [[answer.tokens for answer in group] for group in draw()]
         assert tokens == [[answer.tokens for answer in group] for group in expected]
-        assert seen == waves
+        assert max(seen) == most
         seen.clear()
 
 
-def test_what_cannot_fit_says_what_would(model, monkeypatch):
+def test_what_cannot_fit_is_one_line(model, monkeypatch):
     row = row_bytes(CACHED, torch.float32, PROMPT, NEW)
-    monkeypatch.setattr(common, "free_memory", lambda device: 3.5 * row)
-    draws = torch.zeros(4, NEW)
-    with pytest.raises(UserError, match=r"4 rows of 200 \+ 40 tokens need 0.0 GB .*; 3 would fit"):
-        next(generate.decode(model, prompts(4), 1, NEW, 1.0, 1.0, 0, (), draws))
     monkeypatch.setattr(common, "free_memory", lambda device: row / 2)
-    with pytest.raises(UserError, match="; 0 would fit"):
+    with pytest.raises(UserError, match=r"a row of 200 \+ 40 tokens needs 0.00 GB, more than"):
         sample(model, prompts(4), max_new_tokens=NEW)
 
 
-def test_rows_take_what_arithmetic_says(model):
+def test_rows_take_what_arithmetic_says(model, monkeypatch):
+    monkeypatch.setattr(generate, "PASS_TOKENS", 2 * PROMPT)
     bound = ROWS * row_bytes(CACHED, torch.float32, PROMPT, NEW)
     assert 0.8 * bound < allocated(lambda: sample(model, prompts(ROWS), max_new_tokens=NEW)) < bound
 

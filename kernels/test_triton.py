@@ -94,6 +94,9 @@ def operators() -> dict:
             (*(t.detach() for t in (o, q, k, v)), docs, o, lse, 0.25),
         ),
         "decoding": (decode_op, (q[:, :1].detach(), k.detach(), v.detach(), None, 0.25)),
+        "decoding by length": (decode_op, (
+            q[:, :1].detach(), k.detach(), v.detach(), None, 0.25,
+            torch.tensor([7], dtype=torch.int32, device=DEVICE))),
         "rms_norm": (rmsnorm.forward_op, (x, None, weight, 1e-5)),
         "add_rms_norm": (rmsnorm.forward_op, (x, residual, weight, 1e-5)),
         "rms_norm, backward": (
@@ -188,7 +191,7 @@ def test_kernels_beside_fsdp(mini):
 
 
 def test_sampling_with_kernels_is_sampling_without():
-    """Prompts of unequal lengths, so left padding; then a token at a time against the cache."""
+    """Prompts of unequal lengths; then a token at a time against the cache."""
     from generate import sample
 
     answers = []
