@@ -110,8 +110,9 @@ def sample_as_completed(
     row depend on (seed, prompt's number, sample's number) alone, not on what it is batched with.
     max_rows: decoded together at most, or as many as fit into the memory that is free.
     """
-    prompts = [Prompt(number, tokens, [Sample() for _ in range(n)], n)
-               for number, tokens in requests]
+    prompts = []
+    for number, tokens in requests:
+        prompts.append(Prompt(number, tokens, [Sample() for _ in range(n)], n))
     steps = decode(
         model, prompts, max_new_tokens, temperature, top_p, top_k, stop, seed, max_rows)
     for rows in steps:

@@ -240,6 +240,15 @@ def sampling_weights(old: torch.Tensor, sampler: torch.Tensor, most: float) -> t
     return (old - sampler).exp().clamp(max=most).detach()
 
 
+def sampler_distances(
+    old: torch.Tensor, sampler: torch.Tensor, token_mask: torch.Tensor
+) -> list[torch.Tensor]:
+    """Sums over tokens: of |old - sampler|, and of what k3 (Schulman, "Approximating KL
+    divergence", 2020) says of KL(sampler || old); all (N,)."""
+    apart = old - sampler
+    return [(apart.abs() * token_mask).sum(), ((apart.expm1() - apart) * token_mask).sum()]
+
+
 def policy_loss(
     logprobs: torch.Tensor,
     old: torch.Tensor,
@@ -372,11 +381,8 @@ def train_step(
         mismatch = max(mismatch, (current - sampler).abs().max().item())
         token_mask = loss_mask[rows["sequence"]]
         masked_entropy = (entropy.detach() * token_mask).sum()
-        apart = old - sampler
-        k3 = apart.expm1() - apart  # (Schulman, "Approximating KL divergence", 2020)
-        totals += torch.stack([
-            loss.detach(), clipped, masked_entropy, token_mask.sum(),
-            (apart.abs() * token_mask).sum(), (k3 * token_mask).sum()]).double()
+        sums = [loss.detach(), clipped, masked_entropy, token_mask.sum()]
+        totals += torch.stack(sums + sampler_distances(old, sampler, token_mask)).double()
     loss, clipped, entropy, n, apart, k3 = dist.sum(*totals.tolist())
     mismatches = dist.gather({dist.rank: mismatch})
     metrics = {

