@@ -93,7 +93,8 @@ def sample(model: Transformer, prompts: list[list[int]], n: int = 1, max_new_tok
         numbers = range(len(prompts))
     requests = zip(numbers, prompts, strict=True)
     samples = dict(sample_as_completed(
-        model, requests, n, max_new_tokens, temperature, top_p, top_k, stop, seed, max_rows))
+        model, requests, n, max_new_tokens, temperature, top_p, top_k, stop=stop, seed=seed,
+        max_rows=max_rows))
     return [samples[number] for number in numbers]
 
 

@@ -47,18 +47,23 @@ class Embedded:
     def sample(self, prompts: list[list[int]], n: int = 1, *, max_rows: int = 256,
                numbers: Sequence[int] | None = None,
                **settings) -> Iterator[dict[int, list[Sample]]]:
-        """Yields {place of a prompt: its n Samples} of some prompts after the other.
+        """Yields {place of a prompt: its n Samples}, max_rows // n prompts at a time, as they end.
 
         The arguments are those of generate.sample.
         """
         if numbers is None:
             numbers = range(len(prompts))
-        size = max(1, max_rows // n)
-        for first in range(0, len(prompts), size):
-            part = slice(first, first + size)
-            answers = generate.sample(self.model, prompts[part], n, max_rows=max_rows,
-                                      numbers=numbers[part], **settings)
-            yield dict(enumerate(answers, first))
+        places = {number: place for place, number in enumerate(numbers)}
+        answers = generate.sample_as_completed(
+            self.model, zip(numbers, prompts, strict=True), n, max_rows=max_rows, **settings)
+        whole = {}
+        for number, samples in answers:
+            whole[places[number]] = samples
+            if len(whole) == max(1, max_rows // n):
+                yield whole
+                whole = {}
+        if whole:
+            yield whole
 
 
 def fixed_pieces(items: Sequence[int], done: Collection[int], n: int, max_rows: int,

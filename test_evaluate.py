@@ -135,13 +135,12 @@ def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
         for p in group
     }
 
-    def gold(model, prompts, n, *args, **kwargs):
-        return [
-            [Sample(tokenizer.encode(texts[tuple(p)]) + [tokenizer.eot], [], "stop")] * n
-            for p in prompts
-        ]
+    def gold(model, requests, n, *args, **kwargs):
+        for number, prompt in requests:
+            answer = tokenizer.encode(texts[tuple(prompt)]) + [tokenizer.eot]
+            yield number, [Sample(answer, [], "stop")] * n
 
-    monkeypatch.setattr(evaluate.generate, "sample", gold)
+    monkeypatch.setattr(evaluate.generate, "sample_as_completed", gold)
     scores = evaluate.evaluate(Embedded(), tokenizer, cfg)
     assert all(
         s["avg"] == s["pass"] == 1.0 and s["truncated"] == 0 and s["n"] == 20
@@ -155,8 +154,8 @@ def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
     )
     monkeypatch.setattr(
         evaluate.generate,
-        "sample",
-        lambda m, prompts, n, *a, **k: [[Sample([], [], "length")] * n for _ in prompts],
+        "sample_as_completed",
+        lambda m, requests, n, *a, **k: [(i, [Sample([], [], "length")] * n) for i, _ in requests],
     )
     scores = evaluate.evaluate(Embedded(), tokenizer, cfg)
     assert all(s["avg"] == 0.0 and s["truncated"] == s["no_answer"] == 1 for s in scores.values())
@@ -260,12 +259,13 @@ def test_thoughts_that_the_prompt_opened_are_no_answer(monkeypatch, five):
     """In evaluation and in rollouts, by tokens."""
     tokenizer = train_tokenizer(["Problem: 1"], TokenizerConfig(vocab_size=300))
 
-    def thinker(model, prompts, n, *args, **kwargs):
-        return [[Sample(tokenizer.encode(text), [], "length")] for text in ANSWERS]
+    def thinker(model, requests, n, *args, **kwargs):
+        for (number, _), text in zip(requests, ANSWERS, strict=True):
+            yield number, [Sample(tokenizer.encode(text), [], "length")]
 
     for module in (evaluate, rollouts):
         monkeypatch.setattr(module, "task_prompt", thinking_prompt)
-    monkeypatch.setattr(evaluate.generate, "sample", thinker)
+    monkeypatch.setattr(evaluate.generate, "sample_as_completed", thinker)
     cfg = EvaluateConfig(tasks=[five], k=1, prompt_format="chat")
     score = evaluate.evaluate(Embedded(), tokenizer, cfg)[five]
     rewards = {row["response"].removeprefix("<think>\n"): row["reward"] for row in score["rows"]}
@@ -323,27 +323,27 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
     """Cut off after any batch, or in the midst of a line: the same rows, and what was done is not
     done again.
     """
-    whole, sample = evaluate.evaluate(Embedded(model), tokenizer, CFG), evaluate.generate.sample
-    asked = []
+    whole = evaluate.evaluate(Embedded(model), tokenizer, CFG)
+    sample, asked = evaluate.generate.sample_as_completed, []
 
     def until(most):
-        def some(model, prompts, *args, **kwargs):
+        def some(*args, **kwargs):
             if len(asked) == most:
                 raise KeyboardInterrupt
-            asked.append(len(prompts))
-            return sample(model, prompts, *args, **kwargs)
+            asked.append(1)
+            return sample(*args, **kwargs)
 
         return some
 
     for most in (0, 1, 4, 7):
         folder = tmp_path / str(most)
-        monkeypatch.setattr(evaluate.generate, "sample", until(most))
+        monkeypatch.setattr(evaluate.generate, "sample_as_completed", until(most))
         with pytest.raises(KeyboardInterrupt):
             evaluate.evaluate(Embedded(model), tokenizer, CFG, None, folder, "me")
         for path in folder.glob("*.jsonl"):
             path.write_bytes(path.read_bytes()[:-20])
         torn = sum(1 for _ in folder.glob("*.jsonl"))
-        monkeypatch.setattr(evaluate.generate, "sample", until(-1))
+        monkeypatch.setattr(evaluate.generate, "sample_as_completed", until(-1))
         del asked[:]
         assert evaluate.evaluate(Embedded(model), tokenizer, CFG, None, folder, "me") == whole
         assert len(asked) == 10 - most + torn  # 5 batches a task

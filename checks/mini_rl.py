@@ -9,7 +9,7 @@ import generate
 import rl
 from data.tasks import registry, taste
 from data.tasks.problem import OpenAnswer
-from generate import sample
+from generate import sample_as_completed
 
 CONFIG = """
 from mini import *
@@ -31,13 +31,13 @@ def toy(change) -> None:
 
     change: as setattr, or a test's monkeypatch.setattr
     """
-    change(generate, "sample", sample_with_many_ends)
+    change(generate, "sample_as_completed", sample_with_many_ends)
     change(registry, "judge", judge_by_length)
     change(taste, "is_correct", is_correct_by_length)
 
 
 def sample_with_many_ends(*arguments, stop, **options):
-    return sample(*arguments, stop=(*stop, *END_TOKENS), **options)
+    return sample_as_completed(*arguments, stop=(*stop, *END_TOKENS), **options)
 
 
 def judge_by_length(problem, response) -> float | OpenAnswer:
