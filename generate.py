@@ -138,7 +138,7 @@ def decode(model: Transformer, prompts: list[Prompt], max_new_tokens: int, tempe
     n_rows = count_rows(model, max_rows, longest, max_new_tokens)
     weight = model.embed_tokens.weight
     cache = KVCache(model.cfg, 0, longest + max_new_tokens, weight.device, weight.dtype)
-    next_hidden = DecodeGraphs(model) if weight.is_cuda else model.decode
+    next_hidden = DecodeGraphs(model) if weight.is_cuda and cache.by_kernel else model.decode
     waiting = collections.deque(
         Row(prompt, j) for prompt in prompts for j in range(len(prompt.samples)))
     n_rows = min(n_rows, len(waiting))

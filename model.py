@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels import KINDS
+from kernels import KINDS, use_triton
 from kernels.attention import Filled, attention, decode_attention
 from kernels.rmsnorm import add_rms_norm, rms_norm
 
@@ -68,6 +68,8 @@ class KVCache:
         self.n_moves = 0  # how often it moved to other memory
         shape = (batch, 2, cfg.n_kv_heads, 0, cfg.head_dim)
         self.layers = [torch.zeros(shape, device=device, dtype=dtype)] * cfg.n_layers
+        # A kernel stops at each row's own length; PyTorch needs a mask, and parts.
+        self.by_kernel = use_triton(self.layers[0], cfg.kernels) and cfg.head_dim <= 128
 
     @staticmethod
     def bytes_per_token(cfg: ModelConfig, dtype: torch.dtype) -> int:
@@ -106,21 +108,26 @@ class KVCache:
 
     def next_step(self) -> "DecodeStep":
         """Room for one more token of each row; to be called before each Transformer.decode."""
-        B, device, dtype = len(self.lengths), self.layers[0].device, self.layers[0].dtype
-        longest = max(self.lengths) + 1
+        B, longest = len(self.lengths), max(self.lengths) + 1
         self.reserve(B, longest)
-        positions = torch.tensor(self.lengths).to(device, non_blocking=True)
+        positions = torch.tensor(self.lengths).to(self.layers[0].device)
         parts = [(slice(0, B), longest, None)]
-        if device.type == "cpu":  # a kernel stops at each row's own length
-            parts = []
-            beyond = torch.arange(longest) > positions[:, None]
-            mask = torch.zeros(B, longest, dtype=dtype).masked_fill_(beyond, float("-inf"))
-            for first in range(0, B, self.PART):
-                rows = slice(first, first + self.PART)
-                n_keys = max(self.lengths[rows]) + 1
-                parts.append((rows, n_keys, mask[rows, None, None, :n_keys]))
+        if not self.by_kernel and min(self.lengths) + 1 < longest:
+            parts = self._parts(positions)
         self.lengths = [length + 1 for length in self.lengths]
         return DecodeStep(self, positions, parts)
+
+    def _parts(self, positions: torch.Tensor) -> list:
+        """Filled.parts: rows that are read together, each part to the length of its longest."""
+        columns = torch.arange(max(self.lengths) + 1, device=positions.device)
+        beyond = columns > positions[:, None]
+        mask = self.layers[0].new_zeros(beyond.shape).masked_fill_(beyond, float("-inf"))
+        parts = []
+        for first in range(0, len(positions), self.PART):
+            rows = slice(first, first + self.PART)
+            n_keys = max(self.lengths[rows]) + 1
+            parts.append((rows, n_keys, mask[rows, None, None, :n_keys]))
+        return parts
 
 
 class DecodeStep(NamedTuple):
