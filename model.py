@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels import KINDS, use_triton
+from kernels import use_triton
 from kernels.attention import Filled, attention, decode_attention
 from kernels.rmsnorm import add_rms_norm, rms_norm
 
