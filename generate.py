@@ -114,6 +114,10 @@ def sample_as_completed(
     prompts = []
     for number, tokens in requests:
         prompts.append(Prompt(number, tokens, [Sample() for _ in range(n)], n))
+    longest = max((len(prompt.tokens) for prompt in prompts), default=0)
+    if longest + max_new_tokens > model.cfg.max_context:
+        warnings.warn("prompt and answer may be longer than the model's context, max_context = "
+                      f"{model.cfg.max_context} tokens: what it writes beyond may make no sense")
     steps = decode(
         model, prompts, max_new_tokens, temperature, top_p, top_k, stop, seed, max_rows)
     for rows in steps:
@@ -132,7 +136,7 @@ def decode(model: Transformer, prompts: list[Prompt], max_new_tokens: int, tempe
     Continuous batching (Orca, OSDI 2022): each row has a length of its own, and rows that have
     ended give their places to the next ones as soon as they are an eighth of the batch.
     """
-    check_settings(model.cfg, prompts, max_new_tokens, temperature, top_p, top_k)
+    check_settings(prompts, max_new_tokens, temperature, top_p, top_k)
     prompts = sorted(prompts, key=lambda prompt: -len(prompt.tokens))  # like lengths: less padding
     longest = max((len(prompt.tokens) for prompt in prompts), default=1)
     n_rows = count_rows(model, max_rows, longest, max_new_tokens)
@@ -169,9 +173,9 @@ def decode(model: Transformer, prompts: list[Prompt], max_new_tokens: int, tempe
             hidden = next_hidden(tokens[:, None], cache.next_step())[:, 0]
 
 
-def check_settings(cfg: ModelConfig, prompts: list[Prompt], max_new_tokens: int,
-                   temperature: float, top_p: float, top_k: int) -> None:
-    """Raises UserError for what cannot be sampled; warns where positions were never trained."""
+def check_settings(prompts: list[Prompt], max_new_tokens: int, temperature: float,
+                   top_p: float, top_k: int) -> None:
+    """Raises UserError for what cannot be sampled."""
     for name, value, is_right, needed in (
         ("temperature", temperature, temperature >= 0, "at least 0"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1 (off)"),
@@ -182,10 +186,6 @@ def check_settings(cfg: ModelConfig, prompts: list[Prompt], max_new_tokens: int,
             raise common.UserError(f"{name} must be {needed}, not {value}")
     if not all(prompt.tokens for prompt in prompts):
         raise common.UserError("an empty prompt cannot be continued: begin with the bos token")
-    longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_new_tokens
-    if longest > cfg.max_context:
-        warnings.warn(f"prompt and answer may be longer than the model's context, max_context = "
-                      f"{cfg.max_context} tokens: what it writes beyond may make no sense")
 
 
 def take_rows(waiting: collections.deque, n: int, seed: int, max_new_tokens: int) -> list[Row]:
