@@ -63,7 +63,7 @@ from kernels.cross_entropy import (
 )
 from model import ModelConfig, meta_model
 from sample_pairs import Teacher
-from sampler import open_checkpoint
+from sampler import Served, open_checkpoint
 from schedule import Schedule, Stage, check_schedule, learning_rate, stage_at
 
 REFERENCE, TEACHER = 0, 1  # in cached log-probabilities (pairs, 2, 2): whose they are
@@ -384,7 +384,10 @@ def cache_logprobs(run: loop.Run, teacher, pairs: list[Pair], n_steps: int) -> n
     set_logprobs(logprobs, REFERENCE, sums)
     if teacher is not None:
         top_k = new_top_k(run, pairs) if cfg.top_k else None
-        sums = sequence_logprobs(teacher, pairs, batches, cfg, dist, top_k, is_teacher=True)
+        if isinstance(teacher, Served):
+            sums = sample_pairs.served_logprobs(teacher, pairs, batches, cfg.max_rows, dist, top_k)
+        else:
+            sums = sequence_logprobs(teacher, pairs, batches, cfg, dist, top_k, is_teacher=True)
         set_logprobs(logprobs, TEACHER, sums)
     if dist.is_main:
         aside = path.with_suffix(".tmp.npy")
@@ -435,10 +438,14 @@ def check_teacher(run: loop.Run, teacher: Teacher | None) -> None:
         )
 
 
-def load_teacher(run: loop.Run, teacher: Teacher | None) -> torch.nn.Module | None:
-    """The teacher's model, where it can be asked about the student's tokens."""
+def load_teacher(run: loop.Run, teacher: Teacher | None) -> torch.nn.Module | Served | None:
+    """The teacher's model, where it can be asked about the student's tokens, or its servers."""
     if teacher is None or not teacher.same_tokenizer:
         return None
+    cfg = run.cfg
+    if cfg.teacher_servers and cfg.top_k:
+        dtype = getattr(torch, cfg.dtype)
+        return open_checkpoint(teacher.source, cfg.teacher_servers, run.dist, dtype)[0]
     return hf.load_frozen(run.dist, teacher.source, run.cfg.dtype)
 
 

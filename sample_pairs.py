@@ -24,13 +24,24 @@ import common
 import hf
 import loop
 from common import Dist, UserError
-from data.chat.pairs import Pair, choose_negative, choose_positive, make_record, read_pairs
+from data.chat.pairs import (
+    CHOSEN,
+    REJECTED,
+    SIDES,
+    Pair,
+    TopK,
+    choose_negative,
+    choose_positive,
+    make_record,
+    read_pairs,
+    to_sequences,
+)
 from data.tasks import registry
 from data.tasks.problem import Problem
 from data.text.tokenizer import Tokenizer
 from evaluate import task_prompt
 from generate import Sample, decode_answer, stop_ids
-from sampler import open_checkpoint, open_sampler, share_missing
+from sampler import Served, open_checkpoint, open_sampler, share_missing
 
 CHUNK = 64  # problems that share a seed
 
@@ -56,7 +67,8 @@ class PairConfig(loop.TrainConfig):
     gap: PositiveFloat = 0.5     # how much less a negative must score
     context: Count = 256         # tokens of a packed row; longer pairs are left out
     teacher_servers: list[str] = field(default_factory=list)  # URLs of vLLM servers that have the
-                                 # teacher, and sample in place of this process (docs/SCALING.md)
+                                 # teacher, and sample in place of this process; with top_k they
+                                 # also say its likeliest tokens (docs/SCALING.md)
     student_servers: list[str] = field(default_factory=list)  # … of others, which get the student
     served_weights: str = ""     # folder of its weights, which they read (default: in
                                  # out/<run>/distill)
@@ -314,6 +326,33 @@ def print_outcomes(
               f"{student_right:9.2f}   {', '.join(reasons)}")
     print(f"the teacher wrote {positives.n_tokens:,} tokens, "
           f"the student {negatives.n_tokens:,}")
+
+
+def served_logprobs(
+    teacher: Served, pairs: list[Pair], batches: list[np.ndarray], max_rows: int, dist: Dist,
+    top_k: TopK,
+) -> dict[int, list[float]]:
+    """{pair: summed log-probabilities of its two responses} by servers that have the teacher, whose
+    likeliest tokens go to top_k; as distill.sequence_logprobs does it with a model.
+
+    batches: this rank's pairs of each step.
+    """
+    numbers = np.unique(np.concatenate(batches)).tolist()
+    sequences = to_sequences([pairs[i] for i in numbers], for_teacher=True)
+    sums, halves = {}, {}
+    for batch in teacher.score(sequences, top_k.k, max_rows):
+        for place, (scores,) in batch.items():
+            sides = halves.setdefault(place // 2, {})
+            sides[place % 2] = scores
+            if len(sides) == len(SIDES):
+                both = [sides[CHOSEN], sides[REJECTED]]
+                pair = numbers[place // 2]
+                sums[pair] = [scores.total for scores in both]
+                ids = np.concatenate([scores.ids for scores in both])
+                logprobs = np.concatenate([scores.logprobs for scores in both])
+                top_k.write(np.array([pair]), ids, logprobs)
+                del halves[place // 2]
+    return dist.gather(sums)
 
 
 # --------------------------------------------------------------------------------------------------

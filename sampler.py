@@ -277,25 +277,43 @@ class Served:
         if numbers is None:
             numbers = range(len(prompts))
 
-        def requests() -> Iterator[tuple[int, int, dict]]:
+        def requests() -> Iterator[tuple]:
             for place, j in itertools.product(range(len(prompts)), range(n)):
                 draw = np.random.default_rng([seed, numbers[place], j]).integers(2**31)
                 body = request(prompts[place], max_new_tokens, temperature)
                 body |= {"top_p": top_p, "top_k": top_k or -1, "stop_token_ids": list(stop)}
-                yield place, j, body | {"seed": int(draw)}
+                yield place, j, body | {"seed": int(draw)}, read_sample(max_new_tokens, stop)
 
+        return self._ask(requests(), len(prompts), n, max_rows)
+
+    def score(self, sequences: list[tuple[list[int], list[int]]], k: int,
+              max_rows: int = 256) -> Iterator[dict[int, list["Scores"]]]:
+        """Yields {place of a (prompt, response): [Scores of the response's tokens]}, as they come.
+
+        k: likeliest tokens of each place; more than 20 need `vllm serve --max-logprobs`.
+        """
+        def requests() -> Iterator[tuple]:
+            for place, (prompt, response) in enumerate(sequences):
+                body = request(prompt + response, 1, 1.0) | {"prompt_logprobs": k}
+                yield place, 0, body, read_scores(response, k)
+
+        return self._ask(requests(), len(sequences), 1, max_rows)
+
+    def _ask(self, requests: Iterator[tuple], n_prompts: int, n: int,
+             max_rows: int) -> Iterator[dict[int, list]]:
+        """The answers to requests, each (place, sample's number, body, how it is read)."""
         answers, ended = queue.SimpleQueue(), threading.Event()
-        work = self._ask_all(requests(), max_rows, answers, ended)
+        work = self._ask_all(requests, max_rows, answers, ended)
         threading.Thread(target=asyncio.run, args=(work,), daemon=True).start()
-        return arrivals(answers, ended, len(prompts), n, max(1, max_rows // n))
+        return arrivals(answers, ended, n_prompts, n, max(1, max_rows // n))
 
-    async def _ask_all(self, requests: Iterator, n_workers: int, answers: queue.SimpleQueue,
-                       ended: threading.Event) -> None:
-        """Puts (place, sample's number, Sample) of each request, or an exception, into `answers`.
+    async def _ask_all(self, requests: Iterator[tuple], n_workers: int,
+                       answers: queue.SimpleQueue, ended: threading.Event) -> None:
+        """Puts (place, sample's number, answer) of each request, or an exception, into `answers`.
         """
         async def work(client) -> None:
-            for place, j, body in requests:
-                answers.put((place, j, await self._answer(client, body)))
+            for place, j, body, read in requests:
+                answers.put((place, j, await self._answer(client, body, read)))
                 if ended.is_set():
                     return
 
@@ -306,9 +324,8 @@ class Served:
         except* Exception as errors:
             answers.put(errors.exceptions[0])
 
-    async def _answer(self, client, body: dict) -> Sample:
+    async def _answer(self, client, body: dict, read):
         """The answer to one request, from whichever server has least to do."""
-        read = read_sample(body["max_tokens"], body["stop_token_ids"])
         n_failures = 0
         while True:
             server = await self._free_server()
@@ -434,6 +451,29 @@ def read_sample(max_new_tokens: int, stop: Collection[int]):
         if not len(tokens) == len(logprobs) <= max_new_tokens or choice["finish_reason"] != end:
             raise ValueError("cut")
         return Sample(tokens, [float(logprob) for logprob in logprobs], end)
+
+    return read
+
+
+@dataclass
+class Scores:
+    """What a server says of the N tokens of a response."""
+    ids: np.ndarray        # (N, K) of the likeliest tokens in each place, the first the likeliest
+    logprobs: np.ndarray   # (N, K) theirs
+    total: float           # the sum of those of the response's own tokens
+
+
+def read_scores(response: list[int], k: int):
+    """How the answer to a request for Scores is read."""
+    def read(answer: dict) -> Scores:
+        places = answer["choices"][0]["prompt_logprobs"][-len(response):]
+        ids, logprobs, total = [], [], 0.0
+        for token, place in zip(response, places, strict=True):
+            ranked = sorted(place.items(), key=lambda item: item[1]["rank"])[:k]
+            ids.append([int(i) for i, _ in ranked])
+            logprobs.append([entry["logprob"] for _, entry in ranked])
+            total += place[str(token)]["logprob"]
+        return Scores(np.array(ids), np.array(logprobs), total)
 
     return read
 

@@ -6,19 +6,23 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 
 import common
+import distill
 import evaluate
 import generate
 import hf
 import rl
 import rollouts
+import sample_pairs
 import sampler
 from checks import mini_rl
 from common import UserError
 from data import llm
+from data.chat.pairs import Pair, TopK
 from data.tasks import registry
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 from generate import Sample
@@ -75,6 +79,8 @@ class Vllm(ThreadingHTTPServer):
                 return answer
             model = self.cache.setdefault(tuple(body["prompt"]), self.model)
             raw = self.mode == "raw"
+            if "prompt_logprobs" in body:
+                return scores_answer(model, body)
             if "seed" not in body:
                 return probe_answer(model, body, raw)
             ((answer,),) = generate.sample(
@@ -94,6 +100,19 @@ def probe_answer(model, body: dict, raw: bool) -> dict:
     top = logits.log_softmax(-1).topk(body["logprobs"])
     names = [f"token_id:{i}" for i in top.indices.tolist()]
     return {"choices": [{"logprobs": {"top_logprobs": [dict(zip(names, top.values.tolist()))]}}]}
+
+
+def scores_answer(model, body: dict) -> dict:
+    """The likeliest tokens of each place, and the one that is there, as vLLM writes them."""
+    prompt = body["prompt"]
+    logprobs = (model(torch.tensor([prompt]))[0] @ model.lm_head.weight.T).log_softmax(-1)
+    places = [None]
+    for row, token in zip(logprobs, prompt[1:]):
+        order = row.argsort(descending=True).tolist()
+        shown = {*order[:body["prompt_logprobs"]], token}
+        places.append({str(i): {"logprob": row[i].item(), "rank": order.index(i) + 1}
+                       for i in sorted(shown)})
+    return {"choices": [{"prompt_logprobs": places}]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -207,6 +226,28 @@ def test_a_checkpoint_is_held_against_the_servers(server):
     served(server).expect(new_model(0))
     with pytest.raises(UserError, match="has other weights than the policy: its log-prob"):
         served(server).expect(new_model(1))
+
+
+def test_the_likeliest_tokens_of_a_served_teacher(server, tmp_path):
+    """They and the responses' sums are those of distill.sequence_logprobs with a model."""
+    pairs = [Pair(0, "", [1, 2], [3, 4, 5], [6]), Pair(1, "", [7], [8, 9], [10, 11], [12, 13])]
+    cfg = distill.DistillConfig(context=16)
+    batches = [np.array([1]), np.array([0, 1])]
+    found = {}
+    for who in ("here", "served"):
+        (tmp_path / who).mkdir()
+        top_k = TopK(tmp_path / who, pairs, 5, new=True)
+        if who == "here":
+            sums = distill.sequence_logprobs(
+                server.model, pairs, batches, cfg, ONE, top_k, is_teacher=True)
+        else:
+            sums = sample_pairs.served_logprobs(served(server), pairs, batches, 8, ONE, top_k)
+        found[who] = (sums, *top_k.read(np.array([0, 1])))
+    assert found["here"][0].keys() == {0, 1}
+    for pair, sums in found["here"][0].items():
+        assert found["served"][0][pair] == pytest.approx(sums, abs=1e-4)
+    np.testing.assert_array_equal(found["here"][1], found["served"][1])
+    np.testing.assert_allclose(found["here"][2], found["served"][2], atol=2e-3)
 
 
 @pytest.mark.parametrize("fault", [

@@ -217,13 +217,18 @@ def _say_once(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
+def _count_tokens(body: dict) -> int:
+    """How many an answer may have, those of the prompt that it tells the likeliest of included."""
+    return body.get("max_tokens", 0) + body.get("prompt_logprobs", 0) * len(body.get("prompt", ""))
+
+
 async def _request(cfg: LLMConfig, client: httpx2.AsyncClient, key: str, path: str,
                    body: dict | None) -> tuple[int, dict, bytes]:
     """(status, headers, body, or its beginning where it is too long) of one HTTP request."""
     url = cfg.url + path
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     method = "GET" if body is None else "POST"
-    most = MAX_BODY + TOKEN_BYTES * (body or {}).get("max_tokens", 0)
+    most = MAX_BODY + TOKEN_BYTES * _count_tokens(body or {})
     received = bytearray()
     try:
         async with asyncio.timeout(cfg.timeout):  # of it all: a dribble never exceeds a read's
