@@ -57,8 +57,7 @@ ENVIRONMENT = {
 }
 OPTIONS = ["--dtype=float32", "--logprobs-mode=processed_logprobs", "--generation-config=vllm",
            "--enforce-eager", "--max-num-seqs=128",
-           "--max-num-batched-tokens=65536"]  # on a CPU vLLM 0.32 cannot cut the prompts of requests
-                                              # that have a seed
+           "--max-num-batched-tokens=65536"]  # vLLM 0.32 on a CPU dies of cut prompts with a seed
 
 
 class Vllm:
