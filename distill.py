@@ -33,7 +33,6 @@ from settings import (
 )
 
 import dataclasses
-import json
 import math
 import time
 from collections import Counter
@@ -54,14 +53,14 @@ from data.chat.packing import pack
 from data.chat.pairs import CHOSEN, REJECTED, SIDES, Pair, TopK, to_sequences
 from data.text.tokenizer import TokenizerConfig
 from data.verify import sandbox
-from evaluate import EvaluateConfig, evaluate, format_table, without_rows
+from evaluate import EvaluateConfig
 from kernels.cross_entropy import (
     linear_logprobs,
     linear_logprobs_kl,
     linear_topk_kl,
     teacher_topk,
 )
-from model import ModelConfig, meta_model
+from model import ModelConfig
 from sample_pairs import Teacher
 from sampler import Served, open_checkpoint
 from schedule import Schedule, Stage, check_schedule, learning_rate, stage_at
@@ -465,34 +464,6 @@ def select_kl_teacher(run: loop.Run, teacher_model, pairs: list[Pair]):
     return teacher_model
 
 
-def evaluate_teacher(run: loop.Run, teacher: Teacher | None) -> None:
-    """Prints what the teacher, if any, can do on the student's problems, and keeps it in
-    teacher.json with its cost."""
-    if teacher is None:
-        return
-    source = teacher.source
-    sampler, tokenizer = open_checkpoint(
-        source, run.cfg.teacher_servers, run.dist, getattr(torch, run.cfg.dtype))
-    settings = dataclasses.replace(
-        run.config.evaluate, prompt_format="chat", system=run.cfg.teacher_system)
-    made_by = common.hash_json([str(source), common.list_files(source)])
-    folder = run.folder / loop.KEPT_SAMPLES
-    scores = evaluate(sampler, tokenizer, settings, run.dist, folder, made_by)
-    if not run.dist.is_main:
-        return
-    model = meta_model(hf.read_model_config(source))
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"the teacher, {n_parameters:,} parameters\n{format_table(scores)}", flush=True)
-    cost = {}
-    if (source / "meta.json").is_file():
-        meta = common.read_meta(source)
-        cost = {key: meta[key] for key in ("step", "seconds", "command")}
-        steps = common.read_metrics(source.parent)
-        cost["trained_tokens"] = sum(line.get("tokens", 0) for line in steps)
-    record = without_rows(scores) | {"cost": cost}
-    common.write_atomic(run.folder / "teacher.json", json.dumps(record))
-
-
 # --------------------------------------------------------------------------------------------------
 # The run
 
@@ -576,7 +547,7 @@ def main():
     model, optimizer = run.model, run.optimizer
     if cfg.compare and run.first_step == 0 and config.evaluate.tasks:
         loop.evaluate_starting_point(run, ("chat",))
-        evaluate_teacher(run, teacher)
+        sample_pairs.evaluate_teacher(run, teacher)
     teacher_model = load_teacher(run, teacher)
     cached_logprobs = cache_logprobs(run, teacher_model, pairs, n_steps)
     kl_teacher = select_kl_teacher(run, teacher_model, pairs)

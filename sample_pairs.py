@@ -39,8 +39,9 @@ from data.chat.pairs import (
 from data.tasks import registry
 from data.tasks.problem import Problem
 from data.text.tokenizer import Tokenizer
-from evaluate import task_prompt
+from evaluate import evaluate, format_table, task_prompt, without_rows
 from generate import Sample, decode_answer, stop_ids
+from model import meta_model
 from sampler import Served, open_checkpoint, open_sampler, share_missing
 
 CHUNK = 64  # problems that share a seed
@@ -205,6 +206,34 @@ def sampling_key(
     if system:
         settings.append(system)
     return [str(source), *common.list_files(source), problem_keys, *settings]
+
+
+def evaluate_teacher(run: loop.Run, teacher: Teacher | None) -> None:
+    """Prints what the teacher, if any, can do on the student's problems, and keeps it in
+    teacher.json with its cost."""
+    if teacher is None:
+        return
+    source = teacher.source
+    sampler, tokenizer = open_checkpoint(
+        source, run.cfg.teacher_servers, run.dist, getattr(torch, run.cfg.dtype))
+    settings = dataclasses.replace(
+        run.config.evaluate, prompt_format="chat", system=run.cfg.teacher_system)
+    made_by = common.hash_json([str(source), common.list_files(source)])
+    folder = run.folder / loop.KEPT_SAMPLES
+    scores = evaluate(sampler, tokenizer, settings, run.dist, folder, made_by)
+    if not run.dist.is_main:
+        return
+    model = meta_model(hf.read_model_config(source))
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"the teacher, {n_parameters:,} parameters\n{format_table(scores)}", flush=True)
+    cost = {}
+    if (source / "meta.json").is_file():
+        meta = common.read_meta(source)
+        cost = {key: meta[key] for key in ("step", "seconds", "command")}
+        steps = common.read_metrics(source.parent)
+        cost["trained_tokens"] = sum(line.get("tokens", 0) for line in steps)
+    record = without_rows(scores) | {"cost": cost}
+    common.write_atomic(run.folder / "teacher.json", json.dumps(record))
 
 
 # --------------------------------------------------------------------------------------------------
