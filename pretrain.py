@@ -42,7 +42,6 @@ import common
 import hf
 import loop
 from common import Dist, UserError
-from data.text.corpus import CorpusConfig, data_folder, read_pool
 from data.text.mixture import (
     IGNORE,
     Batch,
@@ -53,6 +52,7 @@ from data.text.mixture import (
     document_lengths,
     plan_stages,
 )
+from data.text.shards import CorpusConfig, data_folder, read_pool
 from data.text.tokenizer import Tokenizer, TokenizerConfig
 from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_cross_entropy

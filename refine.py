@@ -81,12 +81,12 @@ def load_instructions(source: dict, scale: float) -> list[list[dict]]:
         return [practice.question_messages(problem) for problem in problems]
     instructions = []
     position = sources.ReadPosition()
-    for shard in sources.shards(source):
-        for number, record in sources.read(source, shard, bad_line=position.bad_line):
+    for part in sources.parts(source):
+        for number, record in sources.read(source, part, bad_line=position.bad_line):
             try:
                 instructions.append(user_part(record, source))
             except ValueError as error:
-                position.bad_line(f"{shard}:{number}", str(error))
+                position.bad_line(f"{part}:{number}", str(error))
     n = round(scale * source.get("documents", len(instructions)))
     return instructions[:n]
 

@@ -151,12 +151,12 @@ def read_preferences(source_list: list[dict], split: str) -> tuple[list[dict], C
 
 def read_source(source: dict, position: sources.ReadPosition, left_out: Counter) -> Iterator[dict]:
     """The preferences of one source; position and left_out count what is none."""
-    for place in sources.shards(source):
-        for number, record in sources.read(source, place, bad_line=position.bad_line):
+    for part in sources.parts(source):
+        for number, record in sources.read(source, part, bad_line=position.bad_line):
             try:
                 preference = parse_preference(record)
             except (ValueError, TypeError, KeyError, IndexError) as error:
-                position.bad_line(f"{place}:{number}", str(error))
+                position.bad_line(f"{part}:{number}", str(error))
                 continue
             if preference:
                 yield preference

@@ -249,15 +249,17 @@ OPTIONS = {
     "run": "name of the folder under out/ (default: the config's name); under torchrun: --name",
     "init_from": "checkpoint to start from: a phase of this run, or any checkpoint's folder",
     "scale": "shortens (or lengthens) every stage alike: --scale=0.1",
+    "engine": "who works on data: processes of this machine, or ray (RAY_ADDRESS: its cluster)",
     "track": "who gets the metrics too, some of tensorboard, wandb, trackio: --track=wandb,trackio",
 }
-OPTION_TYPES = {"run": str, "init_from": str, "scale": PositiveFloat, "track": str}
+OPTION_TYPES = {"run": str, "init_from": str, "scale": PositiveFloat, "track": str,
+                "engine": Literal["processes", "ray"]}
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def load_config(
     doc: str, argv: list[str] | None = None, flags: dict[str, str] = {},
-    options: tuple[str, ...] = tuple(OPTIONS), **sections
+    options: tuple[str, ...] = ("run", "init_from", "scale", "track"), **sections
 ) -> SimpleNamespace:
     """Reads `CONFIG --section.key=value …` and returns a namespace with one dataclass a section.
 
@@ -276,7 +278,8 @@ def load_config(
             f"no config file {path}; the first argument is a config, for example configs/tiny.py"
         )
     raw = read_config_file(path)
-    given = {"run": path.stem, "init_from": "", "scale": 1.0, "track": []}
+    given = {"run": path.stem, "init_from": "", "scale": 1.0, "track": [],
+             "engine": "processes"}
     given |= dict.fromkeys(flags, False)
     for argument in argv[1:]:
         section, key, text = parse_argument(argument)

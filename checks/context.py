@@ -15,8 +15,8 @@ import common
 import hf
 from data.tasks import recall, registry
 from data.tasks.problem import document_prompt
-from data.text.corpus import read_pool
 from data.text.mixture import PoolStream
+from data.text.shards import read_pool
 from experiments.results import record
 from generate import sample
 from kernels.cross_entropy import linear_logprobs

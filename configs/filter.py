@@ -16,7 +16,6 @@ quality = dict(
         dict(hf="HuggingFaceH4/MATH-500", split="test", column=["problem", "solution"]),  # MIT
     ],
     high=6.0, drop=3.0,  # of the score, 0-9
-    workers=8,
 )
 
 corpus = dict(pools=dict(

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import common
 import pretrain
 from common import UserError
-from data.text.corpus import CorpusConfig
 from data.text.mixture import MixtureStage
+from data.text.shards import CorpusConfig
 from data.text.tokenizer import TokenizerConfig
 from evaluate import EvaluateConfig
 from experiments import results

@@ -26,7 +26,7 @@ import numpy as np
 from common import UserError, write_atomic
 from data.chat import template
 from data.chat.template import one_row_per_turn, render_weighted
-from data.text.sources import ReadPosition, find_files, invalid_reason, kept, read, shards
+from data.text.sources import ReadPosition, find_files, invalid_reason, kept, parts, read
 from progress import progress_bar
 
 MAX_CHARACTERS = 1_000_000  # of a message: a longer one is no conversation, and would take minutes
@@ -240,18 +240,17 @@ def read_conversations(sources: list[dict], position: ReadPosition,
 
 def _read_source(source: dict, position: ReadPosition,
                  bad_line: Callable) -> Iterator[tuple[str, dict]]:
-    for shard in shards(source):
-        file = f"{source['hf']}, shard {shard}" if "hf" in source else shard
-        for number, record in read(source, shard, bad_line=bad_line):
+    for part in parts(source):
+        for number, record in read(source, part, bad_line=bad_line):
             if not kept(record, source):
                 position.left_out += 1
                 continue
             try:
                 conversation = normalize(record, source.get("column"))
             except ValueError as error:
-                bad_line(f"{file}:{number}", str(error))
+                bad_line(f"{part}:{number}", str(error))
                 continue
-            yield f"{file}:{number}", conversation
+            yield f"{part}:{number}", conversation
 
 
 # --------------------------------------------------------------------------------------------------
@@ -334,9 +333,7 @@ def _ingredients(sources: list[dict], tokenizer, on_bad_line: str) -> dict:
     files = []
     for source in sources:
         if "path" in source:
-            for path in find_files(source["path"]):
-                stat = path.stat()
-                files.append((str(path), stat.st_size, stat.st_mtime_ns))
+            files += find_files(source["path"])
     code = [Path(file).read_bytes() for file in (__file__, template.__file__)]
     made_of = {
         "sources": sources,

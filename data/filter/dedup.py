@@ -6,16 +6,20 @@ a share s of common runs that happens with the chance 1 - (1 - s^ROWS)^BANDS: 0.
 at .7, 0.92 at .8, 0.999 at .9. The report (arXiv 2512.06266) does not say how it removed
 duplicates: our choice.
 
-A machine signs a shard at a time; `duplicates` then looks at all signatures, a slice of the hash
-range at a time.
+A piece of the documents is signed at a time (`sign`). `merge` then looks at all signatures, and
+whoever is free takes one slice of the hash range of one column of them: memory does not grow with
+the corpus, and of each two duplicates the one of the lower number stays.
 """
 import hashlib
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+
+from data.engine import Engine
 
 BANDS, ROWS = 14, 8
 RUN = 5                      # words of a run
@@ -103,39 +107,103 @@ def signature(text: str) -> np.ndarray:
     return np.concatenate([np.stack(bands), exact])
 
 
-def duplicates(files: list[Path], out: Path, slice_size: int = 1 << 24) -> np.ndarray:
-    """(documents,) uint8, on the disk at `out`: 0, or NEAR or EXACT duplicate of an earlier one.
+# --------------------------------------------------------------------------------------------------
+# Duplicates among all documents, whose numbers count through all pieces in their order
 
-    files: one .npy of signatures (documents, COLUMNS) per shard; the order of shards and documents
-    says which is earlier. Each column is cut by hash into slices of about slice_size values, so
-    that memory does not grow with the corpus.
+SLICE = 1 << 24             # values of a column that are looked at together
+DUPLICATES = "duplicates.npy"
+
+
+def sign(documents: Iterable[str], folder: Path, number: int) -> None:
+    """Writes the signatures of a piece's documents to <folder>/<number>, if they are not there.
+
+    values.npy is (COLUMNS, documents) uint64, each column sorted, so that a slice of the hash range
+    lies together; documents.npy (COLUMNS, documents) uint32 says whose they are.
     """
-    shards = [np.load(path, mmap_mode="r") for path in files]
-    firsts = np.cumsum([0] + [len(shard) for shard in shards])  # number of a shard's first document
+    path = folder / f"{number:05d}"
+    if (path / "values.npy").is_file():
+        return
+    signatures = np.array([signature(text) for text in documents], np.uint64)
+    columns = signatures.reshape(-1, COLUMNS).T
+    order = np.argsort(columns, axis=1, kind="stable")
+    _save(path / "documents.npy", order.astype(np.uint32))
+    _save(path / "values.npy", np.take_along_axis(columns, order, axis=1))  # last: the mark
+
+
+def unsigned(folder: Path, n_pieces: int) -> list[int]:
+    """Numbers of the pieces that sign() has not written."""
+    return [number for number in range(n_pieces)
+            if not (folder / f"{number:05d}" / "values.npy").is_file()]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Writes a .npy, whole or absent; two may write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp.npy")
+    np.save(aside, array)
+    aside.replace(path)
+
+
+def merge(folder: Path, n_pieces: int, engine: Engine, slice_size: int = SLICE) -> np.ndarray:
+    """Writes <folder>/DUPLICATES, (documents,) uint8: 0, or NEAR or EXACT duplicate of an earlier.
+
+    Returns the number of each piece's first document, and that of all documents.
+    """
+    counts = [_columns(folder, number)[0].shape[1] for number in range(n_pieces)]
+    firsts = np.cumsum([0, *counts])
     n_documents = int(firsts[-1])
-    kinds = np.lib.format.open_memmap(out, "w+", np.uint8, (n_documents,))
+    if (folder / DUPLICATES).is_file():
+        return firsts
+    _save(folder / "firsts.npy", firsts)
     n_slices = max(1, -(-n_documents // slice_size))
-    for column in range(COLUMNS):
+    slices = [(column, part) for column in range(COLUMNS) for part in range(n_slices)]
+    sizes = [8 * n_documents // n_slices for _ in slices]
+    for _ in engine.map(find_repeated, slices, "merge", sizes, folder=folder, n_slices=n_slices):
+        pass
+    aside = folder / "duplicates.tmp.npy"
+    kinds = np.lib.format.open_memmap(aside, "w+", np.uint8, (n_documents,))
+    for column, part in slices:
+        again = np.load(_repeated_file(folder, column, part))
         kind = EXACT if column == COLUMNS - 1 else NEAR
-        for part in range(n_slices):
-            values, numbers = [], []
-            for first, shard in zip(firsts, shards):
-                column_values = np.ascontiguousarray(shard[:, column])
-                in_slice = np.flatnonzero(column_values % np.uint64(n_slices) == part)
-                values.append(column_values[in_slice])
-                numbers.append(in_slice + first)
-            again = _repeated(np.concatenate(values), np.concatenate(numbers))
-            kinds[again] = np.maximum(kinds[again], kind)
+        kinds[again] = np.maximum(kinds[again], kind)
     kinds.flush()
-    return kinds
+    aside.replace(folder / DUPLICATES)
+    return firsts
 
 
-def _repeated(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Numbers of the documents whose value an earlier one has. Both (n,), in order of documents."""
-    order = np.argsort(values, kind="stable")
-    in_order = values[order]
-    again = np.flatnonzero(in_order[1:] == in_order[:-1]) + 1
-    return numbers[order][again]
+def _columns(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """What sign() wrote of a piece, memory-mapped."""
+    names = ("values.npy", "documents.npy")
+    return tuple(np.load(folder / f"{number:05d}" / name, mmap_mode="r") for name in names)
+
+
+def _repeated_file(folder: Path, column: int, part: int) -> Path:
+    return folder / "repeated" / f"{column:02d}_{part:05d}.npy"
+
+
+def find_repeated(item: tuple[int, int], folder: Path, n_slices: int) -> None:
+    """Writes the numbers of the documents whose value in a column an earlier document has, too.
+
+    item: the column, and the slice of its hash range.
+    """
+    column, part = item
+    path = _repeated_file(folder, column, part)
+    if path.is_file():
+        return
+    low, high = (part * 2**64 // n_slices, (part + 1) * 2**64 // n_slices - 1)
+    values, numbers = [], []
+    firsts = np.load(folder / "firsts.npy")
+    for number, first in enumerate(firsts[:-1]):
+        all_values, documents = _columns(folder, number)
+        begin = np.searchsorted(all_values[column], np.uint64(low), "left")
+        end = np.searchsorted(all_values[column], np.uint64(high), "right")
+        values.append(all_values[column, begin:end])
+        numbers.append(documents[column, begin:end] + first)
+    values, numbers = np.concatenate(values), np.concatenate(numbers)
+    in_order = np.lexsort((numbers, values))
+    values, numbers = values[in_order], numbers[in_order]
+    again = np.flatnonzero(values[1:] == values[:-1]) + 1
+    _save(path, numbers[again])
 
 
 class Contamination:

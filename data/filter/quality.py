@@ -5,13 +5,13 @@ seed set 0-9 on several dimensions, and a small model distilled from it grades e
 *Retrieval*: lexical and vector similarity to curated documents. Before that go exact and near
 duplicates, and what overlaps with evaluation sets (data/filter/dedup.py).
 
-    python -m data.filter.quality configs/filter.py      # all steps, all shards
-    python -m data.filter.quality configs/filter.py \\
-        --quality.step=classify --quality.shards=0:8     # one machine's share of a step
+    python -m data.filter.quality configs/filter.py                 # all steps
+    python -m data.filter.quality configs/filter.py --engine=ray    # on a cluster
 
 The steps, each resumable: label (a language model grades the seed set, if a file does not), fit
-(the small model), sign (a shard at a time: signatures for duplicates), merge (once), classify (a
-shard at a time: writes high/ and medium/, which are sources for data.text.corpus).
+(the small model), sign (signatures for duplicates), merge (the signatures of all), classify (writes
+high/ and medium/, which are sources for data.text.corpus). Signing and classifying take a part of
+the sources at a time, a file or a range of a large one, and whoever is free takes the next.
 
 The report says neither which dimensions nor how the two scores meet: our choice
 (data/filter/classifier.py).
@@ -23,13 +23,10 @@ import hashlib
 import importlib
 import itertools
 import json
-import multiprocessing
-import resource
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,15 +34,23 @@ from typing import Annotated, Literal
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from threadpoolctl import threadpool_limits
 
 import common
 from common import UserError
+from data.engine import Engine
 from data.filter import dedup
 from data.filter.classifier import N_CURATED, Filter, excerpt, fit
 from data.llm import LLM, LLMConfig, cached, first_json, http_llm
-from data.text.sources import invalid_reason, kept, read, records, shards, text_columns
-from progress import progress_bar
+from data.text.sources import (
+    Part,
+    find_files,
+    invalid_reason,
+    kept,
+    parts,
+    read,
+    records,
+    text_columns,
+)
 
 # Content before form: labels about content predict usefulness better (report, section 2).
 DIMENSIONS = {
@@ -68,12 +73,12 @@ EXCERPT = 8000  # characters by which a document is graded: from five places if 
 
 @dataclass
 class QualityConfig:
-    sources: Annotated[Sources, Length(1)]  # what is filtered, as in corpus.pools; a shard is a
-                                 # file of theirs
+    sources: Annotated[Sources, Length(1)]  # what is filtered, as in corpus.pools; of duplicates
+                                 # the copy in the first source stays
     labels: str = ""             # .jsonl of {"text": …, "tags": {dimension: 0 … 9}}; made here if
                                  # there is an llm
     llm: dict = field(default_factory=dict)  # LLMConfig of the labeller: {"url": …, "model": …}
-    n_labels: Count = 2000       # documents that it labels, spread over the shards
+    n_labels: Count = 2000       # documents that it labels, spread over the parts
     curated: Sources = field(default_factory=list)  # good documents for retrieval; none: the best
                                  # labelled ones
     embed: str = ""              # "module:function" of texts -> (N, E) vectors; "": TF-IDF + SVD
@@ -83,8 +88,7 @@ class QualityConfig:
     evaluation_sets: Sources = field(default_factory=list)  # whose texts no document may hold 13
                                  # words of
     step: Literal["label", "fit", "sign", "merge", "classify", "all"] = "all"  # all: in this order
-    shards: str = ""             # range of shards to sign or classify, "first:end"; "": all
-    workers: Annotated[int, Bounds(1, 1000)] = 2  # processes, a shard each
+    workers: Annotated[int, Bounds(0, 1000)] = 0  # processes (0: one a core, fewer for little text)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -100,12 +104,12 @@ Answer with one JSON object and nothing else, like {example}
 </document>"""
 
 
-def label(cfg: QualityConfig, parts: list, path: Path, llm: LLM) -> None:
-    """Has the model grade documents of all shards alike; writes .jsonl of {"text", "tags"}."""
-    per_shard = -(-cfg.n_labels // len(parts))
+def label(cfg: QualityConfig, work: list, path: Path, llm: LLM) -> None:
+    """Has the model grade documents of all parts alike; writes .jsonl of {"text", "tags"}."""
+    per_part = -(-cfg.n_labels // len(work))
     texts = []
-    for source, shard in parts:
-        for text in itertools.islice(_documents(source, shard), per_shard):
+    for source, part in work:
+        for text in itertools.islice(_documents(source, part), per_part):
             texts.append(excerpt(text, EXCERPT))
     texts = texts[:cfg.n_labels]
     dimensions = "\n".join(f"- {name}: {meaning}" for name, meaning in DIMENSIONS.items())
@@ -172,10 +176,10 @@ def _is_label(record: dict, dimensions: list[str]) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------
-# Documents of a shard, and their signatures
+# Documents of a part, and their signatures
 
-def _documents(source: dict, shard: object, bad_lines: list[str] | None = None) -> Iterator[str]:
-    """The text of each of a shard's records, in their order; "" for one that holds none.
+def _documents(source: dict, part: Part, bad_lines: list[str] | None = None) -> Iterator[str]:
+    """The text of each of a part's records, in their order; "" for one that holds none.
 
     bad_lines, if given, collects what was malformed. UserError for a column that is not there.
     """
@@ -185,22 +189,22 @@ def _documents(source: dict, shard: object, bad_lines: list[str] | None = None) 
         if bad_lines is not None:
             bad_lines.append(f"{where}: {what}")
 
-    for _, record in read(source, shard, bad_line=bad_line):
+    for _, record in read(source, part, bad_line=bad_line):
         if not kept(record, source):
             continue
         missing = [column for column in columns if column not in record]
         if missing:
-            raise UserError(f"{shard}: no column {missing[0]!r}; it has {', '.join(record)}")
+            raise UserError(f"{part}: no column {missing[0]!r}; it has {', '.join(record)}")
         values = [record[column] for column in columns]
         is_text = all(isinstance(value, str) for value in values)
         yield "\n\n".join(values) if is_text else ""
 
 
 def _all_documents(sources: list[dict]) -> Iterator[str]:
-    """The documents of sources, shard by shard."""
+    """The documents of sources, part by part."""
     for source in sources:
-        for shard in shards(source):
-            yield from _documents(source, shard)
+        for part in parts(source):
+            yield from _documents(source, part)
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -216,29 +220,10 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def sign_shard(number: int, part: tuple, cfg: QualityConfig, folder: Path, made_by: str) -> None:
-    """Signatures of a shard's documents, (documents, COLUMNS) uint64 in signatures/<number>.npy."""
-    signatures = []
-    mark = folder / "signatures" / f"{number:05d}.json"
-    mark.unlink(missing_ok=True)  # from here on the shard is not done with any settings
-    for text in _documents(*part):
-        signatures.append(dedup.signature(text))
-        _advance(len(text))
-    table = np.array(signatures, np.uint64).reshape(-1, dedup.COLUMNS)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    aside = mark.with_suffix(".tmp.npy")
-    np.save(aside, table)
-    aside.replace(mark.with_suffix(".npy"))
-    common.write_atomic(mark, json.dumps({"made_by": made_by, "documents": len(signatures)}))
-
-
-def _first_document(folder: Path, number: int) -> int:
-    """How many documents all shards before this one hold."""
-    total = 0
-    for i in range(number):
-        mark = folder / "signatures" / f"{i:05d}.json"
-        total += json.loads(mark.read_text())["documents"]
-    return total
+def sign_part(item: tuple, folder: Path) -> None:
+    """Signs the documents of (number, (source, part))."""
+    number, (source, part) = item
+    dedup.sign(_documents(source, part), folder, number)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -265,26 +250,27 @@ def classify(text: str, score: float, duplicate: int, contamination: dedup.Conta
     return "dropped", "low score"
 
 
-def classify_shard(number: int, part: tuple, cfg: QualityConfig, folder: Path,
-                   made_by: str) -> None:
-    """Writes a shard's documents to high/<number>.parquet and medium/… (text, score, tags).
+def classify_part(item: tuple, cfg: QualityConfig, folder: Path, signatures: Path,
+                  made_by: str) -> None:
+    """Writes a part's documents to high/<number>.parquet and medium/… (text, score, tags).
 
     And what became of each document, with its score, to classified/<number>.parquet;
-    classified/<number>.json, written last, marks it as done.
+    classified/<number>.json, written last, marks it as done. item: (number, (source, part), number
+    of its first document).
     """
+    number, (source, part), first = item
     mark = folder / "classified" / f"{number:05d}.json"
     mark.unlink(missing_ok=True)
-    first = _first_document(folder, number)
-    duplicates = np.load(folder / "duplicates.npy", mmap_mode="r")[first:]
+    duplicates = np.load(signatures / dedup.DUPLICATES, mmap_mode="r")[first:]
     filter = _load_filter(cfg, folder)
     contamination = _load_contamination(json.dumps(cfg.evaluation_sets))
     files = {name: _ParquetFile(folder / name / f"{number:05d}.parquet")
              for name in ("high", "medium", "classified")}
     table = {kind: {"documents": 0, "tokens": 0, "bytes": 0, "samples": []} for kind in CLASSES}
     reasons = dict.fromkeys(REASONS, 0)
-    i = 0  # number of the document in its shard
+    i = 0  # number of the document in its part
     bad_lines = []
-    for batch in _batches(_documents(*part, bad_lines)):
+    for batch in _batches(_documents(source, part, bad_lines)):
         for text, row in zip(batch, score_documents(batch, filter)):
             kind, reason = classify(text, row["score"], duplicates[i], contamination, cfg)
             if reason:
@@ -294,12 +280,11 @@ def classify_shard(number: int, part: tuple, cfg: QualityConfig, folder: Path,
             files["classified"].add({"number": i, "kind": kind, "reason": reason, **row})
             _count_document(table[kind], text, row["score"], reason)
             i += 1
-            _advance(len(text))
     for file in files.values():
         file.close()
     common.write_atomic(mark, json.dumps({
         "made_by": made_by,
-        "shard": str(part[1]),
+        "part": str(part),
         "table": table,
         "reasons": reasons,
         "bad_lines": len(bad_lines),
@@ -308,7 +293,7 @@ def classify_shard(number: int, part: tuple, cfg: QualityConfig, folder: Path,
 
 
 def _count_document(cell: dict, text: str, score: float, reason: str) -> None:
-    """Adds a document to its class in a shard's table; the first two are its samples."""
+    """Adds a document to its class in a part's table; the first two are its samples."""
     cell["documents"] += 1
     cell["tokens"] += dedup.count(text)
     cell["bytes"] += len(text.encode("utf-8", "replace"))
@@ -333,7 +318,7 @@ class _ParquetFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         self.path = path
-        self.aside = path.with_suffix(".tmp")
+        self.aside = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")  # two may write it
         self.writer = None
         self.rows = []
         self.size = 0  # about the bytes of the rows that are held
@@ -394,127 +379,37 @@ def _import_function(name: str) -> Callable | None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Shards side by side
-
-_spawn = multiprocessing.get_context("spawn")  # a fork of a process that used threads can hang
-_n_read = _spawn.Value("q", 0)  # characters, by all workers
-
-
-def _advance(n: int) -> None:
-    """Counts characters that were read."""
-    with _n_read.get_lock():
-        _n_read.value += n
-
-
-def _start_worker(counter) -> None:
-    global _n_read
-    _n_read = counter
-    threadpool_limits(1)
-
-
-def run_shards(step: str, work: Callable, cfg: QualityConfig, parts: list, folder: Path,
-               made_by: str) -> None:
-    """Does a step's work on the chosen shards that it is not done on yet, a process each.
-
-    The step's folder has a mark of each shard that is done.
-    """
-    marks = folder / {"sign": "signatures", "classify": "classified"}[step]
-    chosen = chosen_shards(cfg.shards, len(parts))
-    todo = [i for i in chosen if _made_by(marks / f"{i:05d}.json") != made_by]
-    sizes = [_file_size(shard) for _, shard in parts]
-    todo.sort(key=lambda i: -sizes[i])  # large files first: nobody waits for the last one long
-    print(f"{step}: {len(todo)} of {len(chosen)} shards to do")
-    jobs = [(i, parts[i], cfg, folder, made_by) for i in todo]
-    n_workers = min(cfg.workers, len(todo))
-    if n_workers <= 1:
-        progress = _in_this_process(work, jobs)
-        whose = resource.RUSAGE_SELF
-    else:
-        progress = _in_processes(work, jobs, n_workers)
-        whose = resource.RUSAGE_CHILDREN
-    started, before = time.time(), _n_read.value
-    with progress_bar(desc=step, unit=" characters", unit_scale=True) as bar:
-        for _ in progress:
-            bar.update(_n_read.value - before - bar.n)
-    if todo:
-        seconds = time.time() - started
-        millions = (_n_read.value - before) / 1e6
-        memory = resource.getrusage(whose).ru_maxrss / 1e6
-        print(f"{step}: {millions:.1f} million characters in {seconds:.0f} s, "
-              f"{60 * millions / seconds:.0f} a minute; at most {memory:.2f} GB of memory a "
-              "process")
-
-
-def chosen_shards(text: str, n: int) -> range:
-    """The shards of n that "first:end" means; all for ""."""
-    if not text:
-        return range(n)
-    first, _, end = text.partition(":")
-    if not (first.isdecimal() and end.isdecimal()):
-        raise UserError(f"quality.shards must be like 0:8, not {text!r}")
-    return range(min(int(first), n), min(int(end), n))
-
-
-def _file_size(shard: object) -> int:
-    """Bytes of a shard that is a file, 0 of another."""
-    return shard.stat().st_size if isinstance(shard, Path) else 0
-
-
-def _in_this_process(work: Callable, jobs: list[tuple]) -> Iterator[None]:
-    """Does work(*job) for each job, and yields after each."""
-    for job in jobs:
-        work(*job)
-        yield
-
-
-def _in_processes(work: Callable, jobs: list[tuple], n_workers: int) -> Iterator[None]:
-    """Does work(*job) for each job, and yields twice a second."""
-    with ProcessPoolExecutor(n_workers, _spawn, _start_worker, (_n_read,)) as pool:
-        waiting = {pool.submit(work, *job) for job in jobs}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                yield
-        except BaseException as error:  # nobody waits for shards that are under way
-            for process in multiprocessing.active_children():
-                process.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise UserError("a worker was killed (too little memory?): run again with fewer "
-                                "--quality.workers; whole shards are kept") from None
-            raise
-
-
-# --------------------------------------------------------------------------------------------------
 # The steps
 
-def run(cfg: QualityConfig, folder: Path) -> None:
+LARGEST = 128e6  # bytes of a file's range
+
+
+def run(cfg: QualityConfig, folder: Path, engine: Engine = Engine()) -> None:
     """All steps that cfg.step asks for, each only as far as it is not done."""
     check_settings(cfg)
-    parts = [(source, shard) for source in cfg.sources for shard in shards(source)]
-    if not parts:
+    work = [(source, part) for source in cfg.sources for part in parts(source, LARGEST)]
+    if not work:
         raise UserError("quality.sources is empty: name what is to be filtered")
     folder.mkdir(parents=True, exist_ok=True)
     steps = STEPS if cfg.step == "all" else (cfg.step,)
     labels = Path(cfg.labels) if cfg.labels else folder / "labels.jsonl"
     if "label" in steps and not cfg.labels and not labels.is_file():
-        label_step(cfg, parts, folder, labels)
+        label_step(cfg, work, folder, labels)
     if ("fit" in steps or "classify" in steps) and not labels.is_file():
         raise UserError(f"no labels at {labels}; make them with --quality.step=label")
 
-    content = [[source, str(shard), _file_size(shard)] for source, shard in parts]
-    signed_by = _hash("sign", content)
+    files = [find_files(source["path"]) for source in cfg.sources if "path" in source]
+    signatures = folder / "signatures" / _hash(cfg.sources, [str(part) for _, part in work], files)
     label_text = labels.read_text() if labels.is_file() else ""
     fitted_by = _hash(label_text, cfg.curated, cfg.embed)
     if "fit" in steps and _made_by(folder / "fit.json") != fitted_by:
         fit_step(cfg, folder, labels, fitted_by)
     if "sign" in steps:
-        run_shards("sign", sign_shard, cfg, parts, folder, signed_by)
+        sign_step(work, signatures, engine)
     if "merge" in steps:
-        merge_step(len(parts), signed_by, folder)
+        merge_step(work, signatures, engine)
     if "classify" in steps:
-        classify_step(cfg, parts, folder, signed_by, fitted_by)
+        classify_step(cfg, work, folder, signatures, fitted_by, engine)
 
 
 def check_settings(cfg: QualityConfig) -> None:
@@ -527,13 +422,13 @@ def check_settings(cfg: QualityConfig) -> None:
             raise UserError(reason)
 
 
-def label_step(cfg: QualityConfig, parts: list, folder: Path, labels: Path) -> None:
+def label_step(cfg: QualityConfig, work: list, folder: Path, labels: Path) -> None:
     """Makes the file of labels."""
     if not cfg.llm:
         raise UserError("no labels: give quality.labels (a file), or quality.llm (an endpoint "
                         "that grades documents)")
     llm = http_llm(from_dict(LLMConfig, cfg.llm, "quality.llm"))
-    label(cfg, parts, labels, cached(llm, folder / "answers.jsonl"))
+    label(cfg, work, labels, cached(llm, folder / "answers.jsonl"))
 
 
 def fit_step(cfg: QualityConfig, folder: Path, labels: Path, made_by: str) -> None:
@@ -550,57 +445,65 @@ def fit_step(cfg: QualityConfig, folder: Path, labels: Path, made_by: str) -> No
           f"{time.time() - started:.0f} s")
 
 
-def merge_step(n_shards: int, made_by: str, folder: Path) -> None:
-    """Finds the duplicates among all shards' signatures: duplicates.npy."""
-    signatures = folder / "signatures"
-    missing = [i for i in range(n_shards) if _made_by(signatures / f"{i:05d}.json") != made_by]
+def sign_step(work: list, signatures: Path, engine: Engine) -> None:
+    """Signs the documents of all parts that are not signed yet."""
+    items = list(enumerate(work))
+    sizes = [part.bytes or 0 for _, part in work]
+    for _ in engine.map(sign_part, items, "sign", sizes, folder=signatures):
+        pass
+
+
+def merge_step(work: list, signatures: Path, engine: Engine) -> None:
+    """Finds the duplicates among the documents of all parts."""
+    missing = dedup.unsigned(signatures, len(work))
     if missing:
-        raise UserError(f"{len(missing)} of {n_shards} shards are not signed yet, the first is "
-                        f"{missing[0]}: run --quality.step=sign "
-                        f"--quality.shards={missing[0]}:{missing[-1] + 1}")
-    mark = folder / "merge.json"
-    if _made_by(mark) == made_by:
-        return
-    mark.unlink(missing_ok=True)
-    files = [signatures / f"{i:05d}.npy" for i in range(n_shards)]
-    aside = folder / "duplicates.tmp.npy"
-    kinds = dedup.duplicates(files, aside)
-    aside.replace(folder / "duplicates.npy")
-    common.write_atomic(mark, json.dumps({"made_by": made_by}))
+        raise UserError(f"{len(missing)} of {len(work)} parts of the sources are not signed yet: "
+                        "run --quality.step=sign")
+    dedup.merge(signatures, len(work), engine)
+    kinds = np.load(signatures / dedup.DUPLICATES, mmap_mode="r")
     n_exact, n_near = (kinds == dedup.EXACT).sum(), (kinds == dedup.NEAR).sum()
     print(f"merge: {len(kinds):,} documents, {n_exact:,} exact and {n_near:,} near duplicates")
 
 
-def classify_step(cfg: QualityConfig, parts: list, folder: Path, signed_by: str,
-                  fitted_by: str) -> None:
-    """Classifies the chosen shards, and prints the table of all that are done."""
-    for step, made_by in (("merge", signed_by), ("fit", fitted_by)):
-        if _made_by(folder / f"{step}.json") != made_by:
-            raise UserError(f"--quality.step={step} has not been done with these settings and "
-                            "sources")
+def classify_step(cfg: QualityConfig, work: list, folder: Path, signatures: Path, fitted_by: str,
+                  engine: Engine) -> None:
+    """Classifies the parts that are not classified yet, and prints the table of all."""
+    if not (signatures / dedup.DUPLICATES).is_file():
+        raise UserError("--quality.step=merge has not been done with these sources")
+    if _made_by(folder / "fit.json") != fitted_by:
+        raise UserError("--quality.step=fit has not been done with these settings")
     for name in ("high", "medium", "classified"):
         for path in (folder / name).glob("[0-9]*"):
-            if int(path.stem) >= len(parts):  # there were more shards once
+            if path.suffix == ".tmp" or int(path.stem) >= len(work):  # there were more parts once
                 path.unlink(missing_ok=True)
-    made_by = _hash(signed_by, fitted_by, cfg.high, cfg.drop, cfg.evaluation_sets)
-    run_shards("classify", classify_shard, cfg, parts, folder, made_by)
-    print_table(folder, len(parts), made_by)
+    made_by = _hash(signatures.name, fitted_by, cfg.high, cfg.drop, cfg.evaluation_sets)
+    firsts = dedup.merge(signatures, len(work), engine)
+    items = []
+    for number, (source, part) in enumerate(work):
+        if _made_by(folder / "classified" / f"{number:05d}.json") != made_by:
+            items.append((number, (source, part), int(firsts[number])))
+    print(f"classify: {len(items)} of {len(work)} parts to do")
+    sizes = [part.bytes or 0 for _, (_, part), _ in items]
+    for _ in engine.map(classify_part, items, "classify", sizes, cfg=cfg, folder=folder,
+                        signatures=signatures, made_by=made_by):
+        pass
+    print_table(folder, len(work), made_by)
 
 
-def print_table(folder: Path, n_shards: int, made_by: str) -> None:
-    """Prints documents, tokens and samples of each class, over the shards classified so far."""
+def print_table(folder: Path, n_parts: int, made_by: str) -> None:
+    """Prints documents, tokens and samples of each class, over the parts classified so far."""
     done = []  # with these settings
     for path in sorted((folder / "classified").glob("*.json")):
-        shard = json.loads(path.read_text())
-        if shard["made_by"] == made_by:
-            done.append(shard)
-    print(f"\n{len(done)} of {n_shards} shards classified")
+        part = json.loads(path.read_text())
+        if part["made_by"] == made_by:
+            done.append(part)
+    print(f"\n{len(done)} of {n_parts} parts classified")
     print(f"{'':8}{'documents':>12}{'tokens*':>16}{'MB':>12}{'share':>8}")
     total = 0
-    for shard in done:
-        total += sum(cell["bytes"] for cell in shard["table"].values())
+    for part in done:
+        total += sum(cell["bytes"] for cell in part["table"].values())
     for kind in CLASSES:
-        cells = [shard["table"][kind] for shard in done]
+        cells = [part["table"][kind] for part in done]
         n_documents = sum(cell["documents"] for cell in cells)
         n_tokens = sum(cell["tokens"] for cell in cells)
         size = sum(cell["bytes"] for cell in cells)
@@ -611,15 +514,15 @@ def print_table(folder: Path, n_shards: int, made_by: str) -> None:
             print(f"    {sample}")
     dropped = []
     for reason in REASONS:
-        n = sum(shard["reasons"][reason] for shard in done)
+        n = sum(part["reasons"][reason] for part in done)
         dropped.append(f"{n:,} {reason}")
-    n_bad_lines = sum(shard["bad_lines"] for shard in done)
+    n_bad_lines = sum(part["bad_lines"] for part in done)
     print(f"dropped: {', '.join(dropped)}; {n_bad_lines:,} malformed lines")
     print("* words and signs; a tokenizer's differ")
 
 
 def _made_by(mark: Path) -> str:
-    """The settings that a step, or its shard, was done with; "" if it is not done.
+    """The settings that a step, or its part, was done with; "" if it is not done.
 
     The mark, a .json file, is written last.
     """
@@ -632,8 +535,8 @@ def _hash(*values) -> str:
 
 
 def main():
-    config = load_config(__doc__, options=("run",), quality=QualityConfig)
-    run(config.quality, config.out / "quality")
+    config = load_config(__doc__, options=("run", "engine"), quality=QualityConfig)
+    run(config.quality, config.out / "quality", Engine(config.engine, config.quality.workers))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 
+from data.engine import Engine
 from data.filter import dedup
 
 
@@ -69,15 +70,14 @@ def test_duplicates_keep_the_first_in_order(tmp_path):
     rng = random.Random(2)
     a, b, c = (" ".join(words(rng, 60)) for _ in range(3))
     texts = [[a, b, "x"], [], [b.upper() + "!", c, "x", a + " and a tail"]]
-    for i, shard in enumerate(texts):
-        np.save(
-            tmp_path / f"{i}.npy",
-            np.array([dedup.signature(t) for t in shard], np.uint64).reshape(-1, dedup.COLUMNS),
-        )
-    files = [tmp_path / f"{i}.npy" for i in range(3)]
     for slice_size in (1 << 24, 2):  # one slice, and several
-        found = dedup.duplicates(files, tmp_path / "found.npy", slice_size)
-        assert found.tolist() == [0, 0, 0, 2, 0, 2, 1]
+        folder = tmp_path / str(slice_size)
+        for number, piece in enumerate(texts):
+            assert number in dedup.unsigned(folder, 3)
+            dedup.sign(piece, folder, number)
+        firsts = dedup.merge(folder, 3, Engine(workers=1), slice_size)
+        assert firsts.tolist() == [0, 3, 3, 7] and not dedup.unsigned(folder, 3)
+        assert np.load(folder / dedup.DUPLICATES).tolist() == [0, 0, 0, 2, 0, 2, 1]
 
 
 def test_contamination():

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from common import UserError
+from data.engine import Engine
 from data.filter import classifier, quality
 from data.filter.quality import QualityConfig
 
@@ -75,7 +76,8 @@ def setup(tmp_path):
 
 
 def run(setup, **settings):
-    quality.run(from_dict(QualityConfig, setup.cfg | settings, "quality"), setup.out)
+    cfg = from_dict(QualityConfig, setup.cfg | settings, "quality")
+    quality.run(cfg, setup.out, Engine(workers=cfg.workers))
     kinds = {
         kind: [
             r
@@ -108,37 +110,33 @@ def test_all_steps_sort_the_pages(setup, capsys):
     )
 
 
-def test_shards_on_several_machines_and_resuming_give_the_same(setup, capsys):
+def test_two_processes_single_steps_and_resuming_give_the_same(setup, capsys):
     whole = run(setup)
     assert run(SimpleNamespace(cfg=setup.cfg, out=setup.tmp / "two"), workers=2) == whole
     other = SimpleNamespace(cfg=setup.cfg, out=setup.tmp / "other")
     run(other, step="fit")
-    run(other, step="sign", shards="1:2")
-    with pytest.raises(
-        UserError, match="1 of 2 shards are not signed yet, the first is 0.*shards=0:1"
-    ):
+    with pytest.raises(UserError, match="2 of 2 parts of the sources are not signed yet"):
         run(other, step="merge")
-    run(other, step="sign", shards="0:1")
+    run(other, step="sign")
     with pytest.raises(UserError, match="step=merge has not been done"):
         run(other, step="classify")
     run(other, step="merge")
-    run(other, step="classify", shards="0:1")
-    assert len(run(other, step="classify", shards="1:2")["classified"]) == 60
+    assert len(run(other, step="classify")["classified"]) == 60
     assert run(other) == whole
     capsys.readouterr()
     before = {p: p.stat().st_mtime_ns for p in setup.out.rglob("*")}
     run(setup)
-    assert "sign: 0 of 2" in (printed := capsys.readouterr().out) and "classify: 0 of 2" in printed
+    assert "classify: 0 of 2" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in setup.out.rglob("*")}
     (setup.out / "classified" / "00001.json").unlink()  # killed before the mark
     (setup.out / "high" / "00001.tmp").write_text("torn")
     assert run(setup) == whole
     run(setup, high=9.5)  # other settings: classified again, not signed again
-    assert "sign: 0 of 2" in (printed := capsys.readouterr().out) and "classify: 2 of 2" in printed
+    assert "classify: 2 of 2" in capsys.readouterr().out
     (setup.tmp / "raw" / "1.jsonl").unlink()  # what came of a shard that is no more goes too
     assert (
         len(run(setup)["classified"]) == 30
-        and "1 of 1 shards classified" in capsys.readouterr().out
+        and "1 of 1 parts classified" in capsys.readouterr().out
     )
 
 
@@ -214,9 +212,8 @@ def test_tf_idf_is_scikit_learns():
         (dict(labels=""), "no labels: give quality.labels"),
         (dict(labels="none.jsonl"), "no labels at none.jsonl"),
         (dict(sources=[]), "quality.sources is empty"),
-        (dict(sources=[{"path": "nothing/here"}]), "no .txt, .jsonl or .parquet"),
+        (dict(sources=[{"path": "nothing/here"}]), "no .txt, .md, .jsonl, .parquet"),
         (dict(sources=[{"pat": "x"}]), "must have one of"),
-        (dict(shards="all"), "quality.shards must be like 0:8"),
         (dict(high=1.0), "quality.drop=3.0 is above quality.high=1.0"),
     ],
 )

@@ -376,8 +376,8 @@ def _read_row(name: str, where: str, row: dict, is_first: bool, left_out: Counte
 def read_hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
     source = getattr(SETS[name], split)
     try:
-        for shard in sources.shards(source):
-            for number, row in sources.read(source, shard):
+        for part in sources.parts(source):
+            for number, row in sources.read(source, part):
                 yield f"data set {source['hf']}, row {number}", row
     except UserError as error:
         raise UserError(f"{error}; as a task that is {name}=PATH") from None
@@ -403,7 +403,8 @@ def read_files(where: str, left_out: Counter) -> Iterator[tuple[str, dict]]:
         left_out["not JSON"] += 1
 
     for file in tables:
-        for number, row in sources.read({"path": str(file)}, file, bad_line=bad_line):
+        source, part = {"path": str(file)}, sources.Part(str(file))
+        for number, row in sources.read(source, part, bad_line=bad_line):
             yield f"{file}:{number}", row
     if not tables:
         for file in arrays:

@@ -1,94 +1,75 @@
 """Prepares the corpus: `python -m data.text.corpus configs/tiny.py` makes tokenizer and shards.
 
-Layout under out/<run>/data/: tokenizer.json, and for each pool a folder with train_00000.bin …,
-val_00000.bin … and manifest.json. A shard is a 64-byte header (`HEADER`), the documents' ends
-(uint64, counted in tokens), then the tokens: `<s> text <|endoftext|>` for each document, as uint16
-where the vocabulary has at most 65,536 ids, else as uint32.
+A pool's sources are cut into pieces: a range of a large file, a file, or several small ones. Who is
+free reads, tokenizes and writes the next one, a process of this machine or, with --engine=ray, of a
+Ray cluster. The pool is the union of its pieces in their order, whoever made them and whenever: the
+same bytes from any number of processes and machines. Its layout: data/text/shards.py.
 
-The documents of a pool are a deterministic stream, so a manifest rewritten after each shard is all
+The documents of a piece are a deterministic stream, so a manifest rewritten after each shard is all
 the state there is. It says where in the sources the batch began that the last shard ended in, and
 how many of its documents the shards hold: a killed run reads at most one batch and one file again,
-and comes to the same bytes as an unbroken run. The report (arXiv 2512.06266, section 2) describes
-neither its shards nor a held-out set: our choice.
+and comes to the same bytes as an unbroken run.
 """
-from settings import (
-    Bounds,
-    FractionBelow1,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    Sources,
-    load_config,
-)
+from settings import load_config
 
 import functools
 import hashlib
 import json
-import os
-import struct
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 import common
 from common import UserError
 from data import tasks
-from data.text.sources import ReadPosition, find_files, invalid_reason, licence, texts
+from data.engine import Engine
+from data.filter import dedup
+from data.text.shards import (
+    VERSION,
+    CorpusConfig,
+    PieceWriter,
+    check_shard,
+    data_folder,
+    invalid_file_reason,
+    n_bytes,
+    read_manifest,
+    write_whole,
+)
+from data.text.sources import (
+    ReadPosition,
+    find_files,
+    invalid_reason,
+    licence,
+    parts,
+    text_columns,
+    texts,
+)
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from progress import progress_bar
-
-
-@dataclass
-class CorpusConfig:
-    pools: dict[str, Sources] = field(default_factory=dict)  # pool name -> its sources, see
-                                                             # data/text/sources.py
-    folder: str = ""               # of tokenizer and shards, for runs that share them (default:
-                                   # out/<run>/data)
-    path: str = ""                 # own data: file, folder or glob that becomes the only pool, text
-    column: str = "text"           # where records hold the text, for sources that do not say it
-    megabytes: NonNegativeFloat = 0.0  # of text from each source at most, its beginning (0: all); a
-                                       # source can have its own
-    val_fraction: FractionBelow1 = 0.02  # share of the documents held out (of a .txt file: its end)
-    val_tokens: NonNegativeInt = 0  # … or a larger share, so that a pool whose size `megabytes`
-                                    # tells holds out about so many
-    shard_tokens: PositiveInt = 20_000_000  # tokens per shard; one shard per split is held in
-                                            # memory
-    on_bad_line: Literal["skip", "stop"] = "skip"  # at malformed lines (they are counted, the first
-                                                   # ones shown)
-    threads: Annotated[int, Bounds(1, 1000)] = 4   # that tokenize
-
 
 # --------------------------------------------------------------------------------------------------
 # Documents: the text's split
 
-def documents(sources: list[dict], cfg: CorpusConfig,
-              position: ReadPosition) -> Iterator[list[tuple[str, str]]]:
+def documents(sources: list[dict], cfg: CorpusConfig, share: float, position: ReadPosition,
+              duplicates: np.ndarray | None = None) -> Iterator[list[tuple[str, str]]]:
     """[(split, text)] of each document of a pool after `position`, which moves along.
 
     Two for a .txt file, whose end is held out, else one: the text's hash decides the split, so that
-    no copy of a held-out document is trained.
+    no copy of a held-out document is trained. share: that is held out. duplicates: of each
+    document, in order, whether it is left out because another one stays.
     """
-    share = held_out_share(sources, cfg)
-    beginning = ReadPosition(stop=position.stop, quiet=position.quiet)
-    any_trained = position != beginning  # one that goes on has shards
     for text, is_whole_file in texts(sources, position, cfg.column, cfg.megabytes or inf):
-        if is_whole_file:
-            parts = _split_file(text, share)
+        if duplicates is not None and duplicates[position.number - 1]:
+            position.duplicates += 1
+        elif is_whole_file:
+            yield _split_file(text, share)
         else:
-            parts = [(_split_by_hash(text, share), text)]
-        any_trained = any_trained or parts[0][0] == "train"
-        yield parts
-    if not any_trained:
-        first_bad_line = f"; {position.first}" if position.first else ""
-        raise UserError(f"no documents to train on in {sources}: {position.empty} empty, "
-                        f"{position.bad} bad lines, {position.left_out} outside of \"keep\""
-                        + first_bad_line)
+            yield [(_split_by_hash(text, share), text)]
 
 
 BYTES_PER_TOKEN = 4  # about, of English text
@@ -125,211 +106,15 @@ def checked_pools(cfg: CorpusConfig) -> dict[str, list[dict]]:
     if not pools:
         raise UserError("the corpus is empty: give corpus.pools, or your own text by "
                         "--corpus.path=FILE")
+    unknown = sorted(set(cfg.dedup) - set(pools))
+    if unknown:
+        raise UserError(f"corpus.dedup names {unknown[0]!r}; the pools are {', '.join(pools)}")
     for name, sources in pools.items():
         for source in sources:
             reason = invalid_reason(source)
             if reason:
                 raise UserError(f"pool {name!r}: {reason}")
     return pools
-
-
-# --------------------------------------------------------------------------------------------------
-# Shards: reading
-
-MAGIC, VERSION = b"nbgshard", 1
-# magic, version, bytes per token, n_vocab, n_documents, n_tokens, tokenizer hash
-HEADER = struct.Struct("<8sIIQQQ16s8x")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard file. Nothing is read before `ends` or `tokens` is asked for."""
-    path: Path
-    n_documents: int
-    n_tokens: int
-    dtype: str  # "<u2" or "<u4"
-
-    @functools.cached_property
-    def ends(self) -> np.ndarray:
-        """(n_documents,) uint64, memory-mapped: one past the last token of each document."""
-        return np.memmap(self.path, "<u8", "r", HEADER.size, (self.n_documents,))
-
-    @functools.cached_property
-    def tokens(self) -> np.ndarray:
-        """(n_tokens,) uint16 or uint32, memory-mapped."""
-        offset = HEADER.size + 8 * self.n_documents
-        return np.memmap(self.path, self.dtype, "r", offset, (self.n_tokens,))
-
-
-def read_pool(folder: Path, split: str, tokenizer_hash: str,
-              command: str = "python -m data.text.corpus CONFIG") -> list[Shard]:
-    """The shards of a pool's split ("train" or "val"), checked without reading them through.
-
-    command: what makes the pool if there is none yet. Raises UserError that names the file and the
-    command to run.
-    """
-    manifest = _read_manifest(folder)
-    if not manifest:
-        raise UserError(f"no data in {folder}: prepare it with `{command}`")
-    again = f"make it again with `{manifest['command']}`"
-    if not manifest["complete"]:
-        raise UserError(f"{folder} is not finished: `{manifest['command']}` goes on with it")
-    if manifest["tokenizer"] != tokenizer_hash:
-        raise UserError(f"{folder} was made with tokenizer {manifest['tokenizer']}, not "
-                        f"{tokenizer_hash}: {again}")
-    entries = [entry for entry in manifest["shards"] if entry["split"] == split]
-    return [_open_shard(folder / entry["file"], entry, tokenizer_hash, again) for entry in entries]
-
-
-def _open_shard(path: Path, entry: dict, tokenizer_hash: str, again: str) -> Shard:
-    """The shard of a manifest's entry; UserError where its size or header is another."""
-    reason = _invalid_file_reason(path, entry)
-    if reason:
-        raise UserError(f"{path} {reason}: {again}")
-    with open(path, "rb") as f:
-        header = HEADER.unpack(f.read(HEADER.size))
-    magic, version, token_bytes, _, n_documents, n_tokens, made_by = header
-    expected = MAGIC, VERSION, entry["documents"], entry["tokens"], tokenizer_hash.encode()
-    if (magic, version, n_documents, n_tokens, made_by) != expected:
-        raise UserError(f"{path} has a header unlike its manifest: delete it, then {again}")
-    return Shard(path, n_documents, n_tokens, f"<u{token_bytes}")
-
-
-def verify(folder: Path) -> int:
-    """Reads every shard of a pool against its checksum; returns their number.
-
-    UserError names one that differs.
-    """
-    manifest = _read_manifest(folder)
-    if not manifest:
-        raise UserError(f"no data in {folder}: nothing to verify")
-    for entry in progress_bar(manifest["shards"], desc=f"verify {folder.name}", unit="shard"):
-        path = folder / entry["file"]
-        reason = _invalid_file_reason(path, entry)
-        if not reason:
-            with open(path, "rb") as f:
-                checksum = hashlib.file_digest(f, "sha256").hexdigest()
-            if checksum != entry["sha256"]:
-                reason = "differs from its checksum"
-        if reason:
-            raise UserError(f"{path} {reason}: delete it, then make it again with "
-                            f"`{manifest['command']}`")
-    return len(manifest["shards"])
-
-
-def _invalid_file_reason(path: Path, entry: dict) -> str:
-    """What is wrong with a shard's file at a glance: "" if nothing."""
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        return f"is truncated ({size} bytes of {entry['bytes']})"
-    return ""
-
-
-def _read_manifest(folder: Path) -> dict | None:
-    """What manifest.json of a folder holds; None where there is no such file."""
-    path = folder / "manifest.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, prepare again") from None
-
-
-# --------------------------------------------------------------------------------------------------
-# Shards: writing
-
-def _write(path: Path, *parts) -> None:
-    """Writes a file aside, flushes it to the disk, renames it: whole or absent.
-
-    Also when the disk is full; UserError then.
-    """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as f:
-            for part in parts:
-                f.write(part)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}; mend it and run again, "
-                        "nothing is lost") from None
-
-
-class _OpenShard:
-    """A shard that is being filled."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self.dtype = "<u2" if tokenizer.n_vocab <= 65536 else "<u4"
-        self.documents: list[np.ndarray] = []
-        self.ends: list[int] = []
-        self.n_tokens = 0
-        self.text_bytes = 0
-
-    def add(self, text: str, ids: np.ndarray) -> None:
-        """Appends a document: its text, which is only counted, and its token ids."""
-        document = np.empty(len(ids) + 2, self.dtype)
-        document[0] = self.tokenizer.bos
-        document[1:-1] = ids
-        document[-1] = self.tokenizer.eot
-        self.n_tokens += len(document)
-        self.documents.append(document)
-        self.ends.append(self.n_tokens)
-        self.text_bytes += _n_bytes(text)
-
-    def write(self, path: Path, split: str) -> dict:
-        """Writes the shard; returns its entry in the manifest."""
-        token_bytes = int(self.dtype[2])
-        header = HEADER.pack(MAGIC, VERSION, token_bytes, self.tokenizer.n_vocab, len(self.ends),
-                             self.n_tokens, self.tokenizer.hash.encode())
-        parts = [header, np.array(self.ends, "<u8"), *self.documents]
-        _write(path, *parts)
-        checksum = hashlib.sha256()
-        for part in parts:
-            checksum.update(part)
-        return {
-            "file": path.name,
-            "split": split,
-            "documents": len(self.ends),
-            "tokens": self.n_tokens,
-            "text_bytes": self.text_bytes,
-            "bytes": path.stat().st_size,
-            "sha256": checksum.hexdigest(),
-        }
-
-
-class _PoolWriter:
-    """A pool's shards, one of each split being filled, and its manifest."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer, manifest: dict):
-        self.folder, self.tokenizer, self.manifest = folder, tokenizer, manifest
-        self.shards = {split: _OpenShard(tokenizer) for split in ("train", "val")}
-
-    def close_shards(self, **state) -> None:
-        """Writes what there is of both splits, then the manifest with this state.
-
-        Of both, so that one position in the sources stands for all that is written.
-        """
-        entries = self.manifest["shards"]
-        number = entries[-1]["number"] + 1 if entries else 0
-        for split, shard in self.shards.items():
-            if shard.ends:
-                entry = shard.write(self.folder / f"{split}_{number:05d}.bin", split)
-                entries.append(entry | {"number": number})
-                self.shards[split] = _OpenShard(self.tokenizer)
-        self.manifest.update(state)
-        _write(self.folder / "manifest.json", json.dumps(self.manifest, indent=1).encode())
-
-
-def _n_bytes(text: str) -> int:
-    """Length of a text in UTF-8."""
-    return len(text.encode("utf-8", "replace"))
 
 
 def _hash(value: object) -> str:
@@ -345,8 +130,7 @@ def _state(sources: list[dict]) -> list:
     state = []
     for source in sources:
         if "path" in source:
-            for path in find_files(source["path"]):
-                state.append((str(path), path.stat().st_size, path.stat().st_mtime_ns))
+            state += find_files(source["path"])
         elif "stdlib" in source:
             state.append(sys.version)
         elif "pages" in source:
@@ -357,9 +141,9 @@ def _state(sources: list[dict]) -> list:
 
 
 # --------------------------------------------------------------------------------------------------
-# A pool, from its sources to its shards
+# Batches
 
-BATCH_DOCUMENTS, BATCH_BYTES = 4096, 4e6  # either is worth the threads that tokenize a batch
+BATCH_DOCUMENTS, BATCH_BYTES = 4096, 4e6  # of a batch that is tokenized together
 
 
 @dataclass
@@ -371,19 +155,17 @@ class _Batch:
     text_bytes: int = 0
 
 
-def _batches(stream: Iterator[list[tuple[str, str]]], position: ReadPosition, skip: int,
-             bar: tqdm) -> Iterator[_Batch]:
-    """A pool's documents in batches, without the first `skip`; the last batch may be empty."""
+def _batches(stream: Iterator[list[tuple[str, str]]], position: ReadPosition,
+             skip: int) -> Iterator[_Batch]:
+    """A piece's documents in batches, without the first `skip`; the last batch may be empty."""
     batch = _Batch(asdict(position))
-    for parts in stream:
-        for split, text in parts:
-            n_bytes = _n_bytes(text)
-            bar.update(n_bytes)
+    for document in stream:
+        for split, text in document:
             if batch.skipped < skip:
                 batch.skipped += 1
             else:
                 batch.documents.append((split, text))
-                batch.text_bytes += n_bytes
+                batch.text_bytes += n_bytes(text)
         is_full = len(batch.documents) >= BATCH_DOCUMENTS or batch.text_bytes > BATCH_BYTES
         if is_full:
             yield batch
@@ -393,70 +175,268 @@ def _batches(stream: Iterator[list[tuple[str, str]]], position: ReadPosition, sk
     yield batch
 
 
-def prepare_pool(folder: Path, sources: list[dict], tokenizer: Tokenizer, cfg: CorpusConfig,
-                 command: str) -> dict:
-    """The manifest of a pool, whose shards are made, or gone on with, or left as they are."""
-    name = folder.name
-    share = held_out_share(sources, cfg)
-    settings = _hash([VERSION, tokenizer.hash, sources, _state(sources), cfg.column, cfg.megabytes,
-                      share, cfg.shard_tokens, cfg.on_bad_line])
-    manifest = _read_manifest(folder)
-    if manifest and manifest["settings"] != settings:
-        print(f"pool {name}: settings, sources or tokenizer changed; it is made again")
-        manifest = None
-    if manifest is None:
-        manifest = _empty_pool(folder, settings, tokenizer)
-    for path in folder.glob("*.tmp"):
-        path.unlink()
-    faulty = [entry["number"] for entry in manifest["shards"]
-              if _invalid_file_reason(folder / entry["file"], entry)]
-    if manifest["complete"] and not faulty:
-        print(f"pool {name}: ready, nothing to do")
-        return manifest
+# --------------------------------------------------------------------------------------------------
+# Pieces
 
-    position, skip = _resume(manifest, faulty)
-    position.stop = cfg.on_bad_line == "stop"
-    manifest |= {"complete": False, "command": command}
-    if manifest["shards"]:
-        print(f"pool {name}: goes on after {len(manifest['shards'])} whole shards")
+LEAST_BYTES = 16e6     # of a piece: little text stays together, also where shards are small
+DOCUMENT_BYTES = 4000  # about, of a document of the web
+
+
+@dataclass
+class Piece:
+    """What one process reads, tokenizes and writes: parts of a pool's sources, in their order."""
+    folder: Path
+    sources: list[dict] = field(default_factory=list)  # each with its "parts"
+    bytes: int = 0                # of the sources, about
+    settings: str = ""            # hash of all that decides the piece's content
+    share: float = 0.0            # of the documents that is held out
+    duplicates: tuple[Path, int] | None = None  # the file that marks them, the piece's first one
+    tokenizer: tuple[Path, str] | None = None   # its file, and the name of its end of documents
+
+
+def cut(folder: Path, sources: list[dict], cfg: CorpusConfig) -> list[Piece]:
+    """The pieces of a pool, each about a shard, whatever machines there are.
+
+    A source of which only the beginning is taken is read by one process: where it ends is known
+    only to one who has read it.
+    """
+    largest = max(LEAST_BYTES, BYTES_PER_TOKEN * cfg.shard_tokens)
+    pieces = []
     for source in sources:
-        if "hf" in source:
-            declared = licence(source) or "its card names none"
-            print(f"pool {name}: {source['hf']}, licence: {declared}")
-    pool = _PoolWriter(folder, tokenizer, manifest)
-    with progress_bar(desc=f"pool {name}", unit="B", unit_scale=True) as bar:
-        for batch in _batches(documents(sources, cfg, position), position, skip, bar):
-            n_written = batch.skipped  # documents after the batch's position
-            batch_ids = tokenizer.encode_batch([text for _, text in batch.documents], cfg.threads)
-            for (split, text), ids in zip(batch.documents, batch_ids):
-                n_written += 1
-                pool.shards[split].add(text, ids)
-                if pool.shards[split].n_tokens >= cfg.shard_tokens:
-                    pool.close_shards(place=batch.position, skip=n_written)
-    pool.close_shards(complete=True, place=asdict(position), skip=0)
+        limit = _limit(source, cfg)
+        columns = text_columns({"column": cfg.column} | source)
+        needed = [*columns, *source.get("keep", ())]
+        all_parts = parts(source, largest if limit == inf else inf, needed)
+        groups = [[part] for part in all_parts] if limit == inf else [all_parts]
+        for group in groups:
+            size = min(limit, sum(largest if part.bytes is None else part.bytes for part in group))
+            if not pieces or pieces[-1].bytes + size > largest:
+                pieces.append(Piece(folder / f"{len(pieces):05d}"))
+            piece = pieces[-1]
+            piece.bytes += int(size)
+            piece.sources.append(source | {"parts": group})
+    return pieces
+
+
+def _limit(source: dict, cfg: CorpusConfig) -> float:
+    """Bytes of a source's text that are taken, about; inf: all."""
+    megabytes = min(cfg.megabytes or inf, source.get("megabytes", inf))
+    return min(1e6 * megabytes, DOCUMENT_BYTES * source.get("documents", inf))
+
+
+def prepare_piece(piece: Piece, cfg: CorpusConfig) -> dict:
+    """The manifest of a piece, whose shards are made, or gone on with."""
+    tokenizer = _load_tokenizer(*piece.tokenizer)
+    manifest = read_manifest(piece.folder)
+    if manifest is None or manifest["settings"] != piece.settings:
+        manifest = {"settings": piece.settings, "complete": False, "shards": []}
+    if _is_whole(piece.folder, manifest):
+        return manifest
+    position, skip = _resume(piece.folder, manifest)
+    position.stop = cfg.on_bad_line == "stop"
+    position.quiet = piece.folder.name != "00000"  # a pool's first piece shows what is bad
+    manifest["complete"] = False
+    duplicates = None
+    if piece.duplicates:
+        path, first = piece.duplicates
+        duplicates = np.load(path, mmap_mode="r")[first:]
+    writer = PieceWriter(piece.folder, tokenizer, manifest)
+    stream = documents(piece.sources, cfg, piece.share, position, duplicates)
+    for batch in _batches(stream, position, skip):
+        n_written = batch.skipped  # documents after the batch's position
+        batch_ids = tokenizer.encode_batch([text for _, text in batch.documents])
+        for (split, text), ids in zip(batch.documents, batch_ids):
+            n_written += 1
+            writer.shards[split].add(text, ids)
+            if writer.shards[split].n_tokens >= cfg.shard_tokens:
+                writer.close_shards(place=batch.position, skip=n_written)
+    writer.close_shards(complete=True, place=asdict(position), skip=0)
     return manifest
 
 
-def _empty_pool(folder: Path, settings: str, tokenizer: Tokenizer) -> dict:
-    """Deletes a pool's files; returns a manifest without shards."""
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: no shards without their own
-    for path in [*folder.glob("train_*.bin"), *folder.glob("val_*.bin")]:
-        path.unlink(missing_ok=True)
-    return {"settings": settings, "tokenizer": tokenizer.hash, "complete": False, "shards": []}
+@functools.cache  # one a process
+def _load_tokenizer(path: Path, eot: str) -> Tokenizer:
+    return Tokenizer.load(path, eot)
 
 
-def _resume(manifest: dict, faulty: list[int]) -> tuple[ReadPosition, int]:
+def _faulty_shards(folder: Path, entries: list[dict]) -> list[dict]:
+    """Those of a manifest's shards that are missing or truncated."""
+    return [entry for entry in entries if invalid_file_reason(folder / entry["file"], entry)]
+
+
+def _is_whole(folder: Path, manifest: dict) -> bool:
+    return manifest["complete"] and not _faulty_shards(folder, manifest["shards"])
+
+
+def _resume(folder: Path, manifest: dict) -> tuple[ReadPosition, int]:
     """Where in the sources to go on, and how many documents from there on the shards hold.
 
-    faulty: numbers of shards that must be made again. The manifest keeps those before them.
+    Where a shard is faulty, the manifest keeps those before it.
     """
+    faulty = _faulty_shards(folder, manifest["shards"])
     if faulty:
-        first = min(faulty)
+        first = faulty[0]["number"]
         manifest["shards"] = [entry for entry in manifest["shards"] if entry["number"] < first]
     elif "place" in manifest:
         return ReadPosition(**manifest["place"]), manifest["skip"]
     n_documents = sum(entry["documents"] for entry in manifest["shards"])
     return ReadPosition(), n_documents  # past those documents, from the beginning
+
+
+# --------------------------------------------------------------------------------------------------
+# Pools, from their sources to their shards
+
+@dataclass
+class Pool:
+    name: str
+    folder: Path
+    sources: list[dict]
+    settings: str   # hash of all that decides its content
+    tokenizer: str  # hash
+    pieces: list[Piece] = field(default_factory=list)
+
+
+def prepare_pools(folder: Path, tokenizer: tuple[Path, str], cfg: CorpusConfig, command: str,
+                  engine: Engine) -> dict[str, dict]:
+    """The manifest of each pool, whose shards are made, or gone on with, or left as they are."""
+    pools = _pools(folder, tokenizer, cfg)
+    manifests = {pool.name: read_manifest(pool.folder) for pool in pools}
+    todo = []
+    for pool in pools:
+        manifest = manifests[pool.name]
+        if manifest and manifest["settings"] != pool.settings:
+            print(f"pool {pool.name}: settings, sources or tokenizer changed; it is made again")
+            _empty(pool.folder)
+            manifest = None
+        if manifest and _is_whole(pool.folder, manifest):
+            print(f"pool {pool.name}: ready, nothing to do")
+        else:
+            todo.append(pool)
+    _cut_into_pieces([pool for pool in pools if pool in todo or pool.name in cfg.dedup], tokenizer,
+                     cfg)
+    if cfg.dedup and todo:
+        mark_duplicates(folder / "duplicates", pools, cfg, engine)
+    made = _make(todo, cfg, command, engine)
+    for pool in todo:
+        manifests[pool.name] = _join(pool, [made[piece.folder] for piece in pool.pieces], command)
+    return manifests
+
+
+def _pools(folder: Path, tokenizer: tuple[Path, str], cfg: CorpusConfig) -> list[Pool]:
+    """The pools of a config, with the hash of all that decides their content; no hub is asked."""
+    tokenizer_hash = _load_tokenizer(*tokenizer).hash
+    pools = []
+    for name, sources in checked_pools(cfg).items():
+        settings = [VERSION, tokenizer_hash, sources, _state(sources), cfg.column, cfg.megabytes,
+                    held_out_share(sources, cfg), cfg.shard_tokens, cfg.on_bad_line]
+        pools.append(Pool(name, folder / name, sources, _hash(settings), tokenizer_hash))
+    by_name = {pool.name: pool for pool in pools}
+    others = [by_name[name].settings for name in cfg.dedup]
+    for name in cfg.dedup:
+        by_name[name].settings = _hash([by_name[name].settings, others])
+    return pools
+
+
+def _cut_into_pieces(pools: list[Pool], tokenizer: tuple[Path, str], cfg: CorpusConfig) -> None:
+    """Lists the files of the pools' sources, and cuts these into pieces."""
+    for pool in pools:
+        for source in pool.sources:
+            if "hf" in source:
+                declared = licence(source) or "its card names none"
+                print(f"pool {pool.name}: {source['hf']}, licence: {declared}")
+        pool.pieces = cut(pool.folder, pool.sources, cfg)
+        for piece in pool.pieces:
+            names = [str(part) for source in piece.sources for part in source["parts"]]
+            piece.settings = _hash([pool.settings, names])
+            piece.share = held_out_share(pool.sources, cfg)
+            piece.tokenizer = tokenizer
+
+
+def _make(pools: list[Pool], cfg: CorpusConfig, command: str,
+          engine: Engine) -> dict[Path, dict]:
+    """{folder: manifest} of all pieces of the pools; those that are not whole are made."""
+    made, todo = {}, []
+    for pool in pools:
+        for piece in pool.pieces:
+            manifest = read_manifest(piece.folder)
+            is_same = manifest and manifest["settings"] == piece.settings
+            if is_same and _is_whole(piece.folder, manifest):
+                made[piece.folder] = manifest
+                continue
+            if is_same and manifest["shards"]:
+                print(f"pool {pool.name}: piece {piece.folder.name} goes on after "
+                      f"{len(manifest['shards'])} whole shards")
+            for path in piece.folder.glob("*.tmp"):
+                path.unlink()
+            todo.append(piece)
+        _write_manifest(pool, command, complete=False, shards=[])
+    sizes = [piece.bytes for piece in todo]
+    for piece, manifest in engine.map(prepare_piece, todo, "corpus", sizes, cfg=cfg):
+        made[piece.folder] = manifest
+    return made
+
+
+def _join(pool: Pool, made: list[dict], command: str) -> dict:
+    """The pool's manifest, which it writes: the union of its pieces'."""
+    places = [manifest["place"] for manifest in made]
+    lost = dict.fromkeys(("bad", "empty", "left_out", "duplicates"), 0)
+    for place in places:
+        for kind in lost:
+            lost[kind] += place[kind]
+    shards = []
+    for piece, manifest in zip(pool.pieces, made):
+        for entry in manifest["shards"]:
+            shards.append(entry | {"file": f"{piece.folder.name}/{entry['file']}"})
+    if not any(entry["split"] == "train" for entry in shards):
+        bad_lines = [place["first"] for place in places if place["first"]]
+        raise UserError(f"no documents to train on in {pool.sources}: {lost['empty']} empty, "
+                        f"{lost['bad']} bad lines, {lost['left_out']} outside of \"keep\""
+                        + "".join(f"; {line}" for line in bad_lines[:1]))
+    return _write_manifest(pool, command, complete=True, shards=shards, lost=lost)
+
+
+def _write_manifest(pool: Pool, command: str, **state) -> dict:
+    manifest = {"settings": pool.settings, "tokenizer": pool.tokenizer, "command": command} | state
+    write_whole(pool.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _empty(folder: Path) -> None:
+    """Deletes a pool's files."""
+    (folder / "manifest.json").unlink(missing_ok=True)  # first: no shards without their own
+    for path in [*folder.glob("train_*.bin"), *folder.glob("val_*.bin")]:  # of older versions
+        path.unlink()
+    for path in folder.glob("[0-9]*"):
+        shutil.rmtree(path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Duplicates across sources and pools
+
+def mark_duplicates(folder: Path, pools: list[Pool], cfg: CorpusConfig, engine: Engine) -> None:
+    """Tells the pieces of the pools that cfg.dedup names which of their documents stay elsewhere.
+
+    Each piece is signed, then all signatures are looked at together, in the order of cfg.dedup.
+    """
+    by_name = {pool.name: pool for pool in pools}
+    pieces = [piece for name in cfg.dedup for piece in by_name[name].pieces]
+    made_by = _hash([piece.settings for piece in pieces])
+    folder = folder / made_by
+    sizes = [piece.bytes for piece in pieces]
+    items = list(enumerate(pieces))
+    for _ in engine.map(sign_piece, items, "sign", sizes, cfg=cfg, folder=folder):
+        pass
+    firsts = dedup.merge(folder, len(pieces), engine)
+    for piece, first in zip(pieces, firsts):
+        piece.duplicates = (folder / dedup.DUPLICATES, int(first))
+
+
+def sign_piece(item: tuple[int, Piece], cfg: CorpusConfig, folder: Path) -> None:
+    """Writes the signatures of a piece's documents, if they are not there."""
+    number, piece = item
+    position = ReadPosition(quiet=True, stop=cfg.on_bad_line == "stop")
+    stream = texts(piece.sources, position, cfg.column, cfg.megabytes or inf)
+    dedup.sign((text for text, _ in stream), folder, number)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -474,7 +454,7 @@ def prepare_tokenizer(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusC
         states = [_state(sources) for sources in pools.values()]
         settings = _hash([asdict(tokenizer_cfg), cfg.column, cfg.megabytes, cfg.val_fraction,
                           pools, states])
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if manifest and path.is_file():
         if manifest["settings"] == settings:
             tokenizer = Tokenizer.load(path, tokenizer_cfg.eot)
@@ -486,16 +466,19 @@ def prepare_tokenizer(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusC
     if tokenizer is None:
         sample = progress_bar(_sample(pools, cfg), desc="tokenizer", unit=" documents")
         tokenizer = train_tokenizer(sample, tokenizer_cfg)
-    _write(path, tokenizer.json.encode())
+    write_whole(path, tokenizer.json.encode())
     manifest = {"settings": settings, "hash": tokenizer.hash}
-    _write(folder / "manifest.json", json.dumps(manifest).encode())
+    write_whole(folder / "manifest.json", json.dumps(manifest).encode())
     return tokenizer
 
 
 def _sample(pools: dict[str, list[dict]], cfg: CorpusConfig) -> Iterator[str]:
     """Training texts, the next always from the pool that has given the fewest characters so far."""
-    streams = {name: documents(sources, cfg, ReadPosition(quiet=True))
-               for name, sources in pools.items()}
+    streams = {}
+    for name, sources in pools.items():
+        share = held_out_share(sources, cfg)
+        in_parts = [source for piece in cut(Path(name), sources, cfg) for source in piece.sources]
+        streams[name] = documents(in_parts, cfg, share, ReadPosition(quiet=True))
     n_characters = dict.fromkeys(pools, 0)
     while streams:
         name = min(streams, key=n_characters.get)
@@ -509,19 +492,31 @@ def _sample(pools: dict[str, list[dict]], cfg: CorpusConfig) -> Iterator[str]:
             yield text
 
 
-def prepare(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusConfig,
-            command: str) -> dict[str, dict]:
+def prepare(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusConfig, command: str,
+            engine: str = "processes") -> dict[str, dict]:
     """Each pool's manifest, after all is made that is not there yet under folder."""
-    tokenizer = prepare_tokenizer(folder, tokenizer_cfg, cfg)
-    return {name: prepare_pool(folder / name, sources, tokenizer, cfg, command)
-            for name, sources in checked_pools(cfg).items()}
+    prepare_tokenizer(folder, tokenizer_cfg, cfg)
+    tokenizer = (folder / "tokenizer.json", tokenizer_cfg.eot)
+    _load_tokenizer.cache_clear()  # it may be another one than this process knows
+    return prepare_pools(folder, tokenizer, cfg, command, Engine(engine, cfg.workers))
 
 
-def data_folder(config) -> Path:
-    """Where a run's tokenizer and shards lie; config: what load_config gives."""
-    if config.corpus.folder:
-        return Path(config.corpus.folder)
-    return config.out / "data"
+def verify(folder: Path, engine: Engine = Engine()) -> int:
+    """Reads every shard of a pool against its checksum; returns their number.
+
+    UserError names one that differs.
+    """
+    manifest = read_manifest(folder)
+    if not manifest:
+        raise UserError(f"no data in {folder}: nothing to verify")
+    entries = manifest["shards"]
+    sizes = [entry["bytes"] for entry in entries]
+    for entry, reason in engine.map(check_shard, entries, f"verify {folder.name}", sizes,
+                                    folder=folder):
+        if reason:
+            raise UserError(f"{folder / entry['file']} {reason}: delete it, then make it again "
+                            f"with `{manifest['command']}`")
+    return len(entries)
 
 
 def print_table(manifests: dict[str, dict]) -> None:
@@ -539,24 +534,26 @@ def print_table(manifests: dict[str, dict]) -> None:
             if not entries and split == "val":
                 print(f"note: pool {name} holds nothing out, and so has no held-out loss: raise "
                       "corpus.val_fraction or val_tokens")
-        lost = manifest["place"]
-        if lost["bad"] or lost["empty"] or lost["left_out"]:
+        lost = manifest["lost"]
+        if any(lost.values()):
             print(f"{name:12} bad lines: {lost['bad']}, empty documents: {lost['empty']}, "
-                  f"outside of \"keep\": {lost['left_out']}")
+                  f"outside of \"keep\": {lost['left_out']}, duplicates: {lost['duplicates']}")
 
 
 def main() -> None:
     flags = {"verify": "only read every shard against its checksum"}
-    config = load_config(__doc__, flags=flags, options=("run",), tokenizer=TokenizerConfig,
-                         corpus=CorpusConfig)
+    config = load_config(__doc__, flags=flags, options=("run", "engine"),
+                         tokenizer=TokenizerConfig, corpus=CorpusConfig)
     folder = data_folder(config)
     command = "python -m data.text." + config.command.replace(".py", "", 1)
     if config.verify:
+        engine = Engine(config.engine, config.corpus.workers)
         for name in checked_pools(config.corpus):
-            print(f"pool {name}: {verify(folder / name)} shards equal their checksums")
+            print(f"pool {name}: {verify(folder / name, engine)} shards equal their checksums")
     else:
         common.lock_folder(folder)
-        print_table(prepare(folder, config.tokenizer, config.corpus, command))
+        manifests = prepare(folder, config.tokenizer, config.corpus, command, config.engine)
+        print_table(manifests)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common import UserError
-from data.text.corpus import Shard
+from data.text.shards import Shard
 from schedule import Stage, stage_at
 
 IGNORE = -100  # target of a position that is not trained: the last token of a document, and padding

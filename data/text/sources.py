@@ -2,7 +2,8 @@
 
 A source is one of
     {"path": file, folder or glob}      .txt or .md (one document), .jsonl, .parquet, or one of them
-                                        + .gz or .zst
+                                        + .gz or .zst; here, or at an address of another store,
+                                        s3://bucket/folder, gs://…, hf://datasets/NAME/…, https://…
     {"hf": name, "config", "split", "data_dir", "data_files", "revision"}
                                         a data set of the hub, streamed (or a folder laid out like
                                         one); split is "train" if not given, a revision pins the
@@ -17,8 +18,9 @@ A path or hf source may have
                                         a data set brings cuts it into pools of graded quality
 and any source "documents": n or "megabytes": n, which takes its beginning only.
 
-A source is read shard by shard (its files), a shard record by record, so two numbers say where one
-stands.
+A source is read part by part (its files, or ranges of a large one), a part record by record, so two
+numbers say where one stands. What lies elsewhere is fetched in ranges, again where one fails.
+Credentials are those of the store's own environment variables (AWS_ACCESS_KEY_ID …, HF_TOKEN).
 """
 import ast
 import functools
@@ -27,6 +29,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import sys
 import sysconfig
 import tempfile
@@ -34,13 +37,14 @@ import time
 import tokenize
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+import fsspec
 import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
@@ -57,10 +61,9 @@ KINDS = {  # kind of source -> its own settings
     "stdlib": (),
     "pages": ("families", "corrupt", "seed"),
 }
-# Of a broken stream, after 2, 4, 8 … seconds without a record. `datasets` itself has tried each 20
-# times.
-RETRIES = 5
 MOST_SHOWN = 20  # files of which the first bad line is shown at once
+# Of a broken connection, after 2, 4, 8 … seconds. `datasets` itself has tried each 20 times.
+RETRIES = 5
 HINTS = {  # word of an error of `datasets` -> what to do
     "gated": ". Accept its terms at https://huggingface.co/datasets/{0}, then `hf auth login`",
     "scripts": ", as {0} is one: convert it elsewhere to .parquet or .jsonl, then give "
@@ -69,6 +72,19 @@ HINTS = {  # word of an error of `datasets` -> what to do
              "`hf download --repo-type=dataset {0} --local-dir=FOLDER`, then give "
              "{{\"path\": FOLDER}}",
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a source is read in one go: a file, a range of a large one, or all that is made."""
+    name: str                 # the file's path or address; of other sources, what errors call it
+    bytes: int | None = None  # about; None where nobody knows
+    number: int = 0           # of the range, from 0,
+    of: int = 1               # of so many in the file
+    stream: object = None     # a file of a data set, as `datasets` streams it
+
+    def __str__(self):
+        return self.name if self.of == 1 else f"{self.name} (part {self.number + 1} of {self.of})"
 
 
 @dataclass
@@ -80,13 +96,15 @@ class ReadPosition:
     stop: bool = False   # at the first bad line
     quiet: bool = False  # shows no bad line
     source: int = 0      # number of the source,
-    shard: int = 0       # of its shard,
+    part: int = 0        # of its part,
     record: int = 0      # and of the last line or row of that which was read, from 1
-    documents: int = 0   # that the source has given
+    documents: int = 0   # that the source has given,
     bytes: int = 0       # of their text
+    number: int = 0      # documents that all sources have given
     bad: int = 0         # lines that the pool's sources have lost so far: malformed
     empty: int = 0       # without text
     left_out: int = 0    # outside of "keep"
+    duplicates: int = 0  # of documents that stay elsewhere
     first: str = ""      # the first bad line
     files: dict = field(default_factory=dict)  # of each file that has any: the number of its bad
                                                # lines, and the first
@@ -117,6 +135,9 @@ def invalid_reason(source: dict) -> str:
                      for kind, settings in KINDS.items()]
         return (f"{source} must have one of {', '.join(described)}; "
                 "and may have documents or megabytes")
+    if re.search("://[^/@]*:[^/@]*@", source.get("path", "")):
+        return ("a source's path holds a password: credentials belong into the environment "
+                "variables of its store")
     for bounds in source.get("keep", {}).values():
         if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
             return f"keep of {source} must be {{column: [lowest, highest]}}; either may be None"
@@ -140,7 +161,7 @@ def texts(sources: list[dict], position: ReadPosition, column: str,
         source = {"column": column} | sources[position.source]
         yield from _texts_of_source(source, position, megabytes)
         position.source += 1
-        position.shard = position.record = position.documents = position.bytes = 0
+        position.part = position.record = position.documents = position.bytes = 0
 
 
 def _texts_of_source(source: dict, position: ReadPosition,
@@ -148,33 +169,34 @@ def _texts_of_source(source: dict, position: ReadPosition,
     """The texts() of one source, up to its limits."""
     max_documents = source.get("documents", inf)
     max_bytes = 1e6 * min(megabytes, source.get("megabytes", inf), source.get("stdlib", inf))
-    parts = shards(source)
     columns = text_columns(source)
     needed = [*columns, *source.get("keep", ())]
-    while position.shard < len(parts):
-        shard = parts[position.shard]
-        is_whole_file = "path" in source and _file_kind(shard) in WHOLE
+    all_parts = parts(source, columns=needed)
+    while position.part < len(all_parts):
+        part = all_parts[position.part]
+        is_whole_file = "path" in source and _file_kind(part.name) in WHOLE
         columns_known = position.record > 0
-        for number, record in read(source, shard, position.record, needed, position.bad_line):
+        for number, record in read(source, part, position.record, needed, position.bad_line):
             position.record = number
             if position.documents >= max_documents:
                 return
             if not columns_known:
-                _check_columns(record, needed, _describe_record(source, shard, number))
+                _check_columns(record, needed, f"{part}:{number}")
                 columns_known = True
-            text = _text_of_record(source, shard, record, position)
+            text = _text_of_record(source, part, record, position)
             if text is None:
                 continue
             position.documents += 1
             position.bytes += len(text.encode("utf-8", "replace"))
             if position.bytes > max_bytes:
                 return
+            position.number += 1
             yield text, is_whole_file
-        position.shard += 1
+        position.part += 1
         position.record = 0
 
 
-def _text_of_record(source: dict, shard: Path | int, record: dict,
+def _text_of_record(source: dict, part: Part, record: dict,
                     position: ReadPosition) -> str | None:
     """A record's text; None, counted in `position`, if it has none or "keep" leaves it out."""
     columns = text_columns(source)
@@ -182,8 +204,7 @@ def _text_of_record(source: dict, shard: Path | int, record: dict,
     values = [record.get(name) for name in columns]
     if missing or not all(isinstance(value, str) for value in values):
         wrong = " or ".join(missing or columns)
-        where = _describe_record(source, shard, position.record)
-        position.bad_line(where, f"{wrong} is missing or not text")
+        position.bad_line(f"{part}:{position.record}", f"{wrong} is missing or not text")
         return None
     if not kept(record, source):
         position.left_out += 1
@@ -200,13 +221,6 @@ def _check_columns(record: dict, needed: list[str], where: str) -> None:
     if missing:
         raise UserError(f"{where}: no column {missing[0]!r}; set corpus.column (or the source's "
                         f"\"column\" or \"keep\") to one of {', '.join(record)}")
-
-
-def _describe_record(source: dict, shard: Path | int, number: int) -> str:
-    """ "FILE:LINE", or the same of a data set."""
-    if "hf" in source:
-        return f"{source['hf']}, shard {shard}:{number}"
-    return f"{shard}:{number}"
 
 
 def text_columns(source: dict) -> list[str]:
@@ -233,27 +247,42 @@ def kept(record: dict, source: dict) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------
-# Shards and records, of any source
+# Parts and records, of any source
 
-def shards(source: dict) -> list:
-    """The parts of a source that are read one after the other.
+def parts(source: dict, largest: float = inf, columns: Iterable[str] = ()) -> list[Part]:
+    """What of a source is read one after the other; those it names itself, if it does ("parts").
 
-    Files of a path, numbers of a data set's files, [0] for what this Python brings.
+    largest: bytes from which a file is cut into ranges, where its format can be read from within.
+    columns: those needed, of a data set.
     """
+    if "parts" in source:
+        return source["parts"]
     if "path" in source:
-        return find_files(source["path"])
-    n_shards = _stream(source).num_shards if "hf" in source else 1
-    return list(range(n_shards))
+        return [part for file in find_files(source["path"]) for part in _ranges(file, largest)]
+    if "hf" in source:
+        files = _files_of(_stream(source, columns))
+        return [Part(f"{source['hf']}, shard {i}", stream=file) for i, file in enumerate(files)]
+    if "pages" in source:
+        return [Part("pages", bytes=PAGE_BYTES * source["pages"])]
+    return [Part("the standard library", bytes=int(1e6 * source["stdlib"]))]
 
 
-def records(source: dict, shard: Path | int | None = None) -> Iterator[dict]:
-    """Whole records, all columns, of one of shards(source) or of all.
+def _ranges(file: "File", largest: float) -> list[Part]:
+    """A file whole, or in equal ranges of `largest` bytes or somewhat less."""
+    if file.bytes is None or _is_packed(file.address):
+        return [Part(file.address, file.bytes)]
+    n = max(1, -int(-file.bytes // largest))
+    return [Part(file.address, file.bytes // n, i, n) for i in range(n)]
+
+
+def records(source: dict, part: Part | None = None) -> Iterator[dict]:
+    """Whole records, all columns, of one of parts(source) or of all.
 
     Without bad lines and those outside of "keep". A source without columns gives {column: text}.
     Limits are not looked at.
     """
-    for part in shards(source) if shard is None else [shard]:
-        for _, record in read(source, part):
+    for each in parts(source) if part is None else [part]:
+        for _, record in read(source, each):
             if kept(record, source):
                 yield record
 
@@ -262,18 +291,18 @@ def ignore_bad_line(where: str, what: str) -> None:
     """The `bad_line` of one who does not count them."""
 
 
-def read(source: dict, shard: Path | int, skip: int = 0, columns: list[str] | None = None,
+def read(source: dict, part: Part, skip: int = 0, columns: list[str] | None = None,
          bad_line: Callable[[str, str], None] = ignore_bad_line) -> Iterator[tuple[int, dict]]:
-    """(number from 1, record) of a shard's lines or rows after the first `skip`.
+    """(number from 1, record) of a part's lines or rows after the first `skip`.
 
     columns: those needed; a format that can reads no other (None: all). bad_line: called with
     (where, what).
     """
     column = text_columns(source)[0]
     if "path" in source:
-        yield from _read_file(shard, column, skip, columns, bad_line)
+        yield from _read_file(part, column, skip, columns, bad_line)
     elif "hf" in source:
-        yield from _read_stream(source, shard, skip, columns)
+        yield from _read_stream(part, skip)
     else:
         generated = _pages(source) if "pages" in source else _stdlib_texts()
         for number, text in islice(enumerate(generated, 1), skip, None):
@@ -281,88 +310,232 @@ def read(source: dict, shard: Path | int, skip: int = 0, columns: list[str] | No
 
 
 # --------------------------------------------------------------------------------------------------
-# Files
+# Files, here or in another store
+
+class File(NamedTuple):
+    """A file that was found."""
+    address: str  # a path, or PROTOCOL://…
+    bytes: int | None  # None where its server does not say
+    version: str  # another one where its content may be another: time of change, or the store's tag
+
 
 WHOLE = (".txt", ".md")  # a document each
 KINDS_OF_FILES = (*WHOLE, ".jsonl", ".parquet")
 PACKED = (".gz", ".zst")
 # Unpacked, a file that must be held whole may have so many times its bytes, or so many at least.
 MOST_UNPACKED, MOST_SMALL = 100, 256 << 20
+VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "last_commit")
 
 
-def _file_kind(path: Path) -> str | None:
+def _file_kind(address: str) -> str | None:
     """ ".txt", ".md", ".jsonl" or ".parquet", also of a .gz or .zst; None for any other file."""
-    kind = Path(path.stem).suffix if _is_packed(path) else path.suffix
-    return kind.lower() if kind.lower() in KINDS_OF_FILES else None
+    path = Path(address.lower())
+    kind = Path(path.stem).suffix if _is_packed(address) else path.suffix
+    return kind if kind in KINDS_OF_FILES else None
 
 
-def _is_packed(path: Path) -> bool:
-    return path.suffix.lower() in PACKED
+def _is_packed(address: str) -> bool:
+    return address.lower().endswith(PACKED)
 
 
-def find_files(where: str) -> list[Path]:
-    """Sorted .txt, .md, .jsonl, .parquet files (or packed ones) of a file name, folder or glob.
+def find_files(where: str) -> list[File]:
+    """Sorted .txt, .md, .jsonl, .parquet files (or packed ones) of a file name, folder, glob or
+    address.
 
     A README.md beside a folder's records is the card of a data set, and left out. UserError for
     none.
     """
-    path = Path(where).expanduser()
-    if path.is_dir():
-        candidates = path.rglob("*")
+    if "://" in where:
+        files = _retried(where, lambda: _find_elsewhere(where))
     else:
-        names = glob.glob(str(path), recursive=True) or [path]  # a name may hold a glob's signs
-        candidates = map(Path, names)
-    files = sorted(p for p in candidates if p.is_file() and _file_kind(p))
-    if path.is_dir() and any(_file_kind(file) not in WHOLE for file in files):
-        files = [file for file in files if file.name != "README.md"]
+        path = Path(where).expanduser()
+        if path.is_dir():
+            candidates = path.rglob("*")
+        else:
+            names = glob.glob(str(path), recursive=True) or [path]  # may hold a glob's signs
+            candidates = map(Path, names)
+        found = sorted(path for path in candidates if path.is_file() and _file_kind(path.name))
+        files = [File(str(path), path.stat().st_size, str(path.stat().st_mtime_ns))
+                 for path in found]
+    is_folder = not _file_kind(where) and "*" not in where
+    if is_folder and any(_file_kind(file.address) not in WHOLE for file in files):
+        files = [file for file in files if Path(file.address).name != "README.md"]
     if not files:
         raise UserError(f"no {', '.join(KINDS_OF_FILES)} file (or {' or '.join(PACKED)} of one) at "
                         f"{where}")
     return files
 
 
-def _unpacked(path: Path) -> BinaryIO:
+def _find_elsewhere(where: str) -> list[File]:
+    """The find_files() of an address: one listing of its store."""
+    store, path = fsspec.url_to_fs(where)
+    if "*" in path:
+        found = store.glob(path, detail=True)
+    elif _file_kind(path):
+        found = {path: store.info(path)}
+    else:
+        found = store.find(path, detail=True)
+    files = []
+    for name in sorted(filter(_file_kind, found)):
+        info = found[name]
+        version = str([str(info[key]) for key in VERSION_KEYS if key in info])
+        files.append(File(store.unstrip_protocol(name), info["size"], version))
+    return files
+
+
+def _retried(what: str, call: Callable) -> object:
+    """What call() returns, tried again with pauses where a connection fails; UserError in the
+    end."""
+    for tries in range(RETRIES + 1):
+        try:
+            return call()
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            cause = error.__cause__  # over HTTP fsspec says so of every failure
+            if cause is None or getattr(cause, "status", 0) == 404:
+                raise UserError(f"{what} is not there") from None
+            reason = f"{type(cause).__name__}: {_one_line(cause)}"
+        except PermissionError as error:
+            raise UserError(f"{what} may not be read: {_one_line(error)}; credentials are those of "
+                            "the store's own environment variables") from None
+        except (ImportError, NotImplementedError) as error:
+            raise UserError(f"{what} cannot be read: {_one_line(error)}") from None
+        except Exception as error:  # each store has its own
+            reason = f"{type(error).__name__}: {_one_line(error)}"
+        if tries < RETRIES:
+            tqdm.write(f"{what}: {reason}; trying again in {2 ** (tries + 1)} s", file=sys.stderr)
+            time.sleep(2 ** (tries + 1))
+    raise UserError(f"{what} broke off ({reason}); run again, and it goes on")
+
+
+def open_file(address: str) -> BinaryIO:
+    """A file's bytes, here or elsewhere, from any place of it."""
+    if "://" not in address:
+        return open(address, "rb")
+    return io.BufferedReader(_Elsewhere(address), FETCHED_BYTES)
+
+
+FETCHED_BYTES = 1 << 22  # at once, of a file elsewhere
+
+
+class _Elsewhere(io.RawIOBase):
+    """A file of another store, fetched in ranges: a connection that is cut costs one of them."""
+
+    def __init__(self, address: str):
+        self.address = address
+        self.store, self.path = fsspec.url_to_fs(address)
+        self.size = _retried(address, lambda: self.store.info(self.path))["size"]
+        if self.size is None:
+            raise UserError(f"{address}: its server says no size; fetch it yourself")
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = base + offset
+        return self.position
+
+    def readinto(self, buffer) -> int:
+        end = min(self.position + len(buffer), self.size)
+        if end <= self.position:
+            return 0
+        buffer[:end - self.position] = _retried(self.address, lambda: self._fetch(end))
+        n_read = end - self.position
+        self.position = end
+        return n_read
+
+    def _fetch(self, end: int) -> bytes:
+        data = self.store.cat_file(self.path, start=self.position, end=end)
+        wanted = end - self.position
+        if len(data) > wanted:
+            raise UserError(f"{self.address}: its server serves no ranges; fetch it yourself")
+        if len(data) < wanted:
+            raise OSError(f"{len(data)} bytes in place of {wanted}")
+        return data
+
+
+def _unpacked(stored: BinaryIO, part: Part) -> BinaryIO:
     """A file's bytes, unpacked as they are read."""
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path)
-    if path.suffix.lower() == ".zst":
-        return io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"))
-    return open(path, "rb")
+    if part.name.lower().endswith(".gz"):
+        return gzip.open(stored)
+    if part.name.lower().endswith(".zst"):
+        return io.BufferedReader(pyarrow.CompressedInputStream(stored, "zstd"))
+    return stored
 
 
-def _pieces_of_whole(f: BinaryIO, path: Path) -> Iterator[bytes]:
+def _pieces_of_whole(f: BinaryIO, part: Part, n_stored: int) -> Iterator[bytes]:
     """All bytes of a file in pieces; UserError for a packed one that has no end."""
-    most = max(MOST_SMALL, MOST_UNPACKED * path.stat().st_size) if _is_packed(path) else inf
+    most = max(MOST_SMALL, MOST_UNPACKED * n_stored) if _is_packed(part.name) else inf
     n_bytes = 0
     while piece := f.read(1 << 24):
         n_bytes += len(piece)
         if n_bytes > most:
-            raise UserError(f"{path} unpacks to more than {most / 1e6:,.0f} MB, {MOST_UNPACKED} "
+            raise UserError(f"{part} unpacks to more than {most / 1e6:,.0f} MB, {MOST_UNPACKED} "
                             "times its size: unpack it yourself if that is what it is")
         yield piece
 
 
-def _read_file(path: Path, column: str, skip: int, columns: list[str] | None,
+def _read_file(part: Part, column: str, skip: int, columns: list[str] | None,
                bad_line: Callable) -> Iterator[tuple[int, dict]]:
-    """The read() of one file."""
+    """The read() of one file, or of a range of it."""
     try:
-        with _unpacked(path) as f:
-            kind = _file_kind(path)
+        with open_file(part.name) as stored:
+            n_stored = stored.seek(0, io.SEEK_END)
+            stored.seek(0)
+            f = _unpacked(stored, part)
+            kind = _file_kind(part.name)
             if kind == ".jsonl":
-                yield from _read_jsonl(decoding.as_utf8(f), path, skip, bad_line)
+                yield from _read_jsonl(_lines(f, part, n_stored), part, skip, bad_line)
             elif kind == ".parquet":
-                yield from _read_parquet(f, path, skip, columns, bad_line)
+                yield from _read_parquet(f, part, n_stored, skip, columns, bad_line)
             elif skip == 0:
-                data = b"".join(_pieces_of_whole(decoding.as_utf8(f), path))
-                text = _decode(data, path, bad_line)
+                if part.of == 1:
+                    pieces = _pieces_of_whole(decoding.as_utf8(f), part, n_stored)
+                else:
+                    pieces = _only_lines(_lines(f, part, n_stored), part, bad_line)
+                text = _decode(b"".join(pieces), part, bad_line)
                 if text is not None:
                     yield 1, {column: text}
     except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException) as error:
         reason = printable(str(error)) or type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason}") from None
+        raise UserError(f"{part.name} cannot be read: {reason}") from None
 
 
-def _decode(text: bytes, path: Path, bad_line: Callable) -> str | None:
+def _lines(f: BinaryIO, part: Part, n_stored: int) -> Iterator[bytes | None]:
+    """The lines that begin in a part's range of a file, as decoding.lines() gives them.
+
+    A file in UTF-16 or UTF-32 is not cut: its first part has all of it.
+    """
+    if part.of == 1 or decoding.encoding_of(f.peek(1024)[:1024]) != "utf-8":
+        if part.number == 0:
+            yield from decoding.lines(decoding.as_utf8(f))
+        return
+    first, end = (n_stored * i // part.of for i in (part.number, part.number + 1))
+    f.seek(max(0, first - 1))
+    lines = decoding.lines(f)
+    if first:
+        next(lines, None)  # the rest of one that began before
+    while f.tell() < end:
+        yield next(lines)
+
+
+def _only_lines(lines: Iterator[bytes | None], part: Part,
+                bad_line: Callable) -> Iterator[bytes]:
+    """The lines of a text, without those that are too long."""
+    for number, line in enumerate(lines, 1):
+        if line is None:
+            bad_line(f"{part}:{number}", f"longer than {decoding.MOST_LINE >> 20} MB")
+        else:
+            yield line
+
+
+def _decode(text: bytes, part: Part, bad_line: Callable) -> str | None:
     """The text of a whole file; None, a bad line, for one in an encoding that is not known."""
     try:
         decoded, problem = decoding.decode(text)
@@ -370,26 +543,26 @@ def _decode(text: bytes, path: Path, bad_line: Callable) -> str | None:
         decoded, problem = None, str(error)
     if problem:
         line, _, what = problem.removeprefix("line ").partition(": ")
-        bad_line(f"{path}:{line}", what)
+        bad_line(f"{part}:{line}", what)
     return decoded
 
 
-def _read_jsonl(f: BinaryIO, path: Path, skip: int,
+def _read_jsonl(lines: Iterator[bytes | None], part: Part, skip: int,
                 bad_line: Callable) -> Iterator[tuple[int, dict]]:
     """Numbers and records of lines after the first `skip`; blank lines are no bad ones."""
-    for number, line in islice(enumerate(decoding.lines(f), 1), skip, None):
+    for number, line in islice(enumerate(lines, 1), skip, None):
         if line is None:
-            bad_line(f"{path}:{number}", f"longer than {decoding.MOST_LINE >> 20} MB")
+            bad_line(f"{part}:{number}", f"longer than {decoding.MOST_LINE >> 20} MB")
             continue
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            bad_line(f"{path}:{number}", f"not JSON: {error}")
+            bad_line(f"{part}:{number}", f"not JSON: {error}")
             continue
         if not isinstance(record, dict):
-            bad_line(f"{path}:{number}", "not a record")
+            bad_line(f"{part}:{number}", "not a record")
             continue
         for name, value in record.items():
             if isinstance(value, str):
@@ -402,22 +575,23 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _read_parquet(f: BinaryIO, path: Path, skip: int, columns: list[str] | None,
+def _read_parquet(f: BinaryIO, part: Part, n_stored: int, skip: int, columns: list[str] | None,
                   bad_line: Callable) -> Iterator[tuple[int, dict]]:
-    """Numbers and records of rows after the first `skip`."""
+    """Numbers and records of rows after the first `skip`: of the part's share of row groups."""
     with tempfile.TemporaryFile() as unpacked:
-        if _is_packed(path):  # a Parquet file is read from its end
-            unpacked.writelines(_pieces_of_whole(f, path))
+        if _is_packed(part.name):  # a Parquet file is read from its end
+            unpacked.writelines(_pieces_of_whole(f, part, n_stored))
             f = unpacked
-        table = pyarrow.parquet.ParquetFile(f, buffer_size=1 << 20)
+        table = pyarrow.parquet.ParquetFile(f, buffer_size=FETCHED_BYTES)
         if columns and not set(columns) <= set(table.schema_arrow.names):
             columns = None  # a whole record shows what there is
-        batches = table.iter_batches(batch_size=_rows_at_once(table), columns=columns)
+        first, end = (table.num_row_groups * i // part.of for i in (part.number, part.number + 1))
+        batches = table.iter_batches(_rows_at_once(table), list(range(first, end)), columns)
         rows = (record for batch in batches for record in batch.to_pylist())
         for number, record in islice(enumerate(rows, 1), skip, None):
             lengths = [len(value) for value in record.values() if isinstance(value, (str, bytes))]
             if max(lengths, default=0) > decoding.MOST_LINE:
-                bad_line(f"{path}:{number}", f"longer than {decoding.MOST_LINE >> 20} MB")
+                bad_line(f"{part}:{number}", f"longer than {decoding.MOST_LINE >> 20} MB")
                 continue
             yield number, record
 
@@ -432,13 +606,23 @@ def _rows_at_once(table: pyarrow.parquet.ParquetFile) -> int:
 # --------------------------------------------------------------------------------------------------
 # Hugging Face data sets
 
-def _stream(source: dict, columns: list[str] | None = None):
+def _stream(source: dict, columns: Iterable[str] = ()):
     """A source's data set as a stream of Arrow tables, see _open."""
     options = {key: source[key] for key in ("hf", *HF_OPTIONS) if key in source}
-    return _open(json.dumps(options), tuple(columns or ()))
+    return _open(json.dumps(options), tuple(columns))
 
 
-@functools.cache  # the list of a data set's files is asked for once, not once per shard
+def _files_of(stream) -> list:
+    """A stream of each file of a data set. By halves, for each cut takes time with all files."""
+    if stream.num_shards == 1:
+        return [stream]
+    files = []
+    for i in range(2):
+        files += _files_of(stream.shard(num_shards=2, index=i))
+    return files
+
+
+@functools.cache  # the list of a data set's files is asked for once
 def _open(source: str, columns: tuple[str, ...]):
     """A data set as a stream of Arrow tables, of these columns where its format can read some.
 
@@ -467,17 +651,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _read_stream(source: dict, shard: int, skip: int,
-                 columns: list[str] | None) -> Iterator[tuple[int, dict]]:
-    """The read() of a data set's shard; a connection that breaks is taken up again."""
+def _read_stream(part: Part, skip: int) -> Iterator[tuple[int, dict]]:
+    """The read() of a data set's file; a connection that breaks is taken up again."""
     from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY  # takes a second to load
-    stream = _stream(source, columns)
-    where = f"data set {source['hf']}, shard {shard}"
+    where = f"data set {part}"
     tries = 0
     while True:
         try:
-            rest = stream.shard(num_shards=stream.num_shards, index=shard).skip(skip)
-            for table in rest.iter(batch_size=1000):
+            for table in part.stream.skip(skip).iter(batch_size=1000):
                 for record in table.to_pylist():
                     skip += 1
                     tries = 0
@@ -510,6 +691,7 @@ def licence(source: dict) -> str:
 # What this Python brings
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
+PAGE_BYTES = 300  # of a textbook page, about
 NO_SOURCES = {"test", "tests", "idle_test", "site-packages", "dist-packages"}  # folders left out
 
 

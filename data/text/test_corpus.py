@@ -15,8 +15,9 @@ import pyarrow.parquet
 import pytest
 
 from common import UserError, cli
-from data.text import corpus
-from data.text.corpus import HEADER, CorpusConfig, documents, prepare, read_pool, verify
+from data.text import corpus, shards
+from data.text.corpus import documents, prepare, verify
+from data.text.shards import HEADER, CorpusConfig, read_pool
 from data.text.sources import ReadPosition
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -46,7 +47,7 @@ def jsonl(tmp_path) -> Path:
 def make(folder: Path, tokenizer: Tokenizer, path: Path, **settings) -> dict:
     """Prepares the pool "text" of a file in small shards; returns its manifest."""
     cfg = CorpusConfig(
-        **{"path": str(path), "shard_tokens": 1500, "val_fraction": 0.1, "threads": 2} | settings
+        **{"path": str(path), "shard_tokens": 1500, "val_fraction": 0.1, "workers": 1} | settings
     )
     return prepare(
         folder, TokenizerConfig(path=tokenizer.name), cfg, "python -m data.text.corpus CONFIG"
@@ -64,9 +65,10 @@ def read(folder: Path, split: str, tokenizer: Tokenizer) -> list[list[int]]:
 
 def split_texts(sources: list[dict], **settings) -> list[tuple[str, str]]:
     """All (split, text) of sources; a bad line is an error."""
+    cfg = CorpusConfig(**settings)
     return [
         document
-        for part in documents(sources, CorpusConfig(**settings), ReadPosition(stop=True))
+        for part in documents(sources, cfg, cfg.val_fraction, ReadPosition(stop=True))
         for document in part
     ]
 
@@ -146,7 +148,7 @@ def test_second_run_does_nothing_and_changes_are_seen(tmp_path, tokenizer, jsonl
     make(folder, tokenizer, jsonl)
     before, times = contents(folder), {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     capsys.readouterr()
-    make(folder, tokenizer, jsonl, threads=1)
+    make(folder, tokenizer, jsonl, workers=1)
     assert capsys.readouterr().out.count("nothing to do") == 2
     assert contents(folder) == before and times == {
         p: p.stat().st_mtime_ns for p in folder.rglob("*")
@@ -173,7 +175,7 @@ folder, name, sources = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 pause = float(sys.argv[4])
 corpus.BATCH_DOCUMENTS = 25
 draw, kills = random.Random(0), 0
-tokenizer, manifest = Tokenizer.load(name), folder / "text" / "manifest.json"
+tokenizer, manifest = Tokenizer.load(name), folder / "text" / "00000" / "manifest.json"
 written = lambda: manifest.stat().st_mtime_ns if manifest.exists() else 0
 while True:
     before, child = written(), os.fork()
@@ -248,9 +250,9 @@ def test_killed_runs_end_in_the_same_bytes(tmp_path, tokenizer):
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split("kills")[1]) >= 3 and "goes on after" in result.stdout
     assert (
-        manifest["place"]["bad"] == 2
-        and manifest["place"]["empty"] > 5
-        and manifest["place"]["left_out"] > 200
+        manifest["lost"]["bad"] == 2
+        and manifest["lost"]["empty"] > 5
+        and manifest["lost"]["left_out"] > 200
     )
     assert contents(tmp_path / "killed") == contents(tmp_path / "unbroken")
 
@@ -266,7 +268,7 @@ def test_a_resumed_run_reads_little_again(tmp_path, tokenizer, monkeypatch):
     unbroken = make(tmp_path / "unbroken", tokenizer, "", pools={"text": sources})
     total = sum(entry["documents"] for entry in unbroken["shards"])
     monkeypatch.setattr(corpus, "BATCH_DOCUMENTS", 25)
-    drawn, texts, write = [], corpus.texts, corpus._write
+    drawn, texts, write = [], corpus.texts, shards.write_whole
 
     def counted(*arguments):
         for document in texts(*arguments):
@@ -277,13 +279,13 @@ def test_a_resumed_run_reads_little_again(tmp_path, tokenizer, monkeypatch):
         write(path, *parts)
         if (
             path.name == "manifest.json"
-            and path.parent.name == "text"
+            and path.parent.parent.name == "text"
             and not json.loads(parts[0])["complete"]
         ):
             raise Stop
 
     monkeypatch.setattr(corpus, "texts", counted)
-    monkeypatch.setattr(corpus, "_write", stops)
+    monkeypatch.setattr(shards, "write_whole", stops)
     for stopped in range(200):
         try:
             make(tmp_path / "stopped", tokenizer, "", pools={"text": sources})
@@ -297,7 +299,7 @@ def test_a_resumed_run_reads_little_again(tmp_path, tokenizer, monkeypatch):
 def test_missing_and_truncated_shards_are_named_and_made_again(tmp_path, tokenizer, jsonl):
     folder = tmp_path / "data"
     make(folder, tokenizer, jsonl)
-    whole, shard = contents(folder), folder / "text" / "train_00001.bin"
+    whole, shard = contents(folder), folder / "text" / "00000" / "train_00001.bin"
     for damage, message in (
         (lambda: shard.unlink(), "train_00001.bin is missing"),
         (lambda: os.truncate(shard, 999), "train_00001.bin is truncated"),
@@ -318,7 +320,7 @@ def test_flipped_byte_foreign_tokenizer_and_unfinished_pools(tmp_path, tokenizer
     with pytest.raises(UserError, match=f"made with tokenizer {tokenizer.hash}, not 0123"):
         read_pool(folder, "train", "0123456789abcdef")
 
-    shard = folder / "train_00001.bin"
+    shard = folder / "00000" / "train_00001.bin"
     whole = bytearray(shard.read_bytes())
     for place in (9, HEADER.size + 3, len(whole) - 5):  # in the header, the ends, the tokens
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
@@ -367,7 +369,7 @@ def test_bad_lines_are_named(tmp_path, tokenizer, capsys):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b"\n".join(BAD))
     manifest = make(tmp_path / "data", tokenizer, path, val_fraction=0.0)
-    assert manifest["place"]["bad"] == 5 and manifest["place"]["empty"] == 1
+    assert manifest["lost"]["bad"] == 5 and manifest["lost"]["empty"] == 1
     texts = [tokenizer.decode(ids[1:-1]) for ids in read(tmp_path / "data", "train", tokenizer)]
     assert texts == ["good", "\ufffd", "fine"]
     shown = capsys.readouterr().err
@@ -412,8 +414,6 @@ def test_user_errors(tmp_path, tokenizer, jsonl):
     error("cut.jsonl.gz cannot be read", path=tmp_path / "cut.jsonl.gz")
     error("texts.jsonl:1: no column 'body'.*id, text", column="body")
     error("other.parquet:1: no column 'text'.*body", path=tmp_path / "other.parquet")
-    error("val_fraction must be", val_fraction=1.0)
-    error("on_bad_line is 'ignore'", on_bad_line="ignore")
     error("corpus is empty", path="")
     for source in (
         {"file": "x"},
@@ -440,10 +440,11 @@ def test_no_space_left(tmp_path, tokenizer, jsonl):
             UserError, match="disk/data/.* cannot be written: No space left on device"
         ):
             make(disk / "data", tokenizer, jsonl)
-        shards = list((disk / "data" / "text").glob("*.bin"))
+        shards = list((disk / "data" / "text" / "00000").glob("*.bin"))
         assert shards and not list(disk.rglob("*.tmp"))
         assert all(
-            p.read_bytes() == (tmp_path / "unbroken" / "text" / p.name).read_bytes() for p in shards
+            p.read_bytes() == (tmp_path / "unbroken/text/00000" / p.name).read_bytes()
+            for p in shards
         )
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
         make(disk / "data", tokenizer, jsonl)
@@ -459,7 +460,7 @@ def test_embedded_sources(tmp_path):
     trained on all pools."""
     pages = {"pages": 200, "families": {"math": 1, "drills": 1}, "seed": 3}
     cfg = CorpusConfig(
-        pools={"broad": [{"stdlib": 0.2}, pages | {"corrupt": 0.25}], "high": [pages]}, threads=1
+        pools={"broad": [{"stdlib": 0.2}, pages | {"corrupt": 0.25}], "high": [pages]}, workers=1
     )
     texts = {
         name: [text for _, text in split_texts(sources)] for name, sources in cfg.pools.items()

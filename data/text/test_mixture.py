@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from common import UserError
-from data.text.corpus import CorpusConfig, prepare_pool, read_pool
+from data.text.corpus import prepare
 from data.text.mixture import IGNORE, Mixture, PoolStream, branch, plan_stages, rows_before
+from data.text.shards import CorpusConfig, read_pool
 from data.text.tokenizer import TokenizerConfig, train_tokenizer
 
 
@@ -28,6 +29,7 @@ def pools(tmp_path_factory):
     told in a batch."""
     folder = tmp_path_factory.mktemp("pools")
     tokenizer = train_tokenizer(["abc"], TokenizerConfig(kind="char"))
+    tokenizer.save(folder / "abc.json")
     result = {}
     for name, n, seed in (("high", 60, 1), ("medium", 90, 2)):
         rng = random.Random(seed)
@@ -35,10 +37,9 @@ def pools(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text(
             "".join(json.dumps({"text": t}) + "\n" for t in texts)
         )
-        cfg = CorpusConfig(val_fraction=0.0, shard_tokens=700)
-        prepare_pool(
-            folder / name, [{"path": str(folder / f"{name}.jsonl")}], tokenizer, cfg, "make"
-        )
+        pools = {name: [{"path": str(folder / f"{name}.jsonl")}]}
+        cfg = CorpusConfig(pools=pools, val_fraction=0.0, shard_tokens=700)
+        prepare(folder, TokenizerConfig(path=str(folder / "abc.json")), cfg, "make")
         result[name] = read_pool(folder / name, "train", tokenizer.hash)
         assert len(result[name]) > 2
     return result

@@ -19,9 +19,9 @@ from data.text.sources import (
     ReadPosition,
     invalid_reason,
     licence,
+    parts,
     read,
     records,
-    shards,
     texts,
 )
 from data.text.test_corpus import of_every_kind
@@ -166,19 +166,20 @@ def test_only_what_is_needed_is_read(folders):
     """Of a Parquet file the needed columns, of a file gone through before no line again as a
     record."""
     source = {"hf": str(folders["parquet"]), "keep": {"int_score": [0, 5]}}
-    assert set(next(read(source, 0, columns=["text", "int_score"]))[1]) == {"text", "int_score"}
+    first = parts(source, columns=["text", "int_score"])[0]
+    assert set(next(read(source, first))[1]) == {"text", "int_score"}
     for source in every_way(folders):
-        whole = list(read(source, shards(source)[1]))
+        whole = list(read(source, parts(source)[1]))
         assert [number for number, _ in whole] == list(range(1, 31))
         for skip in (1, 7, 29, 30):
-            assert list(read(source, shards(source)[1], skip)) == whole[skip:]
+            assert list(read(source, parts(source)[1], skip)) == whole[skip:]
 
 
 def test_records_are_whole_and_by_shard(folders):
     for source in every_way(folders, keep={"int_score": [2, None]}):
         expected = [row for row in ROWS if row["int_score"] >= 2]
-        assert len(shards(source)) == 3 and list(records(source)) == expected
-        assert [row for shard in shards(source) for row in records(source, shard)] == expected
+        assert len(parts(source)) == 3 and list(records(source)) == expected
+        assert [row for part in parts(source) for row in records(source, part)] == expected
     assert next(records({"pages": 3, "families": {"math": 1}})).keys() == {"text"}
 
 

@@ -190,15 +190,13 @@ def test_tiktoken_only_where_exact(bpe):
             assert other.encode(text) == hf.encode(text).ids
 
 
-def llama_like(prefix: str = "▁") -> tokenizers.Tokenizer:
+def llama_like(prefix: str = "▁", words: str = r"▁*[^▁]+|▁+") -> tokenizers.Tokenizer:
     """A SentencePiece-like BPE with byte fallback, as Llama 2 and Nanbeige4 ship it; "<s>" is even
     a merge here."""
     hf = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     steps = [normalizers.Prepend(prefix)] if prefix else []
     hf.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    hf.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r"▁*[^▁]+|▁+"), "isolated"
-    )  # the trainer needs words
+    hf.pre_tokenizer = pre_tokenizers.Split(Regex(words), "isolated")  # the trainer needs words
     names = ["<unk>", "<s>", "</s>", *[f"<0x{b:02X}>" for b in range(256)]]
     hf.train_from_iterator(
         [t + " <s></s>" * 99 for t in TEXTS[:3]],
@@ -242,6 +240,30 @@ def test_foreign_byte_fallback_file(tmp_path, prefix):
             assert ids == hf.encode(text, add_special_tokens=False).ids
             assert tokenizer.decode(ids) == hf.decode(ids)
     assert tokenizer.decode([1, *tokenizer.encode("hi")]) == ("<s> hi" if prefix else "<s>hi")
+
+
+def test_words_have_the_ids_of_the_whole_text(monkeypatch):
+    """Where no merge joins what is cut; also when the words that are kept are forgotten."""
+    spec = json.loads(llama_like(words=T.WORD.pattern).to_str())
+    spec |= {"truncation": None, "padding": None, "post_processor": None}
+    del spec["model"]["merges"][:2]  # "<s>"
+    whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    tokenizer = Tokenizer(json.dumps(spec))
+    monkeypatch.setattr(T, "KEPT_CHARACTERS", 500)
+    texts = ["e\u0301a\u0308.b", "a\u2460\u3002b", "a ▁ b▁", "\n\n a\n", "你好，世界。a。b"]
+    texts += [*fuzz(400), *TEXTS]
+    texts = [text for text in texts if not any(name in text for name in tokenizer.special)]
+    assert tokenizer._words
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert ids.tolist() == tokenizer.encode(text) == whole.encode(text).ids
+        assert tokenizer.decode_bytes(ids) == text.replace("▁", " ").encode()
+    for merge in (["e", "▁"], ["e", "."], ["\n", "e"]):
+        joined = json.loads(json.dumps(spec))
+        joined["model"]["merges"].append(merge)
+        joined["model"]["vocab"].setdefault("".join(merge), len(joined["model"]["vocab"]))
+        for piece in merge:
+            joined["model"]["vocab"].setdefault(piece, len(joined["model"]["vocab"]))
+        assert not T.cuts_are_safe(joined, tokenizer.special)
 
 
 CHAT = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>"]

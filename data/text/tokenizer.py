@@ -2,8 +2,9 @@
 
 A tokenizer is one plain file, Hugging Face's tokenizer.json. Two libraries work on it: `tokenizers`
 trains and reads every such file; tiktoken encodes faster and on threads, but is used only where its
-ids are proven equal (`tiktoken_ranks`). Control tokens are put in by id, never by text:
-"<|im_end|>" written in a text stays text.
+ids are proven equal (`tiktoken_ranks`). A Llama vocabulary, which tiktoken cannot read, is faster
+where a text may be cut into words whose ids are kept (`Words`). Control tokens are put in by id,
+never by text: "<|im_end|>" written in a text stays text.
 """
 from settings import PositiveFloat, PositiveInt
 
@@ -12,6 +13,7 @@ import hashlib
 import itertools
 import json
 import re
+from array import array
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,7 +104,11 @@ class Tokenizer:
         self._hash = _hash_json([spec["model"], spec["normalizer"], spec["pre_tokenizer"],
                                  sorted(added.items())])
         self._set_pieces(spec, added)
-        self._hf = _without_control_tokens(spec, self.special)
+        self._words = None
+        if cuts_are_safe(spec, self.special):
+            self._words = Words(_without_control_tokens(spec | {"normalizer": None}, self.special))
+        else:
+            self._hf = _without_control_tokens(spec, self.special)
         self._bpe = None  # tiktoken's back end
         ranks = tiktoken_ranks(spec, self.pieces)
         if ranks:
@@ -204,6 +210,8 @@ class Tokenizer:
         """Ids of a text, without document start or end. Control tokens written in it stay text."""
         if self._bpe:
             return self._bpe.encode_ordinary(text)
+        if self._words:
+            return self._words.encode_batch([text])[0].tolist()
         return self._hf.encode(_without_surrogates(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[np.ndarray]:
@@ -211,6 +219,8 @@ class Tokenizer:
 
         `threads` counts for tiktoken; `tokenizers` uses RAYON_NUM_THREADS.
         """
+        if self._words:
+            return self._words.encode_batch(texts)
         if not self._bpe:
             texts = [_without_surrogates(text) for text in texts]
             batch = self._hf.encode_batch_fast(texts, add_special_tokens=False)
@@ -392,6 +402,65 @@ def _without_control_tokens(spec: dict, special: dict[str, int]) -> tokenizers.T
     hf = tokenizers.Tokenizer.from_str(json.dumps(fill_gaps(plain_spec)))
     hf.encode_special_tokens = True
     return hf
+
+
+# --------------------------------------------------------------------------------------------------
+# Where the ids of a text are those of its words
+
+# Merges of a Llama vocabulary run through the whole text, with "▁" for a space. But where no merge
+# joins two characters, the text may be cut between them: before a "▁", around line breaks, and
+# between a letter and a sign or digit.
+_LETTERS = "A-Za-zÀ-ÖØ-öø-ÿ\u0370-\u04ff\u3040-\u30ff\u4e00-\u9fff"
+_SIGNS = r"!-@\[-`{-~，。、；：？！“”‘’（）《》「」…—"
+_NO_OTHER = rf"(?![^{_LETTERS}{_SIGNS}▁\n])"  # accents and the like may join either
+WORD = re.compile(rf"▁*+(?:[{_LETTERS}]++{_NO_OTHER}|[{_SIGNS}]++{_NO_OTHER}|[^▁\n]++)|▁++|\n++")
+CUT = re.compile(rf"[{_LETTERS}][{_SIGNS}]|[{_SIGNS}][{_LETTERS}]|[^▁]▁|[^\n]\n|\n[^\n]")
+LLAMA_NORMALIZER = {"type": "Sequence", "normalizers": [
+    {"type": "Prepend", "prepend": "▁"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+KEPT_CHARACTERS = 1 << 24  # of the words that are kept, then all are forgotten
+
+
+def cuts_are_safe(spec: dict, special: dict[str, int]) -> bool:
+    """Whether WORD cuts only where no merge joins, so that a text's ids are those of its words."""
+    model = spec["model"]
+    if spec["normalizer"] != LLAMA_NORMALIZER or spec["pre_tokenizer"]:
+        return False
+    if model["dropout"] or model["ignore_merges"]:
+        return False
+    if any(token["content"] not in special for token in spec["added_tokens"]):
+        return False  # it would be looked for in the text, across words
+    return not any(CUT.search("".join(merge)) for merge in model["merges"])
+
+
+class Words:
+    """Encodes a text word by word, and knows the ids of words that came before."""
+
+    def __init__(self, hf: tokenizers.Tokenizer):
+        self._hf = hf  # takes text as LLAMA_NORMALIZER leaves it
+        self._known: dict[str, bytes] = {}  # word -> its ids as uint32
+        self._n_characters = 0
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of many texts, each (n,) uint32."""
+        if self._n_characters > KEPT_CHARACTERS:
+            self._known = {}
+            self._n_characters = 0
+        known = self._known
+        words_of_texts = [_words(text) for text in texts]
+        new = list(set().union(*words_of_texts) - known.keys())
+        for word, encoding in zip(new, self._hf.encode_batch_fast(new, add_special_tokens=False)):
+            known[word] = array("I", encoding.ids).tobytes()
+            self._n_characters += len(word)
+        ids = [b"".join(map(known.__getitem__, words)) for words in words_of_texts]
+        return [np.frombuffer(data, np.uint32) for data in ids]
+
+
+def _words(text: str) -> list[str]:
+    """A text as LLAMA_NORMALIZER has it, in words."""
+    if not text:
+        return []
+    return WORD.findall("▁" + _without_surrogates(text).replace(" ", "▁"))
 
 
 # --------------------------------------------------------------------------------------------------

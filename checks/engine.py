@@ -1,0 +1,388 @@
+"""Is a corpus the same from one process, from several, from Ray on several nodes, and after kills?
+
+    python -m checks.engine                   # the bytes: processes, kills, sources that fail
+    python -m checks.engine --ray             # and Ray, with one node and two, one of them killed
+    python -m checks.engine --stores          # and the same files by HTTP and from an S3 server
+    python -m checks.engine --speed           # MB/s of one process and of two, and the peak memory
+    python -m checks.engine --tokenizer=FILE  # ids of the released tokenizer, and its speed
+
+The sources are generated pages and this Python's text, --megabytes of them (24), as .jsonl,
+.jsonl.gz, .parquet and .txt, with planted duplicates across four sources and three pools. --write
+adds a line to results/engine.jsonl. Ray and the stores are packages that are not required: pip
+install ray s3fs moto[server] aiohttp.
+"""
+import argparse
+import contextlib
+import functools
+import gzip
+import hashlib
+import http.server
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import tokenizers
+import torch
+
+import common
+from checks.mini import ROOT
+from data.tasks import pages
+from data.text.sources import ReadPosition, texts
+from data.text.tokenizer import Tokenizer, _without_control_tokens
+from experiments import results
+
+STORED = ("lines.jsonl", "packed.jsonl.gz", "table.parquet")
+N_PLANTED = 120  # documents of which each of the four sources of three pools holds a copy
+SETTINGS = ["--corpus.shard_tokens=1_000_000", "--tokenizer.vocab_size=1024",
+            "--tokenizer.train_mb=1"]
+
+CONFIG = """
+corpus = dict(
+    pools=dict(
+        first=[dict(path="{folder}/lines.jsonl"), dict(path="{folder}/packed.jsonl.gz")],
+        second=[dict(path="{folder}/table.parquet")],
+        third=[dict(path="{folder}/books"), dict(pages=2000, families=dict(math=1), seed=9)],
+    ),
+    dedup=["second", "first", "third"], val_fraction=0.02)
+"""
+
+
+# --------------------------------------------------------------------------------------------------
+# Sources
+
+def planted() -> list[str]:
+    """Documents that are found in every source."""
+    rng = random.Random(5)
+    words = [f"word{i}" for i in range(5000)]
+    return [" ".join(rng.choices(words, k=200)) for _ in range(N_PLANTED)]
+
+
+def write_sources(folder: Path, megabytes: float) -> None:
+    """Four files or folders of different text, about megabytes in all, with the planted texts."""
+    documents = itertools.chain(
+        (text for text, _ in texts([{"stdlib": 4}], ReadPosition(), "text")),
+        pages.documents(dict(math=1, drills=1, code=1), 10**9, 3, corrupt=False))
+    copies = planted()
+    rows = {name: list(copies) for name in ("lines", "packed", "table", "books")}
+    sizes = dict.fromkeys(rows, 0)
+    while min(sizes.values()) < megabytes * 1e6 / 4:
+        name = min(sizes, key=sizes.get)
+        text = next(documents)
+        rows[name].append(text)
+        sizes[name] += len(text.encode())
+    for texts_of_source in rows.values():
+        random.Random(1).shuffle(texts_of_source)
+    folder.mkdir()
+    for name, opened in (("lines.jsonl", open), ("packed.jsonl.gz", gzip.open)):
+        with opened(folder / name, "wt", encoding="utf-8") as f:
+            for text in rows[name.partition(".")[0]]:
+                f.write(json.dumps({"text": text}) + "\n")
+    table = pyarrow.table({"text": rows["table"]})
+    pyarrow.parquet.write_table(table, folder / "table.parquet", row_group_size=500)
+    (folder / "books").mkdir()
+    for i, text in enumerate(rows["books"]):
+        (folder / "books" / f"{i:06}.txt").write_text(text, encoding="utf-8")
+    (folder / "config.py").write_text(CONFIG.format(folder=folder))
+
+
+# --------------------------------------------------------------------------------------------------
+# Runs
+
+def command(folder: Path, out: str, *options: str, config: str = "config.py") -> list[str]:
+    return [sys.executable, "-m", "data.text.corpus", str(folder / config),
+            f"--corpus.folder={folder / out}", *SETTINGS, *options]
+
+
+def run(folder: Path, out: str, *options: str, code: int = 0, **settings) -> str:
+    """What a run prints; asserts its exit code."""
+    done = subprocess.run(command(folder, out, *options, **settings), cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def digest(folder: Path) -> str:
+    """Over the names and bytes of all shards."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.bin")):
+        total.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def run_killed(folder: Path, out: str, seconds: float, kills: int, *options: str) -> None:
+    """Starts a run again and again; it is killed `kills` times at random moments of so many
+    seconds."""
+    rng = random.Random(out)
+    for _ in range(kills):
+        process = subprocess.Popen(command(folder, out, *options), cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(rng.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()  # SIGKILL: its workers notice by themselves
+            process.wait()
+    run(folder, out, *options)
+
+
+def check_duplicates(folder: Path) -> None:
+    """Of each planted document the copy of the first pool of corpus.dedup stays, and no other."""
+    manifests = {name: json.loads((folder / name / "manifest.json").read_text())
+                 for name in ("second", "first", "third")}
+    lost = {name: manifest["lost"]["duplicates"] for name, manifest in manifests.items()}
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    found = {}
+    for name, manifest in manifests.items():
+        kept = b""
+        for entry in manifest["shards"]:
+            data = (folder / name / entry["file"]).read_bytes()
+            ids = np.frombuffer(data, "<u2", entry["tokens"], 64 + 8 * entry["documents"])
+            kept += tokenizer.decode_bytes(ids.tolist())
+        found[name] = sum(text.encode() in kept for text in planted())
+    print(f"planted in four sources of three pools: {N_PLANTED}; found in {found}; left out {lost}")
+    assert found == {"second": N_PLANTED, "first": 0, "third": 0}
+
+
+def check_processes(folder: Path, kills: int) -> str:
+    """One process, two, and killed ones: the same shards. Returns their digest."""
+    started = time.time()
+    run(folder, "one", "--corpus.workers=1")
+    seconds = time.time() - started
+    expected = digest(folder / "one")
+    report("1 process", expected, expected)
+    run(folder, "two", "--corpus.workers=2")
+    report("2 processes", digest(folder / "two"), expected)
+    run_killed(folder, "killed", seconds, kills, "--corpus.workers=2")
+    report(f"2 processes, killed {kills} times", digest(folder / "killed"), expected)
+    check_duplicates(folder / "one")
+    return expected
+
+
+def report(what: str, found: str, expected: str) -> None:
+    print(f"{what:40} {found} {'the same' if found == expected else 'DIFFERENT'}", flush=True)
+    assert found == expected
+
+
+def check_faults(folder: Path) -> None:
+    """A source that is missing or cut is one line, and what was written before is whole."""
+    packed = folder / "packed.jsonl.gz"
+    whole = packed.read_bytes()
+    for fault in ("is cut", "is missing"):
+        if fault == "is cut":
+            packed.write_bytes(whole[:len(whole) // 2])
+        else:
+            packed.unlink()
+        output = run(folder, "faulty", "--corpus.workers=1", code=2)
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and not list((folder / "faulty").rglob("*.tmp")), output
+        print(f"a source that {fault}: {errors[0]}")
+        packed.write_bytes(whole)
+
+
+# --------------------------------------------------------------------------------------------------
+# Ray
+
+def check_ray(folder: Path, expected: str, kills: int) -> None:
+    """One node, two nodes, one of two killed, and the command itself killed: the same shards."""
+    from ray.cluster_utils import Cluster
+
+    for n_nodes in (1, 2):
+        with ray_cluster(Cluster, n_nodes):
+            run(folder, f"ray{n_nodes}", "--engine=ray")
+        report(f"Ray, {n_nodes} nodes", digest(folder / f"ray{n_nodes}"), expected)
+    with ray_cluster(Cluster, 2) as cluster:
+        process = subprocess.Popen(command(folder, "lost", "--engine=ray"), cwd=ROOT)
+        while len(list((folder / "lost").rglob("*.bin"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.1)
+        cluster.remove_node(list(cluster.worker_nodes)[-1], allow_graceful=False)
+        assert process.wait(600) == 0
+        report("Ray, a node of 2 killed", digest(folder / "lost"), expected)
+        run_killed(folder, "rayskilled", 30, kills, "--engine=ray")
+        report(f"Ray, the command killed {kills} times", digest(folder / "rayskilled"), expected)
+
+
+@contextlib.contextmanager
+def ray_cluster(make, n_nodes: int):
+    """A cluster of nodes of one core on this machine, which RAY_ADDRESS names meanwhile."""
+    cluster = make(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(n_nodes - 1):
+        cluster.add_node(num_cpus=1)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield cluster
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        cluster.shutdown()
+
+
+# --------------------------------------------------------------------------------------------------
+# Other stores
+
+class Unreliable(http.server.SimpleHTTPRequestHandler):
+    """Serves ranges of files; of five answers one is refused, and one cut in its middle."""
+    n_asked = 0
+
+    def do_GET(self):
+        data = Path(self.translate_path(self.path)).read_bytes()
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        data = data[first:last + 1]
+        Unreliable.n_asked += 1
+        if Unreliable.n_asked % 5 == 1:
+            self.send_error(503)
+            return
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[:len(data) // 2] if Unreliable.n_asked % 5 == 3 else data)
+
+    def log_message(self, *args):
+        pass
+
+
+def check_stores(folder: Path) -> None:
+    """The same shards from files here, over a bad HTTP connection, and from a server of S3's
+    form."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    handler = functools.partial(Unreliable, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    moto = ThreadedMotoServer(port=0)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key",
+                   "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    bucket = boto3.resource("s3").create_bucket(Bucket="sources")
+    for name in STORED:
+        bucket.upload_file(str(folder / name), name)
+    stores = {"files here": folder, "HTTP, cut and refused": "http://127.0.0.1:"
+              f"{server.server_port}", "a server of S3's form": "s3://sources"}
+    expected = ""
+    for what, base in stores.items():
+        out = what.split()[0]
+        sources = [dict(path=f"{base}/{name}") for name in STORED]
+        (folder / "stored.py").write_text(f"corpus = dict(pools=dict(text={sources!r}))\n")
+        output = run(folder, out, config="stored.py")
+        expected = expected or digest(folder / out)
+        report(what, digest(folder / out), expected)
+        assert not any("secret" in path.read_text() for path in (folder / out).rglob("*.json"))
+        print(f"    taken up again {output.count('trying again')} times")
+    server.shutdown()
+    moto.stop()
+
+
+# --------------------------------------------------------------------------------------------------
+# Speeds
+
+def measure_speed(folder: Path, megabytes: float) -> dict:
+    """MB/s of one process and of two, which take turns three times, and the peak memory of one."""
+    speeds = {1: [], 2: []}
+    for _ in range(3):
+        for workers in speeds:
+            shutil.rmtree(folder / "speed", ignore_errors=True)
+            prepared = folder / "one" / "tokenizer.json"
+            started = time.time()
+            run(folder, "speed", f"--corpus.workers={workers}", f"--tokenizer.path={prepared}",
+                "--corpus.dedup=[]")
+            speeds[workers].append(megabytes / (time.time() - started))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    best = {workers: max(found) for workers, found in speeds.items()}
+    print(f"1 process {best[1]:.2f} MB/s, 2 processes {best[2]:.2f} MB/s, "
+          f"{best[2] / best[1]:.2f} x; at most {peak:.2f} GB a process")
+    return {"mb_per_s": best, "peak_gb": peak}
+
+
+STRANGE = [
+    "", " ", "\n", "\t", "  a  b ", "a\u2581b", "\u2581\u2581 x", "\r\n\r\n", "\u00a0a\u3000b",
+    "\x00\x1f\x7f", "<|im_start|>user<|im_end|>", "<think>\n</think><tool_call>", "<s></s>",
+    "e\u0301a\u0308.", "2\u00b2 \u2460\u3002\u2461", "\U0001f642\U0001f469\u200d\U0001f467",
+    "don't WE'LL", "def f(x):\n\treturn x[0]**2\n",
+]
+
+
+def check_tokenizer(path: str, megabytes: float) -> dict:
+    """Ids of words against those of the whole text; speeds of both in CPU-seconds."""
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer._words, "this tokenizer takes the whole way"
+    whole = _without_control_tokens(json.loads(tokenizer.json), tokenizer.special)
+    english = [text for text, _ in texts([{"stdlib": min(4, megabytes)}], ReadPosition(), "text")]
+    rng = random.Random(0)
+    pieces = [piece.decode("utf-8", "ignore") for piece in tokenizer.pieces]
+    chinese = [piece for piece in pieces if re.search("[\u4e00-\u9fff]", piece)]
+    found = {}
+    for name, words in (("any pieces", pieces), ("Chinese pieces", chinese), ("strange", STRANGE)):
+        n = {"strange": 40}.get(name, 400)
+        found[name] = ["".join(rng.choices(words, k=n)) for _ in range(int(megabytes * 250))]
+    found["English and code"] = english
+    speeds = {}
+    for name, documents in found.items():
+        size = sum(len(text.encode()) for text in documents) / 1e6
+        seconds = []
+        ids = []
+        for encode in (whole.encode_batch_fast, tokenizer.encode_batch):
+            started = time.process_time()
+            if encode == tokenizer.encode_batch:
+                ids.append(encode(documents))
+            else:
+                encodings = encode(documents, add_special_tokens=False)
+                ids.append([encoding.ids for encoding in encodings])
+            seconds.append(time.process_time() - started)
+        equal = sum(list(ours) == theirs for theirs, ours in zip(*ids))
+        speeds[name] = [size / seconds[0], size / seconds[1]]
+        print(f"{name:18} {size:6.1f} MB: {equal} of {len(documents)} documents have equal ids; "
+              f"whole {speeds[name][0]:.2f} MB/s, by words {speeds[name][1]:.2f} MB/s")
+        assert equal == len(documents)
+    return {"tokenizer_mb_per_s": speeds}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=24)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--stores", action="store_true")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--tokenizer", default="")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    started, found = time.time(), {}
+    if args.tokenizer:
+        found |= check_tokenizer(args.tokenizer, args.megabytes)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "sources"
+            write_sources(folder, args.megabytes)
+            found["digest"] = check_processes(folder, args.kills)
+            if args.ray:
+                check_ray(folder, found["digest"], args.kills)
+            if args.stores:
+                check_stores(folder)
+            if args.speed:
+                found |= measure_speed(folder, args.megabytes)
+            check_faults(folder)
+    if args.write:
+        line = dict(commit=common.current_commit(), command=" ".join(["python -m checks.engine",
+                    *sys.argv[1:]]), megabytes=args.megabytes, found=found,
+                    tokenizers=tokenizers.__version__, seconds=time.time() - started,
+                    machine=common.describe_machine(torch.device("cpu")))
+        results.append("engine", line)
+
+
+if __name__ == "__main__":
+    common.cli(main)
