@@ -12,7 +12,7 @@ takes only the first 2.5 GB of text from each source; `megabytes` at a source do
 
 The report's data is not public. These data sets are, and those of pre-training without a gate and
 for commercial use; beside each its licence as we know it (`data.text.corpus` prints what the card
-says). The web sets overlap: each is deduplicated only within itself.
+says). The web sets overlap, each is deduplicated only within itself: see `dedup`.
 
 tokenizer: that of the chat models, for Base's has no chat tokens. It fits Base's weights, too:
 
@@ -88,6 +88,8 @@ corpus = dict(
         # ODC-BY, long documents
         long=[dict(hf="HuggingFaceFW/finepdfs", config="eng_Latn")],
     ),
+    # of a page that several pools hold, the smaller pool keeps it
+    dedup=["thoughts", "qa", "code", "math", "high", "long", "medium"],
     val_fraction=0.0001, val_tokens=2_000_000, shard_tokens=200_000_000,
 )
 
