@@ -4,6 +4,8 @@ for their files."""
 import gzip
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import time
@@ -531,3 +533,41 @@ def test_a_small_part_of_its_sources_holds_out_more():
     assert corpus.held_out_share(sources, whole) == 1e-4  # of a source taken whole nothing is known
     assert corpus.held_out_share([{"path": "x", "megabytes": 0.001}], whole) == 0.1
     assert corpus.held_out_share(sources, CorpusConfig(megabytes=1.0)) == 0.02
+
+
+def test_of_duplicates_the_copy_in_the_first_pool_and_source_stays(tmp_path, tokenizer):
+    rng = random.Random(4)
+    a, b, c, d = (" ".join(f"w{rng.randrange(999)}" for _ in range(60)) for _ in range(4))
+    files = {"x": [a, b], "y": [b.upper(), c], "z": [a + " with a tail", d, c]}
+    for name, texts in files.items():
+        lines = [json.dumps({"text": text}) + "\n" for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    x, y, z = ({"path": str(tmp_path / f"{name}.jsonl")} for name in files)
+    expected = {("one", "two"): ([a, b, c], [d]), ("two", "one"): ([b], files["z"])}
+    for order, kept in expected.items():
+        cfg = CorpusConfig(pools={"one": [x, y], "two": [z]}, dedup=list(order), val_fraction=0.0)
+        made = prepare(tmp_path / "data", TokenizerConfig(path=tokenizer.name), cfg, "command")
+        for name, texts in zip(("one", "two"), kept):
+            shards = read_pool(tmp_path / "data" / name, "train", tokenizer.hash)
+            [ids] = [shard.tokens for shard in shards]
+            found = [tokenizer.decode(part[1:]) for part in np.split(ids, shards[0].ends)[:-1]]
+            assert [text.removesuffix("<|endoftext|>") for text in found] == texts
+        assert sum(manifest["lost"]["duplicates"] for manifest in made.values()) == 3
+    with pytest.raises(UserError, match="corpus.dedup names 'three'; the pools are one"):
+        prepare(tmp_path / "data", TokenizerConfig(path=tokenizer.name),
+                CorpusConfig(pools={"one": [x]}, dedup=["three"]), "command")
+
+
+def test_large_files_are_cut_into_ranges(tmp_path, tokenizer, monkeypatch):
+    """Pieces of any size hold the same documents, in the same order."""
+    sources = of_every_kind(tmp_path)[:2] + [{"path": str(tmp_path / "set")}]
+    found = []
+    for largest in (1e9, 7000):
+        monkeypatch.setattr(corpus, "LEAST_BYTES", largest)
+        monkeypatch.setattr(corpus, "BYTES_PER_TOKEN", 0)
+        make(tmp_path / "data", tokenizer, "", pools={"text": sources}, val_fraction=0.0,
+             shard_tokens=1500)
+        found.append(read(tmp_path / "data", "train", tokenizer))
+        shutil.rmtree(tmp_path / "data")
+    book = tokenizer.encode("0123456789 " * 300)
+    assert found[0] == found[1] and [tokenizer.bos, *book, tokenizer.eot] in found[0]
