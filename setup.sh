@@ -7,4 +7,5 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
         { echo "error: could not make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
     . .venv/bin/activate
 fi
+echo "packages of $1: some minutes when they are installed for the first time" >&2
 python -m pip install --quiet --disable-pip-version-check -r "$1"

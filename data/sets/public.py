@@ -267,6 +267,8 @@ def family(spec: str) -> SimpleNamespace:
     if name not in SETS:
         raise UserError(f"no task {spec!r}; there are {', '.join(GENERATED)}, and the data sets "
                         f"{', '.join(SETS)}, also as name=PATH")
+    if path and not Path(path).exists():
+        raise UserError(f"task {spec}: there is no {path}")
     is_math = SETS[name].reward is math_reward
     return SimpleNamespace(
         problems=functools.partial(problems, name, path),
