@@ -24,6 +24,8 @@ from settings import (
 import argparse
 import importlib
 import json
+import multiprocessing
+import shutil
 import signal
 import sys
 import tempfile
@@ -35,7 +37,7 @@ from pathlib import Path
 from types import NoneType
 
 import common
-from checks import mini_phases, warm
+from checks import mini_phases, mini_rl
 from checks.mini import ROOT, Mini
 
 VALUES = ("0", "-1", "1", "nan", "inf", "", "abc", "1e30", str(LARGEST), "[]", "[1]", "{}",
@@ -98,37 +100,49 @@ class Tries:
         self.mini = Mini(folder)
         mini_phases.prepare(self.mini)
         self.mini.prepare("--corpus.folder=data")
-        self.mini.pretrain("--run=base", "--pretrain.eval_problems=0", "--evaluate.tasks=[]")
+        self.mini.run(str(ROOT / "pretrain.py"), "mini.py", "--run=base", "--corpus.folder=data",
+                      "--evaluate.tasks=[]")
         self.n = 0
 
     def command(self, script: str, run: str) -> list[str]:
         if script in mini_phases.PHASES:
-            return ["-m", "checks.mini_phases", *mini_phases.command(script, run),
-                    f"--{script}.log_every=1", f"--{script}.prompts=[]", "--evaluate.tasks=[]"]
+            return [*mini_phases.command(script, run), f"--{script}.log_every=1",
+                    f"--{script}.prompts=[]", "--evaluate.tasks=[]"]
         if script == "evaluate":
-            return [str(ROOT / "evaluate.py"), "phases.py", f"--run={run}",
+            return ["evaluate.py", "phases.py", f"--run={run}",
                     "--evaluate.checkpoint=out/base/pretrain"]
-        return ["-m", script, "mini.py", f"--run={run}"]
+        return [script, "mini.py", f"--run={run}"]
 
     def run(self, script: str, *options: str) -> tuple[str, list[dict]]:
         """(what it printed, its first steps); the output begins with FAULT where there is one."""
         self.n += 1
         run = f"try{self.n}"
-        process = warm.start([*self.command(script, run), *options], self.mini.folder)
+        printed = self.mini.folder / f"{run}.log"
+        process = multiprocessing.Process(
+            target=self.call, args=(script, printed, [*self.command(script, run), *options]))
+        process.start()
         folder = self.mini.folder / "out" / run / script
-        started = time.time()
-        while process.poll() is None and len(common.read_metrics(folder)) < STEPS:
+        started, is_told = time.time(), False
+        while process.is_alive():
+            if not is_told and len(common.read_metrics(folder)) >= STEPS:
+                process.terminate()
+                is_told = True
             if time.time() - started > SECONDS:
-                process.process.kill()
+                process.kill()
                 return f"FAULT: nothing for {SECONDS:.0f} s", []
-            time.sleep(0.05)
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=SECONDS)
+            process.join(0.02)
+        output = printed.read_text(errors="replace")
         lines = common.read_metrics(folder)[:STEPS]
-        if "Traceback" in output or process.returncode not in (0, 2, 128 + signal.SIGTERM):
-            return f"FAULT: exit code {process.returncode}\n{output[-2000:]}", lines
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        if "Traceback" in output or process.exitcode not in (0, 2, 128 + signal.SIGTERM):
+            return f"FAULT: exit code {process.exitcode}\n{output[-2000:]}", lines
         return output, lines
+
+    def call(self, script: str, printed: Path, command: list[str]) -> None:
+        """In a process forked from this one, which has loaded all modules: the command."""
+        sys.stdout = sys.stderr = open(printed, "w", buffering=1)
+        mini_rl.toy(setattr)
+        self.mini.call(importlib.import_module(script).main, *command)
 
 
 def outcome(lines: list[dict]) -> list:
@@ -175,6 +189,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         sys.path.append(folder)  # phases.py takes sections of mini.py
         tries = Tries(Path(folder))
+        for script in COMMANDS:
+            importlib.import_module(script)
         for script in [args.only] if args.only else COMMANDS:
             _, lines = tries.run(script)
             usual = outcome(lines)
