@@ -17,6 +17,8 @@ from settings import (
     arguments_of_load_config,
     describe,
     load_config,
+    parse_text,
+    read_config_file,
     split_hint,
     without_none,
 )
@@ -64,8 +66,13 @@ def settings_of(script: str) -> Iterator[tuple[str, object]]:
     """(name as it is written behind --, type) of what is tried with a script."""
     arguments = arguments_of_load_config(ROOT / (script.replace(".", "/") + ".py"))
     for section in COMMANDS[script]:
-        for name, setting in arguments[section].settings().items():
+        settings = arguments[section].settings()
+        for name, setting in settings.items():
             yield f"{section}.{name}", setting.hint
+        if "stages" in settings:
+            (stage,) = typing.get_args(split_hint(settings["stages"].hint)[0])
+            for name, setting in stage.settings().items():
+                yield f"{section}.stages[0].{name}", setting.hint
     options = arguments.get("options", ("run", "init_from", "scale", "track"))
     for name in (*options, *arguments.get("flags", {})):
         yield name, str
@@ -89,20 +96,33 @@ def real_class(section: SourceClass) -> type:
 
 def value_of(config, name: str):
     """A setting's value in a config."""
-    section, _, key = name.rpartition(".")
-    return getattr(getattr(config, section) if section else config, key)
+    *owners, key = name.replace("[0]", ".0").split(".")
+    for owner in owners:
+        config = config[0] if owner == "0" else getattr(config, owner)
+    return getattr(config, key)
+
+
+def option_for(folder: Path, name: str, hint, value: str) -> str:
+    """The option that gives a setting a value; one of the first stage comes with all stages."""
+    section, is_of_stage, key = name.partition(".stages[0].")
+    if not is_of_stage:
+        return f"--{name}={value}"
+    first, *others = read_config_file(folder / "phases.py")[section]["stages"]
+    stages = [first | {key: parse_text(value, hint)}, *others]
+    return f"--{section}.stages={stages!r}"
 
 
 class Tries:
     """The folder of a miniature run, and commands tried in it."""
 
     def __init__(self, folder: Path):
-        self.mini = Mini(folder)
+        self.mini, self.n = Mini(folder), 0
         mini_phases.prepare(self.mini)
+        if (folder / "out/base").exists():
+            return
         self.mini.prepare("--corpus.folder=data")
         self.mini.run(str(ROOT / "pretrain.py"), "mini.py", "--run=base", "--corpus.folder=data",
                       "--evaluate.tasks=[]")
-        self.n = 0
 
     def command(self, script: str, run: str) -> list[str]:
         if script in mini_phases.PHASES:
@@ -163,11 +183,11 @@ def judge(tries: Tries, script: str, name: str, hint, value: str, usual: list) -
     """(verdict, why): "refused", "runs", "says" (it ended with a line), or a fault."""
     folder, short = tries.mini.folder, name.rpartition(".")[2]
     try:
-        config = read(folder, script, f"--{name}={value}")
+        config = read(folder, script, option_for(folder, name, hint, value))
     except UserError as error:
         return "refused" if short in str(error) else "UNNAMED", str(error)
     is_usual = value_of(config, name) == value_of(read(folder, script), name)
-    output, lines = tries.run(script, f"--{name}={value}")
+    output, lines = tries.run(script, option_for(folder, name, hint, value))
     if output.startswith("FAULT"):
         return "FAULT", output
     last = output.strip().rpartition("\n")[2]
@@ -180,28 +200,35 @@ def judge(tries: Tries, script: str, name: str, hint, value: str, usual: list) -
     return "runs", ""
 
 
+def try_all(tries: Tries, script: str, counts: Counter) -> None:
+    """All values in all settings of a script; prints what was not plainly refused and did not run.
+    """
+    _, lines = tries.run(script)
+    usual = outcome(lines)
+    for name, hint in settings_of(script):
+        for value in TEXTS if hint is str else VALUES:
+            verdict, why = judge(tries, script, name, hint, value, usual)
+            counts[verdict] += 1
+            if verdict.isupper() or verdict == "says":
+                print(f"{verdict} {script} --{name}={value} [{describe(hint)}]: {why}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=COMMANDS, help="one command's settings")
+    parser.add_argument("--folder", help="of the miniature run (default: one that is removed)")
     args = parser.parse_args()
-    counts, faults = Counter(), 0
+    counts = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        sys.path.append(folder)  # phases.py takes sections of mini.py
-        tries = Tries(Path(folder))
+        folder = Path(args.folder or folder)
+        sys.path.append(str(folder))  # phases.py takes sections of mini.py
+        tries = Tries(folder)
         for script in COMMANDS:
             importlib.import_module(script)
         for script in [args.only] if args.only else COMMANDS:
-            _, lines = tries.run(script)
-            usual = outcome(lines)
-            for name, hint in settings_of(script):
-                for value in TEXTS if hint is str else VALUES:
-                    verdict, why = judge(tries, script, name, hint, value, usual)
-                    counts[verdict] += 1
-                    if verdict.isupper() or verdict == "says":
-                        print(f"{verdict} {script} --{name}={value} [{describe(hint)}]: {why}",
-                              flush=True)
-                    faults += verdict.isupper()
+            try_all(tries, script, counts)
+    faults = [verdict for verdict in counts if verdict.isupper()]
     print(json.dumps(counts))
     sys.exit(1 if faults else 0)
 
