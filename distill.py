@@ -125,21 +125,12 @@ def check_settings(cfg: DistillConfig, world: int) -> None:
 
 def unused_settings(cfg: DistillConfig) -> dict[str, str]:
     """Settings that have no effect beside the others, each with the reason."""
-    unused = {}
+    unused = sample_pairs.unused_settings(cfg)
     if not cfg.dpo:
         unused |= dict.fromkeys(("beta", "margin"), "dpo is 0")
     if not uses_kl(cfg):
         reason = "kl_chosen and kl_rejected are 0"
         unused |= dict.fromkeys(("divergence", "kl_temperature", "top_k"), reason)
-    if not cfg.refresh_every:
-        unused["negatives"] = "refresh_every is 0"
-    if not cfg.teacher:
-        unused["teacher_system"] = "there is no teacher"
-    if cfg.pairs:
-        of_samples = ("n_samples", "samples", "temperature", "max_rows", "gap")
-        unused |= dict.fromkeys((*of_samples, "min_positive_score"), "pairs are given")
-    else:
-        unused["on_bad_line"] = "no file of pairs is given"
     return unused
 
 

@@ -65,6 +65,7 @@ from rollouts import (
     split_groups,
     summarize_rollouts,
     trained_lengths,
+    unused_settings,
     verifier_metrics,
     write_rollouts,
 )
@@ -149,21 +150,6 @@ def check_settings(cfg: RlConfig, world: int) -> None:
         raise UserError(
             f"rl.batch_groups={cfg.batch_groups} is no multiple of the {world} processes"
         )
-
-
-def unused_settings(cfg: RlConfig) -> dict[str, str]:
-    """Settings that have no effect beside the others, each with the reason."""
-    unused = {}
-    if cfg.updates == 1:
-        reason = "with one update a batch no ratio is clipped"
-        unused |= dict.fromkeys(("clip_low", "clip_high"), reason)
-    if cfg.loss == "dr_grpo":
-        unused["divide_by_std"] = "dr_grpo never divides"
-    if not cfg.filter_samples:
-        unused["keep_between"] = "filter_samples is 0"
-    if not any(stage.reward == "pairwise" for stage in cfg.stages):
-        unused |= dict.fromkeys(("opponents", "reward_model"), "no stage is pairwise")
-    return unused
 
 
 def check_reward(cfg: RlConfig, stage: StageConfig) -> None:

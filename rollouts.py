@@ -31,6 +31,21 @@ from sampler import in_order
 COMPARED = {"taste", "helpsteer3", "ultrafeedback"}  # no rule judges all of a reply to these
 
 
+def unused_settings(cfg) -> dict[str, str]:
+    """Settings that have no effect beside the others, each with the reason."""
+    unused = {}
+    if cfg.updates == 1:
+        reason = "with one update a batch no ratio is clipped"
+        unused |= dict.fromkeys(("clip_low", "clip_high"), reason)
+    if cfg.loss == "dr_grpo":
+        unused["divide_by_std"] = "dr_grpo never divides"
+    if not cfg.filter_samples:
+        unused["keep_between"] = "filter_samples is 0"
+    if not any(stage.reward == "pairwise" for stage in cfg.stages):
+        unused |= dict.fromkeys(("opponents", "reward_model"), "no stage is pairwise")
+    return unused
+
+
 @dataclass
 class Rollout:
     """A response and what became of it."""

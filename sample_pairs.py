@@ -78,6 +78,21 @@ class PairConfig(loop.TrainConfig):
     negatives: Literal["worse", "any"] = "worse"  # what these must be; any: GKD, arXiv 2306.13649
 
 
+def unused_settings(cfg: PairConfig) -> dict[str, str]:
+    """Settings that have no effect beside the others, each with the reason."""
+    unused = {}
+    if not cfg.refresh_every:
+        unused["negatives"] = "refresh_every is 0"
+    if not cfg.teacher:
+        unused["teacher_system"] = "there is no teacher"
+    if cfg.pairs:
+        of_samples = ("n_samples", "samples", "temperature", "max_rows", "gap")
+        unused |= dict.fromkeys((*of_samples, "min_positive_score"), "pairs are given")
+    else:
+        unused["on_bad_line"] = "no file of pairs is given"
+    return unused
+
+
 # --------------------------------------------------------------------------------------------------
 # Samples
 

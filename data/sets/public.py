@@ -14,6 +14,7 @@ Rows that are no problems (empty, malformed, an answer that cannot be read, a pr
 before) are left out, and counted on stderr.
 """
 import functools
+import glob
 import gzip
 import hashlib
 import json
@@ -267,8 +268,8 @@ def family(spec: str) -> SimpleNamespace:
     if name not in SETS:
         raise UserError(f"no task {spec!r}; there are {', '.join(GENERATED)}, and the data sets "
                         f"{', '.join(SETS)}, also as name=PATH")
-    if path and not Path(path).exists():
-        raise UserError(f"task {spec}: there is no {path}")
+    if path and not glob.glob(path):
+        raise UserError(f"task {spec}: no .jsonl, .json or .parquet file at {path}")
     is_math = SETS[name].reward is math_reward
     return SimpleNamespace(
         problems=functools.partial(problems, name, path),
