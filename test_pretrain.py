@@ -306,7 +306,7 @@ def poisoned(mini, run, *options, code=0):
 
 def test_nan_never_enters_the_weights(mini, whole):
     output = poisoned(mini, "skip")
-    assert re.search(r"step 5: loss nan.*data/\w+/train_0000\d.bin", output)
+    assert re.search(r"step 5: loss nan.*data/\w+/00000/train_0000\d.bin", output)
     line = [line for line in metrics(mini, "skip") if "loss" in line][5]
     assert not line["finite"] and all(
         math.isfinite(x) for i, x in enumerate(losses(mini, "skip")) if i != 5
@@ -377,7 +377,7 @@ def test_bad_input_is_one_line(mini, options, message):
                          "message", [("missing", "is missing"), ("truncated", "is truncated")])
 def test_damaged_shards_are_named(mini, tmp_path, damage, message):
     shutil.copytree(mini.folder / "data", tmp_path / "data")
-    shard = tmp_path / "data/medium/train_00000.bin"
+    shard = tmp_path / "data/medium/00000/train_00000.bin"
     if damage == "missing":
         shard.unlink()
     else:

@@ -17,8 +17,8 @@ import pretrain
 import rl as rl_phase
 import sft
 from checks import warm
-from data.text.corpus import CorpusConfig
 from data.text.mixture import plan_stages
+from data.text.shards import CorpusConfig
 from experiments import dpd, fg_wsd, rl, runner, sft_data, stats
 from experiments.fg_wsd import ARMS, PretrainRun, make_stages
 
