@@ -41,6 +41,7 @@ from data.text.shards import (
     write_whole,
 )
 from data.text.sources import (
+    COUNTS,
     ReadPosition,
     find_files,
     invalid_reason,
@@ -65,7 +66,7 @@ def documents(sources: list[dict], cfg: CorpusConfig, share: float, position: Re
     """
     for text, is_whole_file in texts(sources, position, cfg.column, cfg.megabytes or inf):
         if duplicates is not None and duplicates[position.number - 1]:
-            position.duplicates += 1
+            position.count("duplicates")
         elif is_whole_file:
             yield _split_file(text, share)
         else:
@@ -151,7 +152,7 @@ class _Batch:
     """Documents that are tokenized together."""
     position: dict   # asdict() of the ReadPosition before them
     skipped: int = 0  # documents after that position which whole shards hold already
-    documents: list[tuple[str, str]] = field(default_factory=list)  # (split, text)
+    documents: list[tuple[str, str, str]] = field(default_factory=list)  # (split, text, file)
     text_bytes: int = 0
 
 
@@ -164,7 +165,7 @@ def _batches(stream: Iterator[list[tuple[str, str]]], position: ReadPosition,
             if batch.skipped < skip:
                 batch.skipped += 1
             else:
-                batch.documents.append((split, text))
+                batch.documents.append((split, text, position.file))
                 batch.text_bytes += n_bytes(text)
         is_full = len(batch.documents) >= BATCH_DOCUMENTS or batch.text_bytes > BATCH_BYTES
         if is_full:
@@ -244,10 +245,10 @@ def prepare_piece(piece: Piece, cfg: CorpusConfig) -> dict:
     stream = documents(piece.sources, cfg, piece.share, position, duplicates)
     for batch in _batches(stream, position, skip):
         n_written = batch.skipped  # documents after the batch's position
-        batch_ids = tokenizer.encode_batch([text for _, text in batch.documents])
-        for (split, text), ids in zip(batch.documents, batch_ids):
+        batch_ids = tokenizer.encode_batch([text for _, text, _ in batch.documents])
+        for (split, text, file), ids in zip(batch.documents, batch_ids):
             n_written += 1
-            writer.shards[split].add(text, ids)
+            writer.shards[split].add(text, ids, file)
             if writer.shards[split].n_tokens >= cfg.shard_tokens:
                 writer.close_shards(place=batch.position, skip=n_written)
     writer.close_shards(complete=True, place=asdict(position), skip=0)
@@ -386,13 +387,33 @@ def _join(pool: Pool, made: list[dict], command: str) -> dict:
     shards = []
     for piece, manifest in zip(pool.pieces, made):
         for entry in manifest["shards"]:
-            shards.append(entry | {"file": f"{piece.folder.name}/{entry['file']}"})
+            entry = entry | {"file": f"{piece.folder.name}/{entry['file']}"}
+            del entry["files"]
+            shards.append(entry)
     if not any(entry["split"] == "train" for entry in shards):
         bad_lines = [place["first"] for place in places if place["first"]]
         raise UserError(f"no documents to train on in {pool.sources}: {lost['empty']} empty, "
                         f"{lost['bad']} bad lines, {lost['left_out']} outside of \"keep\""
                         + "".join(f"; {line}" for line in bad_lines[:1]))
-    return _write_manifest(pool, command, complete=True, shards=shards, lost=lost)
+    return _write_manifest(pool, command, complete=True, shards=shards, lost=lost,
+                           files=_files_of(made))
+
+
+def _files_of(made: list[dict]) -> dict[str, dict]:
+    """{file: its counts, tokens and first bad line}, of the manifests of pieces; a large file is
+    in several."""
+    files = {}
+    for manifest in made:
+        for name, counts in manifest["place"]["files"].items():
+            empty = dict.fromkeys((*COUNTS, "tokens"), 0) | {"first": ""}
+            total = files.setdefault(name, empty)
+            total["first"] = total["first"] or counts.get("first", "")
+            for kind in COUNTS:
+                total[kind] += counts.get(kind, 0)
+        for entry in manifest["shards"]:
+            for name, n_tokens in entry["files"].items():
+                files[name]["tokens"] += n_tokens
+    return files
 
 
 def _write_manifest(pool: Pool, command: str, **state) -> dict:
@@ -536,8 +557,37 @@ def print_table(manifests: dict[str, dict]) -> None:
                       "corpus.val_fraction or val_tokens")
         lost = manifest["lost"]
         if any(lost.values()):
-            print(f"{name:12} bad lines: {lost['bad']}, empty documents: {lost['empty']}, "
-                  f"outside of \"keep\": {lost['left_out']}, duplicates: {lost['duplicates']}")
+            print(f"{name:12} {_left_out(lost)}")
+    for name, manifest in manifests.items():
+        _print_files(name, manifest.get("files", {}))  # of older versions it has none
+
+
+MOST_FILES = 30  # that are shown of a pool
+
+
+def _print_files(pool: str, files: dict[str, dict]) -> None:
+    """Prints a pool's files, those that lost something first; nothing of one that is whole."""
+    lossy = {name for name, counts in files.items() if any(counts[kind] for kind in COUNTS[1:])}
+    if len(files) < 2 and not lossy:
+        return
+    print(f"\n{'documents':>12} {'tokens':>16}  file of pool {pool}")
+    order = sorted(files, key=lambda name: name not in lossy)
+    for name in order[:MOST_FILES]:
+        counts = files[name]
+        n_documents = counts["documents"] - counts["duplicates"]
+        print(f"{n_documents:12,} {counts['tokens']:16,}  {name}")
+        if name in lossy:
+            print(f"{'':31}left out: {_left_out(counts)}")
+        if counts["first"]:
+            print(f"{'':31}first bad line: {counts['first']}")
+    if len(files) > MOST_FILES:
+        print(f"{'':31}… and {len(files) - MOST_FILES} more files")
+
+
+def _left_out(counts: dict[str, int]) -> str:
+    """What was left out, and why."""
+    return (f"bad lines: {counts['bad']}, empty documents: {counts['empty']}, "
+            f"outside of \"keep\": {counts['left_out']}, duplicates: {counts['duplicates']}")
 
 
 def main() -> None:

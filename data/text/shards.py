@@ -22,6 +22,7 @@ import json
 import os
 import secrets
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -189,14 +190,17 @@ class OpenShard:
         self.ends: list[int] = []
         self.n_tokens = 0
         self.text_bytes = 0
+        self.files = Counter()  # tokens of each file that the documents are from
 
-    def add(self, text: str, ids: np.ndarray) -> None:
-        """Appends a document: its text, which is only counted, and its token ids."""
+    def add(self, text: str, ids: np.ndarray, file: str) -> None:
+        """Appends a document: its text, which is only counted, its token ids, and where it is
+        from."""
         document = np.empty(len(ids) + 2, self.dtype)
         document[0] = self.tokenizer.bos
         document[1:-1] = ids
         document[-1] = self.tokenizer.eot
         self.n_tokens += len(document)
+        self.files[file] += len(document)
         self.documents.append(document)
         self.ends.append(self.n_tokens)
         self.text_bytes += n_bytes(text)
@@ -217,6 +221,7 @@ class OpenShard:
             "documents": len(self.ends),
             "tokens": self.n_tokens,
             "text_bytes": self.text_bytes,
+            "files": self.files,
             "bytes": path.stat().st_size,
             "sha256": checksum.hexdigest(),
         }

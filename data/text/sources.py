@@ -62,6 +62,7 @@ KINDS = {  # kind of source -> its own settings
     "pages": ("families", "corrupt", "seed"),
 }
 MOST_SHOWN = 20  # files of which the first bad line is shown at once
+COUNTS = ("documents", "bad", "empty", "left_out", "duplicates")  # of a file
 # Of a broken connection, after 2, 4, 8 … seconds. `datasets` itself has tried each 20 times.
 RETRIES = 5
 HINTS = {  # word of an error of `datasets` -> what to do
@@ -106,8 +107,16 @@ class ReadPosition:
     left_out: int = 0    # outside of "keep"
     duplicates: int = 0  # of documents that stay elsewhere
     first: str = ""      # the first bad line
-    files: dict = field(default_factory=dict)  # of each file that has any: the number of its bad
-                                               # lines, and the first
+    file: str = ""       # the one that is read
+    files: dict = field(default_factory=dict)  # of each file, the counts that are not 0 of these
+                                               # (COUNTS), and its first bad line
+
+    def count(self, what: str) -> None:
+        """Adds one to a count of the file that is read, and to that of all."""
+        if what != "documents":  # which are a source's
+            setattr(self, what, getattr(self, what) + 1)
+        counts = self.files.setdefault(self.file, {})
+        counts[what] = counts.get(what, 0) + 1
 
     def bad_line(self, where: str, what: str) -> None:
         """Counts a bad line of FILE:LINE; shows the first three, and the first of each file.
@@ -116,12 +125,11 @@ class ReadPosition:
         """
         if self.stop:
             raise UserError(f"{where}: {what} (corpus.on_bad_line=skip leaves such lines out)")
-        self.bad += 1
         self.first = self.first or f"{where}: {what}"
-        file, _, line = where.rpartition(":")
-        n_bad, first = self.files.get(file, (0, f"line {line}: {what}"))
-        self.files[file] = [n_bad + 1, first]
-        is_first = n_bad == 0 and len(self.files) <= MOST_SHOWN
+        self.count("bad")
+        counts = self.files[self.file]
+        is_first = "first" not in counts and len(self.files) <= MOST_SHOWN
+        counts.setdefault("first", f"{where.removeprefix(self.file).strip(' :')}: {what}")
         if (self.bad <= 3 or is_first) and not self.quiet:
             tqdm.write(f"bad line {where}: {what}", file=sys.stderr)
 
@@ -174,6 +182,7 @@ def _texts_of_source(source: dict, position: ReadPosition,
     all_parts = parts(source, columns=needed)
     while position.part < len(all_parts):
         part = all_parts[position.part]
+        position.file = part.name
         is_whole_file = "path" in source and _file_kind(part.name) in WHOLE
         columns_known = position.record > 0
         for number, record in read(source, part, position.record, needed, position.bad_line):
@@ -191,6 +200,7 @@ def _texts_of_source(source: dict, position: ReadPosition,
             if position.bytes > max_bytes:
                 return
             position.number += 1
+            position.count("documents")
             yield text, is_whole_file
         position.part += 1
         position.record = 0
@@ -207,10 +217,10 @@ def _text_of_record(source: dict, part: Part, record: dict,
         position.bad_line(f"{part}:{position.record}", f"{wrong} is missing or not text")
         return None
     if not kept(record, source):
-        position.left_out += 1
+        position.count("left_out")
         return None
     if not any(values):
-        position.empty += 1
+        position.count("empty")
         return None
     return "\n\n".join(values)
 

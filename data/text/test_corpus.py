@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -391,6 +392,31 @@ def test_bad_lines_are_named(tmp_path, tokenizer, capsys):
     assert (
         tokenizer.decode(read(tmp_path / "data", "train", tokenizer)[0][1:-1]) == "good\nbad \ufffd"
     )
+
+
+def test_the_table_names_each_file(tmp_path, tokenizer, capsys):
+    """Documents, tokens, what was left out and why, the first bad line; nothing is lost between."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one text\n", encoding="utf-16")
+    (folder / "b.txt").write_bytes("tëxt ".encode("latin-1") * 50)
+    (folder / "c.md").write_text("# More\n")
+    (folder / "d.jsonl").write_text('{"text": "x y"}\nno\n{"text": ""}\n{"text": 3}\n')
+    manifest = make(tmp_path / "data", tokenizer, folder, val_fraction=0.0)
+    files = {Path(name).name: counts for name, counts in manifest["files"].items()}
+    assert {name: counts["documents"] for name, counts in files.items()} == {
+        "a.txt": 1, "b.txt": 0, "c.md": 1, "d.jsonl": 1}
+    for name, text in (("a.txt", "one text\n"), ("c.md", "# More\n"), ("d.jsonl", "x y")):
+        assert files[name]["tokens"] == len(tokenizer.encode(text)) + 2
+    assert sum(counts["tokens"] for counts in files.values()) == manifest["shards"][0]["tokens"]
+    capsys.readouterr()
+    corpus.print_table({"text": manifest})
+    said = capsys.readouterr().out
+    for line in (r" 1 +\d+  \S+/a.txt\n", r" 0 +0  \S+/b.txt\n +left out: bad lines: 1, .*\n"
+                 " +first bad line: 1: neither UTF-8 nor UTF-16",
+                 r" 1 +\d+  \S+/d.jsonl\n +left out: bad lines: 2, empty documents: 1, .*\n"
+                 " +first bad line: 2: not JSON"):
+        assert re.search(line, said), said
 
 
 def test_user_errors(tmp_path, tokenizer, jsonl):

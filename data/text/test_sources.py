@@ -336,9 +336,10 @@ def test_another_encoding_is_refused_by_name(tmp_path):
     b = (TEXT * 99) + "one \ufffd here\n"
     assert read_all({"path": str(tmp_path)}, place) == [b] and place.bad == 2
     assert place.files == {
-        str(tmp_path / "a.txt"): [1, "line 1: neither UTF-8 nor UTF-16; convert the file, for "
-                                     "example by `iconv -f LATIN1 -t UTF-8`"],
-        str(tmp_path / "b.txt"): [1, "line 199: not UTF-8; 1 such bytes become U+FFFD"],
+        str(tmp_path / "a.txt"): {"bad": 1, "first": "1: neither UTF-8 nor UTF-16; convert the "
+                                  "file, for example by `iconv -f LATIN1 -t UTF-8`"},
+        str(tmp_path / "b.txt"): {"bad": 1, "documents": 1, "first": "199: not UTF-8; 1 such bytes "
+                                  "become U+FFFD"},
     }
     with pytest.raises(UserError, match=r"a.txt:1: neither UTF-8 nor"):
         read_all({"path": str(tmp_path)})
@@ -357,7 +358,7 @@ def test_the_first_bad_line_of_each_file(tmp_path, capsys):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n' + "no\n" * 5)
     place = ReadPosition()
     assert read_all({"path": str(tmp_path)}, place) == ["x", "x"] and place.bad == 10
-    assert [n for n, _ in place.files.values()] == [5, 5]
+    assert [counts["bad"] for counts in place.files.values()] == [5, 5]
     said = capsys.readouterr().err
     assert said.count("bad line") == 4 and "a.jsonl:2: not JSON" in said and "b.jsonl:2" in said
     assert ReadPosition(**json.loads(json.dumps(asdict(place)))) == place
@@ -374,7 +375,7 @@ def test_no_line_fills_the_memory(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
     place = ReadPosition()
     assert read_all({"path": str(tmp_path)}, place) == ["good"] * 4
-    assert [first for _, first in place.files.values()] == ["line 2: longer than 0 MB"] * 2
+    assert [c["first"] for c in place.files.values()] == ["2: longer than 0 MB"] * 2
     endless = gzip.compress(b"\0" * (20 << 20))
     for name in ("c.jsonl.gz", "d.txt.gz", "e.parquet.gz"):
         (tmp_path / name).write_bytes(endless)
