@@ -567,7 +567,7 @@ MOST_FILES = 30  # that are shown of a pool
 
 def _print_files(pool: str, files: dict[str, dict]) -> None:
     """Prints a pool's files, those that lost something first; nothing of one that is whole."""
-    lossy = {name for name, counts in files.items() if any(counts[kind] for kind in COUNTS[1:])}
+    lossy = {name for name, counts in files.items() if _n_left_out(counts)}
     if len(files) < 2 and not lossy:
         return
     print(f"\n{'documents':>12} {'tokens':>16}  file of pool {pool}")
@@ -582,6 +582,10 @@ def _print_files(pool: str, files: dict[str, dict]) -> None:
             print(f"{'':31}first bad line: {counts['first']}")
     if len(files) > MOST_FILES:
         print(f"{'':31}… and {len(files) - MOST_FILES} more files")
+
+
+def _n_left_out(counts: dict[str, int]) -> int:
+    return sum(counts[kind] for kind in COUNTS[1:])
 
 
 def _left_out(counts: dict[str, int]) -> str:
