@@ -580,7 +580,7 @@ def answer_early() -> None:
     function read_options() of a script that has options and no config is run by itself.
     """
     path = Path(getattr(sys.modules["__main__"], "__file__", None) or "/")
-    if ROOT not in path.resolve().parents:
+    if ROOT not in path.resolve().parents or not path.is_file():  # or `python - < file`
         return
     if sys.argv[1:2] == ["--compare"]:  # python -m report: of runs, so without a config
         return
