@@ -110,8 +110,9 @@ def test_import_pretrain_loads_little():
     """No sandbox, no client of servers, no plots until they are needed. Empty files are none."""
     code = ("import sys, pretrain\n"
             "for module in list(sys.modules.values()): print(getattr(module, '__file__', ''))")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     output = subprocess.run([sys.executable, "-"], input=code, cwd=ROOT, capture_output=True,
-                            text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout
+                            text=True, check=True, env=environment).stdout
     files = set(output.split()) & {str(path) for path in MODULES.values()}
     loaded = [name for name in files if Path(name).read_text(encoding="utf-8").strip()]
     assert 15 < len(loaded) <= LOADED_BY_PRETRAIN, sorted(loaded)
