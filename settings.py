@@ -160,10 +160,10 @@ def as_number(value, kind: type) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if kind is int:
-        return int(value) if value == value // 1 and math.isfinite(value) else None
+        return int(value) if isinstance(value, int) or value.is_integer() else None
     try:
         return float(value)
-    except OverflowError:
+    except OverflowError:  # a whole number of more than 308 digits
         return None
 
 

@@ -126,9 +126,9 @@ def test_what_is_wrong_is_named(config, argument, message):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, -(10**16), 1e300])
-@pytest.mark.parametrize("name", ["lr", "theta", "beta"])
+@pytest.mark.parametrize("name", ["lr", "theta", "beta", "rows", "steps"])
 def test_numbers_are_finite(value, name):
-    with pytest.raises(UserError, match=f"^pretrain.{name} must be a number"):
+    with pytest.raises(UserError, match=f"^pretrain.{name} must be a (whole )?number"):
         settings.from_dict(Settings, {name: value}, "pretrain")
 
 
