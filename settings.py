@@ -588,6 +588,7 @@ def answer_early() -> None:
     try:
         if arguments is not None:
             load_config(**arguments)
+            say_ignored(arguments)
         else:
             run_read_options(path.resolve())
     except UserError as error:
@@ -621,6 +622,14 @@ def arguments_of_load_config(path: Path) -> dict | None:
         else:
             arguments[word.arg] = find_class(path, word.value)
     return arguments
+
+
+def say_ignored(sections: dict) -> None:
+    """Names the settings of the command that are another script's."""
+    for argument in sys.argv[2:]:
+        section, _, _ = parse_argument(argument)
+        if section and section not in sections and os.environ.get("RANK", "0") == "0":
+            print(f"note: {argument} has no effect in {script_name()}", file=sys.stderr)
 
 
 def run_read_options(path: Path) -> None:
