@@ -6,7 +6,7 @@
 Every value of VALUES goes into every setting of every section of every command, into every setting
 of the stages, and into every option. What settings.py refuses must name the setting and its bounds.
 All else is tried: the command on the miniature of checks.mini_phases, until it has done three steps
-or has ended, with no traceback and in a minute. A weight, a rate or a fraction (a setting that is
+or has ended, with no traceback and in minutes. A weight, a rate or a fraction (a setting that is
 no whole number) that changes nothing in these steps must be in NOT_IN_STEPS, or the command must
 say that it has no effect.
 """
@@ -45,7 +45,7 @@ from checks.mini import ROOT, Mini
 VALUES = ("0", "-1", "1", "nan", "inf", "", "abc", "1e30", str(LARGEST), "[]", "[1]", "{}",
           "None", "true")
 TEXTS = ("", "abc", "0")  # of settings that are texts: any is one
-SECONDS = 120.0  # that a try may take: a machine may be busy
+SECONDS = 600.0  # that a try may take: compiling takes minutes where a machine is busy
 STEPS = 3
 COMMANDS = {  # whose sections are tried by it
     "pretrain": ("model", "pretrain"),
@@ -127,7 +127,7 @@ class Tries:
     def command(self, script: str, run: str) -> list[str]:
         if script in mini_phases.PHASES:
             return [*mini_phases.command(script, run), f"--{script}.log_every=1",
-                    f"--{script}.prompts=[]", "--evaluate.tasks=[]"]
+                    f"--{script}.grad_clip=0.1", f"--{script}.prompts=[]", "--evaluate.tasks=[]"]
         if script == "evaluate":
             return ["evaluate.py", "phases.py", f"--run={run}",
                     "--evaluate.checkpoint=out/base/pretrain"]
