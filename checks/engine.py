@@ -11,6 +11,8 @@ The sources are generated pages and this Python's text, --megabytes of them (24)
 adds a line to results/engine.jsonl. Ray and the stores are packages that are not required: pip
 install ray s3fs moto[server] aiohttp.
 """
+from settings import ROOT
+
 import argparse
 import contextlib
 import functools
@@ -38,7 +40,6 @@ import tokenizers
 import torch
 
 import common
-from checks.mini import ROOT
 from data.tasks import pages
 from data.text.sources import ReadPosition, texts
 from data.text.tokenizer import Tokenizer, _without_control_tokens

@@ -378,7 +378,7 @@ def find_files(where: str) -> list[File]:
 
 def _find_elsewhere(where: str) -> list[File]:
     """The find_files() of an address: one listing of its store."""
-    store, path = fsspec.url_to_fs(where)
+    store, path = _open_store(where)
     if "*" in path:
         found = store.glob(path, detail=True)
     elif _file_kind(path):
@@ -391,6 +391,14 @@ def _find_elsewhere(where: str) -> list[File]:
         version = str([str(info[key]) for key in VERSION_KEYS if key in info])
         files.append(File(store.unstrip_protocol(name), info["size"], version))
     return files
+
+
+def _open_store(address: str) -> tuple:
+    """(fsspec's file system, path in it) of an address."""
+    try:
+        return fsspec.url_to_fs(address)
+    except (ImportError, ValueError) as error:  # it says which package is missing
+        raise UserError(f"{address} cannot be read: {_one_line(error)}") from None
 
 
 def _retried(what: str, call: Callable) -> object:
@@ -409,8 +417,6 @@ def _retried(what: str, call: Callable) -> object:
         except PermissionError as error:
             raise UserError(f"{what} may not be read: {_one_line(error)}; credentials are those of "
                             "the store's own environment variables") from None
-        except (ImportError, NotImplementedError) as error:
-            raise UserError(f"{what} cannot be read: {_one_line(error)}") from None
         except Exception as error:  # each store has its own
             reason = f"{type(error).__name__}: {_one_line(error)}"
         if tries < RETRIES:
@@ -434,7 +440,7 @@ class _Elsewhere(io.RawIOBase):
 
     def __init__(self, address: str):
         self.address = address
-        self.store, self.path = fsspec.url_to_fs(address)
+        self.store, self.path = _open_store(address)
         self.size = _retried(address, lambda: self.store.info(self.path))["size"]
         if self.size is None:
             raise UserError(f"{address}: its server says no size; fetch it yourself")

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import datasets
+import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from common import UserError
 from data.text import decoding, sources
@@ -384,3 +386,56 @@ def test_no_line_fills_the_memory(tmp_path, monkeypatch):
             read_all({"path": str(tmp_path / name)})
         assert tracemalloc.get_traced_memory()[1] < 60 << 20
         tracemalloc.stop()
+
+
+class Unreliable(MemoryFileSystem):
+    """A store of which two answers of three are an error, or cut in their middle."""
+
+    protocol = "unreliable"
+    n_asked = 0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("unreliable://"))
+
+    def cat_file(self, path, start=None, end=None, **options):
+        Unreliable.n_asked += 1
+        data = super().cat_file(path, start=start, end=end, **options)
+        if Unreliable.n_asked % 3 == 1:
+            raise ConnectionError("Server Disconnected")
+        return data[: len(data) // 2] if Unreliable.n_asked % 3 == 2 else data
+
+
+def test_other_stores_give_the_same_documents(folders, monkeypatch, capsys):
+    fsspec.register_implementation("unreliable", Unreliable, clobber=True)
+    monkeypatch.setattr(sources, "FETCHED_BYTES", 1500)
+    waits = []
+    monkeypatch.setattr(sources.time, "sleep", waits.append)
+    store = Unreliable()
+    for kind, folder in folders.items():
+        for file in folder.iterdir():
+            store.pipe_file(f"/sets/{kind}/{file.name}", file.read_bytes())
+        if kind == "jsonl":
+            packed = gzip.compress((folder / "train-0.jsonl").read_bytes())
+            store.pipe_file("/sets/packed/train-0.jsonl.gz", packed)
+    for where, n in (("parquet", 90), ("jsonl/*-[02].jsonl", 60), ("packed/train-0.jsonl.gz", 30)):
+        source = {"path": f"unreliable://sets/{where}"}
+        expected = [row["text"] for row in (ROWS if n == 90 else ROWS[:30] + ROWS[60:])][:n]
+        assert read_all(source) == expected
+        assert [part.bytes > 0 for part in parts(source)] == [True] * (n // 30)
+    assert len(waits) > 20 and set(waits) == {2, 4}
+    assert "trying again in 2 s" in capsys.readouterr().err
+    pieces = parts({"path": "unreliable://sets/jsonl/train-1.jsonl"}, largest=1000)
+    found = [record for part in pieces for _, record in read({"path": "x"}, part)]
+    assert len(pieces) > 5 and found == ROWS[30:60]
+    monkeypatch.setattr(Unreliable, "n_asked", 0)
+    monkeypatch.setattr(store, "cat_file", lambda *_, **__: b"")
+    with pytest.raises(UserError, match=r"train-1.jsonl broke off \(OSError: 0 bytes in place of"):
+        read_all({"path": "unreliable://sets/jsonl/train-1.jsonl"})
+    for where, message in (
+        ("unreliable://sets/none.jsonl", "none.jsonl is not there"),
+        ("s3x://sets/a.jsonl", "cannot be read: Protocol not known: s3x"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_all({"path": where})
+    assert "password" in invalid_reason({"path": "https://me:secret@host/a.jsonl"})
