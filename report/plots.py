@@ -305,8 +305,8 @@ def plot_phases(path: Path, scores: dict[str, dict[str, dict]], title: str) -> P
     tasks = {}  # in order, each once
     for by_task in scores.values():
         tasks |= dict.fromkeys(by_task)
-    n_columns = min(len(tasks), 5)
-    n_rows = -(-len(tasks) // n_columns)
+    n_rows = -(-len(tasks) // 5)
+    n_columns = -(-len(tasks) // n_rows)
     height = 0.5 + n_rows * (0.6 + 0.32 * len(scores))
     figure, axes = plt.subplots(n_rows, n_columns, figsize=(9, height), sharey=True, squeeze=False,
                                 constrained_layout=True)

@@ -7,8 +7,8 @@ import torch
 import common
 import hf
 from common import UserError
-from data.tasks import pages, registry
-from data.tasks.problem import Problem
+from data.tasks import registry
+from data.tasks.problem import GENERATED, Problem
 from evaluate import EvaluateConfig, task_prompt
 from generate import decode_answer, sample, stop_ids
 from report.tables import MAX_CHARACTERS, PHASES, load_json, phase_title
@@ -36,7 +36,7 @@ def collect_samples(out: Path, cfg: EvaluateConfig) -> list[dict]:
 
     Answers are kept in samples.json, by checkpoint; right or wrong is computed anew each time.
     """
-    tasks = [task for task in cfg.tasks if task in (*pages.FAMILIES, "taste")]
+    tasks = [task for task in cfg.tasks if task in GENERATED and rules_decide(task)]
     problems = [registry.family(task).problems(cfg.split, LEVEL, cfg.seed)[-1] for task in tasks]
     if not problems:
         return []
@@ -56,6 +56,11 @@ def collect_samples(out: Path, cfg: EvaluateConfig) -> list[dict]:
         items.append(dict(task=task, question=problem.question, answer=problem.answer,
                           replies=replies))
     return items
+
+
+def rules_decide(task: str) -> bool:
+    """Whether no answer to a task is left open to a verifier, whom a report does not ask."""
+    return not hasattr(registry.family(task), "judge")
 
 
 def describe_reward(reward: float | None) -> str:
