@@ -1,7 +1,7 @@
 """Random programs into the sandbox, random answers into the verifier, damaged inputs into all that
 reads them: nothing crashes, hangs or earns a reward.
 
-    python -m checks.fuzz [--n=10000] [--write]     # nine minutes on 2 cores, and 15 for inputs
+    python -m checks.fuzz [--n=10000] [--write]     # nine minutes on 2 cores, and four for inputs
     python -m checks.fuzz --only=inputs             # checks/fuzz_inputs.py alone
 
 Programs are statements drawn from lists of what attackers use, nested and joined at random, some

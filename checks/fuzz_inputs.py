@@ -19,6 +19,8 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow
@@ -270,10 +272,14 @@ def child(work: Callable, numbers: range, seed: str, pipe: int) -> None:
         os.write(pipe, f"{json.dumps([number, outcome(work, number, seed)])}\n".encode())
 
 
-def run(kind: str, n: int, where: Path) -> Counter:
+def run(kind: str, n: int) -> Counter:
     """{how it ended: how often} of n tries. A process that dies is a fault, and followed by
     another."""
-    work = KINDS[kind](where)
+    with tempfile.TemporaryDirectory() as where:
+        return _run(kind, KINDS[kind](Path(where)), n)
+
+
+def _run(kind: str, work: Callable, n: int) -> Counter:
     ends, first = Counter(), 0
     while first < n:
         read, write = os.pipe()
@@ -303,5 +309,7 @@ def run_all(n: int) -> dict[str, Counter]:
     fewer."""
     shares = {"folders": 0.35, "tokenizers": 0.1, "data files": 0.3, "answers": 0.25}
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as where:
-        return {kind: run(kind, round(n * share), Path(where)) for kind, share in shares.items()}
+    torch.set_num_threads(1)
+    with ProcessPoolExecutor(len(shares), get_context("fork")) as pool:
+        ends = {kind: pool.submit(run, kind, round(n * share)) for kind, share in shares.items()}
+        return {kind: end.result() for kind, end in ends.items()}

@@ -268,7 +268,9 @@ class Tokenizer:
             raise UserError(f"{path} is not a tokenizer.json: it is not a text file") from None
         except ValueError as error:
             raise UserError(f"{path} cannot be read: {error}") from None
-        _try_out(text, str(path))
+        if reason := _why_not(text):
+            raise UserError(f"{path} is not a tokenizer.json of a Llama- or GPT-type tokenizer: "
+                            f"{untrusted.printable(reason)}")
         try:
             return Tokenizer(text, str(path), eot)
         except (UserError, KeyboardInterrupt, SystemExit):
@@ -287,13 +289,10 @@ def _shown(piece: bytes) -> str:
     return repr(piece.decode("utf-8", errors="replace"))
 
 
-@functools.lru_cache(8)  # of a file that is read again
-def _try_out(text: str, name: str) -> None:
-    """UserError for a file that is malformed, or that a process of its own does not survive."""
-    reason = _invalid_ids(text) or trial.why_not(text)
-    if reason:
-        raise UserError(f"{name} is not a tokenizer.json of a Llama- or GPT-type tokenizer: "
-                        f"{untrusted.printable(reason)}")
+@functools.lru_cache(8)  # of what is read again, as each checkpoint has a copy
+def _why_not(text: str) -> str:
+    """Why a file cannot serve: it is malformed, or a process of its own does not survive it."""
+    return _invalid_ids(text) or trial.why_not(text)
 
 
 def _invalid_ids(text: str) -> str:
