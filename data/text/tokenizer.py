@@ -6,7 +6,7 @@ ids are proven equal (`tiktoken_ranks`). A Llama vocabulary, which tiktoken cann
 where a text may be cut into words whose ids are kept (`Words`). Control tokens are put in by id,
 never by text: "<|im_end|>" written in a text stays text.
 """
-from settings import PositiveFloat, PositiveInt
+from settings import Bounds, PositiveFloat
 
 import functools
 import hashlib
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tiktoken
@@ -58,8 +58,8 @@ PATTERNS = {
 @dataclass
 class TokenizerConfig:
     kind: Literal["bpe", "char"] = "bpe"
-    vocab_size: PositiveInt = 2048  # ids in all: 256 bytes, merges, 10 control tokens (fewer if the
-                                    # text has fewer)
+    vocab_size: Annotated[int, Bounds(1, 2**24)] = 2048  # ids in all: 256 bytes, merges, 10 control
+                                                         # tokens (fewer if the text has fewer)
     train_mb: PositiveFloat = 8.0  # megabytes of text, from all pools alike, that it is trained on
     path: str = ""               # an existing tokenizer.json to use; nothing is trained then. Later
                                  # phases use it, too, where it agrees with their checkpoint's
