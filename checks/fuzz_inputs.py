@@ -128,13 +128,16 @@ def change_file(path: Path, rng: random.Random) -> None:
 # --------------------------------------------------------------------------------------------------
 # What is tried: each makes its input anew in an empty folder, and reads it
 
+def small_tokenizer() -> Tokenizer:
+    return train_tokenizer(["a small text to learn from. " * 20], TokenizerConfig(vocab_size=320))
+
+
 class Folders:
     """hf.load of folders like Hugging Face's and of our own, with checksums that are right."""
 
     def __init__(self, where: Path):
         self.where = where
-        tokenizer = train_tokenizer(["a small text to learn from. " * 20],
-                                    TokenizerConfig(vocab_size=320))
+        tokenizer = small_tokenizer()
         cfg = ModelConfig(2, 16, 24, 2, 1, 8, vocab_size=320, max_context=64)
         model = Transformer(cfg)
         hf.export(model, tokenizer, where / "theirs", torch.float32)
@@ -172,7 +175,7 @@ class Tokenizers:
     """Tokenizer.load, and the encoding of a few texts, of files with hostile values."""
 
     def __init__(self, where: Path):
-        self.whole = (where / "tokenizer.json").read_bytes()
+        self.whole = small_tokenizer().json.encode()
 
     def __call__(self, folder: Path, rng: random.Random) -> str:
         (folder / "tokenizer.json").write_bytes(changed_json(self.whole, rng))
