@@ -6,9 +6,9 @@ of our generation config. It is held against the trainer:
 
 1. log-probabilities of its answers, at two temperatures, also after new weights
 2. weights that were reloaded without a pause are seen by the probe
-3. 20 steps of RL on arithmetic, by this process and by the server: held-out scores before, after.
-   In the midst of it the server is killed while it answers, and started again
-4. some steps with rl.ahead=1: answers by weights that are one update older, corrected by rl.tis
+3. 20 steps of RL on arithmetic, by this process and by the server: held-out scores before, after
+4. some steps with rl.ahead=1: answers by weights that are one update older, corrected by rl.tis. In
+   the midst of it the server is killed while it answers, and started again
 
 How vLLM is installed on a machine without a GPU: docs/SCALING.md.
 """
@@ -38,13 +38,13 @@ from generate import stop_ids
 from kernels.cross_entropy import linear_logprobs
 from sampler import Served, in_order
 
-STEPS, AHEAD_STEPS, KILLED_AT = 20, 5, 8
+STEPS, AHEAD_STEPS, KILLED_AT = 20, 6, 2
 CONFIG = f"""
 from configs.tiny import *
 rl = rl | dict(
-    stages=[dict(name="STEM", problems=dict(math=128), steps={STEPS})], reward_model="",
-    verifier={{}}, batch_groups=8, lr=5e-4, eval_tasks=[], log_every=1)
-evaluate = dict(tasks=["math"], n_problems=128, k=4, max_new_tokens=80)
+    stages=[dict(name="STEM", problems=dict(math=100), steps={STEPS})], reward_model="",
+    verifier={{}}, batch_groups=12, lr=1e-4, eval_tasks=[], log_every=1)
+evaluate = dict(tasks=["math"], n_problems=200, k=4, max_new_tokens=80)
 """
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the commands that reload weights
@@ -214,14 +214,14 @@ def main():
         found["embedded"] = finish(embedded, folder, "embedded")
         print(found["embedded"], flush=True)
         servers = f"--rl.servers=['{server.url}']"
-        run = run_rl(folder, "served", source, servers, "--rl.max_rows=64")
-        said = kill_in_the_midst(server, folder, "served")
-        found["served"] = finish(run, folder, "served") | dict(said=said)
+        found["served"] = finish(run_rl(folder, "served", source, servers), folder, "served")
         print(found["served"], flush=True)
-        stages = [dict(name="STEM", problems=dict(math=128), steps=AHEAD_STEPS)]
+        stages = [dict(name="STEM", problems=dict(math=100), steps=AHEAD_STEPS)]
         run = run_rl(folder, "ahead", source, servers, "--rl.ahead=1", "--rl.tis=2.0",
-                     f"--rl.stages={stages}", "--rl.filter_samples=0", "--evaluate.tasks=[]")
-        found["ahead"] = finish(run, folder, "ahead")
+                     f"--rl.stages={stages}", "--rl.filter_samples=0", "--evaluate.tasks=[]",
+                     "--rl.max_rows=32")
+        said = kill_in_the_midst(server, folder, "ahead")
+        found["ahead"] = finish(run, folder, "ahead") | dict(said=said)
         print(found["ahead"], flush=True)
     finally:
         server.kill()
