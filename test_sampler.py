@@ -358,6 +358,21 @@ def test_rl_by_a_server(trained, server):
     assert n_answers == 10 * 4 + 3 * 2 * 4
 
 
+def test_rl_one_step_ahead(trained, server):
+    """From the second step on its rollouts are by the weights before the last update."""
+    lines = run_rl(
+        trained, server, "ahead", "--rl.ahead=1", "--rl.tis=2.0", "--rl.filter_samples=0")
+    mismatches = [line.get("logprob_mismatch", 0.0) for line in lines]
+    assert mismatches[0] < 1e-5 < max(mismatches[1:])
+    assert server.commands.count("/collective_rpc") == 2  # the last step asks for no other
+
+
+def test_ahead_needs_servers_and_a_correction(trained, server, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_rl(trained, server, "bad", "--rl.ahead=1")
+    assert "error: rl.ahead=1 needs rl.servers, which" in capsys.readouterr().err
+
+
 def test_an_evaluation_by_servers(trained, server, capsys):
     """By our own prompts and token ids, of the checkpoint that the servers must have."""
     command = ("evaluate.py", "mini.py", "--run=scores", "--evaluate.checkpoint=out/base/pretrain",
