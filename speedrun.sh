@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 scale=${1:-1}
 run=tiny shorter=() rougher=() easier=() anything=() fewer=()
 if [ "$scale" != 1 ]; then  # models that can nearly nothing: all is run, little comes out
-    run=tiny-$scale shorter=(--evaluate.n_problems=16) rougher=(--refine.retries=0 --refine.completer=)
+    run=tiny-$scale shorter=(--evaluate.n_problems=4) rougher=(--refine.retries=0 --refine.completer=)
     easier=(--distill.min_positive_score=0 --distill.gap=0) anything=(--rl.filter_samples=0)
     fewer=(--synthesize.n=90)
 fi
