@@ -21,7 +21,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
@@ -133,9 +132,8 @@ def _connect():
     except ImportError:
         raise UserError("--engine=ray needs Ray: pip install ray") from None
     if not ray.is_initialized():
-        variables = ONE_THREAD | {"PYTHONPATH": str(Path(__file__).parents[1])}
         try:
-            ray.init(runtime_env={"env_vars": variables}, log_to_driver=False, logging_level=40)
+            ray.init(log_to_driver=False, logging_level=40)  # workers import from where we are
         except Exception as error:  # what can go wrong has no common base
             raise UserError(f"no Ray cluster at RAY_ADDRESS: {error!r:.200}") from None
     return ray
@@ -143,5 +141,6 @@ def _connect():
 
 def _work_in(folder: str, work: Callable, item: object) -> object:
     """work(item) in the folder that the command runs in."""
+    os.environ.update(ONE_THREAD)
     os.chdir(folder)
     return work(item)
