@@ -270,7 +270,7 @@ def place_rows(running: list[Row], new: list[Row], part: int) -> list[Row]:
 
 
 class DecodeGraphs:
-    """model.decode on a GPU: a step of 36 layers is launched as one CUDA graph.
+    """model.decode on a GPU: a step of all layers is launched as one CUDA graph.
 
     A graph is captured for each number of rows in SIZES, anew where the cache has grown; other
     numbers are filled up with rows that nobody reads.
