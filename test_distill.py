@@ -909,7 +909,7 @@ PREFERENCE = ["--distill.kl_chosen=0", "--distill.kl_rejected=0"]
             ["--distill.on_bad_line=ignore"],
             "distill.on_bad_line must be one of 'skip', 'stop', not 'ignore'",
         ),
-        (["--distill.curve=square"], "curve 'square'"),
+        (["--distill.curve=square"], "distill.curve must be one of 'linear', "),
         (["--distill.top_k=5", "--distill.divergence=0.5"], "distill.top_k goes with divergence=0"),
         (["--distill.divergence=2"], "distill.divergence"),
         (["--distill.top_k=1000", *QUICK], "distill.top_k"),

@@ -195,7 +195,7 @@ def test_a_verifier_scores_what_rules_leave_open(monkeypatch, tokenizer, tmp_pat
     for wrong, message in (
         ({"modle": {}}, "unknown key 'modle'"),
         ({"turns": 2}, "model is missing"),
-        ({"model": {}, "turns": 0}, "turns must be at least 1"),
+        ({"model": {}, "turns": 0}, "turns must be a whole number from 1 to 100, not 0"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.open_verifier(wrong, ["phrases"], tmp_path, one)
@@ -524,7 +524,7 @@ def test_two_processes_and_a_kill_end_with_the_same_file(folder, monkeypatch, ca
     process.communicate(timeout=60)
     folder.run(*command, ranks=2)
     assert (folder.folder / "out/two/evaluate.jsonl").read_bytes() == whole
-    assert {path.name[-8:] for path in parts.iterdir()} == {".0.jsonl", ".1.jsonl"}
+    assert {path.name[-8:] for path in parts.iterdir()} == {".0.jsonl", ".1.jsonl", "lock"}
 
 
 @pytest.mark.parametrize(
@@ -536,7 +536,7 @@ def test_two_processes_and_a_kill_end_with_the_same_file(folder, monkeypatch, ca
         ),
         (
             ["--evaluate.tasks=['gsm8k=gone.jsonl']"],
-            "no .jsonl, .json or .parquet file .* at gone.jsonl",
+            "no .jsonl, .json or .parquet file at gone.jsonl",
         ),
         (
             ["--evaluate.tasks=['math500=wrong.jsonl']"],
@@ -548,8 +548,8 @@ def test_two_processes_and_a_kill_end_with_the_same_file(folder, monkeypatch, ca
             "no tokenizer bare/tokenizer.json .*give a Hugging Face tokenizer.json",
         ),
         (["--evaluate.checkpoint=gone"], "gone is no checkpoint"),
-        (["--evaluate.split=valid"], "split 'valid'"),
-        (["--evaluate.k=0"], "must be at least 1"),
+        (["--evaluate.split=valid"], "evaluate.split must be one of .*, not 'valid'"),
+        (["--evaluate.k=0"], "evaluate.k must be a whole number from 1"),
         (["--evaluate.endpoint=http://localhost:1/v1"], "are both set"),
         (
             ["--evaluate.endpoint=localhost", "--evaluate.checkpoint="],
@@ -633,7 +633,7 @@ def test_the_same_evaluation_by_a_server_and_here(server, export, prompt_format)
         max_rows=2,
     )
 
-    def results(model, tokenizer):
+    def results(sampler, tokenizer):
         return [
             (
                 re.sub(r"<\|\w+\|>", "", row["response"]),
@@ -641,11 +641,12 @@ def test_the_same_evaluation_by_a_server_and_here(server, export, prompt_format)
                 row["reward"],
                 row["finish_reason"],
             )
-            for score in evaluate.evaluate(Embedded(model), tokenizer, cfg).values()
+            for score in evaluate.evaluate(sampler, tokenizer, cfg).values()
             for row in score["rows"]
         ]
 
-    ours = results(*hf.load(export))
+    model, tokenizer = hf.load(export)
+    ours = results(Embedded(model), tokenizer)
     assert results(evaluate.server_llm(cfg), None) == ours and {row[-1] for row in ours} == {
         "stop",
         "length",

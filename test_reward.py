@@ -471,13 +471,15 @@ def test_two_ranks_take_the_same_steps(base, whole):
 
 @pytest.mark.parametrize("options, message", [
     (["--reward.preferences=[{'path': 'none.jsonl'}]"],
-     "no .txt, .jsonl or .parquet file (or .gz of one) at none.jsonl"),
+     "no .txt, .md, .jsonl, .parquet file (or .gz or .zst of one) at none.jsonl"),
     (["--reward.preferences=[{'tast': 5}]"], "{'tast': 5} must have one of \"path\""),
-    (["--reward.preferences=[]"], "reward.preferences has no pair to train on"),
+    (["--reward.preferences=[]"],
+     "reward.preferences must be a list of at least 1, each a dict, not []"),
     (["--reward.context=16"], "reward.preferences has no pair to train on; 96 longer than 16 "
                               "tokens"),
-    (["--reward.curve=square"], "curve 'square'"),
-    (["--reward.kind=scalar"], "reward.kind must be one of pairwise, bradley_terry, not 'scalar'"),
+    (["--reward.curve=square"], "reward.curve must be one of 'linear', "),
+    (["--reward.kind=scalar"],
+     "reward.kind must be one of 'pairwise', 'bradley_terry', not 'scalar'"),
     (["--init_from=nowhere"], "nowhere is no checkpoint: neither a phase's folder"),
     (["--model.n_layers=3"], "has n_layers = 2, this run's model has 3: set model.n_layers"),
 ])

@@ -471,8 +471,8 @@ def test_a_named_pool_beside_those_of_the_folder(base, monkeypatch, capsys):
                               "out/tiny/pretrain nor"),
     (["--sft.pools={'math': [{'path': 'none.jsonl'}], 'tools': [{'path': "
       "'tools.jsonl'}]}"], "none.jsonl"),
-    (["--sft.on_bad_line=ignore"], "on_bad_line is 'ignore'; it must be 'skip' or 'stop'"),
-    (["--sft.over_long=split"], "over_long is 'split'; it must be 'drop' or 'cut'"),
+    (["--sft.on_bad_line=ignore"], "sft.on_bad_line must be one of 'skip', 'stop', not 'ignore'"),
+    (["--sft.over_long=split"], "sft.over_long must be one of 'drop', 'cut', not 'split'"),
     (["--sft.batch_tokens=1000"], "batch_tokens=1000 is no multiple of its context 192"),
     (["--model.n_layers=3"], "has n_layers = 2, this run's model has 3: set model.n_layers"),
 ])

@@ -63,7 +63,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @dataclass
 class Scale:
     """How large everything is."""
-    config: list[str]      # arguments of load_config, of the parts at 3B …
+    config: list[str]      # arguments of read_config, of the parts at 3B …
     rl_config: list[str]   # … and of the RL step
     folder: Path           # of the results
     checked: list[str]     # families of kernels that are checked …
@@ -522,7 +522,7 @@ def run_part(part: str, scale: Scale) -> int:
 def describe(part: str, scale: Scale) -> dict:
     """How the figures of a part are made."""
     settings = dataclasses.asdict(dataclasses.replace(scale, kernel_bench={}))
-    configs = [vars(load_config(argv)) for argv in (scale.config, scale.rl_config)]
+    configs = [vars(read_config(argv)) for argv in (scale.config, scale.rl_config)]
     origin = bench.describe_origin("checks.gpu", SEED, DEVICE)
     return dict(part=part) | origin | dict(config=common.hash_json([settings, configs]))
 

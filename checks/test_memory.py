@@ -151,7 +151,8 @@ sft = pretrain | dict(recompute=True, stages=[
     dict(name="s", lr=[1, 1], context=32, epochs=dict(a=1))])
 distill = dict(teacher="x", problems=dict(math=1), context=64, max_new_tokens=40, batch_pairs=8,
                micro_pairs=4, dtype="bfloat16")
-reward = dict(preferences=[], context=64, batch_pairs=4, micro_pairs=2, dtype="bfloat16")
+reward = dict(preferences=[dict(taste=1)], context=64, batch_pairs=4, micro_pairs=2,
+              dtype="bfloat16")
 rl = dict(stages=[dict(name="s", problems=dict(math=1), steps=1)], context=64, group_size=4,
           batch_groups=2, micro_rows=4, max_new_tokens=50, kl=0.1, dtype="bfloat16")
 """

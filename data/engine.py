@@ -21,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
@@ -65,8 +66,13 @@ def _importable(function: Callable) -> Callable:
     """The same function by its module's own name, where workers find it, not as one of __main__."""
     if function.__module__ != "__main__":
         return function
-    module = importlib.import_module(sys.modules["__main__"].__spec__.name)
-    return getattr(module, function.__qualname__)
+    main = sys.modules["__main__"]
+    if main.__spec__:  # python -m data.text.corpus
+        name = main.__spec__.name
+    else:              # python data/text/corpus.py
+        path = Path(main.__file__).resolve().relative_to(Path(__file__).parents[1])
+        name = ".".join(path.with_suffix("").parts)
+    return getattr(importlib.import_module(name), function.__qualname__)
 
 
 def _in_processes(work: Callable, items: list, n_workers: int) -> Iterator[tuple[int, object]]:
