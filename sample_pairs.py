@@ -6,7 +6,7 @@ among them.
 distill.py calls load_pairs() before it trains, and refresh_negatives() while it trains. Which
 samples make a pair, and what a line of the file holds, is in data/chat/pairs.py.
 """
-from settings import Count, NonNegativeInt, PositiveFloat
+from settings import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ class PairConfig(loop.TrainConfig):
     max_new_tokens: Count = 96   # longer samples are cut off, and not used
     max_rows: Count = 256        # samples that are decoded together: their cache must fit
     min_positive_score: float = 1.0  # least score of a positive
-    gap: PositiveFloat = 0.5     # how much less a negative must score
+    gap: NonNegativeFloat = 0.5  # how much less a negative must score
     context: Count = 256         # tokens of a packed row; longer pairs are left out
     teacher_servers: list[str] = field(default_factory=list)  # URLs of vLLM servers that have the
                                  # teacher, and sample in place of this process; with top_k they

@@ -425,7 +425,7 @@ def test_wrong_use_is_named(tmp_path, tokenizer, jsonl):
         ({"pth": "x"}, "must have one of"),
         ({"path": str(jsonl), "column": "text"}, r"column of .* must be \[prompt, response\]"),
         ({"path": str(jsonl), "megabytes": 1}, "whose beginning is given as documents"),
-        ({"path": str(tmp_path / "no")}, "no .txt, .jsonl or .parquet file"),
+        ({"path": str(tmp_path / "no")}, "no .txt, .md, .jsonl, .parquet file"),
     ]:
         with pytest.raises(UserError, match=why):
             prepare(tmp_path, "pool", [source], tokenizer)

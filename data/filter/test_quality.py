@@ -211,7 +211,7 @@ def test_tf_idf_is_scikit_learns():
     [
         (dict(labels=""), "no labels: give quality.labels"),
         (dict(labels="none.jsonl"), "no labels at none.jsonl"),
-        (dict(sources=[]), "quality.sources is empty"),
+        (dict(sources=[]), "quality.sources must be a list of at least 1"),
         (dict(sources=[{"path": "nothing/here"}]), "no .txt, .md, .jsonl, .parquet"),
         (dict(sources=[{"pat": "x"}]), "must have one of"),
         (dict(high=1.0), "quality.drop=3.0 is above quality.high=1.0"),

@@ -648,12 +648,12 @@ def test_models_that_are_missing_or_named_twice():
         refine(INSTRUCTIONS, scripted_models(), replace(FULL, evaluators=["x", "z"]), nothing)
     for values, message in (
         (dict(drafters=["a", "a"]), "named twice"),
-        (dict(drafters=[]), "a drafter"),
+        (dict(drafters=[]), "drafters must be a list of at least 1"),
         (dict(rounds=-1), "at least 0"),
         (dict(n_drafts=0), "a draft"),
         (dict(round=1), "rounds"),
     ):
-        with pytest.raises(UserError, match=f"refine: .*{message}"):
+        with pytest.raises(UserError, match=f"refine.*{message}"):
             from_dict(Settings, dict(drafters=["a"], evaluators=[], revisers=[]) | values, "refine")
 
 

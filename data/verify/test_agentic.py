@@ -1,12 +1,13 @@
 """The agentic verifier with a real sandbox; its model is scripted, behind a real server."""
 
+from settings import UserError, from_dict
+
 import json
 import random
 import re
 
 import pytest
 
-from common import UserError
 from data.tasks import phrases, registry
 from data.test_llm import make, reply, server  # noqa: F401
 from data.verify import agentic
@@ -365,8 +366,8 @@ def test_limits_of_a_step(server, box, tmp_path):  # noqa: F811
     "settings", [dict(turns=0), dict(seconds=0.0), dict(max_cases=-1), dict(prompts=dict(sytem=""))]
 )
 def test_wrong_settings(settings):
-    with pytest.raises(ValueError):
-        VerifierConfig(model={}, **settings)
+    with pytest.raises(UserError, match=f"verifier.{next(iter(settings))}|verifier: .*sytem"):
+        from_dict(VerifierConfig, {"model": {}} | settings, "verifier")
 
 
 def test_few_words_for_a_small_model(server, box):  # noqa: F811
