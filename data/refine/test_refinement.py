@@ -649,8 +649,8 @@ def test_models_that_are_missing_or_named_twice():
     for values, message in (
         (dict(drafters=["a", "a"]), "named twice"),
         (dict(drafters=[]), "drafters must be a list of at least 1"),
-        (dict(rounds=-1), "at least 0"),
-        (dict(n_drafts=0), "a draft"),
+        (dict(rounds=-1), "rounds must be a whole number from 0"),
+        (dict(n_drafts=0), "n_drafts must be a whole number from 1"),
         (dict(round=1), "rounds"),
     ):
         with pytest.raises(UserError, match=f"refine.*{message}"):
