@@ -9,9 +9,8 @@ import math
 import pytest
 
 import common
+from checks import mini_phases
 from conftest import ROOT, Mini
-from data.tasks import registry
-from data.tasks.problem import to_chat
 
 CONFIG = f"""
 import runpy
@@ -26,7 +25,7 @@ pretrain |= dict(
     batch_tokens=512, micro_tokens=128, eval_every=0, eval_tokens=100, pool_tokens={{}},
     stages=[stage | dict(tokens=512, context=stage["context"] // 1024 or 1, micro_tokens=128,
                          least_steps=0, mixture=dict(high=1)) for stage in pretrain["stages"]])
-_chats = [dict(path="chats.jsonl")]
+_chats = [dict(path="talks.jsonl")]
 _cold_start, _overall = sft["stages"]
 sft |= dict(
     pools=dict.fromkeys(sft["pools"], _chats), batch_tokens=2048, micro_tokens=512,
@@ -55,27 +54,10 @@ common.cli(int)
 """
 
 
-def worked() -> list[list[dict]]:
-    """Conversations with thoughts."""
-    return [to_chat(problem) for problem in registry.family("math").problems("train", 20, 1)]
-
-
-def pair(talk: list[dict]) -> dict:
-    """A preferred answer with thoughts, and a wrong one."""
-    question, answer = talk[0]["content"], talk[-1]
-    chosen = f"<think>\n{answer['reasoning']}\n</think>\n\n{answer['content']}"
-    return {"prompt": question, "chosen": chosen, "rejected": "<think>\n?\n</think>\n\n0."}
-
-
-def write(path, records: list) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
 @pytest.fixture(scope="module")
 def run(mini: Mini) -> tuple[Mini, str]:
     """What all phases print, one after the other."""
-    write(mini.folder / "chats.jsonl", [{"messages": talk} for talk in worked()])
-    write(mini.folder / "pairs.jsonl", [pair(talk) for talk in worked()])
+    mini_phases.prepare(mini)  # talks.jsonl and pairs.jsonl
     (mini.folder / "small_3b.py").write_text(CONFIG)
     (mini.folder / "phases.py").write_text(SCRIPT)
     return mini, mini.run("phases.py", ranks=2)

@@ -212,18 +212,7 @@ def fuzz_readers(n: int) -> None:
     for kind, counts in ends.items():
         print(f"{counts.total()} {kind}: {dict(counts.most_common())}")
     n_faults = sum(count for counts in ends.values() for end, count in counts.items() if ":" in end)
-    if "--write" in sys.argv:
-        results.append(
-            "fuzz",
-            dict(
-                commit=common.current_commit(),
-                command=f"python -m checks.fuzz --only=inputs --n={n} --write",
-                seed=0,
-                inputs=ends,
-                machine=common.describe_machine(torch.device("cpu")),
-                seconds=time.time() - started,
-            ),
-        )
+    record(f"--only=inputs --n={n}", started, inputs=ends)
     if n_faults:
         raise common.UserError(f"{n_faults} faults, see above")
 
@@ -271,21 +260,27 @@ def fuzz_verifiers(n: int) -> None:
     print(
         "a second, on 2 cores: " + ", ".join(f"{name} {value:.0f}" for name, value in speed.items())
     )
-    if "--write" in sys.argv:
-        results.append(
-            "fuzz",
-            dict(
-                commit=common.current_commit(),
-                command=f"python -m checks.fuzz --n={n} --write",
-                seed=0,
-                programs=programs,
-                answers={str(end): count for end, count in ends.items()},
-                longest=[longest_program, longest_answer],
-                per_second=speed,
-                machine=common.describe_machine(torch.device("cpu")),
-                seconds=time.time() - started,
-            ),
-        )
+    record(
+        f"--n={n}", started, programs=programs,
+        answers={str(end): count for end, count in ends.items()},
+        longest=[longest_program, longest_answer], per_second=speed)
+
+
+def record(options: str, started: float, **figures) -> None:
+    """Appends a line to results/fuzz.jsonl, with --write."""
+    if "--write" not in sys.argv:
+        return
+    results.append(
+        "fuzz",
+        dict(
+            commit=common.current_commit(),
+            command=f"python -m checks.fuzz {options} --write",
+            seed=0,
+            **figures,
+            machine=common.describe_machine(torch.device("cpu")),
+            seconds=time.time() - started,
+        ),
+    )
 
 
 def main():
