@@ -40,7 +40,7 @@ sft = dict(lr=1e-3, batch_tokens=1536, pools=dict(math=[dict(path="talks.jsonl")
 evaluate = dict(tasks=["math"], n_problems=24, k=2, max_rows=8, max_new_tokens=8,
                 checkpoint="out/base/pretrain")
 """
-OPTIONS = ["--init_from=out/base/pretrain", "--rl.max_rows=8", "--rl.prompts=[]",
+OPTIONS = ["--rl.max_rows=8", "--rl.prompts=[]",
            "--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps': 1}]"]
 MAINS = {"rl": rl.main, "evaluate": evaluate.main, "distill": distill.main, "sft": sft.main}
 
@@ -82,6 +82,8 @@ def command(
 ) -> list[str]:
     script, _, options = KINDS[kind]
     flags = [] if script in ("rl", "evaluate") else ["--prepare"]
+    if script != "evaluate":  # whose checkpoint stands in its section
+        flags.append("--init_from=out/base/pretrain")
     return ["-m", "checks.waiting", "work", kind, str(sleep), str(minutes), str(pause),
             "waiting.py", f"--name={run}", *OPTIONS, *options, *flags]
 
