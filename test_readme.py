@@ -444,6 +444,12 @@ def test_settings_exist():
         assert key in names or f"{section}.{key}" in WRITTEN_BY_READERS, f"{section}.{key}"
 
 
+def test_steps_of_the_filter_exist():
+    steps = re.findall(r"--quality\.step=(\w+)", TEXT)
+    assert steps
+    assert set(steps) <= set(quality.STEPS)
+
+
 CONFIGS = re.findall(r"```python\n((?:from configs|\w+ = dict\().*?)```", TEXT, re.DOTALL)
 
 
