@@ -20,6 +20,9 @@ _large = runpy.run_path({str(ROOT / "configs/3b.py")!r})
 _small = dict(compile=False, save_every=1, log_every=1, prompts=[])
 
 _phases = ("pretrain", "sft", "distill", "reward", "rl")
+for _name in _phases:
+    assert (_large[_name]["dtype"], _large[_name]["compile"]) == ("bfloat16", True)
+assert _large["distill"]["recompute"] is True
 pretrain, sft, distill, reward, rl = (_large[name] | _small for name in _phases)
 pretrain |= dict(
     batch_tokens=512, micro_tokens=128, eval_every=0, eval_tokens=100, pool_tokens={{}},
