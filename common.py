@@ -47,10 +47,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from tqdm import tqdm
 
-import dcp_files
 import untrusted
-from progress import progress_bar
 
 # of a checkpoint of one process
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -537,6 +536,8 @@ def load_checkpoint(dist: Dist, path: Path, model, optimizer=None, checked: bool
     if not meta.get("optimizer", True):  # saved before the first step: it has none yet, nor will
         optimizer = None                 # this one
     state = _state(model, optimizer)
+    import dcp_files  # only where a checkpoint is read
+
     try:
         dcp_files.load(path, state)  # each rank by itself: some may load alone
     except (OSError, ValueError) as error:
@@ -652,7 +653,7 @@ def _fsync(folder: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Signals, metrics, the machine
+# Signals, progress bars, metrics, the machine
 
 class StopSignal:
     """Notes SIGTERM or SIGINT: the loop asks, saves, and leaves with exit code 128 + signal."""
@@ -697,6 +698,36 @@ class StopSignal:
                 f"stopped by signal at step {step}; the same command goes on from here", flush=True
             )
         sys.exit(128 + (self.number or signal.SIGTERM))
+
+
+BAR_SECONDS = 30  # between two lines of a progress bar in a log file
+
+
+def progress_bar(iterable=None, **options) -> tqdm:
+    """A progress bar, tqdm(iterable, **options): on a terminal tqdm's own, in a log file a line now
+    and then."""
+    kind = tqdm if sys.stderr.isatty() else ProgressLines
+    return kind(iterable, **options)
+
+
+class ProgressLines(tqdm):
+    """A bar for a log file: each state is a line of its own, every BAR_SECONDS at most and at
+    the end."""
+
+    def __init__(self, iterable=None, **options):
+        self.next_line = time.monotonic() + BAR_SECONDS
+        super().__init__(iterable, mininterval=BAR_SECONDS, **options)
+
+    def display(self, msg=None, pos=None) -> None:
+        if self.disable:  # close() sets it before it calls; it ends the line itself
+            self.fp.write(str(self) if msg is None else msg)
+        elif time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + BAR_SECONDS
+            self.fp.write(f"{self}\n")
+
+    def clear(self, nolock: bool = False) -> None:
+        """Nothing: tqdm.write() would have the bar out of its way, but here no line is
+        overwritten."""
 
 
 class Metrics:

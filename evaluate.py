@@ -34,7 +34,6 @@ import torch
 import common
 import generate
 import hf
-import trackers
 from data.chat import template
 from data.tasks import registry
 from data.tasks.problem import FAMILIES, GENERATED, Problem, document_prompt, final_answer, to_chat
@@ -495,6 +494,8 @@ SHOWN = 8  # answers of each task that trackers get
 
 def track(config: SimpleNamespace, dist: common.Dist, source: str, scores: dict) -> None:
     """Gives the scores, and some answers, to the trackers of --track."""
+    import trackers  # only where --track asks for them
+
     shown = []
     for score in scores.values():
         shown += [row for row in score["rows"] if row["sample"] == 0][:SHOWN]
@@ -517,7 +518,9 @@ def main():
     dist = common.init_distributed("float32")
     dist.from_main(lambda: check_tasks(cfg))
     dist.from_main(lambda: common.lock_folder(config.out / "evaluate"))
-    if dist.is_main:
+    if dist.is_main and config.track:
+        import trackers
+
         trackers.warn_of_missing(config.track)
     if cfg.endpoint:
         source = made_by = f"{cfg.endpoint} {cfg.model}".strip()
@@ -548,7 +551,8 @@ def main():
         rows = [row for score in scores.values() for row in score["rows"]]
         lines = [json.dumps(row) + "\n" for row in rows]
         common.write_atomic(config.out / "evaluate.jsonl", "".join(lines))
-        track(config, dist, str(source), scores)
+        if config.track:
+            track(config, dist, str(source), scores)
         print(f"every sample is in {config.out / 'evaluate.jsonl'}")
 
 

@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import common
-import dcp_files
 import untrusted
 from common import Dist, UserError
 from data.chat.template import CHAT_TEMPLATE
@@ -145,6 +144,8 @@ def _model_without_weights(folder: Path) -> Transformer:
     if (folder / "config.json").is_file():
         _check_shapes(folder, cfg, _open_safetensors(folder))
     else:
+        import dcp_files  # only where a checkpoint is read
+
         try:
             tensors = dcp_files.read_metadata(folder).state_dict_metadata
         except (OSError, ValueError) as error:

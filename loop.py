@@ -34,15 +34,13 @@ from tqdm import tqdm
 
 import common
 import hf
-import trackers
-from common import Dist, UserError
+from common import Dist, UserError, progress_bar
 from data.chat import template
 from data.tasks import registry
 from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, open_verifier, rewards_by_problem, without_rows
 from generate import decode_answer, sample, stop_ids
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, meta_model, training_flops
-from progress import progress_bar
 from sampler import Embedded
 from schedule import Stage, is_due, stage_at
 
@@ -142,7 +140,9 @@ class Run:
     saved_at: float = field(default_factory=time.monotonic)  # when it last wrote a checkpoint
 
     def __post_init__(self):
-        if self.dist.is_main:
+        if self.dist.is_main and self.config.track:
+            import trackers  # only where --track asks for them
+
             trackers.warn_of_missing(self.config.track)
 
     @property
@@ -458,18 +458,27 @@ class Log:
             disable=None if run.dist.is_main else True,
         )
 
-    def _open_trackers(self) -> trackers.Trackers:
-        """Those of the command, on the first rank; none where no step is left to be done."""
+    def _open_trackers(self):
+        """The trackers.Trackers of the command, on the first rank; None where it names none, or no
+        step is left to be done."""
         run = self.run
         is_complete = run.first_step >= self.n_steps and not self.owes_first
-        names = run.config.track if run.dist.is_main and not is_complete else []
+        if not run.config.track or not run.dist.is_main or is_complete:
+            return None
+        import trackers
+
         settings = trackers.describe(run.config, run.dist.device)
-        return trackers.Trackers(names, trackers.Job(
+        return trackers.Trackers(run.config.track, trackers.Job(
             run.config.run, run.phase, run.folder, settings, run.first_step, run.cfg.prompts))
 
     def _write(self, **line) -> None:
         self.metrics.write(**line)
-        self.trackers.write(line)
+        self.track(line)
+
+    def track(self, line: dict) -> None:
+        """A line for the trackers alone."""
+        if self.trackers:
+            self.trackers.write(line)
 
     def _first_evaluation_is_missing(self) -> bool:
         """Whether this run did its last step before, but not what may have been due after it."""

@@ -431,7 +431,7 @@ def evaluate_held_out(run: loop.Run, log: loop.Log) -> None:
         note = f"; {reward_model.too_long} prompts were too long, so their pairs not judged right"
     print(f"held-out preferences: {', '.join(cells)}, {n_pairs} pairs{note}")
     common.write_atomic(run.folder / "held_out.json", json.dumps(scores))
-    log.trackers.write({"step": run.step - 1, "held_out": scores})
+    log.track({"step": run.step - 1, "held_out": scores})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -26,9 +26,8 @@ from tqdm import tqdm
 import common
 import generate
 import hf
-from common import UserError
+from common import UserError, progress_bar
 from generate import Sample
-from progress import progress_bar
 
 
 class Embedded:

@@ -20,8 +20,7 @@ import dcp_files
 import hf
 import untrusted
 from common import Dist, UserError
-from data.text import trial
-from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer, try_out
 from model import ModelConfig, Transformer
 
 ALONE = Dist(0, 1, torch.device("cpu"), None)
@@ -302,8 +301,8 @@ def test_a_tokenizer_that_aborts_is_a_message(folders):
     """Memory that runs out ends Rust's process, not this one."""
     spec = json.loads((folders / "tokenizer.json").read_text())
     spec["normalizer"] = {"type": "Sequence", "normalizers": [REPLACE] * 12}
-    assert "ended the process that tried it" in trial.why_not(json.dumps(spec), memory=300 << 20)
-    assert trial.why_not((folders / "tokenizer.json").read_text()) == ""
+    assert "ended the process that tried it" in try_out(json.dumps(spec), memory=300 << 20)
+    assert try_out((folders / "tokenizer.json").read_text()) == ""
 
 
 def test_a_file_that_is_no_file(tmp_path):

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from progress import progress_bar
+from common import progress_bar
 
 WORTH = 32e6   # bytes of input that are worth the start of a process, about two seconds
 RETRIES = 10   # of an item whose worker or machine died

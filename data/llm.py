@@ -26,8 +26,7 @@ from typing import Annotated
 import httpx2
 from tqdm import tqdm
 
-from common import UserError
-from progress import progress_bar
+from common import UserError, progress_bar
 from untrusted import mask_secrets, printable
 
 # llm(conversations[, on_result]): a text for each conversation (a list of {"role", "content"}), in

@@ -35,9 +35,8 @@ import numpy as np
 from tqdm import tqdm
 
 import common
-from common import UserError
+from common import UserError, progress_bar
 from experiments import results
-from progress import progress_bar
 
 ROOT = Path(__file__).parent.parent
 SPEEDRUN = Path("out/tiny")  # the run whose phases sft_data, dpd and rl start from

@@ -20,10 +20,6 @@ try:
 except ImportError:
     # A platform without Triton: kernels stay what they are, functions that nobody calls.
     triton, tl = SimpleNamespace(jit=lambda f: f), SimpleNamespace(constexpr=None)
-else:
-    if INTERPRETED:
-        # Makes the interpreter's bfloat16 that of a GPU.
-        from kernels import interpreter  # noqa: F401
 
 KINDS = ("auto", "triton", "torch")
 
@@ -32,7 +28,11 @@ def use_triton(x: torch.Tensor, kernels: str) -> bool:
     """Whether a call on x goes to Triton; kernels: one of KINDS. float64 is always left to
     PyTorch."""
     assert kernels in KINDS, kernels
-    return x.dtype != torch.float64 and (kernels == "triton" or kernels == "auto" and x.is_cuda)
+    by_triton = x.dtype != torch.float64 and (
+        kernels == "triton" or kernels == "auto" and x.is_cuda)
+    if by_triton and INTERPRETED:
+        from kernels import interpreter  # noqa: F401  (makes its bfloat16 that of a GPU)
+    return by_triton
 
 
 def with_last_dim_contiguous(x: torch.Tensor) -> torch.Tensor:

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common import UserError, write_atomic
+from common import UserError, progress_bar, write_atomic
 from data.chat import template
 from data.chat.template import one_row_per_turn, render_weighted
 from data.text.sources import ReadPosition, find_files, invalid_reason, kept, parts, read
-from progress import progress_bar
 
 MAX_CHARACTERS = 1_000_000  # of a message: a longer one is no conversation, and would take minutes
 BATCH = 256                 # conversations that wait for the threads

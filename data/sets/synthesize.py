@@ -32,6 +32,7 @@ from itertools import islice
 from pathlib import Path
 
 import common
+from common import progress_bar
 from data.chat.template import after_thoughts
 from data.llm import LLM, LLMConfig, cached, http_llm
 from data.sets import synthetic
@@ -43,7 +44,6 @@ from data.tasks.problem import assign_split, between, pick, seeded_rng, shuffled
 from data.text.sources import ReadPosition, texts
 from data.verify import jail, sandbox
 from data.verify.sandbox import Sandbox
-from progress import progress_bar
 
 
 @dataclass

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import common
-from common import UserError
+from common import UserError, progress_bar
 from data import tasks
 from data.engine import Engine
 from data.filter import dedup
@@ -51,7 +51,6 @@ from data.text.sources import (
     texts,
 )
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from progress import progress_bar
 
 # --------------------------------------------------------------------------------------------------
 # Documents: the text's split

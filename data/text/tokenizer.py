@@ -13,6 +13,8 @@ import hashlib
 import itertools
 import json
 import re
+import subprocess
+import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,6 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 import untrusted
 from common import UserError, write_atomic
-from data.text import trial
 
 # Nanbeige4's control tokens. Their ids are our own, and that "<s>" begins and "<|endoftext|>" ends
 # each document is our choice. Programs read those of MARKUP in the decoded text.
@@ -42,6 +43,12 @@ EOT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>"
 
 MOST_BYTES = 256 << 20  # of a tokenizer.json
 MOST_IDS = 1 << 22      # of a vocabulary; the largest known to us has 262,144
+
+# The process that tries a file out, and what it may take: a vocabulary of 166,000 ids does with
+# half of the memory and 1.2 s.
+TRIAL = Path(__file__).with_name("trial.py")
+TRIAL_MEMORY = 2 << 30   # bytes of address space
+TRIAL_SECONDS = 10       # of CPU time
 
 UNUSED = "<|unused_{}|>"  # holds an id for other programs (`fill_gaps`); it is no token of ours
 
@@ -292,7 +299,27 @@ def _shown(piece: bytes) -> str:
 @functools.lru_cache(8)  # of what is read again, as each checkpoint has a copy
 def _why_not(text: str) -> str:
     """Why a file cannot serve: it is malformed, or a process of its own does not survive it."""
-    return _invalid_ids(text) or trial.why_not(text)
+    return _invalid_ids(text) or try_out(text)
+
+
+def try_out(tokenizer_json: str, memory: int = TRIAL_MEMORY) -> str:
+    """Why a process of its own (trial.py) could not use a file; "" if it could.
+
+    What ends that process is a message in this one.
+    """
+    try:
+        child = subprocess.run(
+            [sys.executable, "-I", str(TRIAL), str(memory), str(TRIAL_SECONDS)],
+            input=tokenizer_json.encode(), capture_output=True, timeout=10 * TRIAL_SECONDS,
+            env={"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    except subprocess.TimeoutExpired:
+        return f"it did not come to an end in {10 * TRIAL_SECONDS} s"
+    if child.returncode == 0:
+        return ""
+    if child.returncode == 1:
+        return child.stdout.decode("utf-8", "replace") or "the process that tried it failed"
+    return (f"it ended the process that tried it (exit code {child.returncode}: more than "
+            f"{memory >> 20} MB of memory, {TRIAL_SECONDS} s, or a crash)")
 
 
 def _invalid_ids(text: str) -> str:

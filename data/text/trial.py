@@ -1,34 +1,16 @@
-"""Tries a tokenizer.json in a process of its own: what ends that process is a message in this one.
+"""The process that tries a tokenizer.json before tokenizer.py uses it, and imports nothing of ours.
 
 `tokenizers` takes most faults of a file as an exception, but aborts where memory runs out, and a
-pattern may backtrack without end. The child, which imports nothing of the project, has limits of
-memory and time and meets texts that such patterns and normalizers stumble over.
+pattern may backtrack without end. Here it has limits of memory and time and meets texts that such
+patterns and normalizers stumble over. Reads the file's text from standard input; exit code 0, or 1
+with the reason on standard output.
+
+    python -I data/text/trial.py BYTES_OF_MEMORY SECONDS < tokenizer.json
 """
 import resource
-import subprocess
 import sys
-from pathlib import Path
 
-MEMORY = 2 << 30   # bytes of address space; a vocabulary of 166,000 ids does with half of it
-SECONDS = 10       # of CPU time; the same vocabulary takes 1.2 s
 MOST_TOKENS = 16   # for each byte of a text
-
-
-def why_not(tokenizer_json: str, memory: int = MEMORY) -> str:
-    """Why a file cannot serve; "" if the child could use it."""
-    try:
-        child = subprocess.run(
-            [sys.executable, "-I", str(Path(__file__)), str(memory)], input=tokenizer_json.encode(),
-            capture_output=True, timeout=10 * SECONDS,
-            env={"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
-    except subprocess.TimeoutExpired:
-        return f"it did not come to an end in {10 * SECONDS} s"
-    if child.returncode == 0:
-        return ""
-    if child.returncode == 1:
-        return child.stdout.decode("utf-8", "replace") or "the process that tried it failed"
-    return (f"it ended the process that tried it (exit code {child.returncode}: more than "
-            f"{memory >> 20} MB of memory, {SECONDS} s, or a crash)")
 
 
 def texts() -> list[str]:
@@ -54,9 +36,9 @@ def try_out(tokenizer_json: str) -> None:
 
 
 def main() -> None:
-    memory = int(sys.argv[1])
+    memory, seconds = (int(argument) for argument in sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         try_out(sys.stdin.read())

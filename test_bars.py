@@ -4,19 +4,19 @@ import sys
 import pytest
 from tqdm import tqdm
 
-import progress
+import common
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that a test sets."""
     clock = type("Clock", (), dict(now=100.0, monotonic=lambda self: self.now))()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(common, "time", clock)
     return clock
 
 
 def test_lines_now_and_then(clock, capsys):
-    bar = progress.progress_bar(total=1000, desc="pool math", unit="B")
+    bar = common.progress_bar(total=1000, desc="pool math", unit="B")
     bar._time = lambda: clock.now
     bar.start_t = bar.last_print_t = clock.now
     for i in range(1000):
@@ -37,14 +37,14 @@ def test_lines_now_and_then(clock, capsys):
 
 
 def test_short_work_is_one_line(capsys):
-    assert list(progress.progress_bar(range(5), desc="verify high")) == [0, 1, 2, 3, 4]
+    assert list(common.progress_bar(range(5), desc="verify high")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err.startswith("verify high: 100%|")
-    assert list(progress.progress_bar(range(5), delay=5)) == [0, 1, 2, 3, 4]
-    assert list(progress.progress_bar(range(5), disable=None)) == [0, 1, 2, 3, 4]
+    assert list(common.progress_bar(range(5), delay=5)) == [0, 1, 2, 3, 4]
+    assert list(common.progress_bar(range(5), disable=None)) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_gets_tqdm(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with progress.progress_bar(total=3, leave=False) as bar:
+    with common.progress_bar(total=3, leave=False) as bar:
         assert type(bar) is tqdm
