@@ -5,7 +5,7 @@ RoPE base raised: ABF): loss by position in held-out long documents, and passkey
 between the key and the question. A run's folder as argument (out/context_no_abf) compares that run;
 `--record` appends the result to results/context.jsonl.
 """
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,12 @@ def passkeys(model, tokenizer, n: int = 200) -> list[tuple[float, float, float]]
 
 
 def main():
-    folder = Path(next((a for a in sys.argv[1:] if not a.startswith("--")), "out/context"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("out/context"))
+    parser.add_argument("--record", action="store_true")
+    args = parser.parse_args()
+    folder = args.folder
     ends = [
         p
         for p in reversed(common.list_checkpoints(folder / "pretrain"))
@@ -104,7 +109,7 @@ def main():
         print(
             f"{before[0]:>12.0f}{before[1]:>9.3f} ±{before[2]:.3f}{after[1]:>9.3f} ±{after[2]:.3f}"
         )
-    if "--record" in sys.argv:
+    if args.record:
         record(
             "context",
             common.read_meta(ends[-1]),

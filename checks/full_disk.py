@@ -8,8 +8,8 @@ beyond SIZE bytes, as a full disk does (RLIMIT_FSIZE: "File too large"). The run
 could not write, in lines and not in a traceback, and its last checkpoint must load. The same
 command, with room again, goes on from there to the end.
 """
+import argparse
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +25,12 @@ SIZE = 4096
 
 
 def main():
-    phases = sys.argv[1:] or mini_phases.PHASES
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phases", nargs="*", help=f"of {', '.join(mini_phases.PHASES)}; else all")
+    phases = parser.parse_args().phases or mini_phases.PHASES
+    if unknown := [phase for phase in phases if phase not in mini_phases.PHASES]:
+        parser.error(f"there is no phase {unknown[0]!r}")
     with tempfile.TemporaryDirectory() as folder:
         mini = Mini(Path(folder))
         mini_phases.prepare(mini)

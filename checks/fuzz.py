@@ -9,8 +9,8 @@ with random characters; they are judged by tests that expect a secret. Answers a
 numbers, brackets and any Unicode. Then the speed of both on plain work: programs and answers a
 second.
 """
+import argparse
 import os
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -205,14 +205,15 @@ def per_second(work, n: int = 1000, threads: int = 2) -> float:
     return n / (time.time() - started)
 
 
-def fuzz_readers(n: int) -> None:
+def fuzz_readers(n: int, write: bool) -> None:
     """Damaged folders, tokenizers, data files and answers; UserError where there was a fault."""
     started = time.time()
     ends = fuzz_inputs.run_all(n)
     for kind, counts in ends.items():
         print(f"{counts.total()} {kind}: {dict(counts.most_common())}")
     n_faults = sum(count for counts in ends.values() for end, count in counts.items() if ":" in end)
-    record(f"--only=inputs --n={n}", started, inputs=ends)
+    if write:
+        record(f"--only=inputs --n={n}", started, inputs=ends)
     if n_faults:
         raise common.UserError(f"{n_faults} faults, see above")
 
@@ -230,7 +231,7 @@ def speeds(box: Sandbox) -> dict[str, float]:
     return speed
 
 
-def fuzz_verifiers(n: int) -> None:
+def fuzz_verifiers(n: int, write: bool) -> None:
     """Programs and answers; an AssertionError where one passed or broke something."""
     started = time.time()
     with Sandbox(workers=2, limits=LIMITS) as box:
@@ -260,16 +261,14 @@ def fuzz_verifiers(n: int) -> None:
     print(
         "a second, on 2 cores: " + ", ".join(f"{name} {value:.0f}" for name, value in speed.items())
     )
-    record(
-        f"--n={n}", started, programs=programs,
-        answers={str(end): count for end, count in ends.items()},
-        longest=[longest_program, longest_answer], per_second=speed)
+    if write:
+        record(f"--n={n}", started, programs=programs,
+               answers={str(end): count for end, count in ends.items()},
+               longest=[longest_program, longest_answer], per_second=speed)
 
 
 def record(options: str, started: float, **figures) -> None:
-    """Appends a line to results/fuzz.jsonl, with --write."""
-    if "--write" not in sys.argv:
-        return
+    """Appends a line to results/fuzz.jsonl."""
     results.append(
         "fuzz",
         dict(
@@ -284,10 +283,16 @@ def record(options: str, started: float, **figures) -> None:
 
 
 def main():
-    n = next((int(a.removeprefix("--n=")) for a in sys.argv if a.startswith("--n=")), 10_000)
-    fuzz_readers(n)  # first: it forks, and threads come later
-    if "--only=inputs" not in sys.argv:
-        fuzz_verifiers(n)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=10_000, help="tries of each kind")
+    parser.add_argument("--only", choices=["inputs", "verifiers"])
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    if args.only != "verifiers":
+        fuzz_readers(args.n, args.write)  # first: it forks, and threads come later
+    if args.only != "inputs":
+        fuzz_verifiers(args.n, args.write)
 
 
 if __name__ == "__main__":

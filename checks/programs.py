@@ -3,8 +3,8 @@ sanitized MBPP.
 
     python -m checks.programs --humaneval=FILE --mbpp=FILE [--write]   # 2.5 minutes on 2 cores
 """
+import argparse
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,13 +21,14 @@ VARIANTS = 8    # of each solution
 
 
 def main():
-    files = dict(
-        a.removeprefix("--").split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a
-    )
-    if not {"humaneval", "mbpp"} <= files.keys():
-        raise common.UserError("give --humaneval=FILE and --mbpp=FILE (sanitized)")
-    for name in ("humaneval", "mbpp"):
-        problems, started = public.load(name, files[name], ""), time.time()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--humaneval", metavar="FILE", required=True)
+    parser.add_argument("--mbpp", metavar="FILE", required=True, help="the sanitized one")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    for name, file in (("humaneval", args.humaneval), ("mbpp", args.mbpp)):
+        problems, started = public.load(name, file, ""), time.time()
         wrong = [
             mutants(problem.answer, seeded_rng("variants", i), VARIANTS)
             for i, problem in enumerate(problems)
@@ -48,7 +49,7 @@ def main():
         for i, problem in enumerate(problems):
             if right[i] != 1.0 or i not in failing:
                 print(f"  {problem.key}: solution {right[i]}, {len(wrong[i])} variants")
-        if "--write" in sys.argv:
+        if args.write:
             results.append(
                 "programs",
                 dict(

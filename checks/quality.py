@@ -7,7 +7,7 @@ Pages are those of data/tasks, half of them with a fault. The filter learns from
 labeller with the answer key has graded 0-9 on five dimensions (`grade`), and is tested on 6,000
 others.
 """
-import sys
+import argparse
 import time
 
 import numpy as np
@@ -55,11 +55,15 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
 
 
 def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
     columns, tables = (*pages.CORRUPTIONS, "all"), []
     for seed in SEEDS:
         started = time.time()
         tables.append(measure(seed))
-        if "--write" in sys.argv:
+        if args.write:
             results.append(
                 "quality",
                 dict(

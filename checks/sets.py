@@ -7,12 +7,13 @@ answer 0?
 Any of data/sets/public.py whose problems have an answer. Gold answers are given in the form of a
 chat reply; the other problem is the next one of another answer.
 """
-import sys
+import argparse
 import time
 
 import torch
 
 import common
+from data.sets import public
 from data.tasks import registry
 from data.tasks.problem import to_chat
 from experiments import results
@@ -27,9 +28,13 @@ def reply_of_another(problems: list, replies: list[str], i: int) -> str:
 
 
 def main():
-    given = [
-        a.removeprefix("--").split("=", 1) for a in sys.argv if a.startswith("--") and "=" in a
-    ]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in public.SETS:
+        parser.add_argument(f"--{name}", metavar="FILES", help="one, or several with commas")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    given = [(name, getattr(args, name)) for name in public.SETS if getattr(args, name)]
     if not given:
         raise common.UserError("give sets and files, as --gsm8k=FILE")
     print(
@@ -60,7 +65,7 @@ def main():
             for problem, score in zip(problems, scores[kind]):
                 if score != wanted:
                     print(f"    {kind} scores {score}: {problem.key}, {problem.answer[:60]!r}")
-        if "--write" in sys.argv:
+        if args.write:
             results.append(
                 "sets",
                 dict(

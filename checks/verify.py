@@ -8,9 +8,9 @@ of rewriting counts only where it changes the text. Every GSM8K gold is also wri
 forms of NATURAL, and so is another problem's. Last, golds of both sets are held against each
 other's forms: no answer may please two golds that are not equal.
 """
+import argparse
 import random
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -309,21 +309,24 @@ def plain_answers_per_second() -> float:
     return N_PLAIN / (time.thread_time() - began)
 
 
-def load(folders: dict[str, str]) -> dict[str, list[Problem]]:
-    sets = {"GSM8K": [], "MATH-500": list(public.load("math500", folders["math500"], ""))}
+def load(gsm8k: str, math500: str) -> dict[str, list[Problem]]:
+    sets = {"GSM8K": [], "MATH-500": list(public.load("math500", math500, ""))}
     for split in ("train", "test"):
-        path = Path(folders["gsm8k"]) / f"{split}.jsonl"
+        path = Path(gsm8k) / f"{split}.jsonl"
         sets["GSM8K"] += public.load("gsm8k", str(path), "")
     return sets
 
 
 def main():
-    options = [argument for argument in sys.argv if argument.startswith("--") and "=" in argument]
-    folders = dict(option.removeprefix("--").split("=", 1) for option in options)
-    if not {"gsm8k", "math500"} <= folders.keys():
-        raise common.UserError("give --gsm8k=FOLDER (train.jsonl, test.jsonl) and --math500=FILE")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gsm8k", metavar="FOLDER", required=True,
+                        help="with train.jsonl and test.jsonl")
+    parser.add_argument("--math500", metavar="FILE", required=True)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
     started = time.time()
-    sets = load(folders)
+    sets = load(args.gsm8k, args.math500)
     rng = random.Random(0)
     lines = []
     with ThreadPoolExecutor(2) as pool:
@@ -337,7 +340,7 @@ def main():
     cost = answers.shared().cost
     per_second = plain_answers_per_second()
     print(f"{per_second:.0f} plain answers a second, one thread; {cost}")
-    if "--write" in sys.argv:
+    if args.write:
         meta = dict(
             commit=common.current_commit(),
             command="python -m checks.verify --gsm8k=… --math500=… --write",
