@@ -82,11 +82,13 @@ def score_rows(runs: list[dict[tuple, Verdict]]) -> list[str]:
     lines = []
     for title, score in SCORES.items():
         for how in ("strict", "loose"):
-            pairs = np.array([[score(run[key], how) for key in shared] for run in runs])
-            asked = pairs[0, :, 1]
-            cells = [mean_and_error(kept, asked) for kept in pairs[:, :, 0]]
+            pairs = []
+            for run in runs:
+                pairs.append([score(run[key], how) for key in shared])
+            kept, asked = np.moveaxis(np.array(pairs), 2, 0)  # each (runs, prompts)
+            cells = [mean_and_error(of_run, asked[0]) for of_run in kept]
             if len(runs) > 1:
-                cells.append(mean_and_error(pairs[-1, :, 0] - pairs[0, :, 0], asked))
+                cells.append(mean_and_error(kept[-1] - kept[0], asked[0]))
             texts = [f"{mean:9.3f} ±{error:.3f}" for mean, error in cells]
             lines.append(f"{title:14}{how:7}" + "".join(texts))
     return lines
