@@ -1,6 +1,7 @@
 """Prompts joined with constraints: every problem can be solved, and no split sees another's."""
 import itertools
 import json
+from dataclasses import replace
 
 import pyarrow
 import pyarrow.parquet
@@ -157,17 +158,14 @@ def test_splits_and_combinations_are_apart(prompts):
 
 
 def test_rewards(prompts):
-    """All, or the share; nothing for nothing, and nothing for what only repeats the prompt."""
-    for problem in problems("constraints_share", prompts, "train"):
-        if set(short_names(problem)) == {"title", "no_comma"}:
-            break
-    assert problem.family == "constraints_share"
-    for response, expected in (("<<so>>", 1.0), ("<<so>>, so", 0.5), ("so", 0.5), ("so, so", 0.0),
-                               ("", 0.0), ("<think>\n<<so>>", 0.0)):
-        assert registry.reward(problem, response) == expected, response
-    for problem in problems("constraints", prompts, "dev"):
-        assert registry.reward(problem, "") == 0.0
-        assert registry.reward(problem, solve(problem) if problem.level == 1 else "") in (0.0, 1.0)
+    """All, or the share; nothing for nothing, or for thoughts that never end."""
+    names = {"instructions": [NAMES["title"], NAMES["no_comma"]], "kwargs": [{}, {}]}
+    for name, half in (("constraints", 0.0), ("constraints_share", 0.5), ("constraints_new", 0.0)):
+        problem = replace(problems(name, prompts, "train")[0], extra=names)
+        assert problem.family == name
+        for response, expected in (("<<so>>", 1.0), ("<<so>>, so", half), ("so", half),
+                                   ("so, so", 0.0), ("", 0.0), ("<think>\n<<so>>", 0.0)):
+            assert registry.reward(problem, response) == expected, response
 
 
 @pytest.mark.parametrize("row, prompt", [
@@ -187,14 +185,7 @@ def test_prompts_of_any_form(tmp_path, row, prompt):
     [problem] = found
     assert problem.question.startswith(prompt)
     assert problem.extra["prompt"] == problem.question
-    assert problem == constraints_problem(row, problem)
-
-
-def constraints_problem(row: dict, like):
-    """What the row alone gives, with what loading adds."""
-    problem = constraints.read(row)
-    return type(problem)("constraints", like.key, *[
-        getattr(problem, name) for name in ("question", "steps", "answer", "level", "extra")])
+    assert problem == replace(constraints.read(row), key=problem.key)
 
 
 def test_bad_prompts(tmp_path, capsys):
