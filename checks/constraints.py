@@ -8,8 +8,8 @@ or `constraints…`, on the same problems. The files of the tasks must still be 
 are paired by prompt; ± is a standard error over prompts (arXiv 2311.07911, section 2.2). The
 second table has each type of constraint, strictly: what was learned, and what was not.
 """
+import argparse
 import json
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +109,10 @@ def type_rows(runs: list[dict[tuple, Verdict]]) -> list[str]:
 
 
 def main():
-    folders = [Path(argument) for argument in sys.argv[1:]]
-    if not folders:
-        raise UserError("give folders of runs that evaluate.py has scored: out/before out/after")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="that evaluate.py has scored")
+    folders = parser.parse_args().runs
     found = [read_verdicts(folder) for folder in folders]
     tasks = set.intersection(*map(set, found))
     if not tasks:
