@@ -119,7 +119,7 @@ def task_prompt(problem: Problem, tokenizer, prompt_format: str,
     """
     if prompt_format != "chat":
         text = document_prompt(problem)
-        return [tokenizer.bos, *tokenizer.encode(text)] if tokenizer else text
+        return tokenizer.encode_prompt(text) if tokenizer else text
     question = to_chat(problem)[:1]
     tools = problem.extra.get("tools", ())
     if tokenizer:

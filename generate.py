@@ -347,13 +347,8 @@ def count_rows(model: Transformer, max_rows: int, prompt: int, new: int) -> int:
 
 
 def stop_ids(tokenizer) -> tuple[int, ...]:
-    """The tokens that end an answer.
-
-    The end of a document, of a turn where the tokenizer is made for chats, and what else the
-    checkpoint's configs name.
-    """
-    turn_end = tokenizer.special.get("<|im_end|>", tokenizer.eot)
-    return tuple({tokenizer.eot, turn_end, *tokenizer.eos})
+    """The tokens that end an answer."""
+    return tokenizer.stop_ids
 
 
 def decode_answer(tokens: list[int], tokenizer, prompt: Sequence[int] = ()) -> str:
@@ -454,23 +449,29 @@ def open_llm(spec: dict, where: str, out: Path) -> tuple[Callable, dict]:
     return model, spec
 
 
-def load_for_sampling(path: str) -> tuple[Transformer, object]:
-    """Model and tokenizer of a checkpoint: on a GPU in bf16, or on the CPU in fp32."""
+def load_for_sampling(path: str | Path, checked: bool = False) -> tuple[Transformer, object]:
+    """Model and tokenizer of a checkpoint: on a GPU in bf16, or on the CPU in fp32.
+
+    checked: as in hf.load.
+    """
     if torch.cuda.is_available():
-        return hf.load(path, "cuda", torch.bfloat16)
-    return hf.load(path, "cpu", torch.float32)
+        return hf.load(path, "cuda", torch.bfloat16, checked)
+    return hf.load(path, "cpu", torch.float32, checked)
 
 
 def chat_prompt(messages: list[dict], tokenizer, prompt_format: str) -> list[int]:
     """Token ids of a conversation to be answered; "document": of its last message, as a page."""
     if prompt_format == "document":
         text = f"Problem: {messages[-1]['content']}\nWork:"
-        return [tokenizer.bos, *tokenizer.encode(text)]
+        return tokenizer.encode_prompt(text)
     return template.render(messages, tokenizer, add_generation_prompt=True)
 
 
 # --------------------------------------------------------------------------------------------------
 # The command
+
+DEFAULTS = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
+
 
 def stream(model: Transformer, tokenizer, prompt: list[int], stop: tuple[int, ...],
            args: argparse.Namespace) -> list[int]:
@@ -509,21 +510,42 @@ def read_options() -> argparse.Namespace:
         "--system", default="", help='what the system says first; "released": Nanbeige4\'s own')
     parser.add_argument(
         "--max_new_tokens", type=option(Count), default=256, help="at least 1 (default 256)")
-    parser.add_argument("--temperature", type=option(NonNegativeFloat), default=0.6,
-                        help="0 is greedy (default 0.6)")
-    parser.add_argument(
-        "--top_p", type=option(TopP), default=0.95, help="above 0, up to 1 (default 0.95)")
-    parser.add_argument(
-        "--top_k", type=option(NonNegativeInt), default=0, help="0 is off (default)")
+    parser.add_argument("--temperature", type=option(NonNegativeFloat),
+                        help="0 is greedy (default: a Hugging Face folder's own, or 0.6)")
+    parser.add_argument("--top_p", type=option(TopP),
+                        help="above 0, up to 1 (default: the folder's own, or 0.95)")
+    parser.add_argument("--top_k", type=option(NonNegativeInt),
+                        help="0 is off (default: the folder's own, or 0)")
     parser.add_argument(
         "--seed", type=option(Seed), default=0, help="of the draws, from 0 (default)")
     return parser.parse_intermixed_args()  # the prompt may stand after the options
 
 
+def fill_in_sampling(args: argparse.Namespace, folder: Path) -> None:
+    """Takes what no option says from the folder's generation_config.json, and shows it."""
+    defaults, undone = hf.sampling_defaults(folder)
+    for name, value in (DEFAULTS | defaults).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if defaults:
+        shown = ", ".join(f"{name} {getattr(args, name):g}" for name in DEFAULTS)
+        print(f"note: {shown}, where no option says otherwise as in "
+              f"{folder / 'generation_config.json'}", file=sys.stderr)
+    if undone:
+        print(f"note: not done, though the same file says it: {', '.join(undone)}",
+              file=sys.stderr)
+
+
 def main():
     args = read_options()
-    model, tokenizer = load_for_sampling(args.checkpoint)
+    one_process = common.Dist(0, 1, torch.device("cpu"), None)
+    folder = hf.resolve_checkpoint(one_process, args.checkpoint)
+    fill_in_sampling(args, folder)
+    model, tokenizer = load_for_sampling(folder, checked=True)
     stop = stop_ids(tokenizer)
+    if args.chat:
+        for line in hf.notes_on(folder, tokenizer):
+            print(f"note: {line}", file=sys.stderr)
     messages = []
     while True:
         try:
@@ -537,7 +559,7 @@ def main():
             answer = [token for token in answer if token not in stop]
             messages.append(template.parse(answer, tokenizer))
         else:
-            stream(model, tokenizer, [tokenizer.bos, *tokenizer.encode(text)], stop, args)
+            stream(model, tokenizer, tokenizer.encode_prompt(text), stop, args)
         if args.prompt is not None:
             return
         args.seed += 1

@@ -11,7 +11,6 @@ from settings import from_dict
 import argparse
 import dataclasses
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,7 +27,9 @@ from data.chat.template import CHAT_TEMPLATE
 from data.text.tokenizer import EOT, Tokenizer, TokenizerConfig, fill_gaps
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, Transformer, meta_model
 
+CONFIGS = ("tokenizer_config.json", "generation_config.json", "config.json")
 SHARD_BYTES = 5e9  # a larger model is written as several files
+MOST_TEMPLATE = 1 << 20  # bytes of a chat template
 FLOATS = ("F64", "F32", "F16", "BF16")  # what weights may be saved as, in safetensors' words
 
 
@@ -67,7 +68,7 @@ def load_initial_weights(dist: Dist, model: Transformer, tokenizer: Tokenizer,
     """
     theirs = dataclasses.asdict(read_model_config(folder))
     for key, ours in dataclasses.asdict(model.cfg).items():
-        if key not in NOT_OF_THE_WEIGHTS and not _is_same(ours, theirs[key]):
+        if ours != theirs[key] and key not in NOT_OF_THE_WEIGHTS:
             raise UserError(f"{folder} has {key} = {theirs[key]}, "
                             f"this run's model has {ours}: set model.{key}")
     their_tokenizer = load_tokenizer(folder)
@@ -81,13 +82,6 @@ def load_initial_weights(dist: Dist, model: Transformer, tokenizer: Tokenizer,
               f"tokenizer.eot={ends[0]} goes on as they did")
     _load_weights(dist, model, folder)
     return theirs["rope_theta"]
-
-
-def _is_same(ours, theirs) -> bool:
-    """Whether two settings of a model are equal; numbers in fp32, as converted folders have it."""
-    if isinstance(ours, float) and isinstance(theirs, float):
-        return math.isclose(ours, theirs, rel_tol=1e-6)
-    return ours == theirs
 
 
 def load_frozen(dist: Dist, folder: Path, dtype: str) -> Transformer:
@@ -128,7 +122,8 @@ def is_ours(folder: Path) -> bool:
     """Whether a checkpoint was trained here: its folder is one of ours, or an export of one."""
     if not (folder / "config.json").is_file():
         return True
-    return _read_json(folder, "tokenizer_config.json").get("chat_template") == CHAT_TEMPLATE
+    texts, _ = _template_texts(folder)
+    return texts == {"default": CHAT_TEMPLATE}
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -201,18 +196,86 @@ def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenize
                             f"{difference}")
     if (folder / "config.json").is_file():
         tokenizer.take_ids(**_ids_from_hf(folder, tokenizer))
+        tokenizer.opening = _opening_from_hf(folder, tokenizer)
+        tokenizer.chat_template = _template_from_hf(folder)
     elif (folder / "meta.json").is_file():
         tokenizer.take_ids(**_ids_from_meta(folder, tokenizer))
+        ids = common.read_meta(folder).get("tokenizer_ids", {})
+        tokenizer.opening = ids.get("opening", tokenizer.opening)  # None: texts begin with nothing
+        tokenizer.chat_template = _template_from_meta(folder)
     if cfg and cfg.eot:
         tokenizer.take_eot(cfg.eot)
+    if cfg and cfg.chat_template == "ours":
+        tokenizer.chat_template = None
     return tokenizer
+
+
+def _template_from_meta(folder: Path):
+    """The chat template of another's that a checkpoint of ours goes on with."""
+    kept = common.read_meta(folder).get("chat_template")
+    if kept is None:
+        return None
+    file = folder / "meta.json"
+    if not isinstance(kept, dict):
+        raise UserError(f"{file}: chat_template is no object")
+    return _checked_template(kept.get("texts"), kept.get("tokens"), file)
+
+
+def _template_from_hf(folder: Path):
+    """A folder's own chat template; None where it has none, or ours."""
+    texts, file = _template_texts(folder)
+    if texts is None or texts == {"default": CHAT_TEMPLATE}:
+        return None
+    names = ("special_tokens_map.json", "tokenizer_config.json")
+    configs = [_read_json(folder, name) for name in names]
+    from data.chat import foreign  # Jinja: only others' checkpoints need it
+
+    return _checked_template(texts, foreign.tokens_of(*configs), folder / file)
+
+
+def _template_texts(folder: Path) -> tuple[dict | None, str]:
+    """A folder's chat templates by name, as transformers looks for them, and the file.
+
+    A file of its own goes before tokenizer_config.json, where it may be one or a list of several.
+    """
+    if (folder / "chat_template.jinja").exists():
+        try:
+            data = untrusted.read_bytes(_inside(folder, "chat_template.jinja"), MOST_TEMPLATE)
+            return {"default": data.decode()}, "chat_template.jinja"
+        except (OSError, ValueError) as error:
+            reason = untrusted.printable(str(error))
+            raise UserError(f"cannot read {folder / 'chat_template.jinja'}: {reason}") from error
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = _read_json(folder, name).get("chat_template")
+        if isinstance(found, list) and all(isinstance(one, dict) for one in found):
+            found = {one.get("name"): one.get("template") for one in found}
+        if found is not None:
+            return found if isinstance(found, dict) else {"default": found}, name
+    return None, ""
+
+
+def _checked_template(texts, tokens, file: Path):
+    """A foreign.ChatTemplate; UserError for what is none."""
+    from data.chat import foreign
+
+    of_names = isinstance(texts, dict) and isinstance(texts.get("default"), str)
+    of_tokens = isinstance(tokens, dict) and tokens.keys() <= {*foreign.TOKENS}
+    if not of_names or not of_tokens:
+        raise UserError(f"{file}: chat_template must be a text, or several by name, one of them "
+                        "\"default\"")
+    for value in (*texts.values(), *tokens.values()):
+        if not isinstance(value, str) or len(value) > MOST_TEMPLATE:
+            raise UserError(f"{file}: chat_template must be of texts of at most "
+                            f"{MOST_TEMPLATE >> 20} MB")
+    return foreign.ChatTemplate(texts, tokens, str(file))
 
 
 def _ids_from_meta(folder: Path, tokenizer: Tokenizer) -> dict:
     """Tokenizer.take_ids' arguments, as a checkpoint of ours keeps them."""
     ids = common.read_meta(folder).get("tokenizer_ids", {})
     eos = ids.get("eos", [])
-    said = [ids.get("bos"), ids.get("eot"), *(eos if isinstance(eos, list) else ["eos"])]
+    said = [ids.get("bos"), ids.get("opening"), ids.get("eot")]
+    said += eos if isinstance(eos, list) else ["eos"]
     known = [None, *tokenizer.special.values()]
     if not all(i is None or type(i) is int and i in known for i in said):
         raise UserError(f"{folder / 'meta.json'}: tokenizer_ids are no control tokens of its "
@@ -227,7 +290,7 @@ def _ids_from_hf(folder: Path, tokenizer: Tokenizer) -> dict:
     tokens are left out: transformers writes 1 and 2 where nobody has chosen any.
     """
     bos, eos = [], []
-    for name in ("tokenizer_config.json", "generation_config.json", "config.json"):
+    for name in CONFIGS:
         config = _read_json(folder, name)
         bos += _control_ids(config, "bos_token", tokenizer)
         eos += _control_ids(config, "eos_token", tokenizer)
@@ -237,6 +300,65 @@ def _ids_from_hf(folder: Path, tokenizer: Tokenizer) -> dict:
         "eot": next(iter(document_ends), None),
         "eos": set(eos),
     }
+
+
+def _opening_from_hf(folder: Path, tokenizer: Tokenizer) -> int | None:
+    """What a folder's tokenizer puts before a text: as its tokenizer.json says; where that is
+    silent, bos if tokenizer_config.json wants it."""
+    if tokenizer.first != -1:
+        return tokenizer.first
+    wants_bos = _read_json(folder, "tokenizer_config.json").get("add_bos_token") is True
+    return tokenizer.bos if wants_bos else None
+
+
+def notes_on(folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """What a user should know of how another's folder is served, a line each; none of ours."""
+    if is_ours(folder):
+        return []
+    template = tokenizer.chat_template
+    if template:
+        lines = [f"chats have the form of the checkpoint's own template, {template.where}"]
+    else:
+        lines = [f"{folder} has no chat template: chats have our own form, ChatML"]
+    names = {i: name for name, i in tokenizer.special.items()}
+    ends = {}
+    for name in CONFIGS:
+        ids = _control_ids(_read_json(folder, name), "eos_token", tokenizer)
+        if ids:
+            ends[name] = sorted({names[i] for i in ids})
+    if len(set(map(tuple, ends.values()))) > 1:
+        said = "; ".join(f"{' '.join(found)} in {name}" for name, found in ends.items())
+        lines.append(f"{folder} names different ends of an answer ({said}): each of them ends one")
+    return lines
+
+
+# Of a generation_config.json: bounds of what sampling here does; and what it does not, with the
+# value at which that changes nothing.
+SAMPLING = {"temperature": (0, 1e3), "top_p": (1e-6, 1), "top_k": (0, 1 << 24)}
+NO_SAMPLING = {"min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+               "num_beams": 1}
+
+
+def sampling_defaults(folder: Path) -> tuple[dict[str, float], list[str]]:
+    """What a folder's generation_config.json says of temperature, top_p and top_k; and what it says
+    that is not done here, as "name = value"."""
+    said = _read_json(folder, "generation_config.json")
+    defaults, undone = {}, []
+    for name, (least, most) in SAMPLING.items():
+        value = said.get(name)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not least <= value <= most:
+            shown = untrusted.printable(json.dumps(value))
+            raise UserError(f"{folder / 'generation_config.json'}: {name} = {shown} must be a "
+                            f"number from {least:g} to {most:g}")
+        defaults[name] = int(value) if name == "top_k" else value
+    if said.get("do_sample") is False:
+        defaults["temperature"] = 0.0
+    for name, neutral in NO_SAMPLING.items():
+        if said.get(name) not in (None, neutral):
+            undone.append(f"{name} = {untrusted.printable(json.dumps(said[name]), 60)}")
+    return defaults, undone
 
 
 def _control_ids(config: dict, key: str, tokenizer: Tokenizer) -> list[int]:
@@ -356,6 +478,33 @@ def _check_values(file: Path, values: dict, names: dict[str, str]) -> None:
         raise UserError(f"{file}: head_dim = {values['head_dim']} must be even, for RoPE")
 
 
+# What other models' configs set, and the value at which it would change nothing: there may be no
+# tensor of it whose name would tell.
+OF_OTHERS = {
+    "partial_rotary_factor": 1.0,
+    "rope_interleaved": False,
+    "no_rope_layers": None,
+    "sliding_window": None,
+    "layer_types": None,
+    "attention_out_bias": False,
+    "use_bias": False,
+    "qkv_bias": False,
+    "bias": False,
+    "use_qk_norm": False,
+    "qk_norm": False,
+    "qk_layernorm": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "attention_multiplier": None,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "scale_emb": 1.0,
+    "num_local_experts": None,
+    "num_experts": None,
+}
+
+
 def _check_plain_llama(file: Path, config: dict, rope: dict) -> None:
     """Raises UserError for a config of what is no plain Llama."""
     values = {
@@ -376,6 +525,10 @@ def _check_plain_llama(file: Path, config: dict, rope: dict) -> None:
         "rope_type": "default",
         "quantization_config": None,
     }
+    for key, neutral in OF_OTHERS.items():
+        for part in (config, rope):
+            if part.get(key) is not None:
+                values[key], supported[key] = part[key], neutral
     for key, value in values.items():
         if value != supported[key]:
             said = untrusted.printable(json.dumps(value))
@@ -605,7 +758,7 @@ def _config_json(model: Transformer, dtype: torch.dtype) -> dict:
 
 
 def _tokenizer_config_json(tokenizer: Tokenizer, turn_end: int, max_context: int) -> dict:
-    """With the chat template where the tokenizer is made for chats."""
+    """With the chat template that it was trained with, where it is made for chats."""
     names = {i: name for name, i in tokenizer.special.items()}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -615,7 +768,12 @@ def _tokenizer_config_json(tokenizer: Tokenizer, turn_end: int, max_context: int
         "model_max_length": max_context,
         "clean_up_tokenization_spaces": False,
     }
-    if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special.keys():
+    template = tokenizer.chat_template
+    if template:
+        texts = [{"name": name, "template": text} for name, text in template.texts.items()]
+        config |= template.tokens
+        config["chat_template"] = texts if len(texts) > 1 else template.texts["default"]
+    elif {"<|im_start|>", "<|im_end|>"} <= tokenizer.special.keys():
         config["chat_template"] = CHAT_TEMPLATE
     return config
 
@@ -624,21 +782,24 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict:
     """Our file, in which other programs find the ids and control tokens that we have trained with.
 
     No id is behind a gap, and control tokens are found before a text is normalized: else <think>
-    after a line break would be three tokens in a Llama vocabulary. Plain texts begin with the bos
-    token of our training, whatever the file said; chat templates are exempt from it.
+    after a line break would be three tokens in a Llama vocabulary. Plain texts begin as those of
+    our training, whatever the file said; chat templates are exempt from it.
     """
     spec = fill_gaps(json.loads(tokenizer.json))
     spec["added_tokens"] = [token | {"normalized": False} if token["content"] in tokenizer.special
                             else token for token in spec["added_tokens"]]
-    bos = next(name for name, i in tokenizer.special.items() if i == tokenizer.bos)
-    begin = {"SpecialToken": {"id": bos, "type_id": 0}}
+    begin, special_tokens = [], {}
+    for name, i in tokenizer.special.items():
+        if i == tokenizer.opening:
+            begin = [{"SpecialToken": {"id": name, "type_id": 0}}]
+            special_tokens = {name: {"id": name, "ids": [i], "tokens": [name]}}
     first = {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 0}}
     spec["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, second],
-        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos], "tokens": [bos]}},
+        "single": [*begin, first],
+        "pair": [*begin, first, second],
+        "special_tokens": special_tokens,
     }
     return spec
 

@@ -234,6 +234,7 @@ class Run:
             model=dataclasses.asdict(config.model) | {"rope_theta": self.model.rope_theta},
             tokenizer=self.tokenizer.hash,
             tokenizer_ids=self.tokenizer.ids,
+            chat_template=self.tokenizer.chat_template and as_json(self.tokenizer.chat_template),
             resume_key=self.resume_key(step),
         )
         meta |= {self.phase: as_json(self.cfg)} | more
@@ -267,6 +268,9 @@ def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str,
     source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
     tokenizer_file = Path(config.tokenizer.path or source / "tokenizer.json")
     tokenizer = hf.load_tokenizer(source, config.tokenizer)
+    if dist.is_main:
+        for line in hf.notes_on(source, tokenizer):
+            print(f"note: {line}")
     set_vocab_size(config.model, tokenizer.n_vocab)
     return open_run(phase, config, dist, tokenizer, tokenizer_file, source, unused)
 
@@ -619,7 +623,7 @@ def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:
     if not cfg.prompts:
         return []
     if prompt_format == "document":
-        prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in cfg.prompts]
+        prompts = [tokenizer.encode_prompt(text) for text in cfg.prompts]
         answers = continue_prompts(model, tokenizer, prompts, cfg.seed)
         texts = [prompt + answer for prompt, answer in zip(cfg.prompts, answers)]
         for text in texts:

@@ -492,7 +492,7 @@ def test_only_others_are_asked_behind_a_system_turn(folder, monkeypatch):
     other = folder.folder / "other"
     shutil.copytree(folder.folder / "exported", other)
     settings = json.loads((other / "tokenizer_config.json").read_text())
-    settings["chat_template"] = "{{ messages }}"
+    settings["chat_template"] = "{{ '' }}" + settings["chat_template"]
     (other / "tokenizer_config.json").write_text(json.dumps(settings))
     for name, begin in (("exported", "<|im_start|>user"), ("other", "<|im_start|>system\nBe")):
         folder.call(

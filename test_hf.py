@@ -4,8 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jinja2
 import pytest
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +25,7 @@ from data.chat.template import render
 from data.text.test_tokenizer import CHAT, released_like
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from generate import stop_ids
+from loop import as_json
 from model import KVCache, ModelConfig, Transformer, meta_model
 
 V = 320
@@ -296,6 +299,113 @@ def test_ends_come_from_a_checkpoints_configs(tmp_path):
     assert hf.load_tokenizer(tmp_path / "0", cfg).eot == 2
 
 
+def test_a_text_begins_as_their_tokenizer_says(tokenizer, tmp_path):
+    """By its post-processor, or where it has none by its config; an export goes on so."""
+    silent = json.loads(tokenizer.json)
+    nothing = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+               "pair": [{"Sequence": {"id": "A", "type_id": 0}}], "special_tokens": {}}
+    cases = [
+        (released_like(), {}, 1),  # <s>, by its post-processor
+        (json.dumps(silent), {"add_bos_token": True}, tokenizer.bos),
+        (json.dumps(silent), {}, None),
+        (json.dumps(silent | {"post_processor": nothing}), {"add_bos_token": True}, None),
+    ]
+    for number, (text, config, first) in enumerate(cases):
+        folder = hf_folder(tmp_path / str(number), text, tokenizer_config=config)
+        ours = hf.load_tokenizer(folder)
+        wanted = [first, *ours.encode("so")] if first is not None else ours.encode("so")
+        assert ours.encode_prompt("so") == wanted
+        hf.export(our_model(vocab_size=1024), ours, tmp_path / f"export{number}")
+        theirs = AutoTokenizer.from_pretrained(tmp_path / f"export{number}")
+        assert theirs("so").input_ids == wanted
+        again = hf.load_tokenizer(tmp_path / f"export{number}")
+        assert again.encode_prompt("so") == wanted
+        (tmp_path / f"ours{number}").mkdir()
+        ours.save(tmp_path / f"ours{number}/tokenizer.json")
+        (tmp_path / f"ours{number}/meta.json").write_text(json.dumps({"tokenizer_ids": ours.ids}))
+        assert hf.load_tokenizer(tmp_path / f"ours{number}").encode_prompt("so") == wanted
+
+
+TEMPLATE = "{% for m in messages %}{{ bos_token + m.role + m.content }}{% endfor %}"
+
+
+def test_a_template_is_found_kept_and_exported(tokenizer, tmp_path):
+    """In each place where transformers looks; with the tokens that it names; in our checkpoints."""
+    text = tokenizer.json
+    named = [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": "x"}]
+    tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    folders = {
+        "jinja": hf_folder(tmp_path / "jinja", text, tokenizer_config=tokens | {
+            "chat_template": "another"}),
+        "json": hf_folder(tmp_path / "json", text, tokenizer_config={}, special_tokens_map=tokens,
+                          chat_template={"chat_template": TEMPLATE}),
+        "config": hf_folder(tmp_path / "config", text,
+                            tokenizer_config=tokens | {"chat_template": TEMPLATE}),
+        "named": hf_folder(tmp_path / "named", text,
+                           tokenizer_config=tokens | {"chat_template": named}),
+    }
+    (folders["jinja"] / "chat_template.jinja").write_text(TEMPLATE)
+    for name, folder in folders.items():
+        ours = hf.load_tokenizer(folder)
+        assert ours.decode(render([{"role": "user", "content": "so"}], ours)) == "<s>userso"
+        assert "own template" in hf.notes_on(folder, ours)[0]
+        hf.export(our_model(vocab_size=tokenizer.n_vocab), ours, tmp_path / f"export {name}")
+        theirs = AutoTokenizer.from_pretrained(tmp_path / f"export {name}")
+        assert (theirs.bos_token, theirs.eos_token) == ("<s>", "</s>")
+        message = [{"role": "user", "content": "so"}]
+        assert theirs.apply_chat_template(message, tokenize=False) == "<s>userso"
+        (folder / "config.json").unlink()
+        meta = {"tokenizer_ids": ours.ids, "chat_template": as_json(ours.chat_template)}
+        (folder / "meta.json").write_text(json.dumps(meta))
+        again = hf.load_tokenizer(folder)
+        assert again.chat_template.texts == ours.chat_template.texts
+        assert again.chat_template.tokens == ours.chat_template.tokens
+    cfg = TokenizerConfig(chat_template="ours")
+    assert hf.load_tokenizer(tmp_path / "export named", cfg).chat_template is None
+    for bad in (7, {"default": 7}, [{"name": "x", "template": "y"}], [7], {}):
+        folder = tmp_path / "export json"
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": bad}))
+        with pytest.raises(UserError, match="tokenizer_config.json: chat_template must be"):
+            hf.load_tokenizer(folder)
+
+
+def test_what_is_said_of_others_folders(tokenizer, tmp_path):
+    """No template; ends that differ; how it is sampled."""
+    end, other = tokenizer.im_end, tokenizer.special["</s>"]
+    folder = hf_folder(
+        tmp_path / "f", tokenizer.json, config={"eos_token_id": other},
+        generation_config={"eos_token_id": [end, other], "temperature": 0.7, "top_k": 20,
+                           "do_sample": True, "repetition_penalty": 1.1, "min_p": 0.0})
+    ours = hf.load_tokenizer(folder)
+    no_template, ends = hf.notes_on(folder, ours)
+    assert no_template == f"{folder} has no chat template: chats have our own form, ChatML"
+    assert "</s> <|im_end|> in generation_config.json; </s> in config.json" in ends
+    assert {end, other} <= set(ours.stop_ids)
+    assert hf.sampling_defaults(folder) == (
+        {"temperature": 0.7, "top_k": 20}, ["repetition_penalty = 1.1"])
+    for said, message in (({"top_p": 0}, "top_p = 0"), ({"top_k": "x"}, 'top_k = "x"')):
+        (folder / "generation_config.json").write_text(json.dumps(said))
+        with pytest.raises(UserError, match=f"generation_config.json: {message} must be a number"):
+            hf.sampling_defaults(folder)
+    (folder / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7}')
+    assert hf.sampling_defaults(folder)[0] == {"temperature": 0.0}
+    hf.export(our_model(), tokenizer, tmp_path / "export")
+    assert hf.notes_on(tmp_path / "export", tokenizer) == []
+
+
+def test_our_template_in_plain_jinja(tokenizer, tmp_path):
+    """Without transformers' extensions, as llama-cpp-python has it."""
+    hf.export(our_model(), tokenizer, tmp_path / "export")
+    config = json.loads((tmp_path / "export/tokenizer_config.json").read_text())
+    answer = {"role": "assistant", "content": "b", "reasoning": "c"}
+    talk = [{"role": "user", "content": "a?"}, answer]
+    for environment in (jinja2.Environment(), ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True)):
+        written = environment.from_string(config["chat_template"]).render(messages=talk)
+        assert written == tokenizer.decode(render(talk, tokenizer))
+
+
 def test_another_tokenizer_that_agrees(tmp_path, capsys):
     """Base's weights go on with the tokenizer of the chat models, and end as Base's texts do."""
     base = hf_folder(tmp_path / "base", released_like("base"), config={"eos_token_id": 2})
@@ -559,6 +669,13 @@ def test_command_line(tokenizer, tmp_path):
         ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "rope_type"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type = \"yarn\""),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+         "partial_rotary_factor = 0.5"),
+        ({"use_qk_norm": True}, "use_qk_norm = true"),
+        ({"sliding_window": 4096}, "sliding_window = 4096"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier = 0.22"),
     ],
     ids=str,
 )

@@ -21,6 +21,7 @@ import sft
 from conftest import ROOT
 from data.chat.conversations import MAX_CHARACTERS, prepare
 from data.chat.packing import Batch, build_batch, plan_stages
+from data.chat.test_template import WITH_MASK
 from data.tasks import registry
 from data.tasks.problem import to_chat
 from data.text.mixture import IGNORE
@@ -100,6 +101,7 @@ def test_loss_and_gradient_are_those_of_transformers_and_trl(tokenizer, tmp_path
     theirs, their_tokenizer = (
         kind.from_pretrained(tmp_path / "hf") for kind in (LlamaForCausalLM, AutoTokenizer)
     )
+    their_tokenizer.chat_template = WITH_MASK
 
     nats, count = 0, 0
     for talk in talks:

@@ -51,7 +51,7 @@ def passkeys(model, tokenizer, n: int = 200) -> list[tuple[float, float, float]]
     rows = []
     for filler in FILLERS:
         problems = recall.problems("test", n, seed=0, filler=filler)
-        prompts = [[tokenizer.bos, *tokenizer.encode(document_prompt(p))] for p in problems]
+        prompts = [tokenizer.encode_prompt(document_prompt(p)) for p in problems]
         answers = sample(model, prompts, max_new_tokens=8, temperature=0, stop=(tokenizer.eot,))
         right = [
             registry.reward(p, tokenizer.decode(a[0].tokens[:-1]))

@@ -281,7 +281,7 @@ def check_weights(report: Report, source: Path) -> None:
     if not list(source.glob("*.safetensors")):
         return report.skip("weights", f"no .safetensors in {source}")
     model, tokenizer = hf.load(source, dtype=torch.bfloat16)
-    prompt = [tokenizer.bos, *tokenizer.encode("The capital of Norway is")]
+    prompt = tokenizer.encode_prompt("The capital of Norway is")
     tokens = torch.tensor([prompt])
     ours = (model(tokens) @ model.lm_head.weight.T).float()
     del model

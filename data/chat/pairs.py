@@ -186,8 +186,8 @@ def parse_response(
     thoughts, content = split_thoughts(text)
     reasoning = message.get("reasoning") or thoughts
     answer = message | {"role": "assistant", "content": content, "reasoning": reasoning}
-    ids = template.render([*messages, answer], tokenizer)
-    end = len(ids) - ids[::-1].index(tokenizer.special["<|im_end|>"])  # no line break behind it
+    ids, weights = template.render_weighted([*messages, answer | {"weight": 1.0}], tokenizer)
+    end = 1 + max(i for i, weight in enumerate(weights) if weight)  # no line break behind it
     if ids[:len(prompt)] != prompt:
         raise ValueError(f"{side} begins with blanks that are one token with the prompt's end")
     return ids[len(prompt):end]

@@ -2,7 +2,8 @@
 
 (The released chat template; tools as in Qwen3.) `render` is what training and sampling use: control
 tokens are put in by id, so that one written in a message stays text. `CHAT_TEMPLATE` is the same as
-Jinja, for exports: other programs render it to text first and cannot tell the two apart.
+Jinja, for exports: other programs render it to text first and cannot tell the two apart. Where a
+tokenizer has the template of another's checkpoint, `render` is data/chat/foreign.py's.
 
 A message is one of
     {"role": "system", "content": str}      only the first; where there is none, the released
@@ -74,21 +75,18 @@ CHAT_TEMPLATE = r"""
         {{- '<|im_end|>\n' if loop.last or loop.nextitem.role != 'tool' else '' }}
     {%- elif message.role == 'assistant' %}
         {{- '<|im_start|>assistant\n' }}
-        {%- generation %}
-            {%- if message.reasoning and loop.index0 > turn.last_query %}
-                {{- '<think>\n' + message.reasoning + '\n</think>\n\n' }}
-            {%- endif %}
-            {{- message.content or '' }}
-            {%- for call in message.tool_calls or [] %}
-                {%- set call = call.function or call %}
-                {{- '\n' if message.content or not loop.first else '' }}
-                {{- '<tool_call>\n{"name": ' + call.name | tojson + ', "arguments": ' }}
-                {{- call.arguments if call.arguments is string else call.arguments | tojson }}
-                {{- '}\n</tool_call>' }}
-            {%- endfor %}
-            {{- '<|im_end|>' }}
-        {%- endgeneration %}
-        {{- '\n' }}
+        {%- if message.reasoning and loop.index0 > turn.last_query %}
+            {{- '<think>\n' + message.reasoning + '\n</think>\n\n' }}
+        {%- endif %}
+        {{- message.content or '' }}
+        {%- for call in message.tool_calls or [] %}
+            {%- set call = call.function or call %}
+            {{- '\n' if message.content or not loop.first else '' }}
+            {{- '<tool_call>\n{"name": ' + call.name | tojson + ', "arguments": ' }}
+            {{- call.arguments if call.arguments is string else call.arguments | tojson }}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
     {%- elif message.role == 'user' or not tools %}
         {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
     {%- endif %}
@@ -113,6 +111,10 @@ def render(messages: list[dict], tokenizer, add_generation_prompt: bool = False,
     Raises UserError for a message that is not of the form above, and for a tokenizer without these
     controls.
     """
+    if tokenizer.chat_template:
+        _check(messages)
+        return tokenizer.chat_template.render(
+            messages, tokenizer, add_generation_prompt, tools, system)
     ids, _ = render_weighted(messages, tokenizer, tools, system)
     if add_generation_prompt:
         ids += _encode(["<|im_start|>", "assistant\n"], tokenizer)
@@ -128,24 +130,29 @@ def render_weighted(messages: list[dict], tokenizer, tools: Sequence[dict] = (),
     mask of Nanbeige4.2 (arXiv 2607.22083). Where a content begins with a line break, one token may
     hold it and the "\n" before; it has the weight.
     """
+    if tokenizer.chat_template:
+        _check(messages)
+        said = [_weight(m) if m["role"] == "assistant" else 0.0 for m in messages]
+        return tokenizer.chat_template.render_weighted(messages, said, tokenizer, tools, system)
     ids, weights = [], []
     n_newline = len(tokenizer.encode("\n"))
     for role, body, weight in _turns(messages, tools, system):
         opening = _encode(["<|im_start|>", role + "\n"], tokenizer)
         parts = ["<|im_start|>", role + "\n" + body[0], *body[1:], "<|im_end|>", "\n"]
         turn = _encode(parts, tokenizer)
-        n_opening = _common_prefix_length(opening, turn)
+        n_opening = common_prefix_length(opening, turn)
         n_said = len(turn) - n_opening - n_newline
         ids += turn
         weights += [0.0] * n_opening + [weight] * n_said + [0.0] * n_newline
     return ids, weights
 
 
-def _common_prefix_length(opening: list[int], turn: list[int]) -> int:
-    for i, (a, b) in enumerate(zip(opening, turn)):
-        if a != b:
+def common_prefix_length(a: list[int], b: list[int]) -> int:
+    """How many elements two lists begin alike with."""
+    for i, (one, other) in enumerate(zip(a, b)):
+        if one != other:
             return i
-    return len(opening)
+    return min(len(a), len(b))
 
 
 def _encode(parts: list[str], tokenizer) -> list[int]:
@@ -294,19 +301,19 @@ def _may_precede_result(message: dict | None) -> bool:
     return bool(message) and (message["role"] == "tool" or bool(_calls(message)))
 
 
-def one_row_per_turn(messages: list[dict]) -> list[list[dict]]:
+def one_row_per_turn(messages: list[dict], always: bool = False) -> list[list[dict]]:
     """The conversations to train on in place of one.
 
     They train no turn whose reasoning `render` drops. Without reasoning before the last user
-    message, that is the one itself. Else there is one for each user message: it ends before the
-    next, and only assistant turns after that message are trained; where there are none, it is left
-    out. Raises UserError as `render` does.
+    message, that is the one itself (unless `always`). Else there is one for each user message: it
+    ends before the next, and only assistant turns after that message are trained; where there are
+    none, it is left out. Raises UserError as `render` does.
     """
     _check(messages)
     queries = _places(messages, "user")
     answers = _places(messages, "assistant")
     last_query = max(queries, default=0)
-    if not any(messages[i].get("reasoning") for i in answers if i < last_query):
+    if not always and not any(messages[i].get("reasoning") for i in answers if i < last_query):
         return [messages]
     rows = []
     for query, end in zip(queries, [*queries[1:], len(messages)]):
@@ -344,6 +351,10 @@ def parse(answer: list[int], tokenizer) -> dict:
     message["content"] = "".join(before_calls) + texts[-1]
     if calls:
         message["tool_calls"] = calls
+    if thoughts_end is None and message["content"].startswith("<think>\n"):
+        thoughts, end, content = message["content"].partition("\n</think>\n\n")
+        if end:  # in the letters that foreign.py writes where a tokenizer has no tokens for them
+            message |= {"reasoning": thoughts.removeprefix("<think>\n"), "content": content}
     return message
 
 

@@ -72,6 +72,8 @@ class TokenizerConfig:
                                  # phases use it, too, where it agrees with their checkpoint's
     eot: str = ""                # the token that ends a document (default: the checkpoint's own, or
                                  # the first that there is of EOT)
+    chat_template: Literal["checkpoint", "ours"] = "checkpoint"  # the checkpoint's own, where it
+                                 # has one, or ours in any case
 
 
 def _byte_symbols() -> list[str]:
@@ -91,10 +93,15 @@ class Tokenizer:
     n_vocab: ids are 0 .. n_vocab-1.
     special: name -> id of the control tokens.
     bos, eot: ids that begin and end a document, found by their names, or a checkpoint's own.
+    opening: id that begins a text which is to be continued: bos, as in all that we train on, or
+        what another's tokenizer puts there; None: nothing.
     eos: further ids that end an answer, of a checkpoint's configs.
+    chat_template: a checkpoint's own (data/chat/foreign.py); None: ours, data/chat/template.py.
     im_start, im_end: ids that begin and end a chat turn.
     hash: 16 hex digits over all that decides ids, for shards and checkpoints.
     pieces: the bytes of each id.
+    first: id that the file's own post-processor puts before a text, or None; -1 where it has none.
+    strips: name of a control token -> whether it takes the blanks (before it, behind it).
     byte_lengths: (n_vocab,) int32, UTF-8 bytes that each token stands for, 0 for control tokens:
         for bits per byte.
     json: the tokenizer.json itself.
@@ -110,12 +117,18 @@ class Tokenizer:
                         if token["special"] or token["content"] in SPECIAL_TOKENS}
         self._hash = _hash_json([spec["model"], spec["normalizer"], spec["pre_tokenizer"],
                                  sorted(added.items())])
+        self.first = _first_token(spec)
+        self.strips = {token["content"]: (token["lstrip"], token["rstrip"])
+                       for token in spec["added_tokens"]}
         self._set_pieces(spec, added)
-        self._words = None
+        self._words = self._inside = None
         if cuts_are_safe(spec, self.special):
             self._words = Words(_without_control_tokens(spec | {"normalizer": None}, self.special))
         else:
             self._hf = _without_control_tokens(spec, self.special)
+        if (spec["pre_tokenizer"] or {}).get("prepend_scheme") == "first":
+            never = spec["pre_tokenizer"] | {"prepend_scheme": "never"}
+            self._inside = _without_control_tokens(spec | {"pre_tokenizer": never}, self.special)
         self._bpe = None  # tiktoken's back end
         ranks = tiktoken_ranks(spec, self.pieces)
         if ranks:
@@ -127,6 +140,8 @@ class Tokenizer:
         self.bos = self._control_token("document start", BOS)
         self.eot = self._control_token("document end", EOT)
         self.eos = ()
+        self.opening = self.bos
+        self.chat_template = None
         self._by_name = [self.bos, self.eot]
         if eot:
             self.take_eot(eot)
@@ -175,14 +190,21 @@ class Tokenizer:
         return _hash_json([self._hash, self.bos, self.eot])
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What ends an answer: the ends of a document, of a turn, and the checkpoint's own."""
+        turn_end = self.special.get("<|im_end|>", self.eot)
+        return tuple({self.eot, turn_end, *self.eos})
+
+    @property
     def ids(self) -> dict:
         """What a checkpoint keeps beside the file, for `take_ids`."""
-        return {"bos": self.bos, "eot": self.eot, "eos": list(self.eos)}
+        ids = {"bos": self.bos, "eot": self.eot, "eos": list(self.eos)}
+        return ids if self.opening == self.bos else ids | {"opening": self.opening}
 
     def take_ids(self, bos: int | None = None, eot: int | None = None,
                  eos: Iterable[int] = ()) -> None:
         """Takes a checkpoint's own ids in place of those found by name; None leaves what is."""
-        self.bos = self.bos if bos is None else bos
+        self.bos = self.opening = self.bos if bos is None else bos
         self.eot = self.eot if eot is None else eot
         self.eos = tuple(sorted(eos))
 
@@ -213,13 +235,24 @@ class Tokenizer:
     def im_end(self) -> int:
         return self._control_token("turn end", ["<|im_end|>"])
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without document start or end. Control tokens written in it stay text."""
+    def encode(self, text: str, begins: bool = True) -> list[int]:
+        """Ids of a text, without document start or end. Control tokens written in it stay text.
+
+        begins: whether nothing stands before it: some Llama vocabularies put a blank there alone.
+        """
         if self._bpe:
             return self._bpe.encode_ordinary(text)
         if self._words:
             return self._words.encode_batch([text])[0].tolist()
-        return self._hf.encode(_without_surrogates(text), add_special_tokens=False).ids
+        hf = self._hf if begins or not self._inside else self._inside
+        return hf.encode(_without_surrogates(text), add_special_tokens=False).ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that is to be continued, at least one."""
+        ids = self.encode(text)
+        if self.opening is not None:
+            return [self.opening, *ids]
+        return ids if ids else [self.bos]
 
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[np.ndarray]:
         """Ids of many texts, each (n,) uint32.
@@ -384,6 +417,18 @@ def fill_gaps(spec: dict) -> dict:
         tokens.append({"id": i, "content": UNUSED.format(i), "special": True, "normalized": False,
                        "single_word": False, "lstrip": False, "rstrip": False})
     return spec | {"added_tokens": sorted(tokens, key=lambda token: token["id"])}
+
+
+def _first_token(spec: dict) -> int | None:
+    """The id that a file's post-processor puts before a text; None: it puts none; -1: there is no
+    post-processor."""
+    if not spec["post_processor"]:
+        return -1
+    for part in [spec["post_processor"], *spec["post_processor"].get("processors", [])]:
+        first = part["single"][0] if part.get("single") else {}
+        if "SpecialToken" in first:
+            return part["special_tokens"][first["SpecialToken"]["id"]]["ids"][0]
+    return None
 
 
 def _is_byte_level(spec: dict) -> bool:

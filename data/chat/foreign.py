@@ -1,0 +1,294 @@
+"""A checkpoint's own chat template: Jinja, rendered by transformers' rules in a sandbox.
+
+Such a template makes a text of a conversation, in which control tokens stand by their names. What
+the assistant says is found by writing the conversation twice more: up to its turn, with the turn
+opened, and up to the end of it. A control token's name that a message holds stays text, as in our
+own form: it is marked before the template sees it.
+"""
+import functools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+from common import UserError
+from data.chat.template import common_prefix_length
+from untrusted import printable
+
+TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
+          "mask_token")   # names of tokens that a template may use
+REASONING = ("reasoning_content", "thinking", "reasoning")  # what templates call the thoughts
+MARK = "\ufdd0"           # no character of any text: behind the first sign of a name that is text
+PROBE = "zebra"
+
+
+class Generation(Extension):
+    """{% generation %} … {% endgeneration %}, by which transformers finds what to train: nothing
+    but what stands inside."""
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+class Namespace(jinja2.utils.Namespace):
+    """Jinja's, without a way to Python's own attributes."""
+
+    def __setitem__(self, name: str, value) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a namespace must not have {name}")
+        super().__setitem__(name, value)
+
+
+def _namespace(*args, **attributes) -> Namespace:
+    namespace = Namespace()
+    for name, value in dict(*args, **attributes).items():
+        namespace[name] = value
+    return namespace
+
+
+def _raise(message: str):
+    raise jinja2.TemplateError(message)
+
+
+def _as_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)
+
+
+@functools.cache
+def _compile(text: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.filters["tojson"] = _as_json  # Jinja's own escapes for HTML
+    environment.globals["raise_exception"] = _raise
+    environment.globals["namespace"] = _namespace
+    environment.globals["dict"] = lambda *args, **items: dict(*args, **items)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(text)
+
+
+@dataclass
+class ChatTemplate:
+    texts: dict[str, str]   # name -> Jinja: "default"; maybe "tool_use", for who has tools
+    tokens: dict[str, str]  # of TOKENS, those that the tokenizer has -> what they are
+    where: str              # the file, for messages
+
+    def write(self, messages: list[dict], tools: Sequence[dict] = (),
+              add_generation_prompt: bool = False) -> str:
+        """The text of a conversation in OpenAI's form; UserError where the template refuses it."""
+        name = "tool_use" if tools and "tool_use" in self.texts else "default"
+        try:
+            return _compile(self.texts[name]).render(
+                messages=messages, tools=list(tools) or None, documents=None,
+                add_generation_prompt=add_generation_prompt, **self.tokens)
+        except Exception as error:  # Jinja's, its author's, and all that Python has
+            reason = printable(str(error) or type(error).__name__)
+            raise UserError(f"the chat template {self.where} fails: {reason}") from None
+
+    def render(self, messages: list[dict], tokenizer, add_generation_prompt: bool = False,
+               tools: Sequence[dict] = (), system: str = "") -> list[int]:
+        """Token ids of a conversation, as data/chat/template.py's."""
+        said, tools = self._conversation(messages, tools, system, tokenizer)
+        text = self.write(said, tools, add_generation_prompt)
+        return _encode(text, [], tokenizer)[0]
+
+    def render_weighted(self, messages: list[dict], weights: list[float], tokenizer,
+                        tools: Sequence[dict] = (),
+                        system: str = "") -> tuple[list[int], list[float]]:
+        """The ids of `render`, and each one's weight: that of its message, from the first token
+        after the opened turn to the one that ends it.
+
+        weights: of the messages. UserError where the tokens of a message that is trained cannot be
+        found.
+        """
+        said, tools = self._conversation(messages, tools, system, tokenizer)
+        n_before = len(said) - len(messages)  # a system turn
+        text = self.write(said, tools)
+        spans = []
+        for i, weight in enumerate(weights):
+            if weight:
+                start, end = _find_turn(self, text, said, i + n_before, tools, tokenizer)
+                spans.append((start, end, weight))
+        return _encode(text, spans, tokenizer)
+
+    @functools.cached_property
+    def reads_reasoning(self) -> bool:
+        """Whether thoughts have a field of their own; else they stand in the content."""
+        answer = {"role": "assistant", "content": "1"} | dict.fromkeys(REASONING, PROBE)
+        try:
+            return PROBE in self.write([{"role": "user", "content": "1"}, answer])
+        except UserError:
+            return False
+
+    @functools.cached_property
+    def keeps_turns(self) -> bool:
+        """Whether an answer stays as it was when the conversation goes on."""
+        turn = [{"role": "user", "content": "1"}, {"role": "assistant", "content": PROBE}]
+        try:
+            alone, whole = self.write(turn), self.write(turn + turn)
+        except UserError:
+            return True
+        end = alone.rfind(PROBE) + len(PROBE)
+        return whole.startswith(alone[:end])
+
+
+    def _conversation(self, messages: list[dict], tools: Sequence[dict], system: str,
+                      tokenizer) -> tuple[list[dict], list[dict]]:
+        """Messages of data/chat/template.py and tools, in OpenAI's form and marked."""
+        if system not in ("", "released") and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+        names = _names(tokenizer)
+        queries = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        last_query = max(queries, default=-1)
+        said = []
+        for i, message in enumerate(messages):
+            new = {"role": message["role"], "content": _marked(message.get("content") or "", names)}
+            if message["role"] == "assistant":
+                reasoning = _marked(message.get("reasoning") or "", names)
+                if reasoning and self.reads_reasoning:
+                    new |= dict.fromkeys(REASONING, reasoning)
+                elif reasoning and i > last_query:
+                    new["content"] = f"<think>\n{reasoning}\n</think>\n\n{new['content']}"
+                calls = [_call(call) for call in message.get("tool_calls") or []]
+                if calls:
+                    new["tool_calls"] = _marked(calls, names)
+            said.append(new)
+        return said, _marked(list(tools), names)
+
+
+# --------------------------------------------------------------------------------------------------
+# A conversation as templates take it
+
+def tokens_of(*configs: dict) -> dict[str, str]:
+    """The names of TOKENS that a folder's configs give, the later ones first."""
+    tokens = {}
+    for config in configs:
+        for key in TOKENS:
+            token = config.get(key)
+            if isinstance(token, dict):  # an AddedToken
+                token = token.get("content")
+            if isinstance(token, str):
+                tokens[key] = token
+    return tokens
+
+
+def _call(call: dict) -> dict:
+    """A tool call in OpenAI's form, with arguments as an object."""
+    function = call.get("function") or call
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _names(tokenizer) -> re.Pattern:
+    """Finds the control tokens of a text, the longer one where two begin alike."""
+    return re.compile("|".join(map(re.escape, sorted(tokenizer.special, key=len, reverse=True))))
+
+
+def _marked(value, names: re.Pattern):
+    """A JSON value with a mark in each control token's name."""
+    if isinstance(value, str):
+        value = value.replace(MARK, "\N{REPLACEMENT CHARACTER}")
+        return re.sub(f"(?={names.pattern})(.)", rf"\1{MARK}", value, flags=re.DOTALL)
+    if isinstance(value, list):
+        return [_marked(item, names) for item in value]
+    if isinstance(value, dict):
+        return {_marked(key, names): _marked(item, names) for key, item in value.items()}
+    return value
+
+
+# --------------------------------------------------------------------------------------------------
+# Tokens
+
+def _find_turn(chat: ChatTemplate, text: str, said: list[dict], i: int, tools: list[dict],
+               tokenizer) -> tuple[int, int]:
+    """Where in a conversation's text the i-th message, an assistant's, begins and ends."""
+    before = chat.write(said[:i], tools, add_generation_prompt=True)
+    alone = chat.write(said[:i + 1], tools)
+    start = len(before)
+    end = _first_stop(text, start, tokenizer)
+    turn = text[start:end]
+    calls = [call["function"]["name"] for call in said[i].get("tool_calls", ())]
+    parts = [said[i]["content"], said[i].get("reasoning", ""), *calls]
+    missing = [part for part in parts if part.strip() not in turn]
+    reason = ""
+    if not alone.startswith(before):
+        reason = "does not write an answer as it opens one"
+    elif not _first_stop(alone, start, tokenizer):
+        ends = [name for name, i in tokenizer.special.items() if i in tokenizer.stop_ids]
+        reason = f"ends an answer with none of {', '.join(ends)}"
+    elif not text.startswith(before):
+        reason = "writes what came before an answer in another form where a conversation goes on"
+    elif missing:
+        reason = f"leaves out {printable(missing[0].strip(), 40)!r}"
+    if reason:
+        raise UserError(f"{chat.where} {reason}: the tokens of message {i} cannot be found "
+                        "(tokenizer.chat_template=ours trains in our own form)")
+    return start, end
+
+
+def _first_stop(text: str, start: int, tokenizer) -> int:
+    """The end of the first token that ends an answer; 0: there is none."""
+    for control in _names(tokenizer).finditer(text, start):
+        if tokenizer.special[control[0]] in tokenizer.stop_ids:
+            return control.end()
+    return 0
+
+
+def _encode(text: str, spans: list[tuple[int, int, float]],
+            tokenizer) -> tuple[list[int], list[float]]:
+    """Ids of a marked text, and weights: that of each span (start, end, weight) in it, else 0.
+
+    A span ends behind a control token. A token that holds a span's first sign belongs to it.
+    """
+    ids, weights = [], []
+    for start, piece in _pieces(text, tokenizer):
+        tokens = _encode_piece(start, piece, tokenizer)
+        of_piece = [0.0] * len(tokens)
+        for first, end, weight in spans:
+            if start < end and first < start + len(piece):
+                n = 0
+                if first > start:
+                    opening = _encode_piece(start, piece[:first - start], tokenizer)
+                    n = common_prefix_length(opening, tokens)
+                of_piece[n:] = [weight] * (len(tokens) - n)
+        ids += tokens
+        weights += of_piece
+    return ids, weights
+
+
+def _pieces(text: str, tokenizer) -> Iterator[tuple[int, str]]:
+    """(where it begins, piece): control tokens, and the texts between them.
+
+    What a control token takes of the blanks beside it ("lstrip", "rstrip") is in no piece.
+    """
+    start, strips = 0, False
+    for control in [*_names(tokenizer).finditer(text), None]:
+        piece = text[start:control.start() if control else None]
+        if strips:
+            start += len(piece) - len(piece.lstrip())
+            piece = piece.lstrip()
+        if control:
+            strips_before, strips = tokenizer.strips.get(control[0], (False, False))
+            piece = piece.rstrip() if strips_before else piece
+        if piece:
+            yield start, piece
+        if control:
+            yield control.start(), control[0]
+            start = control.end()
+
+
+def _encode_piece(start: int, piece: str, tokenizer) -> list[int]:
+    if piece in tokenizer.special:
+        return [tokenizer.special[piece]]
+    return tokenizer.encode(piece.replace(MARK, ""), begins=start == 0)
