@@ -471,7 +471,7 @@ def test_two_ranks_take_the_same_steps(base, whole):
 
 @pytest.mark.parametrize("options, message", [
     (["--reward.preferences=[{'path': 'none.jsonl'}]"],
-     "no .txt, .md, .jsonl, .parquet file (or .gz or .zst of one) at none.jsonl"),
+     "no .txt, .md, .jsonl, .parquet, .arrow, .json file (or .gz or .zst of one) at none.jsonl"),
     (["--reward.preferences=[{'tast': 5}]"], "{'tast': 5} must have one of \"path\""),
     (["--reward.preferences=[]"],
      "reward.preferences must be a list of at least 1, each a dict, not []"),

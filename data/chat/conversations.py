@@ -1,8 +1,8 @@
 """Any SFT data set as tokenized conversations: normalized, rendered, kept with their loss weights.
 
 A source is a path or hf source of data/text/sources.py, whose "column" may be [prompt, response]. A
-record may be in the form of OpenAI, ShareGPT or Alpaca, or a pair: `normalize` makes that of
-data/chat/template.py of all of them.
+record may be in the form of OpenAI, ShareGPT or Alpaca, or a pair, of texts or of messages (TRL):
+`normalize` makes that of data/chat/template.py of all of them.
 
 A pool is a folder: tokens.bin (uint32), weights.bin (float16: each token's weight in the loss, 0 to
 1), ends.bin (int64: one past the last token of each row) and manifest.json. It is made aside and
@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,15 @@ import numpy as np
 from common import UserError, progress_bar, write_atomic
 from data.chat import template
 from data.chat.template import one_row_per_turn, render_weighted
-from data.text.sources import ReadPosition, find_files, invalid_reason, kept, parts, read
+from data.text.sources import (
+    ReadPosition,
+    find_files,
+    invalid_reason,
+    is_arrow,
+    kept,
+    parts,
+    read,
+)
 
 MAX_CHARACTERS = 1_000_000  # of a message: a longer one is no conversation, and would take minutes
 BATCH = 256                 # conversations that wait for the threads
@@ -45,6 +53,8 @@ ROLES = {  # what a message's "role" (OpenAI) or "from" (ShareGPT) may be -> our
     "observation": "tool",
     "function_response": "tool",
 }
+# Thoughts that end, though none has begun: on a line's end, for a text may be about the tag
+ENDS_THOUGHTS = re.compile(r"(?:(?!<think>).)*?(?:\n</think>|</think>[ \t]*\n)", re.DOTALL)
 PAIRS = [  # columns that are a prompt and its response
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -114,7 +124,18 @@ def _raw_pair(record: dict, pairs: list[tuple[str, str]], wanted: str) -> list[d
 
 
 def _two_turns(prompt: object, response: object) -> list[dict]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    """The messages of a prompt and its response: texts, or lists of messages, as TRL has them.
+
+    What assistants say in the prompt is not trained, unless it has a weight of its own.
+    """
+    before = [{"role": "user", "content": prompt}]
+    after = [{"role": "assistant", "content": response}]
+    if isinstance(prompt, list):
+        before = [raw | {"weight": _first(raw, "weight") or 0.0} if isinstance(raw, dict) else raw
+                  for raw in prompt]
+    if isinstance(response, list):
+        after = response
+    return before + after
 
 
 def _message(raw: dict) -> dict:
@@ -122,7 +143,7 @@ def _message(raw: dict) -> dict:
     if not isinstance(raw, dict):
         raise ValueError("is no JSON object")
     role = _first(raw, "role", "from")
-    content = _first(raw, "content", "value")
+    content = _joined(_first(raw, "content", "value"))
     if str(role) not in ROLES:
         raise ValueError(f"has the unknown role {role!r:.40}")
     message = {"role": ROLES[role]}
@@ -140,17 +161,32 @@ def _message(raw: dict) -> dict:
     return message
 
 
+def _joined(content: object) -> object:
+    """The text of a content that is a list of parts, one below the other, as vLLM joins them."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise ValueError(f"has a part that is no text: {kind!r:.40}")
+        texts.append(text)
+    return "\n".join(texts)
+
+
 def _assistant(raw: dict, content: str | None, calls: list[dict]) -> dict:
     """What an assistant's message has beside its role.
 
-    Thoughts may be in its content, as <think>…</think>.
+    Thoughts may be in its content, as <think>…</think>; the first tag is missing where a chat
+    template has written it.
     """
     if content is None and calls:
         content = ""
     reasoning = _first(raw, "reasoning", "reasoning_content") or ""
     if not isinstance(content, str) or not isinstance(reasoning, str):
         raise ValueError("has content or reasoning that is no text")
-    if content.lstrip().startswith("<think>"):
+    if content.lstrip().startswith("<think>") or ENDS_THOUGHTS.match(content):
         thoughts, content = _split_thoughts(content)
         reasoning = reasoning or thoughts
     if not content.strip() and not calls:
@@ -170,7 +206,7 @@ def _assistant(raw: dict, content: str | None, calls: list[dict]) -> dict:
 
 
 def _split_thoughts(content: str) -> tuple[str, str]:
-    """(thoughts, answer) of a content that begins with <think>."""
+    """(thoughts, answer) of a content that begins with thoughts."""
     content = content.lstrip().removeprefix("<think>")
     thoughts, end, answer = content.partition("</think>")
     if not end:  # an answer that was cut off: it would teach never to stop
@@ -201,10 +237,12 @@ def _calls(value: object) -> list[dict]:
 
 
 def _objects(value: object, what: str, has: str = "") -> list[dict]:
-    """A list of JSON objects (or one of them), given as such or as JSON text."""
+    """A list of JSON objects (or one of them), given as such or as JSON text, whole or each."""
     value = _json(value, what, has)
     if isinstance(value, dict):
         value = [value]
+    if isinstance(value, list):
+        value = [_json(item, what, has) for item in value]
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ValueError(f"{has}{what} that are no list of JSON objects")
     return value
@@ -244,12 +282,27 @@ def _read_source(source: dict, position: ReadPosition,
             if not kept(record, source):
                 position.left_out += 1
                 continue
+            if is_arrow(source, part):
+                record = without_padding(record)
             try:
                 conversation = normalize(record, source.get("column"))
             except ValueError as error:
                 bad_line(f"{part}:{number}", str(error))
                 continue
             yield f"{part}:{number}", conversation
+
+
+def without_padding(value: object) -> object:
+    """A value without the fields that are None, at any depth.
+
+    All objects of a column of Arrow have the same fields, so each call of any tool those of every
+    tool: None where they are not its own.
+    """
+    if isinstance(value, dict):
+        return {key: without_padding(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_padding(item) for item in value]
+    return value
 
 
 # --------------------------------------------------------------------------------------------------
@@ -341,13 +394,19 @@ def _ingredients(sources: list[dict], tokenizer, on_bad_line: str) -> dict:
         "files": files,
         "code": [sha256(text).hexdigest() for text in code],
     }
+    if tokenizer.chat_template:
+        foreign = Path(template.__file__).with_name("foreign.py").read_bytes()
+        made_of["code"].append(sha256(foreign).hexdigest())
+        made_of["chat_template"] = asdict(tokenizer.chat_template)
     return json.loads(json.dumps(made_of))
 
 
 def _make(folder: Path, name: str, sources: list[dict], tokenizer, stop: bool,
           made_of: dict) -> dict:
     """Writes a pool and returns its manifest. The old one stays until the new one is whole."""
-    tokenizer.im_start, tokenizer.im_end  # where these are missing it fails here, not on each line
+    if tokenizer.chat_template is None:
+        tokenizer.im_start, tokenizer.im_end  # where these are missing it fails here, not on each
+                                              # line
     position = ReadPosition()
 
     def bad_line(where: str, what: str) -> None:
@@ -417,7 +476,9 @@ def _tokenize(conversations: Iterator[tuple[str, dict]], tokenizer,
 def _trained_rows(conversation: dict, tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
     """(tokens, weights) of each row of a conversation in which a token is trained."""
     rows = []
-    for messages in one_row_per_turn(conversation["messages"]):
+    theirs = tokenizer.chat_template
+    forgets_turns = theirs is not None and not theirs.keeps_turns
+    for messages in one_row_per_turn(conversation["messages"], forgets_turns):
         ids, weights = render_weighted(messages, tokenizer, conversation["tools"])
         weights = np.array(weights, "<f2")
         if weights.any():

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -40,6 +41,32 @@ OPENAI_CALL = {
 }
 
 DIALECTS = {  # name: (record, its messages)
+    "parts": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "1 + 1?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "2"}, "two"]},
+            ],
+        },
+        [USER, ANSWER | {"content": "2\ntwo"}],
+    ),
+    "TRL": (
+        {"prompt": [USER, ANSWER, USER], "completion": [THOUGHT]},
+        [USER, ANSWER | {"weight": 0.0}, USER, THOUGHT],
+    ),
+    "TRL, a text behind messages": ({"prompt": [USER], "completion": "2"}, [USER, ANSWER]),
+    "tools as texts": (
+        {"messages": [USER, ANSWER], "tools": [json.dumps(TOOL)]},
+        [USER, ANSWER],
+    ),
+    "thoughts that the template began": (
+        {"messages": [USER, ANSWER | {"content": "one and one\n</think>\n\n2"}]},
+        [USER, THOUGHT],
+    ),
+    "of the tag itself": (
+        {"messages": [USER, ANSWER | {"content": "It is </think>."}]},
+        [USER, ANSWER | {"content": "It is </think>."}],
+    ),
     "smoltalk2": (
         {
             "messages": [USER, {"role": "assistant", "content": "<think>\n\n</think>\n\n2"}],
@@ -222,14 +249,19 @@ BAD = [  # a record, and the reason that is given
     ),
     (
         {"messages": [USER, CALL | {"tool_calls": ["add"]}]},
-        "tool calls that are no list of JSON objects",
+        "tool calls that are no JSON: 'add'",
     ),
     (
         {"conversations": [{"from": "function_call", "value": "add 1"}]},
         "message 0 has tool calls that are no JSON",
     ),
     ({"messages": [USER, ANSWER], "tools": "add"}, "^tools that are no JSON"),
-    ({"messages": [USER, ANSWER], "tools": ["add"]}, "^tools that are no list of JSON objects"),
+    ({"messages": [USER, ANSWER], "tools": ["add"]}, "^tools that are no JSON: 'add'"),
+    ({"messages": [USER, ANSWER], "tools": [7]}, "^tools that are no list of JSON objects"),
+    (
+        {"messages": [USER | {"content": [{"type": "image_url", "image_url": "x"}]}, ANSWER]},
+        "message 0 has a part that is no text: 'image_url'",
+    ),
     (
         {"messages": [USER, ANSWER | {"content": "2" * 1_234_567}]},
         "message 1 has 1,234,567 characters",
@@ -363,6 +395,26 @@ def test_sources_may_select(tmp_path):
         assert [c["messages"] for c in read()[0]] == [row["messages"] for row in rows]
 
 
+def test_padding_of_arrow_is_no_argument(tmp_path):
+    """Arrow gives all calls the fields of all tools; null in JSON lines is meant."""
+    calls = [{"name": "add", "arguments": {"a": 1, "b": None}}, {"name": "now", "arguments": {}}]
+    tools = [{"name": "add", "parameters": {"a": "int"}}, {"name": "now", "parameters": {}}]
+    answer = {"role": "assistant", "content": "", "tool_calls": calls}
+    row = {"messages": [USER, answer, {"role": "tool", "content": "2"}, ANSWER], "tools": tools}
+    table = pyarrow.Table.from_pylist([row])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    for name, b in (("a.parquet", {}), ("a.arrow", {}), ("a.jsonl", {"b": None})):
+        place = ReadPosition(stop=True)
+        sources = [{"path": str(tmp_path / name)}]
+        ((_, found),) = read_conversations(sources, place, place.bad_line)
+        add, now = found["messages"][1]["tool_calls"]
+        assert (add["arguments"], now["arguments"]) == ({"a": 1} | b, {})
+        assert found["tools"] == tools
+
+
 def test_made_again_when_and_only_when_something_changes(tmp_path, tokenizer, jsonl, capsys):
     source, manifest = {"path": str(jsonl)}, tmp_path / "pool" / "manifest.json"
 
@@ -425,7 +477,7 @@ def test_wrong_use_is_named(tmp_path, tokenizer, jsonl):
         ({"pth": "x"}, "must have one of"),
         ({"path": str(jsonl), "column": "text"}, r"column of .* must be \[prompt, response\]"),
         ({"path": str(jsonl), "megabytes": 1}, "whose beginning is given as documents"),
-        ({"path": str(tmp_path / "no")}, "no .txt, .md, .jsonl, .parquet file"),
+        ({"path": str(tmp_path / "no")}, "no .txt, .md, .jsonl, .parquet, .arrow, .json file"),
     ]:
         with pytest.raises(UserError, match=why):
             prepare(tmp_path, "pool", [source], tokenizer)

@@ -1,9 +1,11 @@
 """Where documents come from, always in the same order: files, Hugging Face data sets, this Python.
 
 A source is one of
-    {"path": file, folder or glob}      .txt or .md (one document), .jsonl, .parquet, or one of them
-                                        + .gz or .zst; here, or at an address of another store,
-                                        s3://bucket/folder, gs://…, hf://datasets/NAME/…, https://…
+    {"path": file, folder or glob}      .txt or .md (one document), .jsonl, .parquet, .arrow, .json
+                                        (an array, or lines; of a folder, only where it has nothing
+                                        else), or one of them + .gz or .zst; here, or at an address
+                                        of another store, s3://bucket/folder, gs://…,
+                                        hf://datasets/NAME/…, https://…
     {"hf": name, "config", "split", "data_dir", "data_files", "revision"}
                                         a data set of the hub, streamed (or a folder laid out like
                                         one); split is "train" if not given, a revision pins the
@@ -46,6 +48,7 @@ from typing import BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 from tqdm import tqdm
 
@@ -277,9 +280,15 @@ def parts(source: dict, largest: float = inf, columns: Iterable[str] = ()) -> li
     return [Part("the standard library", bytes=int(1e6 * source["stdlib"]))]
 
 
+def is_arrow(source: dict, part: Part) -> bool:
+    """Whether a source's records come from Arrow, whose objects all have the same fields."""
+    return "hf" in source or _file_kind(part.name) in (".parquet", ".arrow")
+
+
 def _ranges(file: "File", largest: float) -> list[Part]:
     """A file whole, or in equal ranges of `largest` bytes or somewhat less."""
-    if file.bytes is None or _is_packed(file.address):
+    is_uncut = _is_packed(file.address) or _file_kind(file.address) in UNCUT
+    if file.bytes is None or is_uncut:
         return [Part(file.address, file.bytes)]
     n = max(1, -int(-file.bytes // largest))
     return [Part(file.address, file.bytes // n, i, n) for i in range(n)]
@@ -330,15 +339,18 @@ class File(NamedTuple):
 
 
 WHOLE = (".txt", ".md")  # a document each
-KINDS_OF_FILES = (*WHOLE, ".jsonl", ".parquet")
+KINDS_OF_FILES = (*WHOLE, ".jsonl", ".parquet", ".arrow", ".json")
+UNCUT = (".arrow", ".json")  # are read from their beginning
 PACKED = (".gz", ".zst")
 # Unpacked, a file that must be held whole may have so many times its bytes, or so many at least.
 MOST_UNPACKED, MOST_SMALL = 100, 256 << 20
+BLANKS = re.compile(r"[\s,]*")
+DAMAGE = (OSError, EOFError, zlib.error)  # what unpacking says
 VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "last_commit")
 
 
 def _file_kind(address: str) -> str | None:
-    """ ".txt", ".md", ".jsonl" or ".parquet", also of a .gz or .zst; None for any other file."""
+    """One of KINDS_OF_FILES, also of a .gz or .zst; None for any other file."""
     path = Path(address.lower())
     kind = Path(path.stem).suffix if _is_packed(address) else path.suffix
     return kind if kind in KINDS_OF_FILES else None
@@ -349,11 +361,10 @@ def _is_packed(address: str) -> bool:
 
 
 def find_files(where: str) -> list[File]:
-    """Sorted .txt, .md, .jsonl, .parquet files (or packed ones) of a file name, folder, glob or
-    address.
+    """Sorted files of a name, folder, glob or address, each one of KINDS_OF_FILES or packed.
 
-    A README.md beside a folder's records is the card of a data set, and left out. UserError for
-    none.
+    A README.md beside a folder's records is the card of a data set, and left out, as is a .json
+    beside other files, which describes them. UserError for none.
     """
     if "://" in where:
         files = _retried(where, lambda: _find_elsewhere(where))
@@ -370,6 +381,8 @@ def find_files(where: str) -> list[File]:
     is_folder = not _file_kind(where) and "*" not in where
     if is_folder and any(_file_kind(file.address) not in WHOLE for file in files):
         files = [file for file in files if Path(file.address).name != "README.md"]
+    if is_folder and any(_file_kind(file.address) != ".json" for file in files):
+        files = [file for file in files if _file_kind(file.address) != ".json"]
     if not files:
         raise UserError(f"no {', '.join(KINDS_OF_FILES)} file (or {' or '.join(PACKED)} of one) at "
                         f"{where}")
@@ -507,14 +520,20 @@ def _read_file(part: Part, column: str, skip: int, columns: list[str] | None,
             f = _unpacked(stored, part)
             kind = _file_kind(part.name)
             if kind == ".jsonl":
-                yield from _read_jsonl(_lines(f, part, n_stored), part, skip, bad_line)
+                lines = _until_damage(_lines(f, part, n_stored), part, bad_line)
+                yield from _read_jsonl(lines, part, skip, bad_line)
+            elif kind == ".json":
+                yield from _read_json(f, part, n_stored, skip, bad_line)
             elif kind == ".parquet":
                 yield from _read_parquet(f, part, n_stored, skip, columns, bad_line)
+            elif kind == ".arrow":
+                yield from _read_arrow(f, part, skip, bad_line)
             elif skip == 0:
                 if part.of == 1:
                     pieces = _pieces_of_whole(decoding.as_utf8(f), part, n_stored)
                 else:
                     pieces = _only_lines(_lines(f, part, n_stored), part, bad_line)
+                pieces = _until_damage(pieces, part, bad_line)
                 text = _decode(b"".join(pieces), part, bad_line)
                 if text is not None:
                     yield 1, {column: text}
@@ -551,6 +570,22 @@ def _only_lines(lines: Iterator[bytes | None], part: Part,
             yield line
 
 
+def _until_damage(lines: Iterator[bytes | None], part: Part,
+                  bad_line: Callable) -> Iterator[bytes | None]:
+    """The lines, or pieces, of a file; of a packed one that is cut off or torn, those before that
+    place."""
+    number = 0
+    try:
+        for line in lines:
+            number += 1
+            yield line
+    except DAMAGE as error:
+        if not _is_packed(part.name) or getattr(error, "errno", None):  # of a disk or a network
+            raise
+        reason = printable(str(error)) or type(error).__name__
+        bad_line(f"{part}:{number + 1}", f"the file is cut off or torn here: {reason}")
+
+
 def _decode(text: bytes, part: Part, bad_line: Callable) -> str | None:
     """The text of a whole file; None, a bad line, for one in an encoding that is not known."""
     try:
@@ -580,10 +615,73 @@ def _read_jsonl(lines: Iterator[bytes | None], part: Part, skip: int,
         if not isinstance(record, dict):
             bad_line(f"{part}:{number}", "not a record")
             continue
-        for name, value in record.items():
-            if isinstance(value, str):
-                record[name] = _without_surrogates(value)
-        yield number, record
+        yield number, _of_text(record)
+
+
+def _of_text(record: dict) -> dict:
+    """A record of JSON whose texts are texts."""
+    for name, value in record.items():
+        if isinstance(value, str):
+            record[name] = _without_surrogates(value)
+    return record
+
+
+def _read_json(f: BinaryIO, part: Part, n_stored: int, skip: int,
+               bad_line: Callable) -> Iterator[tuple[int, dict]]:
+    """Numbers and records of a .json: an array, or lines. What follows a malformed element of an
+    array is lost."""
+    f = decoding.as_utf8(f)
+    pieces = _until_damage(_pieces_of_whole(f, part, n_stored), part, bad_line)
+    text, problem = decoding.decode(b"".join(pieces))
+    if problem:
+        bad_line(str(part), problem)
+    start = _after_blanks(text, 0)
+    if text[start:start + 1] != "[":
+        lines = (line.encode("utf-8", "surrogatepass") for line in text.split("\n"))
+        yield from _read_jsonl(lines, part, skip, bad_line)
+        return
+    decoder, place, number = json.JSONDecoder(), start + 1, 0
+    while (place := _after_blanks(text, place)) < len(text) and text[place] != "]":
+        number += 1
+        try:
+            record, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            bad_line(f"{part}:{number}", f"not JSON: {error}")
+            return
+        if number <= skip:
+            continue
+        if isinstance(record, dict):
+            yield number, _of_text(record)
+        else:
+            bad_line(f"{part}:{number}", "not a record")
+    if place >= len(text):
+        bad_line(f"{part}:{number + 1}", "the file is cut off here: its array has no end")
+
+
+def _after_blanks(text: str, place: int) -> int:
+    """The place of the next element of an array, or of its end."""
+    return BLANKS.match(text, place).end()
+
+
+def _read_arrow(f: BinaryIO, part: Part, skip: int,
+                bad_line: Callable) -> Iterator[tuple[int, dict]]:
+    """Numbers and records of an Arrow file, or of a stream, which `datasets` writes."""
+    if f.peek(6)[:6] == b"ARROW1" and not _is_packed(part.name):
+        file = pyarrow.ipc.open_file(f)
+        batches = (file.get_batch(i) for i in range(file.num_record_batches))
+    else:
+        batches = iter(pyarrow.ipc.open_stream(f))
+    number = 0
+    try:
+        for batch in batches:
+            for first in range(0, batch.num_rows, 1024):
+                for record in batch.slice(first, 1024).to_pylist():
+                    number += 1
+                    if number > skip:
+                        yield number, record
+    except (*DAMAGE, pyarrow.ArrowException) as error:
+        reason = printable(str(error)) or type(error).__name__
+        bad_line(f"{part}:{number + 1}", f"the file is cut off or torn here: {reason}")
 
 
 def _without_surrogates(text: str) -> str:

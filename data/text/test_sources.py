@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import fsspec
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -364,6 +365,66 @@ def test_the_first_bad_line_of_each_file(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("bad line") == 4 and "a.jsonl:2: not JSON" in said and "b.jsonl:2" in said
     assert ReadPosition(**json.loads(json.dumps(asdict(place)))) == place
+
+
+RECORDS = [{"text": f"line {i} " + "x" * 50, "n": i} for i in range(3000)]
+
+
+@pytest.mark.parametrize("name", ["a.json", "lines.json", "a.jsonl.zst", "a.arrow", "f.arrow",
+                                  "a.json.gz"])
+def test_forms_of_files(tmp_path, name):
+    """Whole, from every place, and cut off: what comes before is read, then it is one bad line."""
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+    table, path = pyarrow.Table.from_pylist(RECORDS), tmp_path / name
+    if name.endswith(".arrow"):
+        new = pyarrow.ipc.new_file if name == "f.arrow" else pyarrow.ipc.new_stream
+        with new(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=100)
+    elif name == "a.jsonl.zst":
+        path.write_bytes(pyarrow.compress(lines, "zstd", asbytes=True))
+    elif name == "lines.json":
+        path.write_bytes(lines)
+    else:
+        text = json.dumps(RECORDS, indent=1).encode()
+        path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    source, bad = {"path": str(path)}, []
+
+    def rows(skip=0):
+        (part,) = sources.parts(source, largest=1000)
+        return list(sources.read(source, part, skip, bad_line=lambda *line: bad.append(line)))
+
+    whole = list(enumerate(RECORDS, 1))
+    assert rows() == whole and rows(2999) == whole[2999:] and not bad
+    if name in ("f.arrow", "a.json.gz"):
+        return
+    path.write_bytes(path.read_bytes()[:-200])
+    left = rows()
+    assert left == whole[:len(left)] and len(left) < 3000
+    ((where, _),) = bad
+    assert where == f"{path}:{len(left) + 1}"
+
+
+def test_a_gz_that_is_cut_off(tmp_path):
+    """One bad line, by the reader and by a corpus that goes on with the next file."""
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines)[:-3000])
+    (tmp_path / "b.jsonl").write_bytes(lines)
+    place = ReadPosition()
+    found = list(sources.texts([{"path": str(tmp_path)}], place, "text"))
+    assert 3000 < len(found) < 6000 and place.bad == 1
+    assert "a.jsonl.gz" in place.first and "cut off or torn here" in place.first
+    with pytest.raises(UserError, match="a.jsonl.gz.*cut off"):
+        list(sources.texts([{"path": str(tmp_path)}], ReadPosition(stop=True), "text"))
+
+
+def test_a_json_beside_other_files_is_no_data(tmp_path):
+    """It describes them, as in what `datasets` saves."""
+    (tmp_path / "state.json").write_text("{}")
+    names = lambda: [Path(file.address).name for file in sources.find_files(str(tmp_path))]  # noqa
+    assert names() == ["state.json"]
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}')
+    assert names() == ["a.jsonl"]
+    assert sources.find_files(str(tmp_path / "*.json"))[0].address.endswith("state.json")
 
 
 def test_no_line_fills_the_memory(tmp_path, monkeypatch):
