@@ -11,6 +11,7 @@ from settings import from_dict
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def load_initial_weights(dist: Dist, model: Transformer, tokenizer: Tokenizer,
     """
     theirs = dataclasses.asdict(read_model_config(folder))
     for key, ours in dataclasses.asdict(model.cfg).items():
-        if ours != theirs[key] and key not in NOT_OF_THE_WEIGHTS:
+        if key not in NOT_OF_THE_WEIGHTS and not _is_same(ours, theirs[key]):
             raise UserError(f"{folder} has {key} = {theirs[key]}, "
                             f"this run's model has {ours}: set model.{key}")
     their_tokenizer = load_tokenizer(folder)
@@ -82,6 +83,13 @@ def load_initial_weights(dist: Dist, model: Transformer, tokenizer: Tokenizer,
               f"tokenizer.eot={ends[0]} goes on as they did")
     _load_weights(dist, model, folder)
     return theirs["rope_theta"]
+
+
+def _is_same(ours, theirs) -> bool:
+    """Whether two settings of a model are equal; numbers in fp32, as converted folders have it."""
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=1e-6)
+    return ours == theirs
 
 
 def load_frozen(dist: Dist, folder: Path, dtype: str) -> Transformer:

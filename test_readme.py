@@ -11,7 +11,7 @@ file together where nothing below groups them.
 And whatever the pages name: links, scripts, modules, settings, results, experiments, and the code
 that they quote.
 """
-from settings import from_dict
+from settings import from_dict, read_config_file
 
 import dataclasses
 import importlib.util
@@ -462,6 +462,13 @@ def test_configs_can_be_read(code):
     assert names
     for name in names:
         from_dict(SECTIONS[name], namespace[name], name)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.py")), ids=lambda path: path.stem)
+def test_files_of_configs_can_be_read(path):
+    for name, values in read_config_file(path).items():
+        if values and name in SECTIONS:
+            from_dict(SECTIONS[name], values, name)
 
 
 def test_files_of_the_tree_exist():

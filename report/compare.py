@@ -66,9 +66,11 @@ def find_runs(arguments: list[str]) -> Runs:
     folders = [Path(argument) for argument in arguments]
     if len(folders) < 2:
         raise UserError("--compare takes the folders of two runs or more: out/a out/b")
+    traces = [*(f"{phase}/metrics.jsonl" for phase in UNITS), "evaluate.json"]
     for folder in folders:
-        if not any((folder / phase / "metrics.jsonl").is_file() for phase in UNITS):
-            raise UserError(f"{folder} is no run: it has no {{{','.join(UNITS)}}}/metrics.jsonl")
+        if not any((folder / trace).is_file() for trace in traces):
+            raise UserError(f"{folder} is no run: it has no {{{','.join(UNITS)}}}/metrics.jsonl, "
+                            "nor evaluate.json")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder).replace("/", "_") for folder in folders]

@@ -387,3 +387,9 @@ def followed(problem: Problem, response: str, loose: bool = False) -> list[bool]
 
 def reward(problem: Problem, response: str) -> float:
     return float(all(followed(problem, response)))
+
+
+def share(problem: Problem, response: str) -> float:
+    """The share of the constraints that are kept."""
+    kept = followed(problem, response)
+    return sum(kept) / len(kept)

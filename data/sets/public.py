@@ -7,7 +7,7 @@
 By name, "test" is the official test split, and "dev" a tenth of the official training split, which
 "train" goes without. A set that has no test split is cut in three, one that has nothing else gives
 only "test". A PATH gives all its rows for any split, but for `synthetic`, whose rows say in which
-they are. A hash of the problem's text decides, so that
+they are, and `constraints`, which takes any prompts. A hash of the problem's text decides, so that
 one which two sets share is on one side in both.
 
 Rows that are no problems (empty, malformed, an answer that cannot be read, a problem that was there
@@ -29,7 +29,7 @@ from types import SimpleNamespace
 
 from common import UserError
 from data.chat.template import after_thoughts
-from data.sets import bfcl, ifeval, livecodebench, programs, synthetic
+from data.sets import bfcl, constraints, ifeval, livecodebench, programs, synthetic
 from data.tasks.problem import (
     GENERATED,
     OpenAnswer,
@@ -252,6 +252,10 @@ SETS = {
         train=hub("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"),
         test=hub("HuggingFaceH4/ultrafeedback_binarized", "test_prefs")),
     "ifeval": Set(ifeval.read, ifeval.reward, test=ifeval.SOURCE),
+    # of a PATH alone, of prompts
+    "constraints": Set(constraints.read, ifeval.reward),
+    "constraints_share": Set(constraints.read, ifeval.share),
+    "constraints_new": Set(constraints.read_new, ifeval.reward),
     # of a PATH alone, one of its files of questions
     "bfcl": Set(bfcl.read, bfcl.reward),
 }
