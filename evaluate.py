@@ -449,11 +449,13 @@ def format_table(scores: dict[str, dict]) -> str:
 def default_prompt_format(folder: Path, tokenizer) -> str:
     """The format that a checkpoint was trained on: "document" in phase 1, "chat" after it.
 
-    A Hugging Face folder's is "chat" where its tokenizer is made for chats.
+    A Hugging Face folder's is "chat" where it has a chat template or its tokenizer is made for
+    chats.
     """
     if (folder / "meta.json").is_file():
         return "document" if common.read_meta(folder).get("phase") == "pretrain" else "chat"
-    return "chat" if "<|im_start|>" in tokenizer.special else "document"
+    is_for_chats = tokenizer.chat_template or "<|im_start|>" in tokenizer.special
+    return "chat" if is_for_chats else "document"
 
 
 def find_checkpoint(dist: common.Dist, name: str, out: Path) -> Path:
