@@ -2,6 +2,8 @@
 trainer's log-probabilities.
 """
 
+import argparse
+import json
 import re
 
 import numpy as np
@@ -221,6 +223,22 @@ def test_sharded_weights_and_rows_of_very_different_lengths(mini):
     (mini.folder / "sharded.py").write_text(SHARDED)
     output = mini.run("sharded.py", ranks=2)
     assert "rank 0 done" in output and "rank 1 done" in output
+
+
+def test_a_folders_sampling_is_shown_and_used(tmp_path, capsys):
+    """What no option says; what is not done is named."""
+    config = {"temperature": 0.3, "top_k": 7, "do_sample": True, "repetition_penalty": 1.2}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    args = argparse.Namespace(temperature=None, top_p=None, top_k=5)
+    generate.fill_in_sampling(args, tmp_path)
+    assert vars(args) == {"temperature": 0.3, "top_p": 0.95, "top_k": 5}
+    shown = capsys.readouterr().err
+    assert "temperature 0.3, top_p 0.95, top_k 5" in shown and str(tmp_path) in shown
+    assert "not done, though the same file says it: repetition_penalty = 1.2" in shown
+    (tmp_path / "generation_config.json").unlink()
+    args = argparse.Namespace(temperature=None, top_p=None, top_k=None)
+    generate.fill_in_sampling(args, tmp_path)
+    assert vars(args) == generate.DEFAULTS and not capsys.readouterr().err
 
 
 def test_command_line(mini):

@@ -199,6 +199,8 @@ def _marked(value, names: re.Pattern):
     """A JSON value with a mark in each control token's name."""
     if isinstance(value, str):
         value = value.replace(MARK, "\N{REPLACEMENT CHARACTER}")
+        if not names.search(value):
+            return value
         return re.sub(f"(?={names.pattern})(.)", rf"\1{MARK}", value, flags=re.DOTALL)
     if isinstance(value, list):
         return [_marked(item, names) for item in value]
