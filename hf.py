@@ -185,7 +185,8 @@ def _load_weights(dist: Dist, model: Transformer, folder: Path, checked: bool = 
 
 
 def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenizer:
-    """A checkpoint's tokenizer, with the document start and ends that its own files say.
+    """A checkpoint's tokenizer, with the document start and ends, and the chat template, that its
+    own files say.
 
     cfg: of a run that goes on from it. The file at cfg.path is taken in place of the checkpoint's,
     which may lack a phase's control tokens; UserError where they give an id to different tokens.
@@ -324,8 +325,11 @@ def notes_on(folder: Path, tokenizer: Tokenizer) -> list[str]:
     if is_ours(folder):
         return []
     template = tokenizer.chat_template
+    texts, file = _template_texts(folder)
     if template:
         lines = [f"chats have the form of the checkpoint's own template, {template.where}"]
+    elif texts:
+        lines = [f"chats have our own form, ChatML, and not that of {folder / file}"]
     else:
         lines = [f"{folder} has no chat template: chats have our own form, ChatML"]
     names = {i: name for name, i in tokenizer.special.items()}

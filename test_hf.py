@@ -361,7 +361,9 @@ def test_a_template_is_found_kept_and_exported(tokenizer, tmp_path):
         assert again.chat_template.texts == ours.chat_template.texts
         assert again.chat_template.tokens == ours.chat_template.tokens
     cfg = TokenizerConfig(chat_template="ours")
-    assert hf.load_tokenizer(tmp_path / "export named", cfg).chat_template is None
+    ours = hf.load_tokenizer(tmp_path / "export named", cfg)
+    assert ours.chat_template is None
+    assert "and not that of" in hf.notes_on(tmp_path / "export named", ours)[0]
     for bad in (7, {"default": 7}, [{"name": "x", "template": "y"}], [7], {}):
         folder = tmp_path / "export json"
         config = json.loads((folder / "tokenizer_config.json").read_text())
