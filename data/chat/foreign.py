@@ -1,8 +1,8 @@
 """A checkpoint's own chat template: Jinja, rendered by transformers' rules in a sandbox.
 
-Such a template makes a text of a conversation, in which control tokens stand by their names. What
-the assistant says is found by writing the conversation twice more: up to its turn, with the turn
-opened, and up to the end of it. A control token's name that a message holds stays text, as in our
+Such a template makes a text of a conversation, in which control tokens stand by their names. Where
+the assistant begins is found by writing what comes before, with its turn opened; it ends with the
+first token that ends an answer. A control token's name that a message holds stays text, as in our
 own form: it is marked before the template sees it.
 """
 import functools
@@ -140,7 +140,6 @@ class ChatTemplate:
         end = alone.rfind(PROBE) + len(PROBE)
         return whole.startswith(alone[:end])
 
-
     def _conversation(self, messages: list[dict], tools: Sequence[dict], system: str,
                       tokenizer) -> tuple[list[dict], list[dict]]:
         """Messages of data/chat/template.py and tools, in OpenAI's form and marked."""
@@ -227,7 +226,8 @@ def _find_turn(chat: ChatTemplate, text: str, said: list[dict], i: int, tools: l
     if not alone.startswith(before):
         reason = "does not write an answer as it opens one"
     elif not _first_stop(alone, start, tokenizer):
-        ends = [name for name, i in tokenizer.special.items() if i in tokenizer.stop_ids]
+        stop_ids = tokenizer.stop_ids
+        ends = [name for name, token in tokenizer.special.items() if token in stop_ids]
         reason = f"ends an answer with none of {', '.join(ends)}"
     elif not text.startswith(before):
         reason = "writes what came before an answer in another form where a conversation goes on"
