@@ -53,8 +53,6 @@ ROLES = {  # what a message's "role" (OpenAI) or "from" (ShareGPT) may be -> our
     "observation": "tool",
     "function_response": "tool",
 }
-# Thoughts that end, though none has begun: on a line's end, for a text may be about the tag
-ENDS_THOUGHTS = re.compile(r"(?:(?!<think>).)*?(?:\n</think>|</think>[ \t]*\n)", re.DOTALL)
 PAIRS = [  # columns that are a prompt and its response
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -186,7 +184,7 @@ def _assistant(raw: dict, content: str | None, calls: list[dict]) -> dict:
     reasoning = _first(raw, "reasoning", "reasoning_content") or ""
     if not isinstance(content, str) or not isinstance(reasoning, str):
         raise ValueError("has content or reasoning that is no text")
-    if content.lstrip().startswith("<think>") or ENDS_THOUGHTS.match(content):
+    if content.lstrip().startswith("<think>") or _ends_thoughts(content):
         thoughts, content = _split_thoughts(content)
         reasoning = reasoning or thoughts
     if not content.strip() and not calls:
@@ -203,6 +201,16 @@ def _assistant(raw: dict, content: str | None, calls: list[dict]) -> dict:
             raise ValueError(f"has the weight {weight!r:.40}, which is no number from 0 to 1")
         fields["weight"] = float(weight)
     return fields
+
+
+def _ends_thoughts(content: str) -> bool:
+    """Whether thoughts end that have not begun: at a line's beginning or end, for a text may be
+    about the tag."""
+    thoughts, tag, answer = content.partition("</think>")
+    if not tag or "<think>" in thoughts:
+        return False
+    rest, line_break, _ = answer.partition("\n")
+    return thoughts.endswith("\n") or bool(line_break) and not rest.strip()
 
 
 def _split_thoughts(content: str) -> tuple[str, str]:
