@@ -467,7 +467,8 @@ def test_configs_can_be_read(code):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.py")), ids=lambda path: path.stem)
 def test_files_of_configs_can_be_read(path):
     for name, values in read_config_file(path).items():
-        if values and name in SECTIONS:
+        stages_come_with_the_arms = name == "pretrain" and values.get("stages") == []
+        if values and name in SECTIONS and not stages_come_with_the_arms:
             from_dict(SECTIONS[name], values, name)
 
 

@@ -135,13 +135,15 @@ def run_phase(work: Path, phase: str, folder: Path) -> list[dict]:
 def train(work: Path, folder: Path) -> dict:
     """A few steps of SFT, then of RL."""
     (work / "few.py").write_text(CONFIG)
-    talks = [[{"role": "user", "content": text},
-              {"role": "assistant", "reasoning": f"I am asked: {text} " * 8, "content": "Yes."}]
-             for text in PROMPTS]
-    (work / "few.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in talks))
-    prompts = [json.dumps({"prompt": f"{text} (number {i})"}) + "\n"
-               for i in range(20) for text in PROMPTS]
-    (work / "prompts.jsonl").write_text("".join(prompts))
+    talks, prompts = "", ""
+    for text in PROMPTS:
+        reply = {"role": "assistant", "reasoning": f"I am asked: {text} " * 8, "content": "Yes."}
+        talks += json.dumps({"messages": [{"role": "user", "content": text}, reply]}) + "\n"
+    for i in range(20):
+        for text in PROMPTS:
+            prompts += json.dumps({"prompt": f"{text} (number {i})"}) + "\n"
+    (work / "few.jsonl").write_text(talks)
+    (work / "prompts.jsonl").write_text(prompts)
     sft = run_phase(work, "sft", folder)
     rl = run_phase(work, "rl", folder)
     assert len(sft) >= 5 and sft[-1]["loss"] < sft[0]["loss"] and len(rl) == 2
