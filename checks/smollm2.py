@@ -147,8 +147,9 @@ def train(work: Path, folder: Path) -> dict:
     sft = run_phase(work, "sft", folder)
     rl = run_phase(work, "rl", folder)
     assert len(sft) >= 5 and sft[-1]["loss"] < sft[0]["loss"] and len(rl) == 2
-    return dict(sft=[round(line["loss"], 3) for line in sft],
-                rl=[round(line["reward"], 3) for line in rl])
+    losses = [round(line["loss"], 3) for line in sft]
+    rewards = [round(line["reward"], 3) for line in rl]
+    return dict(sft=losses, rl=rewards)
 
 
 VLLM = """
