@@ -42,9 +42,9 @@ STEPS, AHEAD_STEPS, KILLED_AT = 20, 6, 2
 CONFIG = f"""
 from configs.tiny import *
 rl = rl | dict(
-    stages=[dict(name="STEM", problems=dict(math=100), steps={STEPS})], reward_model="",
-    verifier={{}}, batch_groups=12, lr=1e-4, eval_tasks=[], log_every=1)
-evaluate = dict(tasks=["math"], n_problems=200, k=4, max_new_tokens=80)
+    stages=[dict(name="STEM", problems=dict(math=640), steps={STEPS})], reward_model="",
+    verifier={{}}, filter_samples=0, eval_tasks=[], log_every=1)  # each problem is asked once
+evaluate = dict(tasks=["math"], n_problems=400, k=4, max_new_tokens=80)
 """
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the commands that reload weights
