@@ -90,6 +90,7 @@ def check_parity(folder: Path) -> dict:
         wanted = theirs(ids).logits
         difference = (ours(ids) @ ours.lm_head.weight.T - wanted).abs().max()
     found = dict(logits=float(difference), largest=float(wanted.abs().max()))
+    print(found, flush=True)
     for form in ("plain", "chat"):
         prompts, answers = [], []
         for text in PROMPTS:
@@ -106,6 +107,7 @@ def check_parity(folder: Path) -> dict:
                                   stop=generate.stop_ids(tokenizer))
         same = [sample.tokens == answer for (sample,), answer in zip(samples, answers)]
         found[form] = sum(same)
+        print(f"{form}: {sum(same)} of {len(same)} answers are the same", flush=True)
         if form == "chat":
             shown = printed(folder, "--chat", PROMPTS[0])
             assert shown.strip() == their_tokenizer.decode(answers[0], True).strip(), shown
@@ -207,7 +209,6 @@ def main():
     if not folder.exists():
         make_folder(folder)
     found = dict(parity=check_parity(folder))
-    print(found["parity"], flush=True)
     found["steps"] = train(work, folder)
     print(found["steps"], flush=True)
     found["export"] = check_export(work, args.vllm)
