@@ -302,7 +302,8 @@ def main():
     parser.add_argument("--slow", default="", help="a Python with transformers<5, sentencepiece")
     args = parser.parse_args()
     report, source = Report(), args.folder
-    tokenizer = hf.load_tokenizer(source, TokenizerConfig(path=args.path))
+    cfg = TokenizerConfig(path=args.path, chat_template="ours")  # it is held against theirs
+    tokenizer = hf.load_tokenizer(source, cfg)
     file = Path(args.path or source / "tokenizer.json")
     names = {i: name for name, i in tokenizer.special.items()}
     print(f"{file}: {tokenizer.n_vocab:,} ids; documents begin with {names[tokenizer.bos]} and end "
