@@ -60,7 +60,7 @@ def ours(tokenizer, prompts: list[list[int]], d):
     model, optimizer = loop.build_model(SHAPE, p, d)
     init_weights(model, 0, common.assign)
     rollouts.task_prompt = lambda prompt, *_: prompt  # problems are prompts here
-    endless = SimpleNamespace(eot=NEVER, eos=(), special={}, decode=tokenizer.decode)
+    endless = SimpleNamespace(stop_ids=(NEVER,), decode=tokenizer.decode)
     steps = iter(range(0, len(prompts), GROUPS))
 
     def take() -> dict[str, float]:
