@@ -28,12 +28,12 @@ sft = dict(
 )
 
 # Prompts of your own, each with one to three of IFEval's constraints (data/sets/constraints.py).
-# The reward is the share that is met, so groups differ even where all are seldom met: no filter,
-# which would take as long as a third of the steps. The KL term (Tülu 3 has one, too) holds the
-# policy near to answers of the prompt, of which no rule sees anything.
+# The reward is the share that is met, so groups differ even where all are seldom met: no filter
+# (each problem is asked once all the same). The KL term (Tülu 3 has one, too) holds the policy near
+# to answers of the prompt, of which no rule sees anything.
 _prompts = "corpora/prompts.jsonl"
 rl = dict(
-    stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 1000}, steps=100,
+    stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 800}, steps=100,
                  lr=[1, 0.1])],
     lr=5e-6, weight_decay=0.0, kl=0.02, group_size=8, batch_groups=8, filter_samples=0,
     temperature=1.0, max_new_tokens=256, context=768, micro_rows=8, max_rows=64,
