@@ -283,10 +283,10 @@ def _ids_from_meta(folder: Path, tokenizer: Tokenizer) -> dict:
     """Tokenizer.take_ids' arguments, as a checkpoint of ours keeps them."""
     ids = common.read_meta(folder).get("tokenizer_ids", {})
     eos = ids.get("eos", [])
-    said = [ids.get("bos"), ids.get("opening"), ids.get("eot")]
+    said = [ids[name] for name in ("bos", "opening", "eot") if ids.get(name) is not None]
     said += eos if isinstance(eos, list) else ["eos"]
-    known = [None, *tokenizer.special.values()]
-    if not all(i is None or type(i) is int and i in known for i in said):
+    known = tokenizer.special.values()
+    if not all(type(i) is int and i in known for i in said):
         raise UserError(f"{folder / 'meta.json'}: tokenizer_ids are no control tokens of its "
                         "tokenizer")
     return {"bos": ids.get("bos"), "eot": ids.get("eot"), "eos": eos}

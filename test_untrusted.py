@@ -90,6 +90,16 @@ class Program:
 # --------------------------------------------------------------------------------------------------
 # A checkpoint of ours
 
+@pytest.mark.parametrize("ids", [
+    {"eos": [None, None]}, {"eos": ["a", 1]}, {"eos": 3}, {"eos": [True]}, {"bos": 1.0},
+    {"opening": [1]}, {"eot": 10**30},
+], ids=str)
+def test_ids_that_are_none_are_refused(ours, ids):
+    """A control token's id is a whole number that the tokenizer has."""
+    change_json(ours / "meta.json", tokenizer_ids=ids)
+    assert "tokenizer_ids are no control tokens of its tokenizer" in refused(ours)
+
+
 def test_metadata_is_data(ours, tmp_path):
     mark = tmp_path / "mark"
     (ours / ".metadata").write_bytes(pickle.dumps(Program(mark)))
