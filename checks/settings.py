@@ -41,6 +41,8 @@ from types import NoneType
 import common
 from checks import mini_phases, mini_rl
 from checks.mini import ROOT, Mini
+from data.tasks import registry
+from data.tasks.problem import to_document
 
 VALUES = ("0", "-1", "1", "nan", "inf", "", "abc", "1e30", str(LARGEST), "[]", "[1]", "{}",
           "None", "true")
@@ -55,7 +57,31 @@ COMMANDS = {  # whose sections are tried by it
     "rl": ("rl",),
     "evaluate": ("evaluate",),
     "data.text.corpus": ("tokenizer", "corpus"),
+    "refine": ("refine",),
+    "data.sets.synthesize": ("synthesize",),
+    "data.verify.transcripts": ("transcripts",),
+    "data.filter.quality": ("quality",),
 }
+CONFIGS = {  # the file of each; the others' is phases.py, of checks.mini_phases
+    "data.text.corpus": "mini.py",
+    "refine": "others.py",
+    "data.sets.synthesize": "others.py",
+    "data.verify.transcripts": "others.py",
+    "data.filter.quality": "others.py",
+}
+OTHERS = """
+from mini import *
+refine = dict(
+    models=dict(base=dict(checkpoint="out/base/pretrain", prompt_format="document",
+                          max_new_tokens=4, temperature=1.0, max_rows=16)),
+    drafters=["base"], n_drafts=1, checklist="base", evaluators=["base"], revisers=["base"],
+    rounds=1, retries=0, completer="base", chain_attempts=1, batch_size=8,
+    instructions=dict(math=dict(problems=2, family="math", seed=1)))
+synthesize = dict(n=8, functions=[dict(stdlib=1)])
+transcripts = dict(n=8)
+quality = dict(sources=[dict(pages=40, families=dict(math=1), seed=1)], labels="labels.jsonl",
+               workers=1)
+"""
 NOT_IN_STEPS = {  # what they decide is not what three steps compute
     "save_minutes", "timeout_minutes", "min_positive_score", "gap", "temperature", "top_p",
     "val_fraction", "megabytes", "train_mb", "norm_eps", "keep_between",
@@ -81,7 +107,7 @@ def settings_of(script: str) -> Iterator[tuple[str, object]]:
 def read(folder: Path, script: str, *options: str):
     """The config that a script would read; UserError where it refuses an option."""
     arguments = arguments_of_load_config(ROOT / (script.replace(".", "/") + ".py"))
-    config = "mini.py" if script == "data.text.corpus" else "phases.py"
+    config = CONFIGS.get(script, "phases.py")
     for name, section in arguments.items():
         if isinstance(section, SourceClass):
             arguments[name] = real_class(section)
@@ -118,6 +144,12 @@ class Tries:
     def __init__(self, folder: Path):
         self.mini, self.n = Mini(folder), 0
         mini_phases.prepare(self.mini)
+        (folder / "others.py").write_text(OTHERS)
+        labels = ""
+        for i, problem in enumerate(registry.family("math").problems("train", 80, 2)):
+            label = {"text": to_document(problem), "tags": {"overall": i % 10}}
+            labels += json.dumps(label) + "\n"
+        (folder / "labels.jsonl").write_text(labels)
         if (folder / "out/base").exists():
             return
         self.mini.prepare("--corpus.folder=data")
@@ -131,7 +163,7 @@ class Tries:
         if script == "evaluate":
             return ["evaluate.py", "phases.py", f"--run={run}",
                     "--evaluate.checkpoint=out/base/pretrain"]
-        return [script, "mini.py", f"--run={run}"]
+        return [script, CONFIGS[script], f"--run={run}"]
 
     def run(self, script: str, *options: str) -> tuple[str, list[dict]]:
         """(what it printed, its first steps); the output begins with FAULT where there is one."""
