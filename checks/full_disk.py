@@ -53,6 +53,7 @@ def fill(mini: Mini, phase: str) -> str:
     assert process.returncode == 2 and "Traceback" not in output, output
     assert "could not be written" in output or "File too large" in output, output
     error = output.strip().rpartition("\n")[2]
+    assert error.endswith("make room and run the same command again"), output
     one_process = common.Dist(0, 1, torch.device("cpu"), None)
     last = common.find_checkpoint(one_process, folder)
     hf.load(str(last))
