@@ -324,6 +324,20 @@ def load_or_resume(run: Run, resume_key: Callable[[int], list]) -> None:
         )
 
 
+def checkpoint_of_step(run: Run, step: int) -> Path:
+    """The run's checkpoint after `step` steps, or for 0 the one that it started from.
+
+    UserError where there is none.
+    """
+    if step == 0:
+        return run.source
+    folder = run.folder / f"step_{step:08d}"
+    if not (folder / "meta.json").is_file():
+        raise UserError(f"the checkpoint {folder} is needed, but it could not be written or is "
+                        "gone: make room and run the same command again")
+    return folder
+
+
 def make_model(run: Run) -> None:
     """Gives a run its model and optimizer, sharded, without weights yet."""
     run.model, run.optimizer = build_model(run.config.model, run.cfg, run.dist)

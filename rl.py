@@ -422,11 +422,7 @@ def begin_stage(
         run.optimizer.state.clear()
     first_policy = None
     if cfg.kl:  # where the stage began, not where a resumed run goes on
-        folder = run.folder / f"step_{stage.first_step:08d}" if stage.first_step else run.source
-        if stage.first_step and not (folder / "meta.json").is_file():
-            raise UserError(f"stage {stage.settings.name!r} needs {folder}, the policy that it "
-                            "began with, which could not be written or is gone: make room and run "
-                            "the same command again")
+        folder = loop.checkpoint_of_step(run, stage.first_step)
         first_policy = hf.load_frozen(run.dist, folder, cfg.dtype)
     return StageState(stage, cfg, problems, first_policy, judges, references)
 
