@@ -530,14 +530,14 @@ def load_checkpoint(dist: Dist, path: Path, model, optimizer=None, checked: bool
     checked: find_checkpoint has just read the files against their checksums. Else UserError names a
     damaged one.
     """
+    import dcp_files  # only where a checkpoint is read
+
     if not checked and (problem := find_damage(dist, path)):
         raise UserError(f"cannot load a damaged checkpoint: {problem}")
     meta = read_meta(path)
     if not meta.get("optimizer", True):  # saved before the first step: it has none yet, nor will
         optimizer = None                 # this one
     state = _state(model, optimizer)
-    import dcp_files  # only where a checkpoint is read
-
     try:
         dcp_files.load(path, state)  # each rank by itself: some may load alone
     except (OSError, ValueError) as error:

@@ -208,10 +208,11 @@ def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenize
         tokenizer.opening = _opening_from_hf(folder, tokenizer)
         tokenizer.chat_template = _template_from_hf(folder)
     elif (folder / "meta.json").is_file():
-        tokenizer.take_ids(**_ids_from_meta(folder, tokenizer))
-        ids = common.read_meta(folder).get("tokenizer_ids", {})
+        meta = common.read_meta(folder)
+        ids = _ids_from_meta(meta, folder, tokenizer)
+        tokenizer.take_ids(ids.get("bos"), ids.get("eot"), ids.get("eos", []))
         tokenizer.opening = ids.get("opening", tokenizer.opening)  # None: texts begin with nothing
-        tokenizer.chat_template = _template_from_meta(folder)
+        tokenizer.chat_template = _template_from_meta(meta, folder)
     if cfg and cfg.eot:
         tokenizer.take_eot(cfg.eot)
     if cfg and cfg.chat_template == "ours":
@@ -219,9 +220,9 @@ def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenize
     return tokenizer
 
 
-def _template_from_meta(folder: Path):
+def _template_from_meta(meta: dict, folder: Path):
     """The chat template of another's that a checkpoint of ours goes on with."""
-    kept = common.read_meta(folder).get("chat_template")
+    kept = meta.get("chat_template")
     if kept is None:
         return None
     file = folder / "meta.json"
@@ -279,9 +280,9 @@ def _checked_template(texts, tokens, file: Path):
     return foreign.ChatTemplate(texts, tokens, str(file))
 
 
-def _ids_from_meta(folder: Path, tokenizer: Tokenizer) -> dict:
-    """Tokenizer.take_ids' arguments, as a checkpoint of ours keeps them."""
-    ids = common.read_meta(folder).get("tokenizer_ids", {})
+def _ids_from_meta(meta: dict, folder: Path, tokenizer: Tokenizer) -> dict:
+    """Tokenizer.ids, as a checkpoint of ours keeps them; UserError for what are none."""
+    ids = meta.get("tokenizer_ids", {})
     eos = ids.get("eos", [])
     said = [ids[name] for name in ("bos", "opening", "eot") if ids.get(name) is not None]
     said += eos if isinstance(eos, list) else ["eos"]
@@ -289,7 +290,7 @@ def _ids_from_meta(folder: Path, tokenizer: Tokenizer) -> dict:
     if not all(type(i) is int and i in known for i in said):
         raise UserError(f"{folder / 'meta.json'}: tokenizer_ids are no control tokens of its "
                         "tokenizer")
-    return {"bos": ids.get("bos"), "eot": ids.get("eot"), "eos": eos}
+    return ids
 
 
 def _ids_from_hf(folder: Path, tokenizer: Tokenizer) -> dict:
