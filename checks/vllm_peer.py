@@ -1,10 +1,12 @@
 """vLLM's side of checks.sampler_speed, run by a Python that has vLLM: it needs nothing of ours.
 
-    python checks/vllm_peer.py FOLDER float32
+    python -P checks/vllm_peer.py FOLDER float32    # -P: not checks/vllm.py in place of vLLM
 
-Reads a case in a line of JSON, answers with a line: the tokens that were made, and the seconds.
+Says "ready", then reads a case in a line of JSON and answers with a line: the tokens that were
+made, and the seconds; and so on.
 """
 import json
+import os
 import sys
 import time
 
@@ -14,10 +16,11 @@ from vllm.inputs import TokensPrompt
 
 def main() -> None:
     folder, dtype = sys.argv[1:]
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # vLLM prints
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM and its processes print goes to stderr
     llm = LLM(folder, dtype=dtype, max_model_len=1024, skip_tokenizer_init=True, enforce_eager=True,
               enable_prefix_caching=False, max_num_seqs=256)
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         case = json.loads(line)
         prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens in case["prompts"]]
