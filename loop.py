@@ -466,6 +466,9 @@ class Log:
                 f"{run.dist.device.type}, "
                 f"{run.cfg.dtype}"
             )
+            if run.cfg.dtype == "bfloat16" and common.computes_bfloat16_slowly(run.dist.device):
+                print(f"note: this CPU has no instructions for bfloat16: --{run.phase}.dtype="
+                      "float32 is several times as fast")
             if run.first_step >= n_steps and not self.owes_first:
                 print("this run is complete; nothing to do")
         self.bar = progress_bar(

@@ -297,6 +297,16 @@ def filter_problems(
         n_tokens = len(task_prompt(problem, run.tokenizer, "chat")) + cfg.max_new_tokens
         if n_tokens <= cfg.context:
             problems.append(problem)
+    if not problems:
+        raise UserError(
+            f"stage {stage.name!r}: each of {len(candidates)} problems and an answer have more "
+            f"tokens than rl.context={cfg.context}"
+        )
+    counts = f"{stage.name}: {len(candidates)} problems, {len(candidates) - len(problems)} too long"
+    if not cfg.filter_samples and stage.reward == "verified":  # nobody needs an answer to them
+        if run.dist.is_main:
+            print(f"{counts}, no filter", flush=True)
+        return problems, {}
     means, references = measure_problems(run, sampler, cfg, stage, problems, judges)
     low, high = cfg.keep_between
     kept = []
@@ -307,8 +317,7 @@ def filter_problems(
         values = np.array([mean for mean in means if mean is not None])
         mean = values.mean() if len(values) else math.nan
         print(
-            f"{stage.name}: {len(candidates)} problems, {len(candidates) - len(problems)} of them "
-            f"too long, mean reward {mean:.3f}; too hard (at most {low}) {(values <= low).sum()}, "
+            f"{counts}, mean reward {mean:.3f}; too hard (at most {low}) {(values <= low).sum()}, "
             f"too easy (at least {high}) {(values >= high).sum()}, kept {len(kept)}",
             flush=True,
         )

@@ -124,3 +124,10 @@ def test_a_stage_has_its_own_micro_batches_and_recomputation():
         loop.configure(model, stage)
         assert {block.recompute for block in model.layers} == {expected[0]}
         assert model.rope_theta == expected[1]
+
+
+@pytest.mark.parametrize("device, capability, slow", [
+    ("cpu", "AVX2", True), ("cpu", "AVX512", False), ("cuda", "AVX2", False)])
+def test_bfloat16_is_slow_on_an_old_cpu(monkeypatch, device, capability, slow):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert common.computes_bfloat16_slowly(torch.device(device)) is slow

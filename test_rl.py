@@ -815,7 +815,7 @@ def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monke
 def test_the_filter_leaves_out_what_is_too_long(monkeypatch, tmp_path):
     """A prompt of 5 tokens and 9 of the response."""
     assert filtered(monkeypatch, tmp_path, [right(1, 2)] * 3, context=14) == [0, 1, 2]
-    with pytest.raises(UserError, match="stage 'a stage': no problem is left by the filter"):
+    with pytest.raises(UserError, match="each of 3 problems and an answer have more tokens than"):
         filtered(monkeypatch, tmp_path, [right(1, 2)] * 3, context=13)
 
 
@@ -827,6 +827,11 @@ def test_nothing_is_left_by_the_filter(monkeypatch, tmp_path):
 
 
 def test_without_the_filter_all_are_kept(monkeypatch, tmp_path):
+    assert filtered(monkeypatch, tmp_path, [[0.0], [1.0]], filter_samples=0) == [0, 1]
+
+
+def test_without_the_filter_nothing_is_sampled(monkeypatch, tmp_path):
+    monkeypatch.setattr(rollouts, "measure_problems", lambda *_: pytest.fail("sampled"))
     assert filtered(monkeypatch, tmp_path, [[0.0], [1.0]], filter_samples=0) == [0, 1]
 
 
@@ -1326,7 +1331,8 @@ def test_two_ranks_take_the_same_steps(base, whole):
     (["--rl.temperature=0"], "rl.temperature must be a number above 0, not 0"),
     (["--rl.keep_between=[0.5]"],
      "rl.keep_between must be a list of 2, each a number, not [0.5]"),
-    (["--rl.context=40", "--evaluate.tasks=[]"], "stage 'STEM': no problem is left by the filter"),
+    (["--rl.context=40", "--evaluate.tasks=[]"],
+     "and an answer have more tokens than rl.context=40"),
     (["--model.n_layers=3"], "has n_layers = 2, this run's model has 3: set model.n_layers"),
 ])
 def test_bad_settings_are_one_line(base, monkeypatch, capsys, options, message):

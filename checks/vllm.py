@@ -43,7 +43,7 @@ CONFIG = f"""
 from configs.tiny import *
 rl = rl | dict(
     stages=[dict(name="STEM", problems=dict(math=640), steps={STEPS})], reward_model="",
-    verifier={{}}, filter_samples=0, eval_tasks=[], log_every=1)  # each problem is asked once
+    verifier={{}}, filter_samples=0, eval_tasks=[], log_every=1)
 evaluate = dict(tasks=["math"], n_problems=400, k=4, max_new_tokens=80)
 """
 ENVIRONMENT = {

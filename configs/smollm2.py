@@ -6,9 +6,9 @@ The checkpoint is a Hugging Face folder, given as --init_from (docs/REAL.md has 
     python rl.py configs/smollm2.py --init_from=SmolLM2-135M-Instruct    # on constraints
 
 Each phase starts from the folder: the two say different things. Models of this size were tuned at
-rates up to 1e-3 by their authors; the rates, sizes and steps here are our choice, for an hour of
-SFT and an hour and a half of RL on two cores. On a GPU larger batches cost nothing: micro_tokens,
-micro_rows and max_rows may grow with its memory.
+rates up to 1e-3 by their authors; the rates, sizes and steps here are our choice, for four hours of
+SFT and an hour and a half of RL on two cores. On a GPU take bfloat16, and larger batches, which
+cost nothing there: micro_tokens, micro_rows and max_rows may grow with its memory.
 """
 model = dict(
     n_layers=30, hidden_size=576, ffn_size=1536, n_heads=9, n_kv_heads=3, head_dim=64,
@@ -23,21 +23,21 @@ sft = dict(
         dict(name="warmup", epochs=dict(gsm8k=0.05), lr=[0, 1], context=1024),
         dict(name="solutions", epochs=dict(gsm8k=0.95), lr=[1, 0.1], curve="cosine", context=1024),
     ],
-    dtype="bfloat16", log_every=5, save_every=0,
+    dtype="float32", log_every=5, save_every=25,
     prompts=["Tom has 3 bags of 12 apples. He eats 4. How many apples are left?"],
 )
 
 # Prompts of your own, each with one to three of IFEval's constraints (data/sets/constraints.py).
-# The reward is the share that is met, so groups differ even where all are seldom met: no filter
-# (each problem is asked once all the same). The KL term (Tülu 3 has one, too) holds the policy near
-# to answers of the prompt, of which no rule sees anything.
+# The reward is the share that is met, so groups differ even where all are seldom met: no filter.
+# The KL term (Tülu 3 has one, too) holds the policy near to answers of the prompt, of which no rule
+# sees anything.
 _prompts = "corpora/prompts.jsonl"
 rl = dict(
-    stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 800}, steps=100,
+    stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 320}, steps=40,
                  lr=[1, 0.1])],
-    lr=5e-6, weight_decay=0.0, kl=0.02, group_size=8, batch_groups=8, filter_samples=0,
+    lr=2e-5, weight_decay=0.0, kl=0.02, group_size=8, batch_groups=8, filter_samples=0,
     temperature=1.0, max_new_tokens=256, context=768, micro_rows=8, max_rows=64,
-    dtype="bfloat16", log_every=1, save_every=10, eval_every=50, eval_problems=64,
+    dtype="float32", log_every=1, save_every=10, eval_every=20, eval_problems=64,
     # held out: other prompts, then other prompts with combinations that were never trained
     eval_tasks=[f"{name}={_prompts}" for name in ("constraints", "constraints_new")],
     prompts=["What is a comet? Answer in exactly two bullet points, such as: * This is a point."],
