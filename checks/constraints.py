@@ -1,7 +1,7 @@
 """IFEval as its paper scores it, by prompt and by constraint, strictly and loosely; and what a run
 changed in it.
 
-    python -m checks.constraints out/before out/after
+    python -m checks.constraints out/before out/after [--write]
 
 Folders of runs in which evaluate.py has left evaluate.json and evaluate.jsonl, of tasks `ifeval`
 or `constraints…`, on the same problems. The files of the tasks must still be there. Differences
@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import common
+from checks.bench import describe_origin
 from common import UserError
 from data.sets import ifeval
 from data.tasks import registry
+from experiments import results
 
 FAMILIES = ("ifeval", "constraints")
 
@@ -76,10 +79,10 @@ def mean_and_error(kept: np.ndarray, asked: np.ndarray) -> tuple[float, float]:
     return float(mean), float(spread * len(kept) ** 0.5 / asked.sum())
 
 
-def score_rows(runs: list[dict[tuple, Verdict]]) -> list[str]:
-    """A line for each score: of each run, and of the last less the first."""
+def score_runs(runs: list[dict[tuple, Verdict]]) -> dict[str, list[tuple[float, float]]]:
+    """(mean, standard error) of each run by each score; behind them of the last less the first."""
     shared = sorted(set.intersection(*map(set, runs)))
-    lines = []
+    found = {}
     for title, score in SCORES.items():
         for how in ("strict", "loose"):
             pairs = []
@@ -89,41 +92,58 @@ def score_rows(runs: list[dict[tuple, Verdict]]) -> list[str]:
             cells = [mean_and_error(of_run, asked[0]) for of_run in kept]
             if len(runs) > 1:
                 cells.append(mean_and_error(kept[-1] - kept[0], asked[0]))
-            texts = [f"{mean:9.3f} ±{error:.3f}" for mean, error in cells]
-            lines.append(f"{title:14}{how:7}" + "".join(texts))
-    return lines
+            found[f"{title}, {how}"] = cells
+    return found
 
 
-def type_rows(runs: list[dict[tuple, Verdict]]) -> list[str]:
-    """A line for each type: how often it was asked for, and the share of each run, strictly."""
+def score_types(runs: list[dict[tuple, Verdict]]) -> dict[str, tuple[int, list[float]]]:
+    """Of each type: how often it was asked for, and the share that each run kept, strictly."""
     kept = defaultdict(lambda: [[] for _ in runs])
     for i, run in enumerate(runs):
         for verdict in run.values():
             for name, is_kept in zip(verdict.names, verdict.strict):
                 kept[name][i].append(is_kept)
-    lines = []
+    found = {}
     for name, of_runs in sorted(kept.items()):
         shares = [float(np.mean(of_run)) if of_run else float("nan") for of_run in of_runs]
-        lines.append(f"{name:46}{len(of_runs[0]):5}" + "".join(f"{share:9.3f}" for share in shares))
-    return lines
+        found[name] = len(of_runs[0]), shares
+    return found
+
+
+def print_task(scores: dict, types: dict) -> None:
+    for title, cells in scores.items():
+        print(f"{title:21}" + "".join(f"{mean:9.3f} ±{error:.3f}" for mean, error in cells))
+    for name, (n_asked, shares) in types.items():
+        print(f"{name:46}{n_asked:5}" + "".join(f"{share:9.3f}" for share in shares))
+    print()
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="that evaluate.py has scored")
-    folders = parser.parse_args().runs
-    found = [read_verdicts(folder) for folder in folders]
+    parser.add_argument("--write", action="store_true", help="append to results/constraints.jsonl")
+    args = parser.parse_args()
+    found = [read_verdicts(folder) for folder in args.runs]
     tasks = set.intersection(*map(set, found))
     if not tasks:
         raise UserError(f"the runs share no task of {', '.join(FAMILIES)}")
-    heads = [folder.name for folder in folders]
-    if len(folders) > 1:
+    heads = [folder.name for folder in args.runs]
+    if len(heads) > 1:
         heads.append("difference")
+    record = {}
     for task in sorted(tasks):
         runs = [verdicts[task] for verdicts in found]
+        scores, types = score_runs(runs), score_types(runs)
         print(f"{task}, {len(runs[0])} responses: {', '.join(heads)}")
-        print("\n".join(score_rows(runs) + type_rows(runs)), end="\n\n")
+        print_task(scores, types)
+        record[task] = dict(responses=len(runs[0]), scores=scores, types=types)
+    if args.write:
+        evaluated = [json.loads((folder / "evaluate.json").read_text()) for folder in args.runs]
+        origin = describe_origin("checks.constraints", 0, torch.device("cpu"))
+        settings = [run["settings"] for run in evaluated]
+        results.append("constraints", origin | dict(
+            config=common.hash_json(settings), runs=heads, settings=settings, tasks=record))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Scores of IFEval by prompt and by constraint, against figures by hand."""
 import json
 
+import numpy as np
 import pytest
 
 from checks import constraints
@@ -40,16 +41,15 @@ def test_scores_and_types(folders):
     for folder in folders:
         [verdicts] = constraints.read_verdicts(folder).values()
         runs.append(verdicts)
-    by_prompt, loosely, by_constraint, _ = constraints.score_rows(runs)
+    scores = constraints.score_runs(runs)
     # 0 and 2 of 3 prompts; of their changes 1, 0, 1 the deviation is 0.577, by the root of 3
-    assert by_prompt.split() == ["by", "prompt", "strict", "0.000", "±0.000", "0.667", "±0.333",
-                                 "0.667", "±0.333"]
-    assert loosely.split()[3:] == by_prompt.split()[3:]
+    by_prompt = [(0, 0), (2 / 3, 1 / 3), (2 / 3, 1 / 3)]
+    for how in ("strict", "loose"):
+        assert np.allclose(scores[f"by prompt, {how}"], by_prompt)
     # 1 and 3 of 4; changes 1, 0, 1 of 1, 1, 2 asked, less half of these: 0.5, -0.5, 0
-    assert by_constraint.split()[3::2] == ["0.250", "0.750", "0.500"]
-    assert by_constraint.split()[8] == "±0.217"
-    rows = [line.split() for line in constraints.type_rows(runs)]
-    assert rows == [[TITLE, "2", "0.500", "0.500"], [COMMA, "2", "0.000", "1.000"]]
+    means, errors = zip(*scores["by constraint, strict"])
+    assert means == (0.25, 0.75, 0.5) and errors[2] == pytest.approx(0.5 * 3 ** 0.5 / 4)
+    assert constraints.score_types(runs) == {TITLE: (2, [0.5, 0.5]), COMMA: (2, [0, 1])}
 
 
 def test_a_folder_without_evaluations_is_named(folders, tmp_path):
