@@ -739,6 +739,8 @@ def test_wrong_weights_are_named(tokenizer, tmp_path):
     refused(f"no tensor {name}$", {key: t for key, t in whole.items() if key != name})
     bias = "model.layers.0.self_attn.q_proj.bias"
     refused(f"has not: {bias}", whole | {bias: torch.ones(1)})
+    norm = "model.layers.0.self_attn.q_norm.weight"  # no field of Qwen3's config says that it is
+    refused(f"has not: {norm}", whole | {norm: torch.ones(12)})
     refused(rf"{name} has the shape \[4, 2\], the config says", whole | {name: torch.ones(4, 2)})
     save_file(
         whole | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, file
