@@ -219,9 +219,10 @@ class Dist:
             self.wait()
 
     def piece_size(self, n_problems: int, n_samples: int, max_rows: int) -> int:
-        """Problems of a piece of sampling: as many as are decoded together, but one for each
-        rank."""
-        return max(1, min(max_rows // n_samples, -(-n_problems // self.world)))
+        """Problems of a piece of sampling: max_rows samples at most, all pieces about as large, and
+        one for each rank."""
+        n_pieces = max(self.world, math.ceil(n_problems / max(1, max_rows // n_samples)))
+        return max(1, math.ceil(n_problems / n_pieces))
 
     def leaving_at_once(self):
         """Within it a signal ends this process where it stands; see StopSignal."""

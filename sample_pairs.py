@@ -193,7 +193,7 @@ def sample_checkpoint(
         sampler, tokenizer = open_checkpoint(
             source, servers, dist, getattr(torch, cfg.dtype), weights)
     if not servers:
-        size = dist.piece_size(len(problems), cfg.n_samples, cfg.max_rows)
+        size = dist.piece_size(min(CHUNK, len(problems)), cfg.n_samples, cfg.max_rows)
         missing = []
         for chunk in common.cut(numbers, CHUNK):
             missing += [piece for piece in common.cut(chunk, size) if not kept.issuperset(piece)]

@@ -29,6 +29,10 @@ import hf
 from common import UserError, progress_bar
 from generate import Sample
 
+# A row that ends is taken by the next sample of its piece, and only a piece's last rows are left
+# alone; but a run that is killed loses the piece that it was at. Our choice
+PIECE_FILLS = 4  # how often a piece fills the rows that are decoded together
+
 
 class Embedded:
     """generate.sample with a plain copy of the weights, in this process: the default."""
@@ -40,8 +44,9 @@ class Embedded:
         """Answers are by this model from now on: the policy after `step` steps."""
         self.model = model
 
-    def pieces(self, *arguments) -> list[Sequence[int]]:
-        return fixed_pieces(*arguments)
+    def pieces(self, items: Sequence[int], done: Collection[int], n: int, max_rows: int,
+               dist: common.Dist) -> list[Sequence[int]]:
+        return fixed_pieces(items, done, n, PIECE_FILLS * max_rows, dist)
 
     def sample(self, prompts: list[list[int]], n: int = 1, *, max_rows: int = 256,
                numbers: Sequence[int] | None = None,
@@ -70,7 +75,7 @@ def fixed_pieces(items: Sequence[int], done: Collection[int], n: int, max_rows: 
     """What is handed out to the ranks: pieces of some problems, without those that are done.
 
     A problem's piece is the same whatever is done, since what is decoded together is rounded
-    together. n: samples of each problem; max_rows: that are decoded together.
+    together. n: samples of each problem; max_rows: of a piece.
     """
     size = dist.piece_size(len(items), n, max_rows)
     return [piece for piece in common.cut(items, size) if not set(piece).issubset(done)]

@@ -175,7 +175,7 @@ def test_work_is_handed_out_to_who_is_free(monkeypatch):
         assert taken == [*"abcde"] and [*takers[1]] == ["f", "g"]
         assert [*takers[0]] == [*takers[2]] == []
     assert [*D.hand_out("abc", "letters")] == [*"abc"]
-    assert ranks[0].piece_size(100, 4, 64) == 16 and ranks[0].piece_size(20, 4, 64) == 7
+    assert ranks[0].piece_size(100, 4, 64) == 15 and ranks[0].piece_size(20, 4, 64) == 7
     assert ranks[0].piece_size(5, 9, 4) == 1
 
 

@@ -455,7 +455,7 @@ def test_a_killed_sampling_goes_on(monkeypatch, tmp_path):
     path.unlink()
     assert samples(max_rows=80) == whole  # smaller pieces, the same draws
     assert [piece[1:] for piece in drawn[:4]] == [
-        tuple(range(20)), tuple(range(20, 40)), tuple(range(40, 60)), tuple(range(60, 64))]
+        tuple(range(16)), tuple(range(16, 32)), tuple(range(32, 48)), tuple(range(48, 64))]
 
 
 def make_pairs(

@@ -21,6 +21,7 @@ import torch
 import evaluate
 import hf
 import rollouts
+import sampler
 from checks.evaluate import serving
 from common import Dist, UserError
 from conftest import ROOT, Mini
@@ -323,6 +324,7 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
     """Cut off after any batch, or in the midst of a line: the same rows, and what was done is not
     done again.
     """
+    monkeypatch.setattr(sampler, "PIECE_FILLS", 1)
     whole = evaluate.evaluate(Embedded(model), tokenizer, CFG)
     sample, asked = evaluate.generate.sample_as_completed, []
 

@@ -29,6 +29,7 @@ import generate
 import hf
 import rl
 import rollouts
+import sampler
 from checks.mini_rl import CONFIG, toy
 from common import UserError
 from conftest import ROOT
@@ -1232,6 +1233,7 @@ def test_signals_in_the_midst_of_sampling(base, monkeypatch, capsys):
     def run(name, kill_at):
         with pytest.MonkeyPatch.context() as patch:
             toy(patch.setattr)
+            patch.setattr(sampler, "PIECE_FILLS", 1)  # what a signal ends is a problem or two
             patch.setattr(generate, "sample_as_completed",
                           count(generate.sample_as_completed, kill_at))
             base.call(rl.main, "rl.py", "mini_rl.py", "--init_from=out/base/pretrain",

@@ -37,10 +37,10 @@ distill = dict(teacher="out/base/pretrain", problems=dict(math=20), n_samples=2,
                max_new_tokens=8, context=192)
 sft = dict(lr=1e-3, batch_tokens=1536, pools=dict(math=[dict(path="talks.jsonl")]), compare=False,
            stages=[dict(name="cold start", lr=[1, 1], context=192, epochs=dict(math=1))])
-evaluate = dict(tasks=["math"], n_problems=24, k=2, max_rows=8, max_new_tokens=8,
+evaluate = dict(tasks=["math"], n_problems=24, k=2, max_rows=2, max_new_tokens=8,
                 checkpoint="out/base/pretrain")
 """
-OPTIONS = ["--rl.max_rows=8", "--rl.prompts=[]",
+OPTIONS = ["--rl.max_rows=2", "--rl.prompts=[]",
            "--rl.stages=[{'name': 'STEM', 'problems': {'math': 10}, 'steps': 1}]"]
 MAINS = {"rl": rl.main, "evaluate": evaluate.main, "distill": distill.main, "sft": sft.main}
 
