@@ -78,6 +78,7 @@ NO_ORIGIN = {  # results -> what their lines lack, and why
     "programs": ({"config"}, "no config: all is in the command"),
     "quality": ({"config"}, "no config: all are constants of checks/quality.py"),
     "sets": ({"config"}, "no config: all is in the command"),
+    "sampler_speed": ({"seconds"}, "these are in tokens_per_s"),
     "sft_speed": ({"seconds"}, "these are in tokens_per_s, one figure per turn"),
     "verify": ({"config"}, "no config: all is in the command"),
 }
@@ -212,6 +213,16 @@ def hacking_groups() -> list[list[float]]:
     return [values(row) for row in hacking.make_table(RESULTS["hacking"]).splitlines()]
 
 
+def sampler_speed_groups() -> list[list[float]]:
+    """One group per case: each contestant's tokens per second, and ours by it."""
+    groups = []
+    for line in RESULTS["sampler_speed"]:
+        speeds = line["tokens_per_s"]
+        ours = next(speed for name, speed in speeds.items() if name.startswith("ours"))
+        groups.append([*speeds.values(), *(ours / speed for speed in speeds.values())])
+    return groups
+
+
 def turn_groups(name: str) -> list[list[float]]:
     """One group per size of model: the median turn of each contestant, and the ratio."""
     groups = []
@@ -230,6 +241,7 @@ GROUPS = {
     "verify": verify_groups,
     "bench": bench_groups,
     "hacking": hacking_groups,
+    "sampler_speed": sampler_speed_groups,
 }
 
 
