@@ -29,15 +29,15 @@ sft = dict(
 
 # Prompts of your own, each with one to three of IFEval's constraints (data/sets/constraints.py).
 # The reward is the share that is met, so groups differ even where all are seldom met: no filter.
-# The KL term (Tülu 3 has one, too) holds the policy near to answers of the prompt, of which no rule
-# sees anything.
+# No KL term either: sixty steps do not lead far from answers of the prompt, of which no rule sees
+# anything; a longer run should have one, as Tülu 3 has.
 _prompts = "corpora/prompts.jsonl"
 rl = dict(
-    stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 320}, steps=40,
+    stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 240}, steps=60,
                  lr=[1, 0.1])],
-    lr=2e-5, weight_decay=0.0, kl=0.02, group_size=8, batch_groups=8, filter_samples=0,
-    temperature=1.0, max_new_tokens=256, context=768, micro_rows=8, max_rows=64,
-    dtype="float32", log_every=1, save_every=10, eval_every=20, eval_problems=64,
+    lr=3e-5, weight_decay=0.0, group_size=8, batch_groups=4, filter_samples=0, temperature=1.0,
+    max_new_tokens=256, context=768, micro_rows=8, max_rows=64,
+    dtype="float32", log_every=1, save_every=10, eval_every=60, eval_problems=64,
     # held out: other prompts, then other prompts with combinations that were never trained
     eval_tasks=[f"{name}={_prompts}" for name in ("constraints", "constraints_new")],
     prompts=["What is a comet? Answer in exactly two bullet points, such as: * This is a point."],
