@@ -29,19 +29,17 @@ sft = dict(
 
 # Prompts of your own, each with one to three of IFEval's constraints (data/sets/constraints.py).
 # The reward is the share that is met, so groups differ even where all are seldom met: no filter.
-# No KL term either: sixty steps do not lead far from answers of the prompt, of which no rule sees
+# No KL term either: so few steps do not lead far from answers of the prompt, of which no rule sees
 # anything; a longer run should have one, as Tülu 3 has.
 _prompts = "corpora/prompts.jsonl"
 rl = dict(
-    stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 240}, steps=60,
+    stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 192}, steps=48,
                  lr=[1, 0.1])],
     lr=3e-5, weight_decay=0.0, group_size=8, batch_groups=4, filter_samples=0, temperature=1.0,
     max_new_tokens=256, context=768, micro_rows=8, max_rows=64,
-    dtype="float32", log_every=1, save_every=10, eval_every=60, eval_problems=64,
-    # held out: other prompts, then other prompts with combinations that were never trained
-    eval_tasks=[f"{name}={_prompts}" for name in ("constraints", "constraints_new")],
+    dtype="float32", log_every=1, save_every=12,
     prompts=["What is a comet? Answer in exactly two bullet points, such as: * This is a point."],
 )
 
-# Greedy, an answer each. Public test sets are scored by evaluate.py, before and after
+# Greedy, an answer each. Nothing is evaluated in a phase: evaluate.py scores before and after
 evaluate = dict(tasks=[], n_problems=64, k=1, temperature=0.0, max_new_tokens=320, max_rows=64)
