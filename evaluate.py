@@ -174,7 +174,7 @@ def sample_batch(sampler, tokenizer, prompts: list, batch: list[int],
         return
     parts = sampler.sample(
         [prompts[i] for i in batch], cfg.k, max_new_tokens=cfg.max_new_tokens,
-        temperature=cfg.temperature, top_p=cfg.top_p, stop=generate.stop_ids(tokenizer),
+        temperature=cfg.temperature, top_p=cfg.top_p, stop=tokenizer.stop_ids,
         seed=cfg.seed, max_rows=cfg.max_rows, numbers=batch)
     for part in parts:
         answers = {}

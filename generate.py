@@ -346,17 +346,12 @@ def count_rows(model: Transformer, max_rows: int, prompt: int, new: int) -> int:
     return int(min(max_rows, max(1, FREE_SHARE * fitting)))
 
 
-def stop_ids(tokenizer) -> tuple[int, ...]:
-    """The tokens that end an answer."""
-    return tokenizer.stop_ids
-
-
 def decode_answer(tokens: list[int], tokenizer, prompt: Sequence[int] = ()) -> str:
     """The text of a sample's tokens, without those that end it.
 
     Behind a prompt that ends with <think>, as some chat templates do, it begins with <think>.
     """
-    stop = stop_ids(tokenizer)
+    stop = tokenizer.stop_ids
     text = tokenizer.decode([token for token in tokens if token not in stop])
     end_of_prompt = tokenizer.decode(list(prompt[-16:]))
     return template.reopen_thoughts(end_of_prompt, text)
@@ -413,7 +408,7 @@ class LocalLLM:
         if self._loaded is None:
             self._loaded = load_for_sampling(self.path)
         model, tokenizer = self._loaded
-        stop = stop_ids(tokenizer)
+        stop = tokenizer.stop_ids
         prompts = {}
         for i, conversation in enumerate(conversations):
             if conversation is not None:
@@ -542,7 +537,7 @@ def main():
     folder = hf.resolve_checkpoint(one_process, args.checkpoint)
     fill_in_sampling(args, folder)
     model, tokenizer = load_for_sampling(folder, checked=True)
-    stop = stop_ids(tokenizer)
+    stop = tokenizer.stop_ids
     if args.chat:
         for line in hf.notes_on(folder, tokenizer):
             print(f"note: {line}", file=sys.stderr)

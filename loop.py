@@ -39,7 +39,7 @@ from data.chat import template
 from data.tasks import registry
 from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, open_verifier, rewards_by_problem, without_rows
-from generate import decode_answer, sample, stop_ids
+from generate import decode_answer, sample
 from model import NOT_OF_THE_WEIGHTS, ModelConfig, meta_model, training_flops
 from sampler import Embedded
 from schedule import Stage, is_due, stage_at
@@ -662,7 +662,7 @@ def continue_prompts(
     model, tokenizer, prompts: list[list[int]], seed: int, length: int = 60
 ) -> list[str]:
     """What the model writes after each prompt: at most `length` tokens at temperature 0.6."""
-    stop = stop_ids(tokenizer)
+    stop = tokenizer.stop_ids
     samples = sample(
         model, prompts, max_new_tokens=length, temperature=0.6, top_p=0.95, stop=stop, seed=seed
     )

@@ -24,7 +24,7 @@ from data.chat.template import after_thoughts
 from data.tasks import registry, taste
 from data.tasks.problem import Problem
 from evaluate import task_prompt
-from generate import Sample, decode_answer, stop_ids
+from generate import Sample, decode_answer
 from reward import RewardModel, group_rewards, win_rates
 from sampler import in_order
 
@@ -85,7 +85,7 @@ def sample_rollouts(
         n,
         max_new_tokens=cfg.max_new_tokens,
         temperature=cfg.temperature,
-        stop=stop_ids(tokenizer),
+        stop=tokenizer.stop_ids,
         seed=seed,
         max_rows=cfg.max_rows,
         numbers=numbers,

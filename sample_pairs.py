@@ -40,7 +40,7 @@ from data.tasks import registry
 from data.tasks.problem import Problem
 from data.text.tokenizer import Tokenizer
 from evaluate import evaluate, format_table, task_prompt, without_rows
-from generate import Sample, decode_answer, stop_ids
+from generate import Sample, decode_answer
 from model import meta_model
 from sampler import Served, open_checkpoint, open_sampler, share_missing
 
@@ -134,7 +134,7 @@ def sample_and_score(
     prompts = [task_prompt(problem, tokenizer, "chat", system) for _, problem in problems]
     batches = sampler.sample(
         prompts, cfg.n_samples, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
-        stop=stop_ids(tokenizer), seed=seed, max_rows=cfg.max_rows, numbers=numbers,
+        stop=tokenizer.stop_ids, seed=seed, max_rows=cfg.max_rows, numbers=numbers,
     )
     for batch in batches:
         samples = {}

@@ -377,7 +377,7 @@ def test_batches_draw_what_one_call_draws(model, tokenizer):
     """Also all in one batch: what the sampler gives for all prompts at once, in order."""
     problems = pages.FAMILIES["math"].problems("dev", 9, 0)
     prompts = [evaluate.task_prompt(problem, tokenizer, "document") for problem in problems]
-    stop = evaluate.generate.stop_ids(tokenizer)
+    stop = tokenizer.stop_ids
     whole = evaluate.generate.sample(model, prompts, 2, 6, 0.6, 0.95, stop=stop)
     texts = [
         tokenizer.decode([t for t in one.tokens if t not in stop])

@@ -24,7 +24,6 @@ from common import UserError
 from data.chat.template import render
 from data.text.test_tokenizer import CHAT, released_like
 from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from generate import stop_ids
 from loop import as_json
 from model import KVCache, ModelConfig, Transformer, meta_model
 
@@ -294,7 +293,7 @@ def test_ends_come_from_a_checkpoints_configs(tmp_path):
         )
         tokenizer = hf.load_tokenizer(folder)
         assert (tokenizer.bos, tokenizer.eot, tokenizer.eos) == (bos, eot, eos), number
-        assert set(stop_ids(tokenizer)) == {eot, end, *eos}
+        assert set(tokenizer.stop_ids) == {eot, end, *eos}
     cfg = TokenizerConfig(eot="</s>")
     assert hf.load_tokenizer(tmp_path / "0", cfg).eot == 2
 
@@ -415,7 +414,7 @@ def test_another_tokenizer_that_agrees(tmp_path, capsys):
     cfg = TokenizerConfig(path=str(tmp_path / "chat.json"))
     tokenizer = hf.load_tokenizer(base, cfg)
     assert tokenizer.hash != hf.load_tokenizer(base).hash
-    assert (tokenizer.im_end in stop_ids(tokenizer), tokenizer.eot) == (True, 2)
+    assert (tokenizer.im_end in tokenizer.stop_ids, tokenizer.eot) == (True, 2)
     spec = json.loads(released_like())
     spec["added_tokens"][-2]["content"] = "<thought>"
     (tmp_path / "chat.json").write_text(json.dumps(spec))

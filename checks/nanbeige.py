@@ -26,7 +26,6 @@ import hf
 from common import UserError
 from data.chat import conversations, template
 from data.text.tokenizer import MARKUP, Tokenizer, TokenizerConfig
-from generate import stop_ids
 
 TEXTS = [
     "Hello, world!",
@@ -308,7 +307,7 @@ def main():
     names = {i: name for name, i in tokenizer.special.items()}
     print(f"{file}: {tokenizer.n_vocab:,} ids; documents begin with {names[tokenizer.bos]} and end "
           f"with {names[tokenizer.eot]}; answers with "
-          f"{', '.join(names[i] for i in stop_ids(tokenizer))}")
+          f"{', '.join(names[i] for i in tokenizer.stop_ids)}")
     check_file(report, tokenizer, json.loads(file.read_text()))
     check_fast(report, tokenizer, PreTrainedTokenizerFast(tokenizer_file=str(file)), "fast")
     with tempfile.TemporaryDirectory() as folder:

@@ -104,7 +104,7 @@ def check_parity(folder: Path) -> dict:
                 assert template.render(message, tokenizer, True) == prompts[-1], text
             answers.append(their_answer(theirs, their_tokenizer, prompts[-1]))
         samples = generate.sample(ours, prompts, max_new_tokens=NEW, temperature=0,
-                                  stop=generate.stop_ids(tokenizer))
+                                  stop=tokenizer.stop_ids)
         same = [sample.tokens == answer for (sample,), answer in zip(samples, answers)]
         found[form] = sum(same)
         print(f"{form}: {sum(same)} of {len(same)} answers are the same", flush=True)
@@ -181,7 +181,7 @@ def check_export(work: Path, vllm: str) -> dict:
                                                     return_dict=False) for talk in talks]
     assert prompts == rendered
     samples = generate.sample(model, prompts, max_new_tokens=NEW, temperature=0,
-                              stop=generate.stop_ids(tokenizer))
+                              stop=tokenizer.stop_ids)
     ours = [sample.tokens for (sample,) in samples]
     answers = [their_answer(theirs, their_tokenizer, prompt) for prompt in prompts]
     found = dict(transformers=sum(a == b for a, b in zip(ours, answers)), of=len(ours))

@@ -34,7 +34,6 @@ from common import UserError
 from data.tasks import registry
 from evaluate import task_prompt
 from experiments import results
-from generate import stop_ids
 from kernels.cross_entropy import linear_logprobs
 from sampler import Served, in_order
 
@@ -99,7 +98,7 @@ def worst_logprob(who: Served, model, tokenizer) -> tuple[float, int]:
     worst, n = 0.0, 0
     for temperature in (0.6, 1.0):
         groups = in_order(who.sample(
-            prompts, 4, max_new_tokens=80, temperature=temperature, stop=stop_ids(tokenizer)))
+            prompts, 4, max_new_tokens=80, temperature=temperature, stop=tokenizer.stop_ids))
         for prompt, group in zip(prompts, groups):
             for answer in group:
                 hidden = model(torch.tensor([prompt + answer.tokens]))[0, len(prompt) - 1:-1]

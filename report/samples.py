@@ -10,7 +10,7 @@ from common import UserError
 from data.tasks import registry
 from data.tasks.problem import GENERATED, Problem
 from evaluate import EvaluateConfig, task_prompt
-from generate import decode_answer, sample, stop_ids
+from generate import decode_answer, sample
 from report.tables import MAX_CHARACTERS, PHASES, load_json, phase_title
 
 MAX_BYTES_ON_CPU = 4e9   # of a checkpoint that is still asked for samples without a GPU
@@ -100,7 +100,7 @@ def answer_greedily(path: Path, problems: list[Problem], length: int) -> list[st
     else:
         raise UserError("it is too large to be asked on a CPU")
     model, tokenizer = hf.load(path, device, dtype)
-    stop = stop_ids(tokenizer)
+    stop = tokenizer.stop_ids
     prompt_format = "document" if meta["phase"] == "pretrain" else "chat"
     prompts = [task_prompt(problem, tokenizer, prompt_format) for problem in problems]
     groups = sample(model, prompts, max_new_tokens=length, temperature=0, stop=stop)
