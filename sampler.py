@@ -61,13 +61,17 @@ class Embedded:
         answers = generate.sample_as_completed(
             self.model, zip(numbers, prompts, strict=True), n, max_rows=max_rows, **settings)
         whole = {}
-        for number, samples in answers:
-            whole[places[number]] = samples
-            if len(whole) == max(1, max_rows // n):
+        bar = progress_bar(total=len(prompts) * n, desc="samples", unit=" answers", delay=10,
+                           leave=False)
+        with bar:
+            for number, samples in answers:
+                bar.update(n)
+                whole[places[number]] = samples
+                if len(whole) == max(1, max_rows // n):
+                    yield whole
+                    whole = {}
+            if whole:
                 yield whole
-                whole = {}
-        if whole:
-            yield whole
 
 
 def fixed_pieces(items: Sequence[int], done: Collection[int], n: int, max_rows: int,
