@@ -116,6 +116,7 @@ class RlConfig(loop.TrainConfig):
     temperature: PositiveFloat = 1.0  # of the rollouts, and of the log-probabilities in the loss:
                                       # top-p is off
     max_new_tokens: Count = 96   # longer responses are cut off, and masked out of the loss
+    cut_earns: bool = True       # such a response's reward counts in its group's mean; False: as 0
     max_rows: Count = 256        # responses that are decoded together
     context: Count = 256         # tokens of a packed row
     filter_samples: CountOr0 = 16  # of each problem before a stage; 0: no filter

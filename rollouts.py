@@ -207,10 +207,15 @@ def split_groups(groups: list[list[Rollout]], stage) -> tuple[list, list]:
     return by_rule, compared
 
 
-def verified_scores(rollouts: list[Rollout], judges: Judges) -> list[registry.Score]:
-    """What rules and verifier say of each response."""
+def verified_scores(rollouts: list[Rollout], judges: Judges, cfg) -> list[registry.Score]:
+    """What rules and verifier say of each response; one that was cut off may earn nothing."""
     problems = [rollout.problem for rollout in rollouts]
-    return registry.scores(problems, [rollout.text for rollout in rollouts], judges.verifier)
+    scores = registry.scores(problems, [rollout.text for rollout in rollouts], judges.verifier)
+    if not cfg.cut_earns:
+        for rollout, score in zip(rollouts, scores):
+            if rollout.finish_reason != "stop":
+                score.reward = 0.0
+    return scores
 
 
 def assign_rewards(
@@ -224,7 +229,7 @@ def assign_rewards(
     """
     by_rule, compared = split_groups(groups, stage)
     rollouts = flatten(by_rule)
-    for rollout, score in zip(rollouts, verified_scores(rollouts, judges)):
+    for rollout, score in zip(rollouts, verified_scores(rollouts, judges, cfg)):
         rollout.reward, rollout.verdict = score.reward, score.verdict
     if not compared:
         return []
@@ -347,7 +352,8 @@ def measure_problems(
     dist = run.dist
     keys = [problem.key for problem in problems]
     # until the stage's first checkpoint all of these may change
-    settings = [str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples, cfg.temperature]
+    settings = [str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples, cfg.temperature,
+                cfg.cut_earns]
     name = f"{stage.name}-{common.hash_json(settings)}".replace(" ", "_")
     folder = run.folder / "filter"
     rows = dist.from_main(
@@ -389,7 +395,7 @@ def sample_and_measure(
         references = {}
         for (greedy,) in replies:
             references[greedy.problem.question] = reply_text(greedy.text)
-        means = mean_rewards(groups, stage, judges, references)
+        means = mean_rewards(groups, stage, judges, cfg, references)
         rows = []
         for place in batch:
             problem = problems[place]
@@ -400,11 +406,11 @@ def sample_and_measure(
 
 
 def mean_rewards(
-    groups: list[list[Rollout]], stage, judges: Judges, references: dict[str, str]
+    groups: list[list[Rollout]], stage, judges: Judges, cfg, references: dict[str, str]
 ) -> dict[str, float | None]:
     """{problem's key: mean of its group}, of verified rewards or of wins; None: none was scored."""
     by_rule, compared = split_groups(groups, stage)
-    rewards = iter(score.reward for score in verified_scores(flatten(by_rule), judges))
+    rewards = iter(score.reward for score in verified_scores(flatten(by_rule), judges, cfg))
     values = []
     for group in by_rule:
         of_group = [next(rewards) for _ in group]

@@ -31,13 +31,14 @@ sft = dict(
 # The reward is the share that is met, so groups differ even where all are seldom met: no filter.
 # No KL term either: so few steps do not lead far from answers of the prompt, of which no rule sees
 # anything; a longer run should have one, as Tülu 3 has. At temperature 1 half of what so small a
-# model says is not language.
+# model says is not language. A response that never ends earns nothing: half of a text keeps many a
+# constraint, and where that counts, those that end are worse than the mean, and ever fewer do.
 _prompts = "corpora/prompts.jsonl"
 rl = dict(
     stages=[dict(name="constraints", problems={f"constraints_share={_prompts}": 160}, steps=40,
                  lr=[1, 0.1])],
     lr=3e-5, weight_decay=0.0, group_size=8, batch_groups=4, filter_samples=0, temperature=0.7,
-    max_new_tokens=256, context=768, micro_rows=8, max_rows=64,
+    max_new_tokens=256, cut_earns=False, context=768, micro_rows=8, max_rows=64,
     dtype="float32", log_every=1, save_every=12,
     prompts=["What is a comet? Answer in exactly two bullet points, such as: * This is a point."],
 )
