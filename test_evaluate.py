@@ -275,7 +275,7 @@ def test_thoughts_that_the_prompt_opened_are_no_answer(monkeypatch, five):
     problems = registry.family(five).problems("train", len(ANSWERS), 0)
     cfg = RlConfig(stages=[], lr=0.0)
     groups = in_order(rollouts.sample_rollouts(Embedded(), tokenizer, problems, 1, cfg, 0))
-    scores = rollouts.verified_scores(rollouts.flatten(groups), rollouts.Judges())
+    scores = rollouts.verified_scores(rollouts.flatten(groups), rollouts.Judges(), cfg)
     assert [score.reward for score in scores] == list(ANSWERS.values())
 
 

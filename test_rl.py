@@ -578,10 +578,26 @@ def test_the_verifier_scores_what_rules_leave_open():
     assert [r.loss_mask for r in open_group] == [1, 1, 0, 1]
     summary = rollouts.summarize_rollouts([closed, open_group], {}, ONE)
     assert summary["by_verifier"] == 3 / 8 and summary["unscored"] == 1 / 8
-    means = rollouts.mean_rewards([open_group], stage, judges, {})
+    means = rollouts.mean_rewards([open_group], stage, judges, settings(), {})
     assert means == {problem.key: pytest.approx(1 / 3)}
     rollouts.assign_rewards([open_group], stage, Judges(), settings(), 0)
     assert [r.reward for r in open_group] == [0, 0, 0, 0]  # with rules alone
+
+
+@pytest.mark.parametrize("cut_earns, earned", [(True, 1.0), (False, 0.0)])
+def test_what_a_response_that_was_cut_off_earns(cut_earns, earned):
+    """Its text is right. Where it earns nothing, the filter measures the same, and one that ends is
+    better than the mean."""
+    text = f"Answer: {MATH[0].answer}"
+    group = [rollout(text=text), rollout(text=text, finish_reason="length")]
+    stage, cfg = StageConfig("s", {}, 1), settings(cut_earns=cut_earns)
+    rollouts.assign_rewards([group], stage, Judges(), cfg, 0)
+    assert [r.reward for r in group] == [1, earned]
+    means = rollouts.mean_rewards([group], stage, Judges(), cfg, {})
+    assert means == {MATH[0].key: (1 + earned) / 2}
+    assign_advantages([group], True)
+    assert [r.advantage for r in group] == [1 - earned, earned - 1]
+    assert [r.loss_mask for r in group] == [1, 0]
 
 
 class Fake:
@@ -641,9 +657,8 @@ def test_a_mixed_stage_judges_each_task_in_its_own_way():
         [1, 0],
     ]
     number = TASTE[0].extra["number"]
-    means = rollouts.mean_rewards(
-        groups[:2], PAIRWISE, Judges(Fake()), {TASTE[0].question: f"Answer: {number} xx"}
-    )
+    references = {TASTE[0].question: f"Answer: {number} xx"}
+    means = rollouts.mean_rewards(groups[:2], PAIRWISE, Judges(Fake()), settings(), references)
     assert means == {
         MATH[0].key: pytest.approx(1 / 3),
         TASTE[0].key: pytest.approx((0 + 0.5 + 1 + 0) / 4),
