@@ -133,7 +133,8 @@ def main():
         heads.append("difference")
     record = {}
     for task in sorted(tasks):
-        runs = [verdicts[task] for verdicts in found]
+        shared = set.intersection(*(set(verdicts[task]) for verdicts in found))
+        runs = [{key: verdicts[task][key] for key in shared} for verdicts in found]
         scores, types = score_runs(runs), score_types(runs)
         print(f"{task}, {len(runs[0])} responses: {', '.join(heads)}")
         print_task(scores, types)
