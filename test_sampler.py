@@ -372,10 +372,11 @@ def test_ahead_needs_servers_and_a_correction(trained, server, capsys):
     assert "error: rl.ahead=1 needs rl.servers, which" in capsys.readouterr().err
 
 
-def test_an_evaluation_by_servers(trained, server):
+def test_an_evaluation_by_servers(trained, server, capsys):
     """By our own prompts and token ids, of the checkpoint that the servers must have."""
     command = ("evaluate.py", "mini.py", "--run=scores", "--evaluate.checkpoint=out/base/pretrain",
                f"--evaluate.servers=['{server.url}']", "--evaluate.max_rows=3")
     trained.call(evaluate.main, *command)
+    assert " 4\n" in capsys.readouterr().out  # problems
     rows = (trained.folder / "out/scores/evaluate.jsonl").read_text().splitlines()
     assert len(rows) == 4 * 2 == sum("seed" in body for body in server.asked)

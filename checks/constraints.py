@@ -80,14 +80,16 @@ def mean_and_error(kept: np.ndarray, asked: np.ndarray) -> tuple[float, float]:
 
 
 def score_runs(runs: list[dict[tuple, Verdict]]) -> dict[str, list[tuple[float, float]]]:
-    """(mean, standard error) of each run by each score; behind them of the last less the first."""
-    shared = sorted(set.intersection(*map(set, runs)))
+    """(mean, standard error) of each run by each score; behind them of the last less the first.
+
+    runs: of the same responses.
+    """
     found = {}
     for title, score in SCORES.items():
         for how in ("strict", "loose"):
             pairs = []
             for run in runs:
-                pairs.append([score(run[key], how) for key in shared])
+                pairs.append([score(run[key], how) for key in sorted(runs[0])])
             kept, asked = np.moveaxis(np.array(pairs), 2, 0)  # each (runs, prompts)
             cells = [mean_and_error(of_run, asked[0]) for of_run in kept]
             if len(runs) > 1:
