@@ -326,7 +326,7 @@ def test_hostile_replies(reply):
     started = time.process_time()
     assert bfcl.reward(problem([{"geo.f": {"n": [1]}}]), reply) == 0.0
     bfcl.reward(problem([], category="irrelevance"), reply)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 5
 
 
 def test_many_calls_that_nearly_match():
@@ -336,7 +336,7 @@ def test_many_calls_that_nearly_match():
     golds = [{"geo.f": {"n": [1]}}] * 59 + [{"geo.f": {"n": [2]}}]
     started = time.process_time()
     assert scores(problem(golds, category="parallel"), *[("geo.f", {"n": 1})] * 60) == 0.0
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 5
 
 
 def write(path, *rows):

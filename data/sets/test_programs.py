@@ -399,7 +399,7 @@ def test_no_response_takes_long_to_read(text):
     start = time.thread_time()
     extract_program(text, SETS["humaneval"])
     extract_program(text, SETS["kodcode"])
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 5  # takes half a second; as n² it would take minutes
 
 
 def test_a_page_holds_the_program_once():

@@ -890,7 +890,7 @@ def test_keys_of_one_hash():
             jail.decode({kind: [[key, 1] if kind == "dict" else key for key in keys]})
         except ValueError as error:
             assert "one hash" in str(error)
-        assert time.thread_time() - started < 1.5  # where each key meets all others it is some 20
+        assert time.thread_time() - started < 5  # where each key meets all others it is some 20
         return started
     for kind in "set", "frozenset", "dict":
         decoded(kind, [{"int": hex((2**61 - 1) * k)} for k in range(40_000)])
