@@ -34,12 +34,14 @@ NEAR, EXACT = 1, 2           # kinds of duplicate
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"[^\W{_CJK}]+|[{_CJK}]|[^\w\s]")
 
-# Constants of the hashes: h(x) = _A * x + _B is another hash function in each of the BANDS * ROWS.
+# h(x) = _A * x + _B is another hash function in each of the BANDS * ROWS. They have 32 bits, as the
+# processor multiplies and compares eight such numbers at once, and of 64 bits one.
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _rng = np.random.default_rng(20251206)
-_A = _rng.integers(1, 2**64, BANDS * ROWS, dtype=np.uint64)
-_B = _rng.integers(1, 2**64, BANDS * ROWS, dtype=np.uint64)
-_A |= np.uint64(1)
+_A = _rng.integers(1, 2**32, (BANDS * ROWS, 1), dtype=np.uint32)
+_B = _rng.integers(1, 2**32, (BANDS * ROWS, 1), dtype=np.uint32)
+_A |= np.uint32(1)
+TABLE = 2048                 # runs that are hashed together: the table stays in the cache
 
 
 def tokens(text: str) -> list[str]:
@@ -66,7 +68,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def runs(words: np.ndarray, n: int) -> np.ndarray:
-    """Hashes of all runs of n words, (len(words) - n + 1,) uint64; empty where words are fewer."""
+    """Hashes of all runs of n words, (len(words) - n + 1,) uint64; empty where words are fewer.
+
+    words: uint64; further dimensions stay.
+    """
     if n == 1:
         return words
     x = words[:max(0, len(words) - n + 1)]
@@ -90,21 +95,23 @@ def signature(text: str) -> np.ndarray:
 
     The last is exact but for case, signs and spaces.
     """
-    minima = np.full(BANDS * ROWS, 2**64 - 1, np.uint64)
+    largest = np.iinfo(np.uint32).max
+    minima = np.full(BANDS * ROWS, largest, np.uint32)
     whole = hashlib.blake2b(digest_size=8)
     for words in pieces(text, overlap=0):
         whole.update(words.tobytes())
-        shingles = runs(words, RUN)
-        for first in range(0, len(shingles), 2048):  # a table that stays in the cache
-            hashed = shingles[first:first + 2048, None] * _A + _B
-            minima = np.minimum(minima, hashed.min(0))
+        shingles = (runs(words, RUN) >> np.uint64(32)).astype(np.uint32)
+        for first in range(0, len(shingles), TABLE):
+            table = _A * shingles[first:first + TABLE]  # (BANDS * ROWS, runs)
+            table += _B
+            np.minimum(minima, table.min(1), out=minima)
     exact = np.frombuffer(whole.digest(), np.uint64)
-    if minima[0] == 2**64 - 1:  # shorter than a run: near is exact
-        minima[:] = exact
-    bands = []
-    for i, band in enumerate(minima.reshape(BANDS, ROWS)):
-        bands.append(runs(band, ROWS)[0] + np.uint64(i))
-    return np.concatenate([np.stack(bands), exact])
+    if (minima == largest).all():  # shorter than a run: near is exact
+        bands = np.repeat(exact, BANDS)
+    else:
+        bands = minima.reshape(BANDS, ROWS).astype(np.uint64)
+        bands = runs(bands.T, ROWS)[0] + np.arange(BANDS, dtype=np.uint64)
+    return np.concatenate([bands, exact])
 
 
 # --------------------------------------------------------------------------------------------------
