@@ -48,11 +48,11 @@ PROMPTS = [
 CONFIG = """
 from configs.smollm2 import *
 sft = sft | dict(
-    pools=dict(few=[dict(path="few.jsonl")]), batch_tokens=1024, micro_tokens=1024, log_every=1,
+    pools=dict(few=[dict(path="few.jsonl")]), batch_tokens=512, micro_tokens=512, log_every=1,
     stages=[dict(name="few", epochs=dict(few=1), lr=[1, 1], context=512)], prompts=[])
 rl = rl | dict(
     stages=[dict(name="few", problems={"constraints_share=prompts.jsonl": 16}, steps=2)],
-    group_size=4, batch_groups=2, max_new_tokens=48, max_rows=8, eval_tasks=[], prompts=[],
+    group_size=8, batch_groups=2, max_new_tokens=48, max_rows=16, eval_tasks=[], prompts=[],
     filter_samples=0, save_every=0)
 """
 
@@ -156,7 +156,8 @@ def train(work: Path, folder: Path) -> dict:
     (work / "prompts.jsonl").write_text(prompts)
     sft = run_phase(work, "sft", folder)
     rl = run_phase(work, "rl", folder)
-    assert len(sft) >= 5 and sft[-1]["loss"] < sft[0]["loss"] and len(rl) == 2
+    assert len(sft) >= 5 and sft[-1]["loss"] < sft[0]["loss"]
+    assert len(rl) == 2 and max(line["grad_norm"] for line in rl) > 0
     losses = [round(line["loss"], 3) for line in sft]
     rewards = [round(line["reward"], 3) for line in rl]
     return dict(sft=losses, rl=rewards)
