@@ -3,13 +3,11 @@
     python -m checks.engine                   # the bytes: processes, kills, sources that fail
     python -m checks.engine --ray             # and Ray, with one node and two, one of them killed
     python -m checks.engine --stores          # and the same files by HTTP and from an S3 server
-    python -m checks.engine --speed           # MB/s of one process and of two, and the peak memory
-    python -m checks.engine --tokenizer=FILE  # ids of the released tokenizer, and its speed
 
-The sources are generated pages and this Python's text, --megabytes of them (24), as .jsonl,
+The sources are this Python's text and generated pages, --megabytes of them (24), as .jsonl,
 .jsonl.gz, .parquet and .txt, with planted duplicates across four sources and three pools. --write
 adds a line to results/engine.jsonl. Ray and the stores are packages that are not required: pip
-install ray s3fs moto[server] aiohttp.
+install ray s3fs moto[server] aiohttp. Speeds: checks/engine_speed.py.
 """
 from settings import ROOT
 
@@ -23,26 +21,25 @@ import itertools
 import json
 import os
 import random
-import re
-import resource
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import tokenizers
 import torch
 
 import common
+from checks import bench
+from data.engine import ONE_THREAD
 from data.tasks import pages
 from data.text.sources import ReadPosition, texts
-from data.text.tokenizer import Tokenizer, _without_control_tokens
+from data.text.tokenizer import Tokenizer
 from experiments import results
 
 STORED = ("lines.jsonl", "packed.jsonl.gz", "table.parquet")
@@ -64,6 +61,9 @@ corpus = dict(
 # --------------------------------------------------------------------------------------------------
 # Sources
 
+DOCUMENT = 3000  # characters of one, about, as on the web
+
+
 def planted() -> list[str]:
     """Documents that are found in every source."""
     rng = random.Random(5)
@@ -71,26 +71,49 @@ def planted() -> list[str]:
     return [" ".join(rng.choices(words, k=200)) for _ in range(N_PLANTED)]
 
 
+def all_documents() -> Iterator[str]:
+    """This Python's text and generated pages; in the second round the same passages are joined in
+    another order, and so on for ever."""
+    passages = [text for text, _ in texts([{"stdlib": 16}], ReadPosition(), "text")]
+    passages += itertools.islice(pages.documents(dict(math=1, drills=1, code=1), 10**9, 3,
+                                                 corrupt=False), 10_000)
+    rng = random.Random(3)
+    while True:
+        rng.shuffle(passages)
+        document = ""
+        for passage in passages:
+            document += passage + "\n\n"
+            if len(document) > DOCUMENT:
+                yield document
+                document = ""
+
+
+def write_lines(path: Path, opened: Callable, documents: Iterable[str]) -> None:
+    with opened(path, "wt", encoding="utf-8") as f:
+        for text in documents:
+            f.write(json.dumps({"text": text}) + "\n")
+
+
+def until(megabytes: float, documents: Iterator[str]) -> Iterator[str]:
+    """The first documents, of about so many MB."""
+    size = 0
+    while size < 1e6 * megabytes:
+        text = next(documents)
+        size += len(text.encode())
+        yield text
+
+
 def write_sources(folder: Path, megabytes: float) -> None:
     """Four files or folders of different text, about megabytes in all, with the planted texts."""
-    documents = itertools.chain(
-        (text for text, _ in texts([{"stdlib": 4}], ReadPosition(), "text")),
-        pages.documents(dict(math=1, drills=1, code=1), 10**9, 3, corrupt=False))
+    documents = all_documents()
     copies = planted()
     rows = {name: list(copies) for name in ("lines", "packed", "table", "books")}
-    sizes = dict.fromkeys(rows, 0)
-    while min(sizes.values()) < megabytes * 1e6 / 4:
-        name = min(sizes, key=sizes.get)
-        text = next(documents)
-        rows[name].append(text)
-        sizes[name] += len(text.encode())
     for texts_of_source in rows.values():
+        texts_of_source += until(megabytes / 4, documents)
         random.Random(1).shuffle(texts_of_source)
     folder.mkdir()
-    for name, opened in (("lines.jsonl", open), ("packed.jsonl.gz", gzip.open)):
-        with opened(folder / name, "wt", encoding="utf-8") as f:
-            for text in rows[name.partition(".")[0]]:
-                f.write(json.dumps({"text": text}) + "\n")
+    write_lines(folder / "lines.jsonl", open, rows["lines"])
+    write_lines(folder / "packed.jsonl.gz", gzip.open, rows["packed"])
     table = pyarrow.table({"text": rows["table"]})
     pyarrow.parquet.write_table(table, folder / "table.parquet", row_group_size=500)
     (folder / "books").mkdir()
@@ -177,19 +200,25 @@ def report(what: str, found: str, expected: str) -> None:
 
 
 def check_faults(folder: Path) -> None:
-    """A source that is missing or cut is one line, and what was written before is whole."""
+    """A source that is cut is one bad line; with on_bad_line=stop, or where it is missing, an error
+    ends all in a line, and what was written before is whole."""
     packed = folder / "packed.jsonl.gz"
     whole = packed.read_bytes()
-    for fault in ("is cut", "is missing"):
-        if fault == "is cut":
-            packed.write_bytes(whole[:len(whole) // 2])
-        else:
-            packed.unlink()
-        output = run(folder, "faulty", "--corpus.workers=1", code=2)
-        errors = [line for line in output.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and not list((folder / "faulty").rglob("*.tmp")), output
-        print(f"a source that {fault}: {errors[0]}")
-        packed.write_bytes(whole)
+    packed.write_bytes(whole[:len(whole) // 2])
+    output = run(folder, "cut", "--corpus.workers=1")
+    [bad_line] = [line for line in output.splitlines() if line.startswith("bad line ")]
+    print(f"a source that is cut: {bad_line}")
+    expect_error(folder, "a source that is cut, to be stopped at", "--corpus.on_bad_line=stop")
+    packed.unlink()
+    expect_error(folder, "a source that is missing")
+    packed.write_bytes(whole)
+
+
+def expect_error(folder: Path, what: str, *options: str) -> None:
+    output = run(folder, "faulty", "--corpus.workers=1", *options, code=2)
+    [error] = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert not list((folder / "faulty").rglob("*.tmp")), output
+    print(f"{what}: {error}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -286,70 +315,6 @@ def check_stores(folder: Path) -> None:
     moto.stop()
 
 
-# --------------------------------------------------------------------------------------------------
-# Speeds
-
-def measure_speed(folder: Path, megabytes: float) -> dict:
-    """MB/s of one process and of two, which take turns three times, and the peak memory of one."""
-    speeds = {1: [], 2: []}
-    for _ in range(3):
-        for workers in speeds:
-            shutil.rmtree(folder / "speed", ignore_errors=True)
-            prepared = folder / "one" / "tokenizer.json"
-            started = time.time()
-            run(folder, "speed", f"--corpus.workers={workers}", f"--tokenizer.path={prepared}",
-                "--corpus.dedup=[]")
-            speeds[workers].append(megabytes / (time.time() - started))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    best = {workers: max(found) for workers, found in speeds.items()}
-    print(f"1 process {best[1]:.2f} MB/s, 2 processes {best[2]:.2f} MB/s, "
-          f"{best[2] / best[1]:.2f} x; at most {peak:.2f} GB a process")
-    return {"mb_per_s": best, "peak_gb": peak}
-
-
-STRANGE = [
-    "", " ", "\n", "\t", "  a  b ", "a\u2581b", "\u2581\u2581 x", "\r\n\r\n", "\u00a0a\u3000b",
-    "\x00\x1f\x7f", "<|im_start|>user<|im_end|>", "<think>\n</think><tool_call>", "<s></s>",
-    "e\u0301a\u0308.", "2\u00b2 \u2460\u3002\u2461", "\U0001f642\U0001f469\u200d\U0001f467",
-    "don't WE'LL", "def f(x):\n\treturn x[0]**2\n",
-]
-
-
-def check_tokenizer(path: str, megabytes: float) -> dict:
-    """Ids of words against those of the whole text; speeds of both in CPU-seconds."""
-    tokenizer = Tokenizer.load(path)
-    assert tokenizer._words, "this tokenizer takes the whole way"
-    whole = _without_control_tokens(json.loads(tokenizer.json), tokenizer.special)
-    english = [text for text, _ in texts([{"stdlib": min(4, megabytes)}], ReadPosition(), "text")]
-    rng = random.Random(0)
-    pieces = [piece.decode("utf-8", "ignore") for piece in tokenizer.pieces]
-    chinese = [piece for piece in pieces if re.search("[\u4e00-\u9fff]", piece)]
-    found = {}
-    for name, words in (("any pieces", pieces), ("Chinese pieces", chinese), ("strange", STRANGE)):
-        n = {"strange": 40}.get(name, 400)
-        found[name] = ["".join(rng.choices(words, k=n)) for _ in range(int(megabytes * 250))]
-    found["English and code"] = english
-    speeds = {}
-    for name, documents in found.items():
-        size = sum(len(text.encode()) for text in documents) / 1e6
-        seconds = []
-        ids = []
-        for encode in (whole.encode_batch_fast, tokenizer.encode_batch):
-            started = time.process_time()
-            if encode == tokenizer.encode_batch:
-                ids.append(encode(documents))
-            else:
-                encodings = encode(documents, add_special_tokens=False)
-                ids.append([encoding.ids for encoding in encodings])
-            seconds.append(time.process_time() - started)
-        equal = sum(list(ours) == theirs for theirs, ours in zip(*ids))
-        speeds[name] = [size / seconds[0], size / seconds[1]]
-        print(f"{name:18} {size:6.1f} MB: {equal} of {len(documents)} documents have equal ids; "
-              f"whole {speeds[name][0]:.2f} MB/s, by words {speeds[name][1]:.2f} MB/s")
-        assert equal == len(documents)
-    return {"tokenizer_mb_per_s": speeds}
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -357,32 +322,23 @@ def main():
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--stores", action="store_true")
-    parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--tokenizer", default="")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write", action="store_true", help="append to results/engine.jsonl")
     args = parser.parse_args()
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    started, found = time.time(), {}
-    if args.tokenizer:
-        found |= check_tokenizer(args.tokenizer, args.megabytes)
-    else:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name) / "sources"
-            write_sources(folder, args.megabytes)
-            found["digest"] = check_processes(folder, args.kills)
-            if args.ray:
-                check_ray(folder, found["digest"], args.kills)
-            if args.stores:
-                check_stores(folder)
-            if args.speed:
-                found |= measure_speed(folder, args.megabytes)
-            check_faults(folder)
+    os.environ |= ONE_THREAD
+    started = time.time()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "sources"
+        write_sources(folder, args.megabytes)
+        expected = check_processes(folder, args.kills)
+        if args.ray:
+            check_ray(folder, expected, args.kills)
+        if args.stores:
+            check_stores(folder)
+        check_faults(folder)
     if args.write:
-        line = dict(commit=common.current_commit(), command=" ".join(["python -m checks.engine",
-                    *sys.argv[1:]]), megabytes=args.megabytes, found=found,
-                    tokenizers=tokenizers.__version__, seconds=time.time() - started,
-                    machine=common.describe_machine(torch.device("cpu")))
-        results.append("engine", line)
+        origin = bench.describe_origin("checks.engine", 0, torch.device("cpu"))
+        results.append("engine", origin | dict(
+            seconds=time.time() - started, digest=expected, **vars(args)))
 
 
 if __name__ == "__main__":

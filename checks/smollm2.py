@@ -195,9 +195,10 @@ def check_export(work: Path, vllm: str) -> dict:
     answers = [their_answer(theirs, their_tokenizer, prompt) for prompt in prompts]
     found = dict(transformers=sum(a == b for a, b in zip(ours, answers)), of=len(ours))
     if vllm:
+        on_cpu = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
         done = subprocess.run(
             [vllm, "-c", VLLM, str(exported), str(NEW)], input=json.dumps(PROMPTS[:8]),
-            capture_output=True, text=True, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"})
+            capture_output=True, text=True, env=os.environ | on_cpu)
         assert done.returncode == 0, done.stderr[-3000:]
         answers = json.loads(done.stdout.splitlines()[-1])
         found["vllm"] = sum(a == b for a, b in zip(ours, answers))
