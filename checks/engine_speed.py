@@ -204,7 +204,7 @@ def check_tokenizer(path: str, megabytes: float) -> dict:
     tokenizer = Tokenizer.load(path)
     assert tokenizer._words, "this tokenizer takes the whole way"
     whole = _without_control_tokens(json.loads(tokenizer.json), tokenizer.special)
-    english = [text for text, _ in texts([{"stdlib": min(4, megabytes)}], ReadPosition(), "text")]
+    english = [text for text, _ in texts([{"stdlib": min(16, megabytes)}], ReadPosition(), "text")]
     rng = random.Random(0)
     pieces = [piece.decode("utf-8", "ignore") for piece in tokenizer.pieces]
     chinese = [piece for piece in pieces if re.search("[\u4e00-\u9fff]", piece)]
