@@ -39,6 +39,19 @@ def test_near_duplicates_are_found_as_often_as_the_formula_says():
         assert abs(found / 300 - p) < 4 * (p * (1 - p) / 300) ** 0.5 + 0.01, (share, found / 300, p)
 
 
+def test_signature_is_of_the_least_hashes(monkeypatch):
+    """The same in whole numbers of Python, also where the runs are hashed in several tables."""
+    monkeypatch.setattr(dedup, "TABLE", 7)
+    text = " ".join(words(random.Random(3), 60))
+    runs = [int(x) >> 32 for x in dedup.runs(dedup.hashes(text.split()), dedup.RUN)]
+    minima = []
+    for a, b in zip(dedup._A[:, 0].tolist(), dedup._B[:, 0].tolist()):
+        minima.append(min((a * x + b) % 2**32 for x in runs))
+    bands = np.array(minima, np.uint64).reshape(dedup.BANDS, dedup.ROWS)
+    expected = [int(dedup.runs(band, dedup.ROWS)[0]) + i for i, band in enumerate(bands)]
+    assert dedup.signature(text)[:-1].tolist() == [value % 2**64 for value in expected]
+
+
 def test_runs_are_hashes_of_the_very_words():
     h = dedup.hashes("a b c a b c".split())
     three = dedup.runs(h, 3)
