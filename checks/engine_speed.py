@@ -6,7 +6,7 @@
     python -m checks.engine_speed tokenizer --tokenizer=FILE    # ids by words beside the whole way
 
 The text is this Python's own and generated pages (checks/engine.py), --megabytes of it. datatrove
-needs an environment of its own: pip install datatrove[processing] tokenizers. --write adds a line
+needs an environment of its own: pip install datatrove[processing] spacy tokenizers. --write adds a line
 to results/engine_speed.jsonl.
 """
 from settings import ROOT
@@ -62,13 +62,13 @@ def train_tokenizer(folder: Path) -> Path:
     return folder / "sample" / "tokenizer.json"
 
 
-def measure_cores(folder: Path, megabytes: float) -> dict:
-    """MB/s of one process and of two, which take turns three times; the same bytes."""
+def measure_cores(folder: Path, megabytes: float, turns: int) -> dict:
+    """MB/s of one process and of two, which take turns; the same bytes."""
     write_lines(folder / "text.jsonl", open, until(megabytes, all_documents()))
     write_plain_config(folder)
     train_tokenizer(folder)
     seconds = {1: [], 2: []}
-    for _ in range(3):
+    for _ in range(turns):
         for workers in seconds:
             taken, _, _ = measured(folder, f"by{workers}", f"--corpus.workers={workers}")
             seconds[workers].append(taken)
@@ -126,7 +126,7 @@ def with_copies(documents: list[str]) -> tuple[list[str], list[int]]:
     return [text for text, _ in rows], [group for _, group in rows]
 
 
-def measure_datatrove(folder: Path, megabytes: float, python: str) -> dict:
+def measure_datatrove(folder: Path, megabytes: float, turns: int, python: str) -> dict:
     """CPU-seconds of one core beside datatrove's, which take turns: tokens, and duplicates."""
     tokenizer = train_tokenizer(folder)
     control = "|".join(map(re.escape, Tokenizer.load(tokenizer).special))
@@ -137,7 +137,7 @@ def measure_datatrove(folder: Path, megabytes: float, python: str) -> dict:
     write_lines(path, open, texts_of_file)
     write_plain_config(folder)
     seconds = {name: [] for name in ("tokens", "their tokens", "duplicates", "their duplicates")}
-    for turn in range(3):
+    for turn in range(turns):
         _, taken, _ = measured(folder, "ours", "--corpus.workers=1")
         seconds["tokens"].append(taken)
         theirs = ask_peer(python, folder, "tokens", path, tokenizer, f"theirs{turn}")
@@ -239,6 +239,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("cores", "memory", "datatrove", "tokenizer"))
     parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--python", default="python", help="one that has datatrove")
     parser.add_argument("--tokenizer", default="", help="a tokenizer.json")
     parser.add_argument("--write", action="store_true", help="append to the results")
@@ -249,11 +250,11 @@ def main():
         folder = Path(name) / "sources"
         folder.mkdir()
         if args.what == "cores":
-            found = measure_cores(folder, args.megabytes)
+            found = measure_cores(folder, args.megabytes, args.turns)
         elif args.what == "memory":
             found = measure_memory(folder)
         elif args.what == "datatrove":
-            found = measure_datatrove(folder, args.megabytes, args.python)
+            found = measure_datatrove(folder, args.megabytes, args.turns, args.python)
         else:
             found = check_tokenizer(args.tokenizer, args.megabytes)
     if args.write:
