@@ -6,8 +6,8 @@
     python -m checks.engine_speed tokenizer --tokenizer=FILE    # ids by words beside the whole way
 
 The text is this Python's own and generated pages (checks/engine.py), --megabytes of it. datatrove
-needs an environment of its own: pip install datatrove[processing] spacy tokenizers. --write adds a line
-to results/engine_speed.jsonl.
+needs an environment of its own: pip install datatrove[processing] spacy tokenizers. --write adds a
+line to results/engine_speed.jsonl.
 """
 from settings import ROOT
 
