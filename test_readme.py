@@ -73,6 +73,8 @@ NO_ORIGIN = {  # results -> what their lines lack, and why
     "bench": ({"config"}, "of checks/peers.py, whose constants the sizes are"),
     "constraints": ({"seconds"}, "it reads what evaluate.py has scored"),
     "dpd_speed": ({"seconds"}, "these are in tokens_per_s, one figure per turn"),
+    "engine": ({"config"}, "no config: all is in the command"),
+    "engine_speed": ({"config"}, "no config: all is in the command"),
     "evaluate": ({"config"}, "a checkpoint has its own, and the command names it"),
     "fuzz": ({"config"}, "no config: all is in the command"),
     "memory": ({"seed"}, "nothing is drawn"),

@@ -136,7 +136,9 @@ def main():
     record = {}
     for task in sorted(tasks):
         shared = set.intersection(*(set(verdicts[task]) for verdicts in found))
-        runs = [{key: verdicts[task][key] for key in shared} for verdicts in found]
+        runs = []
+        for verdicts in found:
+            runs.append({key: verdicts[task][key] for key in shared})
         scores, types = score_runs(runs), score_types(runs)
         print(f"{task}, {len(runs[0])} responses: {', '.join(heads)}")
         print_task(scores, types)

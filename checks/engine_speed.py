@@ -21,8 +21,10 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +114,7 @@ def measure_memory(folder: Path) -> dict:
 N_COPIED = 500  # documents of which an exact and a near copy are planted
 
 
-def with_copies(documents: list[str]) -> tuple[list[str], list[int]]:
+def with_copies(documents: list[str]) -> tuple[Sequence[str], Sequence[int]]:
     """The documents with two copies of N_COPIED of them, in another order; the number of the
     document of each, -1 for one that has no copies."""
     rng = random.Random(7)
@@ -123,10 +125,11 @@ def with_copies(documents: list[str]) -> tuple[list[str], list[int]]:
         rows[i] = (documents[i], i)
         rows += [(documents[i].upper(), i), (" ".join(words), i)]
     rng.shuffle(rows)
-    return [text for text, _ in rows], [group for _, group in rows]
+    texts_of_rows, groups = zip(*rows)
+    return texts_of_rows, groups
 
 
-def measure_datatrove(folder: Path, megabytes: float, turns: int, python: str) -> dict:
+def measure_datatrove(folder: Path, megabytes: float, turns: int, python: Path) -> dict:
     """CPU-seconds of one core beside datatrove's, which take turns: tokens, and duplicates."""
     tokenizer = train_tokenizer(folder)
     control = "|".join(map(re.escape, Tokenizer.load(tokenizer).special))
@@ -179,11 +182,11 @@ def find_duplicates(path: Path, folder: Path) -> list[int]:
     return np.flatnonzero(np.load(folder / dedup.DUPLICATES)).tolist()
 
 
-def ask_peer(python: str, folder: Path, *arguments: object) -> dict:
+def ask_peer(python: Path, folder: Path, *arguments: object) -> dict:
     """What checks/engine_peer.py answers, run in the folder."""
     peer = Path(__file__).with_name("engine_peer.py")
-    done = subprocess.run([python, "-P", peer, *arguments], capture_output=True, text=True,
-                          cwd=folder)
+    done = subprocess.run([python.absolute(), "-P", peer, *arguments], cwd=folder,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -240,7 +243,8 @@ def main():
     parser.add_argument("what", choices=("cores", "memory", "datatrove", "tokenizer"))
     parser.add_argument("--megabytes", type=float, default=100)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--python", default="python", help="one that has datatrove")
+    parser.add_argument("--python", type=Path, default=sys.executable,
+                        help="one that has datatrove")
     parser.add_argument("--tokenizer", default="", help="a tokenizer.json")
     parser.add_argument("--write", action="store_true", help="append to the results")
     args = parser.parse_args()

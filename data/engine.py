@@ -16,8 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -69,9 +68,8 @@ def _importable(function: Callable) -> Callable:
     main = sys.modules["__main__"]
     if main.__spec__:  # python -m data.text.corpus
         name = main.__spec__.name
-    else:              # python data/text/corpus.py
-        path = Path(main.__file__).resolve().relative_to(Path(__file__).parents[1])
-        name = ".".join(path.with_suffix("").parts)
+    else:              # python script.py
+        name = Path(main.__file__).stem
     return getattr(importlib.import_module(name), function.__qualname__)
 
 
@@ -88,7 +86,7 @@ def _in_processes(work: Callable, items: list, n_workers: int) -> Iterator[tuple
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
-            if isinstance(error, BrokenProcessPool):
+            if isinstance(error, BrokenExecutor):
                 raise UserError("a worker was killed (too little memory?): run again with fewer "
                                 "workers; what is whole is kept") from None
             raise
