@@ -35,8 +35,10 @@ from checks import bench
 from checks.engine import all_documents, command, digest, report, run, until, write_lines
 from data.engine import ONE_THREAD, Engine
 from data.filter import dedup
+from data.text import corpus
+from data.text.shards import CorpusConfig
 from data.text.sources import ReadPosition, texts
-from data.text.tokenizer import Tokenizer, _without_control_tokens
+from data.text.tokenizer import Tokenizer, TokenizerConfig, _without_control_tokens
 from experiments import results
 
 
@@ -138,14 +140,14 @@ def measure_datatrove(folder: Path, megabytes: float, turns: int, python: Path) 
     texts_of_file, groups = with_copies(list(until(megabytes, documents)))
     path = folder / "text.jsonl"
     write_lines(path, open, texts_of_file)
-    write_plain_config(folder)
     seconds = {name: [] for name in ("tokens", "their tokens", "duplicates", "their duplicates")}
     for turn in range(turns):
-        _, taken, _ = measured(folder, "ours", "--corpus.workers=1")
-        seconds["tokens"].append(taken)
+        started = time.process_time()
+        n_tokens = make_tokens(path, tokenizer, folder / f"ours{turn}")
+        seconds["tokens"].append(time.process_time() - started)
         theirs = ask_peer(python, folder, "tokens", path, tokenizer, f"theirs{turn}")
         seconds["their tokens"].append(theirs["seconds"])
-        assert n_tokens(folder / "ours") == theirs["tokens"]
+        assert n_tokens == theirs["tokens"]
         started = time.process_time()
         left_out = find_duplicates(path, folder / f"signed{turn}")
         seconds["duplicates"].append(time.process_time() - started)
@@ -168,10 +170,12 @@ def measure_datatrove(folder: Path, megabytes: float, turns: int, python: Path) 
     return {"mb": size, "mb_per_s": best, "seconds_each": seconds, "left_out_beside": found}
 
 
-def n_tokens(folder: Path) -> int:
-    """Of the documents of a run's only pool, without the two that begin and end each."""
-    manifest = json.loads((folder / "text" / "manifest.json").read_text())
-    return sum(entry["tokens"] - 2 * entry["documents"] for entry in manifest["shards"])
+def make_tokens(path: Path, tokenizer: Path, folder: Path) -> int:
+    """Makes shards of a .jsonl; the number of tokens, without the two that begin and end each
+    document."""
+    cfg = CorpusConfig(path=str(path), shard_tokens=1_000_000, workers=1)
+    manifests = corpus.prepare(folder, TokenizerConfig(path=str(tokenizer)), cfg, "")
+    return sum(entry["tokens"] - 2 * entry["documents"] for entry in manifests["text"]["shards"])
 
 
 def find_duplicates(path: Path, folder: Path) -> list[int]:
