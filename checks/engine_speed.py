@@ -60,17 +60,16 @@ def measured(folder: Path, out: str, *options: str) -> tuple[float, float, float
 def train_tokenizer(folder: Path) -> Path:
     """The tokenizer.json of a short run, in the folder."""
     write_lines(folder / "sample.jsonl", open, until(1, all_documents()))
-    sources = [dict(path=str(folder / "sample.jsonl"))]
-    (folder / "sample.py").write_text(f"corpus = dict(pools=dict(text={sources!r}))\n")
-    run(folder, "sample", config="sample.py")
+    write_plain_config(folder, "sample.jsonl")
+    run(folder, "sample")
     return folder / "sample" / "tokenizer.json"
 
 
 def measure_cores(folder: Path, megabytes: float, turns: int) -> dict:
     """MB/s of one process and of two, which take turns; the same bytes."""
-    write_lines(folder / "text.jsonl", open, until(megabytes, all_documents()))
-    write_plain_config(folder)
     train_tokenizer(folder)
+    write_lines(folder / "text.jsonl", open, until(megabytes, all_documents()))
+    write_plain_config(folder, "text.jsonl")
     seconds = {1: [], 2: []}
     for _ in range(turns):
         for workers in seconds:
@@ -83,7 +82,7 @@ def measure_cores(folder: Path, megabytes: float, turns: int) -> dict:
     return {"mb_per_s": best, "seconds_each": seconds}
 
 
-def write_plain_config(folder: Path, name: str = "text.jsonl", dedup: bool = False) -> None:
+def write_plain_config(folder: Path, name: str, dedup: bool = False) -> None:
     """A config of one pool, "text", of one file."""
     sources = [dict(path=str(folder / name))]
     marked = ["text"] if dedup else []
