@@ -30,7 +30,7 @@ import common
 from common import UserError
 from data.chat.conversations import normalize
 from data.llm import LLM, cached
-from data.refine import checklist, practice
+from data.refine import checklist, practice, trial
 from data.refine.refinement import Case, Settings, nth_draw, reconstruct, refine, with_usage
 from data.tasks import pages, registry
 from data.tasks.problem import Problem, between, seeded_rng
@@ -54,6 +54,7 @@ class RefineConfig(Settings):
     batch_size: Count = 1024   # instructions that are refined side by side
     folder: str = ""           # of the output (default: out/<run>/refine)
     practice: dict = field(default_factory=dict)  # of --practice: see write_practice()
+    trial: dict = field(default_factory=dict)  # of roles that go to "best": see hold_trial()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -262,10 +263,11 @@ def share_with_false_step(solutions: list[str], cases: list[Case], chains: list)
 
 def write_practice(config: SimpleNamespace) -> None:
     """Writes out/<run>/practice/{draft,checklist,verdict,revision,chain}.jsonl from training
-    problems, with planted faults and with the errors that a model makes; and worked/<family>.jsonl
-    for a teacher.
+    problems, with planted faults and with the errors that a model makes; and <family>.jsonl, worked
+    problems for a teacher.
 
-    refine.practice is {"problems": {family: n}, "worked": {family: n}, "model": name, "seed"}.
+    refine.practice is {"problems": {family: n}, "chains": {family: n}, "worked": {family: n},
+    "model": name, "seed"}.
     """
     settings = config.refine.practice
     records = {name: [] for name in ("draft", "checklist", "verdict", "revision", "chain")}
@@ -275,7 +277,10 @@ def write_practice(config: SimpleNamespace) -> None:
     for family, n in settings.get("worked", {}).items():
         source = {"family": family, "problems": n, "seed": settings["seed"] + 1}
         problems = generate_problems(source, config.scale)
-        records[f"worked/{family}"] = [practice.draft_record(problem) for problem in problems]
+        records[family] = [practice.draft_record(problem) for problem in problems]
+    for family, n in settings.get("chains", {}).items():
+        source = {"family": family, "problems": n, "seed": settings["seed"] + 2}
+        records["chain"] += chain_records(source, config)
     for name, lines in records.items():
         write_lines(config.out / "practice" / f"{name}.jsonl", lines)
         print(f"{name:14}{len(lines):6} records")
@@ -300,10 +305,20 @@ def add_practice(records: dict[str, list], source: dict, config: SimpleNamespace
             records["verdict"].append(practice.verdict_record(problem, response, prompts))
             if registry.reward(problem, response) != 1:
                 records["revision"].append(practice.revision_record(problem, response, prompts))
-        records["chain"].append(practice.chain_record(problem, prompts))
     share = n_right / max(1, len(problems))
     print(f"{source['family']:8}{len(problems):6} practice problems; "
           f"{model} is right in {share:.0%}")
+
+
+def chain_records(source: dict, config: SimpleNamespace) -> list[dict]:
+    """For the completer; from every other question something is hidden that the solution tells."""
+    prompts = config.refine.prompts
+    rng = seeded_rng("chains", source["family"], source["seed"])
+    records = []
+    for i, problem in enumerate(generate_problems(source, config.scale)):
+        asked = practice.hide_from_question(problem, rng) if i % 2 else None
+        records.append(practice.chain_record(problem, prompts, asked))
+    return records
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:
@@ -325,9 +340,16 @@ def main():
     check_names(cfg)
     common.lock_folder(folder)
     models = {name: load_llm(config, name) for name in cfg.models}
+    cfg, shares = hold_trial(models, config)
     count = token_counter(config.out / "data" / "tokenizer.json")
     usage, report = Counter(), {}
     for name, source in cfg.instructions.items():
+        if source.get("own_answers"):
+            problems = generate_problems(source, config.scale)
+            records = [practice.draft_record(problem) for problem in problems]
+            write_lines(folder / f"{name}.jsonl", records)
+            print(f"{name}: {len(records):,} records with their own answers")
+            continue
         instructions = load_instructions(source, config.scale)
         cases, records = [], []
         for case, record in refine_and_reconstruct(instructions, models, cfg, usage, count):
@@ -349,12 +371,38 @@ def main():
         if cfg.completer:
             report[name] |= probe_completer(cases, models[cfg.completer], cfg)
     print_report(report, usage)
-    write_report(folder / "report.json", report, usage, config)
+    write_report(folder / "report.json", report, usage, shares, config)
+
+
+def hold_trial(models: dict[str, LLM],
+               config: SimpleNamespace) -> tuple[RefineConfig, dict[str, dict]]:
+    """The settings with a model in place of each "best", and how good each was at each role.
+
+    refine.trial is {"models": names, "problems": {family: n}, "seed"}; {}: there is none.
+    """
+    cfg = config.refine
+    if not cfg.trial:
+        return cfg, {}
+    problems = []
+    for family, n in cfg.trial["problems"].items():
+        source = {"family": family, "problems": n, "seed": cfg.trial["seed"]}
+        problems += generate_problems(source, config.scale)
+    tried = {name: models[name] for name in cfg.trial["models"]}
+    shares = trial.try_out(tried, problems, cfg.prompts)
+    print(f"trial, {len(problems)} problems:")
+    for role, by_model in shares.items():
+        cells = "".join(f"{name:>10} {share:.3f}" for name, share in by_model.items())
+        print(f"{role:12}{cells}", flush=True)
+    return trial.assign(cfg, shares), shares
 
 
 def check_names(cfg: RefineConfig) -> None:
     """UserError for a role that no model of the config has."""
-    names = {*cfg.drafters, *cfg.evaluators, *cfg.revisers, cfg.checklist, cfg.completer}
+    roles = {*cfg.evaluators, *cfg.revisers, cfg.checklist, cfg.completer}
+    if trial.BEST in roles and not cfg.trial:
+        raise UserError('refine: a role goes to "best", but there is no refine.trial that tells who '
+                        "that is")
+    names = {*cfg.drafters, *roles - {trial.BEST}, *cfg.trial.get("models", [])}
     unknown = names - {"", *cfg.models}
     if unknown:
         known = ", ".join(cfg.models)
@@ -385,9 +433,11 @@ def print_report(report: dict[str, dict], usage: Counter) -> None:
         print(f"{model:12}{role:12}{requests:10,}{tokens:10,}")
 
 
-def write_report(path: Path, report: dict, usage: Counter, config: SimpleNamespace) -> None:
+def write_report(path: Path, report: dict, usage: Counter, shares: dict,
+                 config: SimpleNamespace) -> None:
     values = {
         "sets": report,
+        "trial": shares,
         "usage": {" ".join(key): n for key, n in usage.items()},
         "commit": common.current_commit(),
         "command": config.command,

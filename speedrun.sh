@@ -13,47 +13,42 @@ if [ "$scale" != 1 ]; then  # models that can nearly nothing: all is run, little
 fi
 source setup.sh requirements.txt
 
-names=(); took=(); planned=()
+names=() took=() cpu=() planned=()
 phase() {  # NAME PLANNED_SECONDS COMMAND…
-    local started=$SECONDS
+    local started=$SECONDS used_before
+    count_cpu
+    used_before=$used
     printf '\n=== %s: %s\n' "$1" "${*:3}"
     "${@:3}"
-    names+=("$1"); planned+=("$2"); took+=($((SECONDS - started)))
+    count_cpu
+    names+=("$1") planned+=("$2") took+=($((SECONDS - started))) cpu+=($((used - used_before)))
 }
+count_cpu() {  # used: user and system seconds of all commands so far; the last line of bash's `times`
+    times > "$clock"  # to a file, since in a pipe it is a subshell that is asked, which ran nothing
+    used=$(tail -n 1 "$clock" | awk -F '[ms ]+' '{ printf "%d", $1 * 60 + $2 + $3 * 60 + $4 }')
+}
+clock=$(mktemp)
+trap 'rm -f "$clock"' EXIT
 phase corpus 30 python -m data.text.corpus configs/tiny.py --run="$run"
 phase pre-training 300 python pretrain.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
-# Two that draft, judge and revise, side by side with a thread each; then one that completes chains of
-# thought, beside the verifier of RL's rewards.
-writers() {
-    local options=(--scale="$scale" --sft.data="out/$run/practice") pids=() failed=0
-    python refine.py configs/tiny.py --run="$run" --scale="$scale" --practice
-    python -m data.verify.transcripts configs/tiny.py --run="$run" --scale="$scale"
-    for writer in ann bob; do
-        OMP_NUM_THREADS=1 python sft.py configs/tiny_writer.py --run="$run/$writer" \
-            --init_from="out/$run/pretrain" --sft.seed="${#pids[@]}" "${options[@]}" &
-        pids+=($!)
-    done
-    for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-    [ $failed = 0 ] || return 1
+# The teacher, who writes in the refinement and in the distillation; and beside it, on the other
+# core, the verifier of RL's rewards.
+teacher() {
+    OMP_NUM_THREADS=1 python refine.py configs/tiny.py --run="$run" --scale="$scale" --practice &
+    OMP_NUM_THREADS=1 python -m data.verify.transcripts configs/tiny.py --run="$run" --scale="$scale"
+    wait $!
     OMP_NUM_THREADS=1 python sft.py configs/tiny_verifier.py --run="$run/verifier" \
-        --init_from="out/$run/ann/sft" --scale="$scale" --sft.data="out/$run/verifier_data" \
+        --init_from="out/$run/pretrain" --scale="$scale" --sft.data="out/$run/verifier_data" \
         > "out/$run/verifier.log" &
-    OMP_NUM_THREADS=1 python sft.py configs/tiny_completer.py --run="$run/completer" \
-        --init_from="out/$run/ann/sft" "${options[@]}"
-    wait $! || { cat "out/$run/verifier.log"; return 1; }
-}
-refine() {  # and beside it, on the other core, the teacher of the distillation
     OMP_NUM_THREADS=1 python sft.py configs/tiny_teacher.py --run="$run/teacher" \
-        --init_from="out/$run/pretrain" --scale="$scale" --sft.data="out/$run/practice/worked" \
-        "${shorter[@]}" > "out/$run/teacher.log" &
-    OMP_NUM_THREADS=1 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
-    wait $! || { cat "out/$run/teacher.log"; return 1; }
+        --init_from="out/$run/pretrain" --scale="$scale" --sft.data="out/$run/practice" "${shorter[@]}"
+    wait $! || { cat "out/$run/verifier.log"; return 1; }
 }
 if [ "$scale" = 1 ] || [ ! -e out/synthetic/counts.json ]; then  # all runs share them
     phase problems 45 python -m data.sets.synthesize configs/tiny.py --run="$run" "${fewer[@]}"
 fi
-phase writers 150 writers
-phase refine 220 refine
+phase teacher 330 teacher
+phase refine 150 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
 phase SFT 150 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
 phase DPD 120 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
     "${easier[@]}"
@@ -64,10 +59,10 @@ phase report 20 python -m report configs/tiny.py --run="$run"
 phase sample 20 python generate.py "out/$run/rl" --chat --temperature=0 \
     'Mia has 12 apples. She buys 7 more. How many apples does Mia have now?'
 
-printf '\n%-14s%10s%10s\n' phase planned took
+printf '\n%-14s%10s%10s%10s\n' phase planned took CPU
 slow=""
 for i in "${!names[@]}"; do
-    printf '%-14s%8s s%8s s\n' "${names[i]}" "${planned[i]}" "${took[i]}"
+    printf '%-14s%8s s%8s s%8s s\n' "${names[i]}" "${planned[i]}" "${took[i]}" "${cpu[i]}"
     # A run that is shortened has no plan; one that goes on where it was stopped is quicker.
     [ "$scale" != 1 ] || [ $((took[i] * 2)) -le $((planned[i] * 3)) ] || slow="$slow ${names[i]}"
 done

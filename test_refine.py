@@ -174,10 +174,13 @@ refine = dict(
     models=dict(base=dict(
         checkpoint="pretrain", prompt_format="document", max_new_tokens=40, temperature=1.0,
         max_rows=16)),
-    drafters=["base"], n_drafts=2, checklist="base", evaluators=["base"], revisers=["base"],
-    rounds=1, retries=1, completer="base", chain_attempts=1, batch_size=8,
-    instructions=dict(math=dict(problems=12, family="math", seed=1)),
-    practice=dict(model="base", seed=2, problems=dict(math=4, code=2)))
+    drafters=["base"], n_drafts=2, checklist="base", evaluators=["base"], revisers=["best"],
+    rounds=1, retries=1, completer="best", chain_attempts=1, batch_size=8,
+    trial=dict(models=["base"], problems=dict(math=2, code=1), seed=3),
+    instructions=dict(math=dict(problems=12, family="math", seed=1),
+                      keys=dict(problems=3, family="recall", seed=1, own_answers=True)),
+    practice=dict(model="base", seed=2, problems=dict(math=4, code=2), chains=dict(math=6),
+                  worked=dict(form=2)))
 """
 
 
@@ -200,20 +203,29 @@ def test_the_script(base):
     assert (
         report["sets"]["math"]["instructions"] == 12
         and report["usage"]["base draft requests"] == 24
+        and report["trial"]["draft"]["base"] <= 1
     )
+    keys = [json.loads(line) for line in (folder / "keys.jsonl").read_text().splitlines()]
+    own = refine.generate_problems({"problems": 3, "family": "recall", "seed": 1}, 1.0)
+    assert [talk["messages"] for talk in keys] == [
+        [*to_chat(problem)[:1], {"role": "assistant", "content": f"Answer: {problem.answer}"}]
+        for problem in own
+    ]
     before = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
     assert mini.run(*command).splitlines()[-5:] == first.splitlines()[-5:]
     assert {path: path.read_bytes() for path in folder.rglob("*.jsonl")} == before
     mini.run(*command, "--practice")
     practice = {
         path.stem: len(path.read_text().splitlines())
-        for path in (mini.folder / "out/base/practice").iterdir()
+        for path in (mini.folder / "out/base/practice").rglob("*.jsonl")
     }
     assert (
         practice["draft"] == practice["chain"] == 6
         and practice["verdict"] >= 6
         and practice["revision"] >= 6
     )
+    assert practice["form"] == 2
+    assert "there is no refine.trial" in mini.run(*command, "--refine.trial={}", code=2)
     assert "no model 'nobody'; refine.models has base" in mini.run(
         *command, "--refine.completer=nobody", code=2
     )

@@ -37,26 +37,27 @@ pretrain = dict(
     prompts=["Problem: Mia has 12 apples.", "def ", "The"],
 )
 
-# Small models refine each other's answers: the prompts have few tokens, for models that learned
-# them by practice (tiny_writer.py).
+# A small model refines: the prompts have few tokens, for one that learned them by practice
+# (tiny_teacher.py). Who does what is decided by a trial.
 refine = dict(
     models=dict(
         base=dict(checkpoint="pretrain", prompt_format="document", max_new_tokens=64),
-        ann=dict(checkpoint="ann/sft", max_new_tokens=80),
-        bob=dict(checkpoint="bob/sft", max_new_tokens=80),
-        completer=dict(checkpoint="completer/sft", max_new_tokens=96),
+        teacher=dict(checkpoint="teacher/sft", max_new_tokens=96),
     ),
-    drafters=["base", "ann", "bob"], checklist="ann",
-    evaluators=["ann", "bob"], revisers=["bob", "ann"],
-    completer="completer", check_steps=True,
+    drafters=["base", "teacher"],
+    checklist="best", evaluators=["best"], revisers=["best"], completer="best", check_steps=True,
+    trial=dict(models=["base", "teacher"], seed=9,
+               problems=dict(math=60, form=40, code=60, tools=40)),
     instructions=dict(
         math=dict(problems=1200, family="math", seed=4),
         form=dict(problems=600, family="form", seed=4),
         code=dict(problems=900, family="code", seed=4),
         tools=dict(problems=500, family="tools", seed=4),
+        general=dict(problems=800, family="recall", seed=4, own_answers=True),
     ),
     practice=dict(model="base", seed=5, problems=dict(math=1200, form=800, code=700, tools=500),
-                  worked=dict(math=6000, code=6000, form=3000, tools=2000)),
+                  chains=dict(math=3000, form=1000, code=3000, tools=1000),
+                  worked=dict(math=6000, code=6000, form=3000, tools=2000, recall=3000)),
     prompts=dict(
         checklist="Checklist: {instruction}",
         evaluate="{instruction}\n{response}\nCheck: {items}",
@@ -78,9 +79,9 @@ sft = dict(
         # the report: 50 % math, 30 % science, 20 % code; then 40 % harder reasoning, 30 % general,
         # 20 % tools, 10 % code: of so little, code is forgotten at this size
         dict(name="cold start", trained_tokens=90_000, lr=[1, 1], context=256,
-             mixture=dict(math=5, form=3, code=2)),
+             mixture=dict(math=5, form=3, code=2, general=1)),
         dict(name="overall", trained_tokens=250_000, lr=[1, 0.01], curve="1-sqrt", context=256,
-             mixture=dict(math=3, code=3, form=2, tools=2, programs=3)),
+             mixture=dict(math=3, code=4, form=2, tools=2, programs=3, general=1)),
     ],
     log_every=20, save_every=200, eval_tasks=_programs,
     prompts=["Mia has 12 apples. She buys 7 more. How many apples does Mia have now?"],

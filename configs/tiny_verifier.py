@@ -1,8 +1,6 @@
 r"""The agentic verifier of the tiny RL: a program that compares, its output, the verdict.
 
-It begins as one of the models of the refinement, which can copy numbers and judge already.
-
-    python sft.py configs/tiny_verifier.py --run=tiny/verifier --init_from=out/tiny/ann/sft \
+    python sft.py configs/tiny_verifier.py --run=tiny/verifier --init_from=out/tiny/pretrain \
         --sft.data=out/tiny/verifier_data
 """
 from configs.tiny import evaluate, model, sft

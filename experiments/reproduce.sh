@@ -38,12 +38,8 @@ another_seed() {  # speedrun.sh's phases up to SFT, on the same text
     python pretrain.py configs/tiny.py --run="$run" --pretrain.seed="$1" \
         --corpus.folder=out/tiny/data
     python refine.py configs/tiny.py --run="$run" --practice
-    for writer in ann:0 bob:1; do
-        python sft.py configs/tiny_writer.py --run="$run/${writer%:*}" \
-            --init_from="out/$run/pretrain" --sft.seed="${writer#*:}" --sft.data="out/$run/practice"
-    done
-    python sft.py configs/tiny_completer.py --run="$run/completer" --init_from="out/$run/ann/sft" \
-        --sft.data="out/$run/practice"
+    python sft.py configs/tiny_teacher.py --run="$run/teacher" --init_from="out/$run/pretrain" \
+        --sft.data="out/$run/practice" --sft.seed="$1"
     python refine.py configs/tiny.py --run="$run"
     python sft.py configs/tiny.py --run="$run" --sft.seed="$1"
     python -m report configs/tiny.py --run="$run" --record

@@ -22,6 +22,7 @@ import numpy as np
 from data.engine import Engine
 
 BANDS, ROWS = 14, 8
+SCHEME = "minima of 32 bits"  # names the folder of signatures: another way of signing, another name
 RUN = 5                      # words of a run
 COLUMNS = BANDS + 1          # of a signature: the bands and the exact hash
 GRAM = 13                    # words in a row that an evaluation set may not share (GPT-3, arXiv

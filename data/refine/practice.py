@@ -175,6 +175,31 @@ FAULTS = {
 
 
 # --------------------------------------------------------------------------------------------------
+# Hiding: a question whose chain of thought cannot be found without the solution
+
+def hide_from_question(problem: Problem, rng: random.Random) -> Problem | None:
+    """The problem with one thing left out of its question, which the solution tells: the number of
+    the last step, or one of a program's operations. None for families that have no such thing.
+
+    "She loses 8." becomes "She loses some.", and with "Answer: 37." it is 8 again. On these a chain
+    completer learns to read the solution rather than to solve the problem anew.
+    """
+    question = problem.question
+    if problem.family == "math":
+        hidden = re.sub(r"\d+(?=\D*$)", "some", question)
+    elif problem.family == "form":
+        hidden = re.sub(r"\d+(?= more\b)", "some", question)
+    elif problem.family == "code":
+        opening, phrases, example = re.match(r"(.*?: )(.*)(\. Example.*)", question).groups()
+        operations = phrases.split(", then ")
+        operations[between(rng, 0, len(operations) - 1)] = "do something"
+        hidden = opening + ", then ".join(operations) + example
+    else:
+        return None
+    return replace(problem, question=hidden)
+
+
+# --------------------------------------------------------------------------------------------------
 # Critiques
 
 def critique_response(problem: Problem, response: str) -> str:
@@ -291,10 +316,14 @@ def revision_record(problem: Problem, response: str, prompts: dict) -> dict:
     return {"messages": [*request, right_reply]}
 
 
-def chain_record(problem: Problem, prompts: dict) -> dict:
-    """From instruction and solution to summary and chain."""
+def chain_record(problem: Problem, prompts: dict, asked: Problem | None = None) -> dict:
+    """From instruction and solution to summary and chain.
+
+    asked: what stands in place of the problem in the instruction, as of hide_from_question().
+    """
     reply = to_chat(problem)[-1]
-    request = refinement.chain_prompt(prompts, question_messages(problem), reply["content"])
+    question = question_messages(asked or problem)
+    request = refinement.chain_prompt(prompts, question, reply["content"])
     return _record(request, f"Summary: {summarize(problem)}\nChain: {reply['reasoning']}")
 
 

@@ -16,6 +16,7 @@ from data.refine.practice import (
     compare_steps,
     critique_response,
     draft_record,
+    hide_from_question,
     plant_fault,
     revision_record,
     summarize,
@@ -187,6 +188,36 @@ def test_summaries():
         "taxi",
         "12 + 7",
     ]
+
+
+@pytest.mark.parametrize(
+    "problem, question",
+    [
+        (MATH, "Mia has 45 pens. She loses 8. Tom brings some more. How many pens does Mia have now?"),
+        (FORM, "Ben runs 12 miles. He runs some more. What is the total? Begin with So."),
+    ],
+)
+def test_what_the_solution_tells_is_hidden(problem, question):
+    assert hide_from_question(problem, seeded_rng("hide")).question == question
+
+
+def test_one_operation_of_a_program_is_hidden():
+    start, end = "Write f(x): ", ". Example: f([1, 2]) = [2, 1]."
+    hidden = {hide_from_question(CODE, seeded_rng("hide", i)).question for i in range(20)}
+    assert hidden == {
+        f"{start}do something, then reverse the list{end}",
+        f"{start}sort the list, then do something{end}",
+    }
+    assert hide_from_question(TOOLS, seeded_rng("hide")) is None
+
+
+@families
+def test_a_chain_is_the_same_when_its_question_hides_something(family):
+    for problem in FAMILIES[family].problems("train", 20, 24):
+        hidden = hide_from_question(problem, seeded_rng("hide", problem.key))
+        *request, reply = chain_record(problem, {}, hidden)["messages"]
+        assert [reply] == chain_record(problem, {})["messages"][-1:]
+        assert (request == chain_record(problem, {})["messages"][:-1]) == (family == "tools")
 
 
 @families

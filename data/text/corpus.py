@@ -440,7 +440,7 @@ def mark_duplicates(folder: Path, pools: list[Pool], cfg: CorpusConfig, engine: 
     """
     by_name = {pool.name: pool for pool in pools}
     pieces = [piece for name in cfg.dedup for piece in by_name[name].pieces]
-    made_by = _hash([piece.settings for piece in pieces])
+    made_by = _hash([dedup.SCHEME, *(piece.settings for piece in pieces)])
     folder = folder / made_by
     sizes = [piece.bytes for piece in pieces]
     items = list(enumerate(pieces))

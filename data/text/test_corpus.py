@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from common import UserError, cli
+from data.filter import dedup
 from data.text import corpus, shards
 from data.text.corpus import documents, prepare, verify
 from data.text.shards import HEADER, CorpusConfig, read_pool
@@ -580,6 +581,19 @@ def test_of_duplicates_the_copy_in_the_first_pool_and_source_stays(tmp_path, tok
     with pytest.raises(UserError, match="corpus.dedup names 'three'; the pools are one"):
         prepare(tmp_path / "data", TokenizerConfig(path=tokenizer.name),
                 CorpusConfig(pools={"one": [x]}, dedup=["three"]), "command")
+
+
+def test_signatures_of_another_scheme_are_not_mixed_in(tmp_path, tokenizer, monkeypatch):
+    """What an older version signed and did not merge lies in a folder of another name."""
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": "one two three"}) + "\n")
+    cfg = CorpusConfig(pools={"one": [{"path": str(tmp_path / "x.jsonl")}]}, dedup=["one"])
+    folders = set()
+    for scheme in (dedup.SCHEME, "minima of 64 bits"):
+        monkeypatch.setattr(dedup, "SCHEME", scheme)
+        monkeypatch.setattr(dedup, "merge", lambda folder, n, engine: folders.add(folder.name))
+        with pytest.raises(TypeError):  # nothing was merged
+            prepare(tmp_path / "data", TokenizerConfig(path=tokenizer.name), cfg, "command")
+    assert len(folders) == 2
 
 
 def test_large_files_are_cut_into_ranges(tmp_path, tokenizer, monkeypatch):
