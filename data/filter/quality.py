@@ -399,8 +399,8 @@ def run(cfg: QualityConfig, folder: Path, engine: Engine = Engine()) -> None:
         raise UserError(f"no labels at {labels}; make them with --quality.step=label")
 
     files = [find_files(source["path"]) for source in cfg.sources if "path" in source]
-    parts = [str(part) for _, part in work]
-    signatures = folder / "signatures" / _hash(dedup.SCHEME, cfg.sources, parts, files)
+    names = [str(part) for _, part in work]
+    signatures = folder / "signatures" / _hash(dedup.SCHEME, cfg.sources, names, files)
     label_text = labels.read_text() if labels.is_file() else ""
     fitted_by = _hash(label_text, cfg.curated, cfg.embed)
     if "fit" in steps and _made_by(folder / "fit.json") != fitted_by:
