@@ -31,7 +31,15 @@ from common import UserError
 from data.chat.conversations import normalize
 from data.llm import LLM, cached
 from data.refine import checklist, practice, trial
-from data.refine.refinement import Case, Settings, nth_draw, reconstruct, refine, with_usage
+from data.refine.refinement import (
+    Case,
+    Settings,
+    nth_draw,
+    reconstruct,
+    refine,
+    split_thoughts,
+    with_usage,
+)
 from data.tasks import pages, registry
 from data.tasks.problem import Problem, between, seeded_rng
 from data.text import sources
@@ -44,13 +52,15 @@ N_PROBED = 200  # reconstructions of each set that the audit repeats without and
 
 @dataclass(kw_only=True)
 class RefineConfig(Settings):
-    models: dict[str, dict]    # name -> {"checkpoint": phase or path, …} or {"url": endpoint, …}
+    models: dict[str, dict]  # name -> {"checkpoint": phase or path, …} or {"url": endpoint, …}
     instructions: Annotated[dict[str, dict], Length(1)]  # name of a set -> where from: see
                                                          # load_instructions()
     completer: str = ""        # who writes chains of thought; "": nobody, data have no thoughts
     chain_attempts: Count = 4  # to reconstruct each solution's chain, until one may be kept
     min_score: Fraction = 0.0  # solutions of a lower score are left out
     check_steps: bool = False  # chains with a false calculation are left out, too
+    own_chains: bool = False   # where no reconstruction may be kept, the response's own chain
+                               # is, if it leads to the solution
     batch_size: Count = 1024   # instructions that are refined side by side
     folder: str = ""           # of the output (default: out/<run>/refine)
     practice: dict = field(default_factory=dict)  # of --practice: see write_practice()
@@ -137,7 +147,9 @@ def refine_and_reconstruct(
 def reconstruct_with_retries(
         cases: list[Case], models: dict[str, LLM], cfg: RefineConfig, usage: Counter,
         count: Callable[[str], int]) -> list[tuple[str, str] | None]:
-    """(summary, chain of thought) for each case's solution; None where no attempt may be kept."""
+    """(summary, chain of thought) for each case's solution; None where no attempt may be kept. The
+    summary is "" where the chain is the response's own.
+    """
     chains = [None] * len(cases)
     attempts = cfg.chain_attempts if cfg.completer else 0
     for attempt in range(attempts):
@@ -151,6 +163,11 @@ def reconstruct_with_retries(
             _, chain = summary_and_chain
             if chain_may_be_kept(cases[i].question, chain, cases[i].solution, cfg.check_steps):
                 chains[i] = summary_and_chain
+    for i, case in enumerate(cases):
+        if chains[i] is None and attempts and cfg.own_chains:
+            chain, _ = split_thoughts(case.best_attempt["response"])
+            if chain_may_be_kept(case.question, chain, case.solution, cfg.check_steps):
+                chains[i] = "", chain
     return chains
 
 
@@ -224,6 +241,27 @@ def probe_completer(cases: list[Case], llm: LLM, cfg: RefineConfig) -> dict[str,
         "by a wrong one": share_leading_to(solutions, cases, misinformed),
         "to the wrong one": share_leading_to(wrong, cases, misinformed),
         "false step though": share_with_false_step(solutions, cases, informed),
+    }
+
+
+def probe_hidden(problems: list[Problem], llm: LLM, cfg: RefineConfig) -> dict[str, float]:
+    """The same where the question hides what the chain takes, so that it cannot be solved anew:
+    how often the chain leads to the gold answer with that, and without; {}: nothing can be hidden.
+    """
+    rng = seeded_rng("hidden")
+    cases, asked = [], []
+    for problem in problems[:N_PROBED]:
+        hiding = practice.hide_from_question(problem, rng)
+        if hiding is None:
+            return {}
+        cases.append(Case(0, practice.question_messages(problem)))
+        asked.append(practice.question_messages(hiding))
+    gold = [f"Answer: {problem.answer}" for problem in problems[:N_PROBED]]
+    informed = reconstruct(list(zip(asked, gold)), llm, cfg.prompts)
+    uninformed = reconstruct([(question, "") for question in asked], llm, cfg.prompts)
+    return {
+        "hidden: by its answer": share_leading_to(gold, cases, informed),
+        "hidden: by none": share_leading_to(gold, cases, uninformed),
     }
 
 
@@ -366,10 +404,13 @@ def main():
               f"{len(records):,} records in {folder / name}.jsonl", flush=True)
         report[name] = {"instructions": len(instructions), "kept": len(records) / len(cases),
                         "rounds": rounds}
-        if "problems" in source:
-            report[name] |= audit(cases, generate_problems(source, config.scale))
         if cfg.completer:
             report[name] |= probe_completer(cases, models[cfg.completer], cfg)
+        if "problems" in source:
+            problems = generate_problems(source, config.scale)
+            report[name] |= audit(cases, problems)
+        if "problems" in source and cfg.completer:
+            report[name] |= probe_hidden(problems, models[cfg.completer], cfg)
     print_report(report, usage)
     write_report(folder / "report.json", report, usage, shares, config)
 
@@ -400,8 +441,8 @@ def check_names(cfg: RefineConfig) -> None:
     """UserError for a role that no model of the config has."""
     roles = {*cfg.evaluators, *cfg.revisers, cfg.checklist, cfg.completer}
     if trial.BEST in roles and not cfg.trial:
-        raise UserError('refine: a role goes to "best", but there is no refine.trial that tells who '
-                        "that is")
+        raise UserError('refine: a role goes to "best", but there is no refine.trial, which finds '
+                        "out who that is")
     names = {*cfg.drafters, *roles - {trial.BEST}, *cfg.trial.get("models", [])}
     unknown = names - {"", *cfg.models}
     if unknown:

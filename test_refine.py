@@ -2,6 +2,7 @@
 miniature run."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,25 @@ def test_the_audit_by_hand():
 )
 def test_what_is_kept(chain, steps, kept):
     assert refine.chain_may_be_kept(QUESTIONS[0], chain, "Answer: 7", steps) == kept
+
+
+@pytest.mark.parametrize(
+    "response, own_chains, kept",
+    [
+        ("<think>\n3 + 4 = 7.\n</think>\n\nAnswer: 7", True, ("", "3 + 4 = 7.")),
+        ("<think>\n3 + 4 = 7.\n</think>\n\nAnswer: 7", False, None),
+        ("<think>\n3 + 3 = 6.\n</think>\n\nAnswer: 7", True, None),  # leads elsewhere
+        ("Answer: 7", True, None),
+    ],
+)
+def test_without_a_reconstruction_the_own_chain_may_stay(response, own_chains, kept):
+    settings = refine.RefineConfig(
+        models={}, instructions={}, drafters=["w"], evaluators=[], revisers=[], completer="w",
+        own_chains=own_chains,
+    )
+    done = Case(0, ask(QUESTIONS[0]), [], [attempt(response, 1.0)], 0)
+    models = {"w": lambda conversations: ["in no usable form"] * len(conversations)}
+    assert refine.reconstruct_with_retries([done], models, settings, Counter(), len) == [kept]
 
 
 def test_a_record_says_where_it_comes_from():

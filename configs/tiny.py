@@ -46,12 +46,13 @@ refine = dict(
     ),
     drafters=["base", "teacher"],
     checklist="best", evaluators=["best"], revisers=["best"], completer="best", check_steps=True,
+    chain_attempts=3, own_chains=True,
     trial=dict(models=["base", "teacher"], seed=9,
-               problems=dict(math=60, form=40, code=60, tools=40)),
+               problems=dict(math=30, form=20, code=30, tools=20)),
     instructions=dict(
-        math=dict(problems=1200, family="math", seed=4),
-        form=dict(problems=600, family="form", seed=4),
-        code=dict(problems=900, family="code", seed=4),
+        math=dict(problems=1600, family="math", seed=4),
+        form=dict(problems=800, family="form", seed=4),
+        code=dict(problems=1600, family="code", seed=4),
         tools=dict(problems=500, family="tools", seed=4),
         general=dict(problems=800, family="recall", seed=4, own_answers=True),
     ),
@@ -80,8 +81,8 @@ sft = dict(
         # 20 % tools, 10 % code: of so little, code is forgotten at this size
         dict(name="cold start", trained_tokens=90_000, lr=[1, 1], context=256,
              mixture=dict(math=5, form=3, code=2, general=1)),
-        dict(name="overall", trained_tokens=250_000, lr=[1, 0.01], curve="1-sqrt", context=256,
-             mixture=dict(math=3, code=4, form=2, tools=2, programs=3, general=1)),
+        dict(name="overall", trained_tokens=280_000, lr=[1, 0.01], curve="1-sqrt", context=256,
+             mixture=dict(math=3, code=4, form=3, tools=2, programs=2, general=1)),
     ],
     log_every=20, save_every=200, eval_tasks=_programs,
     prompts=["Mia has 12 apples. She buys 7 more. How many apples does Mia have now?"],
@@ -108,7 +109,7 @@ reward = dict(
 # transcripts (tiny_verifier.py), in few words.
 _protocol = dict(system="", case="Gold: {gold}\nGiven: {answer}", ran="{stdout}", silent="Nothing.",
                  neither="Verdict?", last="")
-transcripts = dict(n=12_000, seed=8, prompts=_protocol)
+transcripts = dict(n=9_000, seed=8, prompts=_protocol)
 _verifier = dict(model=dict(checkpoint="verifier/sft", max_new_tokens=40, temperature=0),
                  prompts=_protocol, must_compute=True)
 

@@ -13,7 +13,7 @@ _practice = dict(checklist=0.3, verdict=0.7, revision=4, chain=3)
 
 sft = sft | dict(
     lr=4e-3,
-    stages=[dict(name="teacher", trained_tokens=900_000, lr=[1, 0.01], curve="1-sqrt", context=256,
+    stages=[dict(name="teacher", trained_tokens=800_000, lr=[1, 0.01], curve="1-sqrt", context=256,
                  mixture=_worked | _practice | dict(programs=2))],
     prompts=[], compare=False)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes every table of README.md and docs/ again, by their commands, on 2 CPU cores in about five
+# Makes every table of README.md and docs/ again, by their commands, on 2 CPU cores in about six
 # hours:
 #
 #     bash experiments/reproduce.sh                # from a fresh clone; nothing is made twice
@@ -18,12 +18,12 @@
 # What a part finds in results/NAME.jsonl is first moved to results/NAME.jsonl.before.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-parts=(pipeline:45 context:8 quality:3 fg_wsd:33 sft_data:24 refine:2 sft_speed:3 dpd:50
+parts=(pipeline:95 context:8 quality:3 fg_wsd:33 sft_data:24 refine:2 sft_speed:3 dpd:50
        dpd_speed:4 rl:37 verifier:2 stem:32 hacking:14 rl_speed:1 verify:1 fuzz:9 programs:3 sets:1 evaluate:5
        kernels:20 bench:6 kills:20)
 
-pipeline() {  # seed 0 in full; of seeds 1 and 2 pre-training and SFT; a model of your own text
-    aside pretrain sft distill
+pipeline() {  # all phases with three seeds; a model of your own text
+    aside pretrain sft distill rl_run
     bash speedrun.sh
     python -m report configs/tiny.py --run=tiny --record
     another_seed 1
@@ -33,15 +33,21 @@ pipeline() {  # seed 0 in full; of seeds 1 and 2 pre-training and SFT; a model o
     python pretrain.py configs/char.py --corpus.path="$TEXT"
     python -m report configs/char.py --record
 }
-another_seed() {  # speedrun.sh's phases up to SFT, on the same text
+another_seed() {  # speedrun.sh's phases on the same text, with another seed each
     local run=tiny-seed$1
     python pretrain.py configs/tiny.py --run="$run" --pretrain.seed="$1" \
         --corpus.folder=out/tiny/data
     python refine.py configs/tiny.py --run="$run" --practice
     python sft.py configs/tiny_teacher.py --run="$run/teacher" --init_from="out/$run/pretrain" \
         --sft.data="out/$run/practice" --sft.seed="$1"
+    python -m data.verify.transcripts configs/tiny.py --run="$run"
+    python sft.py configs/tiny_verifier.py --run="$run/verifier" --init_from="out/$run/pretrain" \
+        --sft.data="out/$run/verifier_data" --sft.seed="$1"
     python refine.py configs/tiny.py --run="$run"
     python sft.py configs/tiny.py --run="$run" --sft.seed="$1"
+    python distill.py configs/tiny.py --run="$run" --distill.seed="$1"
+    python reward.py configs/tiny.py --run="$run" --reward.seed="$1"
+    python rl.py configs/tiny.py --run="$run" --rl.seed="$1"
     python -m report configs/tiny.py --run="$run" --record
 }
 context() {

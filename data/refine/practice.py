@@ -184,19 +184,19 @@ def hide_from_question(problem: Problem, rng: random.Random) -> Problem | None:
     "She loses 8." becomes "She loses some.", and with "Answer: 37." it is 8 again. On these a chain
     completer learns to read the solution rather than to solve the problem anew.
     """
-    question = problem.question
-    if problem.family == "math":
-        hidden = re.sub(r"\d+(?=\D*$)", "some", question)
-    elif problem.family == "form":
-        hidden = re.sub(r"\d+(?= more\b)", "some", question)
-    elif problem.family == "code":
-        opening, phrases, example = re.match(r"(.*?: )(.*)(\. Example.*)", question).groups()
+    if problem.family == "code":
+        opening, phrases, example = re.match(
+            r"(.*?: )(.*)(\. Example.*)", problem.question).groups()
         operations = phrases.split(", then ")
         operations[between(rng, 0, len(operations) - 1)] = "do something"
-        hidden = opening + ", then ".join(operations) + example
-    else:
-        return None
-    return replace(problem, question=hidden)
+        return replace(problem, question=opening + ", then ".join(operations) + example)
+    if problem.family in ("math", "form"):
+        last_number = r"\d+(?=\D*$)" if problem.family == "math" else r"\d+(?= more\b)"
+        total, sign, _, *result = problem.steps[-1].split()
+        hidden_step = " ".join([total, sign, "some", *result])
+        return replace(problem, question=re.sub(last_number, "some", problem.question),
+                       steps=(*problem.steps[:-1], hidden_step))
+    return None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -319,12 +319,13 @@ def revision_record(problem: Problem, response: str, prompts: dict) -> dict:
 def chain_record(problem: Problem, prompts: dict, asked: Problem | None = None) -> dict:
     """From instruction and solution to summary and chain.
 
-    asked: what stands in place of the problem in the instruction, as of hide_from_question().
+    asked: what stands in place of the problem in the instruction and the summary, as of
+    hide_from_question().
     """
+    asked = asked or problem
     reply = to_chat(problem)[-1]
-    question = question_messages(asked or problem)
-    request = refinement.chain_prompt(prompts, question, reply["content"])
-    return _record(request, f"Summary: {summarize(problem)}\nChain: {reply['reasoning']}")
+    request = refinement.chain_prompt(prompts, question_messages(asked), reply["content"])
+    return _record(request, f"Summary: {summarize(asked)}\nChain: {reply['reasoning']}")
 
 
 def _record(request: list[dict], reply: str) -> dict:

@@ -191,14 +191,24 @@ def test_summaries():
 
 
 @pytest.mark.parametrize(
-    "problem, question",
+    "problem, question, summary",
     [
-        (MATH, "Mia has 45 pens. She loses 8. Tom brings some more. How many pens does Mia have now?"),
-        (FORM, "Ben runs 12 miles. He runs some more. What is the total? Begin with So."),
+        (
+            MATH,
+            "Mia has 45 pens. She loses 8. Tom brings some more. "
+            "How many pens does Mia have now?",
+            "45 - 8, + some",
+        ),
+        (
+            FORM,
+            "Ben runs 12 miles. He runs some more. What is the total? Begin with So.",
+            "12 + some",
+        ),
     ],
 )
-def test_what_the_solution_tells_is_hidden(problem, question):
-    assert hide_from_question(problem, seeded_rng("hide")).question == question
+def test_what_the_solution_tells_is_hidden(problem, question, summary):
+    hidden = hide_from_question(problem, seeded_rng("hide"))
+    assert (hidden.question, summarize(hidden)) == (question, summary)
 
 
 def test_one_operation_of_a_program_is_hidden():
@@ -216,7 +226,8 @@ def test_a_chain_is_the_same_when_its_question_hides_something(family):
     for problem in FAMILIES[family].problems("train", 20, 24):
         hidden = hide_from_question(problem, seeded_rng("hide", problem.key))
         *request, reply = chain_record(problem, {}, hidden)["messages"]
-        assert [reply] == chain_record(problem, {})["messages"][-1:]
+        shown = reply["content"].split("\nChain: ")[1]
+        assert chain_record(problem, {})["messages"][-1]["content"].endswith(f"Chain: {shown}")
         assert (request == chain_record(problem, {})["messages"][:-1]) == (family == "tools")
 
 

@@ -8,9 +8,13 @@ from refine import RefineConfig
 
 PROBLEMS = [problem for family in practice.ITEMS
             for problem in FAMILIES[family].problems("train", 5, 3)]
-PROMPTS = {"checklist": "CHECKLIST {instruction}", "evaluate": "JUDGE {instruction}\n{response}\n{items}",
-           "revise": "REVISE {instruction}\n{response}\n{critique}", "failure": "{critique}",
-           "complete": "COMPLETE {solution}"}
+PROMPTS = {
+    "checklist": "CHECKLIST {instruction}",
+    "evaluate": "JUDGE {instruction}\n{response}\n{items}",
+    "revise": "REVISE {instruction}\n{response}\n{critique}",
+    "failure": "{critique}",
+    "complete": "COMPLETE {solution}",
+}
 
 
 def writer(*roles: str):
@@ -42,7 +46,8 @@ def writer(*roles: str):
 
 def test_shares():
     everything = ("DRAFT", "CHECKLIST", "JUDGE", "REVISE", "COMPLETE")
-    models = {"all": writer(*everything), "none": writer()} | {role: writer(role) for role in everything}
+    models = {"all": writer(*everything), "none": writer()}
+    models |= {role: writer(role) for role in everything}
     shares = trial.try_out(models, PROBLEMS, PROMPTS)
     assert list(shares) == ["draft", "checklist", "judge", "revise", "complete"]
     for role, by_model in shares.items():
@@ -73,5 +78,6 @@ def test_each_role_goes_to_the_best():
 
 
 def test_where_nobody_can_judge_nobody_does():
-    given = trial.assign(replace(ROLES, evaluators=["best"]), SHARES | {"judge": {"a": 0.74, "b": 0.5}})
+    shares = SHARES | {"judge": {"a": 0.74, "b": 0.5}}
+    given = trial.assign(replace(ROLES, evaluators=["best"]), shares)
     assert (given.checklist, given.evaluators, given.revisers) == ("", [], ["b", "a"])

@@ -1,8 +1,8 @@
-"""Who is good at what: every model tries every role of the refinement on problems whose answers are
+"""Who is good at what: each model tries every role of the refinement on problems whose answers are
 known, and each role goes to the best, if that is good enough.
 
-The problems are of training, and others than those that are refined. The report has several teachers
-and does not say how it chose who does what: our choice.
+The problems are training problems, but none of those that are refined. The report has several
+teachers and does not say who does what: our choice.
 """
 from dataclasses import replace
 from statistics import fmean
@@ -17,18 +17,22 @@ LEAST = dict(judge=0.75)  # who is worse gets no role: to judge by chance alone 
 
 
 def try_out(models: dict[str, LLM], problems: list[Problem], prompts: dict) -> dict[str, dict]:
-    """{role: {model: share}} of what came out right.
+    """{role: {model: share of what came out right}}.
 
-    draft: answers. checklist: those with the family's item. judge: verdicts, the mean of that on
-    sound chains and that on faulty ones. revise: faulty responses that were made right. complete:
-    chains that lead to the solution, though their question hides what it takes.
+    draft: answers. checklist: those with the family's item. judge: verdicts, the mean of the share
+    on sound chains and that on faulty ones. revise: faulty responses that were made right.
+    complete: chains that lead to the solution, while their question hides what they take.
     """
     rng = seeded_rng("trial")
     faulty = [practice.plant_fault(problem, rng)[0] for problem in problems]
-    trials = {"draft": _draft, "checklist": _checklist, "judge": _judge, "revise": _revise,
-              "complete": _complete}
-    return {role: {name: run(llm, problems, faulty, prompts) for name, llm in models.items()}
-            for role, run in trials.items()}
+    shares = {role: {} for role in ("draft", "checklist", "judge", "revise", "complete")}
+    for name, llm in models.items():
+        shares["draft"][name] = try_drafting(llm, problems)
+        shares["checklist"][name] = try_checklists(llm, problems, prompts)
+        shares["judge"][name] = try_judging(llm, problems, faulty, prompts)
+        shares["revise"][name] = try_revising(llm, problems, faulty, prompts)
+        shares["complete"][name] = try_completing(llm, problems, prompts)
+    return shares
 
 
 def best_model(role: str, shares: dict[str, float]) -> str:
@@ -40,8 +44,8 @@ def best_model(role: str, shares: dict[str, float]) -> str:
 def assign(cfg: refinement.Settings, shares: dict[str, dict]) -> refinement.Settings:
     """The settings with models in place of each "best", by what try_out() returned.
 
-    The better a model drafts, the earlier it stands: of equal drafts the first is kept. Where nobody
-    can judge, nobody writes checklists either: what programs check is what counts.
+    The better a model drafts, the earlier it stands: of equal drafts the first is kept. Where
+    nobody can judge, nobody writes checklists either: what programs check is what counts.
     """
     def named(role: str, name: str) -> str:
         return best_model(role, shares[role]) if name == BEST else name
@@ -60,55 +64,61 @@ def assign(cfg: refinement.Settings, shares: dict[str, dict]) -> refinement.Sett
 # --------------------------------------------------------------------------------------------------
 # The roles. faulty: a wrong response to each problem.
 
-def _draft(llm: LLM, problems: list, faulty: list, prompts: dict) -> float:
+def try_drafting(llm: LLM, problems: list[Problem]) -> float:
     texts = llm([practice.question_messages(problem) for problem in problems])
-    return fmean(map(_is_right, problems, texts))
+    return fmean(map(is_right, problems, texts))
 
 
-def _checklist(llm: LLM, problems: list, faulty: list, prompts: dict) -> float:
+def try_checklists(llm: LLM, problems: list[Problem], prompts: dict) -> float:
     records = [practice.checklist_record(problem, prompts) for problem in problems]
-    return fmean(text == record["messages"][-1]["content"]
-                 for text, record in zip(_ask(llm, records), records))
+    replies = [record["messages"][-1]["content"] for record in records]
+    return fmean(map(str.__eq__, replies, map(str, ask(llm, records))))
 
 
-def _judge(llm: LLM, problems: list, faulty: list, prompts: dict) -> float:
-    responses = faulty + [practice.to_response(problem) for problem in problems]
-    records = [practice.verdict_record(problem, response, prompts)
-               for problem, response in zip(problems * 2, responses)]
-    agrees = {True: [], False: []}  # by whether the chain is sound
-    for text, record in zip(_ask(llm, records), records):
-        sound = _passes(record["messages"][-1]["content"])
-        agrees[sound].append(_passes(text or "") == sound)
-    return fmean(fmean(same) for same in agrees.values() if same)
+def try_judging(llm: LLM, problems: list[Problem], faulty: list[str], prompts: dict) -> float:
+    records = []
+    for problem, wrong in zip(problems, faulty):
+        for response in (wrong, practice.to_response(problem)):
+            records.append(practice.verdict_record(problem, response, prompts))
+    agreed = {True: [], False: []}  # of sound chains, of faulty ones
+    for record, text in zip(records, ask(llm, records)):
+        is_sound = passes(record["messages"][-1]["content"])
+        agreed[is_sound].append(passes(text or "") == is_sound)
+    return fmean(map(fmean, filter(None, agreed.values())))
 
 
-def _passes(text: str) -> bool | None:
+def passes(text: str) -> bool | None:
     """Whether a verdict on one item passes it; None: no verdict."""
     critiques = refinement.parse_verdicts(text, 1)
     return None if critiques is None else critiques == [""]
 
 
-def _revise(llm: LLM, problems: list, faulty: list, prompts: dict) -> float:
-    records = [practice.revision_record(problem, response, prompts)
-               for problem, response in zip(problems, faulty)]
-    return fmean(map(_is_right, problems, _ask(llm, records)))
+def try_revising(llm: LLM, problems: list[Problem], faulty: list[str], prompts: dict) -> float:
+    records = []
+    for problem, response in zip(problems, faulty):
+        records.append(practice.revision_record(problem, response, prompts))
+    return fmean(map(is_right, problems, ask(llm, records)))
 
 
-def _complete(llm: LLM, problems: list, faulty: list, prompts: dict) -> float:
+def try_completing(llm: LLM, problems: list[Problem], prompts: dict) -> float:
     rng = seeded_rng("hidden")
-    asked = [practice.hide_from_question(problem, rng) or problem for problem in problems]
-    pairs = [(practice.question_messages(hiding), f"Answer: {problem.answer}")
-             for hiding, problem in zip(asked, problems)]
-    chains = refinement.reconstruct(pairs, llm, prompts)
-    led = [chain is not None and bool(checklist.leads_to(problem.question, chain[1], solution))
-           for problem, chain, (_, solution) in zip(problems, chains, pairs)]
-    return fmean(led)
+    pairs = []
+    for problem in problems:
+        hiding = practice.hide_from_question(problem, rng) or problem
+        pairs.append((practice.question_messages(hiding), f"Answer: {problem.answer}"))
+    n_led = 0
+    for problem, (_, solution), made in zip(
+            problems, pairs, refinement.reconstruct(pairs, llm, prompts)):
+        if made is not None:
+            _, chain = made
+            n_led += bool(checklist.leads_to(problem.question, chain, solution))
+    return n_led / len(problems)
 
 
-def _ask(llm: LLM, records: list[dict]) -> list[str | None]:
+def ask(llm: LLM, records: list[dict]) -> list[str | None]:
     """The model's own replies to what practice records ask."""
     return llm([record["messages"][:-1] for record in records])
 
 
-def _is_right(problem: Problem, text: str | None) -> bool:
+def is_right(problem: Problem, text: str | None) -> bool:
     return text is not None and registry.reward(problem, text) == 1.0
