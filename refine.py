@@ -47,7 +47,7 @@ from data.text.tokenizer import Tokenizer
 from data.verify import sandbox
 from generate import open_llm
 
-N_PROBED = 200  # reconstructions of each set that the audit repeats without and with a wrong answer
+N_PROBED = 100  # reconstructions of each set that the audit repeats without and with a wrong answer
 
 
 @dataclass(kw_only=True)
