@@ -3,8 +3,8 @@
     python -m experiments.sft_data --seeds 3     # after speedrun.sh; 24 minutes on 2 cores
 
 Responses to the same problems, made in several ways. (a) to (c) have all problems, (d) and (e)
-those whose reconstruction was kept: to choose (b)'s and (c)'s by that would favour (c), whose
-answer it confirms. The first table has the same trained tokens for all arms, the second the same
+those that were reconstructed: to choose (b)'s and (c)'s by that would favour (c), whose answer it
+confirms. The first table has the same trained tokens for all arms, the second the same
 epochs of each arm's rows. See experiments/runner.py.
 """
 import json
@@ -136,7 +136,7 @@ def make_replies(i: int, refined: dict, drafts: list[dict], kept: dict | None) -
     """{arm: the reply to a problem}.
 
     i: the problem's place. refined: its attempts by refine.py. drafts: those of best of N. kept:
-    its conversation with a reconstructed chain, where that was kept.
+    its conversation, where one was kept; without a summary the chain is the response's own.
     """
     attempts = refined["attempts"]
     first_drafts = [attempt for attempt in attempts if attempt["round"] == 0]
@@ -149,7 +149,7 @@ def make_replies(i: int, refined: dict, drafts: list[dict], kept: dict | None) -
         "b'": make_reply(best_draft, chain=""),
         "c": make_reply(refined_answer, chain=""),
     }
-    if kept:
+    if kept and kept["summary"]:
         best_first_draft = max(first_drafts, key=lambda attempt: attempt["score"])
         old_chain, _ = split_thoughts(best_first_draft["response"])
         replies["d"] = make_reply(refined_answer, chain=old_chain)

@@ -153,6 +153,13 @@ def test_replies_of_the_sft_arms():
         "reasoning": "old",
         "content": "Answer: 3",
     }
+    attempts = [draft | {"score": 1.0, "round": 0}]
+    reply = {"role": "assistant", "reasoning": "1 + 1 = 2.", "content": "Answer: 2"}
+    kept = {"messages": [reply], "summary": "1 + 1"}
+    refined = {"attempts": attempts, "best": 0}
+    assert "e" in sft_data.make_replies(0, refined, attempts, kept)
+    own_chain = sft_data.make_replies(0, refined, attempts, kept | {"summary": ""})
+    assert own_chain.keys() == {"a", "b", "b'", "c"}  # nothing was reconstructed
     run = sft_data.SftRun("sft_data", "tokens", "e/4", 1, 1e-3, "test", ('{"name": "sft"}',))
     assert run.settings()["sft.data"] == "out/sft_data/arms/e-4"
     assert run.settings()["sft.stages"] == [{"name": "sft"}]
