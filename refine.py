@@ -10,11 +10,12 @@ leads to the solution (arXiv 2512.06266, SFT). The loop and its prompts are in
 data/refine/refinement.py, what programs can check in data/refine/checklist.py.
 
 Models are checkpoints or OpenAI-compatible endpoints. Every answer is kept on disk as it comes: a
-killed run goes on where it was and pays for nothing twice. No gold answer is looked at, but in the
-audit at the end, where the problems are generated ones, and in --practice, which teaches small
-models what a capable one can do anyway.
+killed run goes on where it was and pays for nothing twice. Refinement sees no gold answer. Such are
+looked at, of generated problems, by the audit at the end; by the trial (data/refine/trial.py) that
+says who does what; by --practice, which teaches small models what a capable one can do anyway; and
+where a set of instructions has own_answers, which are not refined at all.
 """
-from settings import Count, Fraction, Length, load_config
+from settings import Count, Fraction, Length, from_dict, load_config
 
 import json
 from collections import Counter
@@ -64,7 +65,8 @@ class RefineConfig(Settings):
     batch_size: Count = 1024   # instructions that are refined side by side
     folder: str = ""           # of the output (default: out/<run>/refine)
     practice: dict = field(default_factory=dict)  # of --practice: see write_practice()
-    trial: dict = field(default_factory=dict)  # of roles that go to "best": see hold_trial()
+    trial: dict = field(default_factory=dict)  # of roles that go to "best": see TrialConfig in
+                                               # data/refine/trial.py; {}: there is none
 
 
 # --------------------------------------------------------------------------------------------------
@@ -85,7 +87,8 @@ def load_llm(config: SimpleNamespace, name: str) -> LLM:
 def load_instructions(source: dict, scale: float) -> list[list[dict]]:
     """Messages that end with the user's: from generated problems, or from records of a source.
 
-    source: {"problems": n, "family", "seed"}, or as in data/text/sources.py.
+    source: {"problems": n, "family", "seed"} (and "own_answers": true, if these become the data as
+    they are), or as in data/text/sources.py.
     """
     if "problems" in source:
         problems = generate_problems(source, scale)
@@ -164,7 +167,7 @@ def reconstruct_with_retries(
             if chain_may_be_kept(cases[i].question, chain, cases[i].solution, cfg.check_steps):
                 chains[i] = summary_and_chain
     for i, case in enumerate(cases):
-        if chains[i] is None and attempts and cfg.own_chains:
+        if chains[i] is None and cfg.completer and cfg.own_chains:
             chain, _ = split_thoughts(case.best_attempt["response"])
             if chain_may_be_kept(case.question, chain, case.solution, cfg.check_steps):
                 chains[i] = "", chain
@@ -193,7 +196,7 @@ def make_record(case: Case, chain: tuple[str, str] | None, cfg: RefineConfig) ->
 
 
 # --------------------------------------------------------------------------------------------------
-# The audit: here, and only here, what was made is held against the answers of generated problems
+# The audit: what was made is held against the answers of generated problems
 
 def audit(cases: list[Case], problems: list[Problem]) -> dict[str, float]:
     """Shares of right responses: of all drafts, of the best draft, in the end; and what revision
@@ -372,11 +375,11 @@ def main():
     config = load_config(__doc__, flags=flags, options=("run", "scale"), refine=RefineConfig)
     if config.weak_jail:
         sandbox.allow_weak_jail()
-    if config.practice:
-        return write_practice(config)
     cfg, folder = config.refine, output_folder(config)
     check_names(cfg)
-    common.lock_folder(folder)
+    common.lock_folder(folder)  # whose cache keeps what the models say
+    if config.practice:
+        return write_practice(config)
     models = {name: load_llm(config, name) for name in cfg.models}
     cfg, shares = hold_trial(models, config)
     count = token_counter(config.out / "data" / "tokenizer.json")
@@ -417,33 +420,40 @@ def main():
 
 def hold_trial(models: dict[str, LLM],
                config: SimpleNamespace) -> tuple[RefineConfig, dict[str, dict]]:
-    """The settings with a model in place of each "best", and how good each was at each role.
-
-    refine.trial is {"models": names, "problems": {family: n}, "seed"}; {}: there is none.
-    """
+    """The settings with a model in place of each "best", and how good each was at each role."""
     cfg = config.refine
     if not cfg.trial:
         return cfg, {}
+    plan = from_dict(trial.TrialConfig, cfg.trial, "refine.trial")
     problems = []
-    for family, n in cfg.trial["problems"].items():
-        source = {"family": family, "problems": n, "seed": cfg.trial["seed"]}
-        problems += generate_problems(source, config.scale)
-    tried = {name: models[name] for name in cfg.trial["models"]}
+    for family, n in plan.problems.items():
+        problems += generate_problems({"family": family, "problems": n, "seed": plan.seed}, 1.0)
+    tried = {name: models[name] for name in plan.models}
     shares = trial.try_out(tried, problems, cfg.prompts)
+    cfg = trial.assign(cfg, shares)
     print(f"trial, {len(problems)} problems:")
     for role, by_model in shares.items():
         cells = "".join(f"{name:>10} {share:.3f}" for name, share in by_model.items())
-        print(f"{role:12}{cells}", flush=True)
-    return trial.assign(cfg, shares), shares
+        print(f"{role:12}{cells}")
+    print(f"so drafts: {', '.join(cfg.drafters)}; checklists: {cfg.checklist or 'nobody'}; "
+          f"judges: {', '.join(cfg.evaluators) or 'nobody'}; revises: {', '.join(cfg.revisers)}; "
+          f"completes: {cfg.completer or 'nobody'}", flush=True)
+    return cfg, shares
 
 
 def check_names(cfg: RefineConfig) -> None:
-    """UserError for a role that no model of the config has."""
+    """UserError for a role that no model of the config has, and for settings that do not fit."""
     roles = {*cfg.evaluators, *cfg.revisers, cfg.checklist, cfg.completer}
     if trial.BEST in roles and not cfg.trial:
         raise UserError('refine: a role goes to "best", but there is no refine.trial, which finds '
                         "out who that is")
-    names = {*cfg.drafters, *roles - {trial.BEST}, *cfg.trial.get("models", [])}
+    names = {*cfg.drafters, *roles - {trial.BEST}}
+    if cfg.trial:
+        names |= set(from_dict(trial.TrialConfig, cfg.trial, "refine.trial").models)
+    for name, source in cfg.instructions.items():
+        if source.get("own_answers") and "problems" not in source:
+            raise UserError(f"refine.instructions[{name!r}] has own_answers, which only generated "
+                            'problems have: {"problems": n, "family": …, "own_answers": true}')
     unknown = names - {"", *cfg.models}
     if unknown:
         known = ", ".join(cfg.models)

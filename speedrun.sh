@@ -12,7 +12,8 @@ if [ "$scale" != 1 ]; then  # models that can nearly nothing: all is run, little
     fewer=(--synthesize.n=90)
 fi
 source setup.sh requirements.txt
-# At this size a second thread costs a core and makes training 1.5 times as fast, sampling 1.2 times.
+# One thread each: at this size a second one costs a core, and makes training only 1.5 times as fast,
+# sampling 1.2 times. Where two commands can run side by side, they do.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 names=() took=() cpu=() planned=()
@@ -30,7 +31,7 @@ count_cpu() {  # used: user and system seconds of all commands so far; the last 
     used=$(tail -n 1 "$clock" | awk -F '[ms ]+' '{ printf "%d", $1 * 60 + $2 + $3 * 60 + $4 }')
 }
 clock=$(mktemp)
-trap 'rm -f "$clock"' EXIT
+trap 'rm -f "$clock"; kill $(jobs -p) 2> /dev/null || true' EXIT
 phase corpus 30 python -m data.text.corpus configs/tiny.py --run="$run"
 phase pre-training 450 python pretrain.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
 # Code problems made by machine, which all runs share, beside what the teacher learns from.

@@ -35,6 +35,7 @@ pipeline() {  # all phases with three seeds; a model of your own text
 }
 another_seed() {  # speedrun.sh's phases on the same text, with another seed each
     local run=tiny-seed$1
+    local -x OMP_NUM_THREADS=1  # as in speedrun.sh
     python pretrain.py configs/tiny.py --run="$run" --pretrain.seed="$1" \
         --corpus.folder=out/tiny/data
     python refine.py configs/tiny.py --run="$run" --practice

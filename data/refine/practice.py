@@ -179,7 +179,8 @@ FAULTS = {
 
 def hide_from_question(problem: Problem, rng: random.Random) -> Problem | None:
     """The problem with one thing left out of its question, which the solution tells: the number of
-    the last step, or one of a program's operations. None for families that have no such thing.
+    the last step (in that step, too: a summary of it must not tell), or one of a program's
+    operations. None for families that have no such thing.
 
     "She loses 8." becomes "She loses some.", and with "Answer: 37." it is 8 again. On these a chain
     completer learns to read the solution rather than to solve the problem anew.
@@ -192,8 +193,8 @@ def hide_from_question(problem: Problem, rng: random.Random) -> Problem | None:
         return replace(problem, question=opening + ", then ".join(operations) + example)
     if problem.family in ("math", "form"):
         last_number = r"\d+(?=\D*$)" if problem.family == "math" else r"\d+(?= more\b)"
-        total, sign, _, *result = problem.steps[-1].split()
-        hidden_step = " ".join([total, sign, "some", *result])
+        total, sign, _, *rest = problem.steps[-1].split()
+        hidden_step = " ".join([total, sign, "some", *rest])
         return replace(problem, question=re.sub(last_number, "some", problem.question),
                        steps=(*problem.steps[:-1], hidden_step))
     return None

@@ -1,7 +1,12 @@
 """Shares of a writer who knows everything, of one who knows one role alone, and of one who says
 nothing; and who gets which role."""
+from settings import from_dict
+
 from dataclasses import replace
 
+import pytest
+
+from common import UserError
 from data.refine import practice, trial
 from data.tasks.pages import FAMILIES
 from refine import RefineConfig
@@ -69,6 +74,26 @@ ROLES = RefineConfig(drafters=["c", "a", "b"], checklist="best", evaluators=["be
                      revisers=["b", "best"], completer="best", models={}, instructions={"x": {}})
 
 
+def test_one_may_be_named_beside_the_best():
+    given = trial.assign(replace(ROLES, evaluators=["best", "b"]), SHARES)
+    assert given.evaluators == ["b"]  # who is the best, and stands once
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(models=[]), "models"),
+        (dict(problems={"recall": 3}), "no faults can be planted in 'recall'"),
+        (dict(problems={"math": 0}), "problems"),
+        (dict(number=3), "unknown key 'number'"),
+    ],
+)
+def test_wrong_settings_of_the_trial(wrong, message):
+    with pytest.raises(UserError, match=message):
+        settings = dict(models=["a"], problems={"math": 3}) | wrong
+        from_dict(trial.TrialConfig, settings, "refine.trial")
+
+
 def test_each_role_goes_to_the_best():
     given = trial.assign(ROLES, SHARES)
     assert given.drafters == ["b", "a", "c"]  # the best first; last who was not tried
@@ -81,3 +106,5 @@ def test_where_nobody_can_judge_nobody_does():
     shares = SHARES | {"judge": {"a": 0.74, "b": 0.5}}
     given = trial.assign(replace(ROLES, evaluators=["best"]), shares)
     assert (given.checklist, given.evaluators, given.revisers) == ("", [], ["b", "a"])
+    named = trial.assign(replace(ROLES, evaluators=[], checklist="a"), shares)
+    assert named.checklist == "a"  # its items may be programs, which nobody need judge

@@ -1,11 +1,14 @@
 """Who is good at what: each model tries every role of the refinement on problems whose answers are
-known, and each role goes to the best, if that is good enough.
+known, and each role goes to the best. A judge must be good enough, too: there may be none.
 
-The problems are training problems, but none of those that are refined. The report has several
-teachers and does not say who does what: our choice.
+The problems are training problems, drawn with a seed of their own. The report has several teachers
+and does not say who does what: our choice.
 """
-from dataclasses import replace
+from settings import Count, Length, Seed
+
+from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Annotated
 
 from data.llm import LLM
 from data.refine import checklist, practice, refinement
@@ -13,15 +16,29 @@ from data.tasks import registry
 from data.tasks.problem import Problem, seeded_rng
 
 BEST = "best"  # in place of a model's name: the one that was best at this role
-LEAST = dict(judge=0.75)  # who is worse gets no role: to judge by chance alone is 0.5. Our choice
+LEAST_JUDGE = 0.75  # share of right verdicts below which nobody judges; by chance it is 0.5
+
+
+@dataclass(kw_only=True)
+class TrialConfig:
+    models: Annotated[list[str], Length(1)]  # who is tried
+    problems: Annotated[dict[str, Count], Length(1)]  # of each family, whatever --scale says
+    seed: Seed = 0
+
+    def __post_init__(self):
+        unknown = set(self.problems) - set(practice.ITEMS)
+        if unknown:
+            known = ", ".join(practice.ITEMS)
+            raise ValueError(f"no faults can be planted in {min(unknown)!r}, but in {known}")
 
 
 def try_out(models: dict[str, LLM], problems: list[Problem], prompts: dict) -> dict[str, dict]:
     """{role: {model: share of what came out right}}.
 
-    draft: answers. checklist: those with the family's item. judge: verdicts, the mean of the share
-    on sound chains and that on faulty ones. revise: faulty responses that were made right.
-    complete: chains that lead to the solution, while their question hides what they take.
+    draft: answers. checklist: those that have the family's item. judge: verdicts, the mean of the
+    share on sound chains and that on faulty ones. revise: faulty responses that were made right.
+    complete: chains that lead to the solution by no false step, though their question hides what
+    they take (where a family has that).
     """
     rng = seeded_rng("trial")
     faulty = [practice.plant_fault(problem, rng)[0] for problem in problems]
@@ -35,28 +52,30 @@ def try_out(models: dict[str, LLM], problems: list[Problem], prompts: dict) -> d
     return shares
 
 
-def best_model(role: str, shares: dict[str, float]) -> str:
-    """Who is best at a role, of equals the first; "": nobody is good enough."""
-    name = max(shares, key=shares.get)
-    return name if shares[name] >= LEAST.get(role, 0.0) else ""
+def best_model(shares: dict[str, float]) -> str:
+    """Of equals the first."""
+    return max(shares, key=shares.get)
 
 
 def assign(cfg: refinement.Settings, shares: dict[str, dict]) -> refinement.Settings:
     """The settings with models in place of each "best", by what try_out() returned.
 
-    The better a model drafts, the earlier it stands: of equal drafts the first is kept. Where
-    nobody can judge, nobody writes checklists either: what programs check is what counts.
+    The better a model drafts, the earlier it stands: of equal drafts the first is kept. Where the
+    best judge is not good enough nobody judges, nor writes checklists for judges: what programs
+    check is what counts.
     """
     def named(role: str, name: str) -> str:
-        return best_model(role, shares[role]) if name == BEST else name
+        return best_model(shares[role]) if name == BEST else name
 
-    judges = [named("judge", name) for name in cfg.evaluators]
-    evaluators = list(filter(None, judges))
+    evaluators = dict.fromkeys(named("judge", name) for name in cfg.evaluators)
+    if BEST in cfg.evaluators and max(shares["judge"].values()) < LEAST_JUDGE:
+        evaluators = [name for name in cfg.evaluators if name != BEST]
+    writes_checklists = cfg.checklist != BEST or evaluators
     return replace(
         cfg,
         drafters=sorted(cfg.drafters, key=lambda name: -shares["draft"].get(name, 0.0)),
-        checklist=named("checklist", cfg.checklist) if evaluators else "",
-        evaluators=evaluators,
+        checklist=named("checklist", cfg.checklist) if writes_checklists else "",
+        evaluators=list(evaluators),
         revisers=[named("revise", name) for name in cfg.revisers],
         completer=named("complete", cfg.completer))
 
@@ -71,8 +90,11 @@ def try_drafting(llm: LLM, problems: list[Problem]) -> float:
 
 def try_checklists(llm: LLM, problems: list[Problem], prompts: dict) -> float:
     records = [practice.checklist_record(problem, prompts) for problem in problems]
-    replies = [record["messages"][-1]["content"] for record in records]
-    return fmean(map(str.__eq__, replies, map(str, ask(llm, records))))
+    has_item = []
+    for problem, text in zip(problems, ask(llm, records)):
+        items = refinement.parse_checklist(text or "") or []
+        has_item.append(practice.ITEMS[problem.family][0] in [item.text for item in items])
+    return fmean(has_item)
 
 
 def try_judging(llm: LLM, problems: list[Problem], faulty: list[str], prompts: dict) -> float:
@@ -84,7 +106,8 @@ def try_judging(llm: LLM, problems: list[Problem], faulty: list[str], prompts: d
     for record, text in zip(records, ask(llm, records)):
         is_sound = passes(record["messages"][-1]["content"])
         agreed[is_sound].append(passes(text or "") == is_sound)
-    return fmean(map(fmean, filter(None, agreed.values())))
+    on_sound, on_faulty = (fmean(same) if same else 0.0 for same in agreed.values())
+    return (on_sound + on_faulty) / 2
 
 
 def passes(text: str) -> bool | None:
@@ -106,13 +129,13 @@ def try_completing(llm: LLM, problems: list[Problem], prompts: dict) -> float:
     for problem in problems:
         hiding = practice.hide_from_question(problem, rng) or problem
         pairs.append((practice.question_messages(hiding), f"Answer: {problem.answer}"))
-    n_led = 0
-    for problem, (_, solution), made in zip(
-            problems, pairs, refinement.reconstruct(pairs, llm, prompts)):
-        if made is not None:
-            _, chain = made
-            n_led += bool(checklist.leads_to(problem.question, chain, solution))
-    return n_led / len(problems)
+    led = []
+    chains = refinement.reconstruct(pairs, llm, prompts)
+    for problem, (_, solution), summary_and_chain in zip(problems, pairs, chains):
+        _, chain = summary_and_chain or ("", "")
+        leads_there = bool(checklist.leads_to(problem.question, chain, solution))
+        led.append(leads_there and not checklist.find_false_step(problem.question, chain))
+    return fmean(led)
 
 
 def ask(llm: LLM, records: list[dict]) -> list[str | None]:
