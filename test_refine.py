@@ -245,7 +245,7 @@ def test_the_script(base):
         and practice["revision"] >= 6
     )
     assert practice["form"] == 2
-    strange = "--refine.instructions={'a': dict(path='x', own_answers=True)}"
+    strange = '--refine.instructions={"a": {"path": "x", "own_answers": True}}'
     assert "only generated problems have" in mini.run(*command, strange, code=2)
     assert "there is no refine.trial" in mini.run(*command, "--refine.trial={}", code=2)
     assert "no model 'nobody'; refine.models has base" in mini.run(
