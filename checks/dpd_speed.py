@@ -19,6 +19,7 @@ left out. In ours: so are loop.py's; our clipping is in, as is packing the rows 
 1.16 has neither DPO nor GKD without padding, and its DistillationTrainer learns only from what it
 samples.
 """
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -227,6 +228,9 @@ def compare(
 
 
 def main():
+    argparse.ArgumentParser(
+        prog="python -m checks.dpd_speed", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     dist = common.init_distributed("float32")
     pairs = make_pairs((ROUNDS + 1) * STEPS * PAIRS, 0)
     for shape in SHAPES:

@@ -19,6 +19,7 @@ neither is there any in TRL's. Ours runs a prompt once for its group, TRL with e
 Prompts come to both as ids: neither renders or tokenizes them. Left out, in ours too: vLLM, which
 TRL can sample with on a GPU.
 """
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -152,6 +153,9 @@ def product_rate(places: int) -> float:
 
 
 def main():
+    argparse.ArgumentParser(
+        prog="python -m checks.rl_speed", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     d = common.init_distributed("float32")
     tokenizer = train_tokenizer([file.read_text() for file in sorted(Path().glob("*.py"))],
                                 TokenizerConfig(vocab_size=SHAPE.vocab_size))

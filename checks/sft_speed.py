@@ -8,6 +8,7 @@ padded to the longest of their batch). Counted are real tokens, not padding. TRL
 training_step on its own dataloader's batches; its trainer's loop, logging and saving are left out,
 in its favour.
 """
+import argparse
 import itertools
 import shutil
 import tempfile
@@ -124,6 +125,9 @@ def theirs(export: Path, tokens: list, masks: list, packing: bool, rows: int, fo
 
 
 def main():
+    argparse.ArgumentParser(
+        prog="python -m checks.sft_speed", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     d, folder = common.init_distributed("float32"), Path(tempfile.mkdtemp())
     tokenizer = train_tokenizer(["so it is " * 50], TokenizerConfig(vocab_size=270))
     for shape in SHAPES:
