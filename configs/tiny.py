@@ -78,7 +78,8 @@ sft = dict(
     pools=dict(programs=[dict(path=f"{synthesize['folder']}/programs.jsonl")]),
     stages=[
         # the report: 50 % math, 30 % science, 20 % code; then 40 % harder reasoning, 30 % general,
-        # 20 % tools, 10 % code: of so little, code is forgotten at this size
+        # 20 % tools, 10 % code: of so little, code is forgotten at this size. General is passkeys:
+        # without any, SFT forgets them
         dict(name="cold start", trained_tokens=90_000, lr=[1, 1], context=256,
              mixture=dict(math=5, form=3, code=2, general=1)),
         dict(name="overall", trained_tokens=280_000, lr=[1, 0.01], curve="1-sqrt", context=256,

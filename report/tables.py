@@ -226,6 +226,7 @@ def describe_refinement(folder: Path) -> dict:
     return dict(
         results=set_rows(report["sets"]),
         usage=usage_rows(report["usage"]),
+        trial=trial_rows(report.get("trial") or {}),
         rounds=round_rows(names, counts),
         examples=examples[:3])
 
@@ -254,6 +255,16 @@ def usage_rows(usage: dict[str, int]) -> list[list[str]]:
         n_requests = usage.get(f"{role} requests", 0)
         n_written = usage.get(f"{role} written", 0)
         rows.append([role, f"{n_requests:,}", f"{n_written:,}"])
+    return rows
+
+
+def trial_rows(shares: dict[str, dict[str, float]]) -> list[list[str]]:
+    """A column for each model that was tried, a row for each role; [] without a trial."""
+    if not shares:
+        return []
+    rows = [["role", *next(iter(shares.values()))]]
+    for role, by_model in shares.items():
+        rows.append([role, *(f"{share:.2f}" for share in by_model.values())])
     return rows
 
 

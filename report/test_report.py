@@ -168,6 +168,7 @@ def fabricate(out: Path) -> None:
         out / "refine/report.json",
         {
             "sets": {"math": {"instructions": 1234, "kept": 0.613, "mended": 0.135}},
+            "trial": {"draft": {"ann": 0.42, "bob": 0.86}, "judge": {"ann": 0.5, "bob": 0.55}},
             "usage": {"ann draft requests": 4321, "ann draft written": 98_765},
         },
     )
@@ -242,6 +243,7 @@ def test_it_says_what_every_phase_wrote(whole, page):
         "instructions 1,234",
         "reconstruction kept 0.61",
         "ann draft 4,321 98,765",
+        "draft 0.42 0.86",
         "0 (drafts) 0.00 of 1",
         "1 1.00 of 1; mean score 1.00",
         "ann, score 0.25",
