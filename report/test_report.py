@@ -241,7 +241,7 @@ def test_it_says_what_every_phase_wrote(whole, page):
         "math 0.255 ±0.020 chat 0.305 ±0.020 +0.050",
         "math 0.911 ±0.020",
         "instructions 1,234",
-        "reconstruction kept 0.61",
+        "kept with a chain 0.61",
         "ann draft 4,321 98,765",
         "draft 0.42 0.86",
         "0 (drafts) 0.00 of 1",
