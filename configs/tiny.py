@@ -92,8 +92,7 @@ sft = dict(
 # The teacher: tiny_teacher.py
 distill = dict(
     teacher="teacher/sft",
-    problems=dict(math=1000, code=800, form=500, tools=400, recall=300)  # without any recall it is
-             | dict.fromkeys(_programs, 200),                            # forgotten
+    problems=dict(math=1000, code=800, form=500, tools=400) | dict.fromkeys(_programs, 200),
     n_samples=2, temperature=1.0, max_new_tokens=80, context=256, batch_pairs=32, epochs=2, lr=1e-3,
     dpo=0.1,
     # of a sum over some 40 tokens, beside two means over tokens: with 1 it alone decides, and harms
