@@ -74,15 +74,18 @@ class EvaluateConfig:
 # Samples. Each is known by (problem, sample): the problem's number in its task, and 0 to k - 1.
 
 def evaluate(sampler, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None = None,
-             folder: Path | None = None, made_by: str = "", verifier=None) -> dict[str, dict]:
+             folder: Path | None = None, made_by: str = "", verifier=None,
+             known: dict[str, dict] | None = None) -> dict[str, dict]:
     """The scores of each task, as `summarize` makes them; the same on all ranks.
 
     sampler: as sampler.py has them, or without a tokenizer the LLM of `server_llm`; the ranks
     share the problems. cfg.prompt_format "chat": the question in chat form;
     else the document up to where the model must go on. folder: where samples are kept; made_by:
-    what answers, for the names of the files there. verifier: of open_verifier.
+    what answers, for the names of the files there. verifier: of open_verifier. known: scores by
+    those names, of before: what is there is not sampled again, and what is found is added.
     """
     dist = dist or common.Dist(0, 1, torch.device("cpu"), None)
+    known = {} if known is None else known
     scores = {}
     for task in cfg.tasks:
         family = registry.family(task)
@@ -91,6 +94,9 @@ def evaluate(sampler, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None =
         prompts = [task_prompt(problem, tokenizer, cfg.prompt_format, cfg.system)
                    for problem in problems]
         name = sample_file_name(task, problems, prompts, cfg, made_by)
+        if name in known:
+            scores[task] = known[name]
+            continue
         rows = dist.from_main(lambda: read_kept_samples(folder, name))
 
         batches = task_batches(sampler, prompts, rows, cfg, dist)
@@ -107,6 +113,7 @@ def evaluate(sampler, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None =
             discard_open_thoughts(rows)
         ordered = [rows[pair] for pair in sorted(rows)]
         scores[task] = summarize(ordered, cfg.k, getattr(family, "same", None))
+        known[name] = scores[task]
     return scores
 
 

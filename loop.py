@@ -590,6 +590,7 @@ class Log:
 PLAN = "plan.json"         # in the folder of a phase: how many steps it will have
 KEPT_SAMPLES = "evaluate"  # a folder in it: samples of the evaluation that is being done
 PAIRED_REWARDS = "problems.jsonl"  # in it: each problem's reward at each evaluation, for --compare
+SCORES = "scores.json"     # in it: of its last evaluation, for the phases that start from there
 
 
 def evaluate_and_sample(
@@ -606,9 +607,9 @@ def evaluate_and_sample(
         tqdm.write(f"--- step {run.step}{note}")
     n_problems = run.config.evaluate.n_problems if is_last else run.cfg.eval_problems
     model = run.unsharded_model()
-    scores = {}
+    scores, found = {}, {}
     if n_problems and run.eval_tasks:
-        scores = evaluate_tasks(run, model, n_problems, prompt_format)
+        scores = evaluate_tasks(run, model, n_problems, prompt_format, found)
     texts = []
     if run.dist.is_main:
         with run.dist.leaving_at_once():
@@ -620,18 +621,43 @@ def evaluate_and_sample(
         tqdm.write(format_table(scores))
         line = dict(step=run.step - 1, rewards=rewards_by_problem(scores))
         common.keep_lines(run.folder / PAIRED_REWARDS, [line])
+    if scores and is_last:
+        common.write_atomic(run.folder / SCORES, json.dumps(without_rows(found)))
     sys.stdout.flush()
     return {"scores": without_rows(scores), "samples": texts}
 
 
-def evaluate_tasks(run: Run, model, n_problems: int, prompt_format: str) -> dict[str, dict]:
-    """The scores of the phase's tasks."""
+def evaluate_tasks(run: Run, model, n_problems: int, prompt_format: str,
+                   known: dict[str, dict]) -> dict[str, dict]:
+    """The scores of the phase's tasks. known: as in evaluate()."""
     settings = dataclasses.replace(run.config.evaluate, tasks=run.eval_tasks,
                                    n_problems=n_problems, prompt_format=prompt_format, system="")
-    source = [str(run.source), run.source and common.list_files(run.source)]
-    made_by = [source, run.step, run.resume_key(run.step), as_json(run.cfg)]
+    if run.step == 0:
+        made_by = weights_key(run.source, run.cfg.dtype)
+    elif run.step == run.saved_step:
+        made_by = weights_key(run.folder / f"step_{run.step:08d}", run.cfg.dtype)
+    else:  # in no checkpoint
+        source = [str(run.source), run.source and common.list_files(run.source)]
+        past = [source, run.step, run.resume_key(run.step), as_json(run.cfg)]
+        made_by = common.hash_json(past)
     return evaluate(Embedded(model), run.tokenizer, settings, run.dist, run.folder / KEPT_SAMPLES,
-                    common.hash_json(made_by), run.verifier)
+                    made_by, run.verifier, known)
+
+
+def weights_key(checkpoint: Path, dtype: str) -> str:
+    """The same for the same weights, in whatever phase they answer; dtype: in which they do."""
+    return common.hash_json([checkpoint.name, common.list_files(checkpoint), dtype])
+
+
+def read_known_scores(checkpoint: Path, dist: Dist) -> dict[str, dict]:
+    """What the phase that made a checkpoint found in its last evaluation, for evaluate()."""
+    def read() -> dict[str, dict]:
+        try:
+            return json.loads((checkpoint.parent / SCORES).read_text())
+        except (OSError, ValueError):  # it was not evaluated, or not by us
+            return {}
+
+    return dist.from_main(read)
 
 
 def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:
@@ -673,13 +699,14 @@ def evaluate_starting_point(run: Run, prompt_formats: tuple[str, ...]) -> None:
     """Writes before.json, what the start can do: {task: its score in the better prompt format}.
 
     prompt_formats: "document", as in phase 1, where the extractor is lenient; "chat". With one
-    alone the gain of a phase may only be the format.
+    alone the gain of a phase may only be the format. What the phase before found is not asked
+    again.
     """
-    scores = {}
+    scores, known = {}, read_known_scores(run.source, run.dist)
     for prompt_format in prompt_formats:
         n_problems = run.config.evaluate.n_problems
         scores[prompt_format] = evaluate_tasks(
-            run, run.unsharded_model(), n_problems, prompt_format)
+            run, run.unsharded_model(), n_problems, prompt_format, known)
     if not run.dist.is_main:
         return
     for prompt_format, by_task in scores.items():

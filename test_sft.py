@@ -303,6 +303,26 @@ def test_what_a_user_sees(base, whole):
     assert losses(base, "tuned")[4] < losses(base, "tuned")[0] - 0.5  # the end of the cold start
 
 
+def test_what_the_phase_before_found_is_not_asked_again(base, whole):
+    """Of its last evaluation, in chat form; but of other weights or questions nothing is known."""
+    earlier = base.folder / "out/tuned/sft"
+    scores = json.loads((earlier / "scores.json").read_text())
+    (name,) = scores
+    scores[name]["avg"] = 0.4321  # to be known again by
+    (earlier / "scores.json").write_text(json.dumps(scores))
+
+    def scores_before(run: str, *options: str) -> dict:
+        fine_tune(base, run, "--scale=0.1", *options)
+        before = json.loads((base.folder / "out" / run / "sft/before.json").read_text())
+        return before["math"]
+
+    start = "--init_from=out/tuned/sft"
+    known = scores_before("known", start)
+    assert (known["avg"], known["prompt_format"]) == (0.4321, "chat")
+    assert scores_before("more", start, "--evaluate.n_problems=5")["avg"] != 0.4321
+    assert scores_before("others", f"{start}/step_00000006")["avg"] != 0.4321
+
+
 def test_the_rotary_base_is_taken_over(base, whole):
     """Pre-training raised it to 100; the cold start says nothing, the second stage raises it to
     200."""
