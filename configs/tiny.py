@@ -110,7 +110,7 @@ reward = dict(
 # transcripts (tiny_verifier.py), in few words.
 _protocol = dict(system="", case="Gold: {gold}\nGiven: {answer}", ran="{stdout}", silent="Nothing.",
                  neither="Verdict?", last="")
-transcripts = dict(n=9_000, seed=8, prompts=_protocol)
+transcripts = dict(n=12_000, seed=8, prompts=_protocol)
 _verifier = dict(model=dict(checkpoint="verifier/sft", max_new_tokens=40, temperature=0),
                  prompts=_protocol, must_compute=True)
 
