@@ -57,6 +57,7 @@ NO_RESULTS = {  # how a table begins that is of no results -> what it is
     "| results | made by |": "the files of results/",
     "| stage | tokens | learning rate |": "the settings of configs/3b.py",
     "| | math | form | code | tools |": "what refine.py prints, in out/tiny/refine/report.json",
+    "| role | what counts | base |": "the same",
     "| kernel | what limits it |": "arithmetic and goals; nothing is measured yet",
     "| config | parameters | 1 GPU |": "estimates of checks/sizes.py",
     "| setting | whose servers they are |": "a list of settings",
