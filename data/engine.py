@@ -107,7 +107,7 @@ def _leave_with_parent() -> None:
 
 def _on_ray(work: Callable, items: list) -> Iterator[tuple[int, object]]:
     """(number, result) of each item, by tasks that are done again where a machine dies."""
-    ray = _connect()
+    ray = connect()
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_work_in)
     numbered = enumerate(items)
     waiting = {}  # a task's reference -> number of its item
@@ -129,7 +129,7 @@ def _on_ray(work: Callable, items: list) -> Iterator[tuple[int, object]]:
             ray.cancel(reference, force=True)
 
 
-def _connect():
+def connect():
     """The module ray, with RAY_ADDRESS's cluster, or one that it starts on this machine."""
     try:
         import ray

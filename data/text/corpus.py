@@ -27,7 +27,7 @@ import numpy as np
 import common
 from common import UserError, progress_bar
 from data import tasks
-from data.engine import Engine
+from data.engine import Engine, connect
 from data.filter import dedup
 from data.text.shards import (
     VERSION,
@@ -515,6 +515,8 @@ def _sample(pools: dict[str, list[dict]], cfg: CorpusConfig) -> Iterator[str]:
 def prepare(folder: Path, tokenizer_cfg: TokenizerConfig, cfg: CorpusConfig, command: str,
             engine: str = "processes") -> dict[str, dict]:
     """Each pool's manifest, after all is made that is not there yet under folder."""
+    if engine == "ray":
+        connect()  # what is wrong with the cluster shows before a tokenizer is trained
     prepare_tokenizer(folder, tokenizer_cfg, cfg)
     tokenizer = (folder / "tokenizer.json", tokenizer_cfg.eot)
     _load_tokenizer.cache_clear()  # it may be another one than this process knows

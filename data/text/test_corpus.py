@@ -2,6 +2,7 @@
 for their files."""
 
 import gzip
+import importlib.util
 import json
 import os
 import random
@@ -594,6 +595,13 @@ def test_signatures_of_another_scheme_are_not_mixed_in(tmp_path, tokenizer, monk
         with pytest.raises(TypeError):  # nothing was merged
             prepare(tmp_path / "data", TokenizerConfig(path=tokenizer.name), cfg, "command")
     assert len(folders) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is there")
+def test_without_ray_that_is_said_before_anything_is_made(tmp_path):
+    with pytest.raises(UserError, match="--engine=ray needs Ray: pip install ray"):
+        prepare(tmp_path / "data", TokenizerConfig(), CorpusConfig(), "command", "ray")
+    assert not list(tmp_path.iterdir())
 
 
 def test_large_files_are_cut_into_ranges(tmp_path, tokenizer, monkeypatch):
