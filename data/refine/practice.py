@@ -186,11 +186,12 @@ def hide_from_question(problem: Problem, rng: random.Random) -> Problem | None:
     completer learns to read the solution rather than to solve the problem anew.
     """
     if problem.family == "code":
-        opening, phrases, example = re.match(
-            r"(.*?: )(.*)(\. Example.*)", problem.question).groups()
+        opening, _, rest = problem.question.partition(": ")
+        phrases, _, example = rest.partition(". Example")
         operations = phrases.split(", then ")
         operations[between(rng, 0, len(operations) - 1)] = "do something"
-        return replace(problem, question=opening + ", then ".join(operations) + example)
+        question = f"{opening}: {', then '.join(operations)}. Example{example}"
+        return replace(problem, question=question)
     if problem.family in ("math", "form"):
         last_number = r"\d+(?=\D*$)" if problem.family == "math" else r"\d+(?= more\b)"
         total, sign, _, *rest = problem.steps[-1].split()
