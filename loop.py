@@ -632,16 +632,19 @@ def evaluate_tasks(run: Run, model, n_problems: int, prompt_format: str,
     """The scores of the phase's tasks. known: as in evaluate()."""
     settings = dataclasses.replace(run.config.evaluate, tasks=run.eval_tasks,
                                    n_problems=n_problems, prompt_format=prompt_format, system="")
-    if run.step == 0:
-        made_by = weights_key(run.source, run.cfg.dtype)
-    elif run.step == run.saved_step:
-        made_by = weights_key(run.folder / f"step_{run.step:08d}", run.cfg.dtype)
-    else:  # in no checkpoint
-        source = [str(run.source), run.source and common.list_files(run.source)]
-        past = [source, run.step, run.resume_key(run.step), as_json(run.cfg)]
-        made_by = common.hash_json(past)
+    made_by = run.dist.from_main(lambda: _key_of_run(run))  # on all ranks the same
     return evaluate(Embedded(model), run.tokenizer, settings, run.dist, run.folder / KEPT_SAMPLES,
                     made_by, run.verifier, known)
+
+
+def _key_of_run(run: Run) -> str:
+    """What tells the present weights from all others."""
+    if run.step == 0:
+        return weights_key(run.source, run.cfg.dtype)
+    if run.step == run.saved_step:
+        return weights_key(run.folder / f"step_{run.step:08d}", run.cfg.dtype)
+    source = [str(run.source), run.source and common.list_files(run.source)]
+    return common.hash_json([source, run.step, run.resume_key(run.step), as_json(run.cfg)])
 
 
 def weights_key(checkpoint: Path, dtype: str) -> str:

@@ -233,7 +233,7 @@ def evaluate_teacher(run: loop.Run, teacher: Teacher | None) -> None:
         source, run.cfg.teacher_servers, run.dist, getattr(torch, run.cfg.dtype))
     settings = dataclasses.replace(
         run.config.evaluate, prompt_format="chat", system=run.cfg.teacher_system)
-    made_by = loop.weights_key(source, run.cfg.dtype)
+    made_by = run.dist.from_main(lambda: loop.weights_key(source, run.cfg.dtype))
     folder = run.folder / loop.KEPT_SAMPLES
     known = {} if run.cfg.teacher_servers else loop.read_known_scores(source, run.dist)
     scores = evaluate(sampler, tokenizer, settings, run.dist, folder, made_by, known=known)
