@@ -3,18 +3,25 @@
     python -m experiments.dpd --seeds 3          # after speedrun.sh; 50 minutes on 2 cores
 
 The arms train on the same pairs for as many steps from the same SFT checkpoint, with other parts of
-the loss; each takes the rate that is the best for it. See experiments/runner.py.
+the loss; each takes the rate that is the best for it. Those with a plus start from SFT that took
+several times as long, on pairs of their own. See experiments/runner.py.
 """
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import common
 from common import UserError
-from experiments import runner
-from experiments.runner import SPEEDRUN, Experiment, Run, Train, call
+from configs.tiny import sft as SFT_RECIPE
+from experiments import results, runner
+from experiments.runner import SPEEDRUN, Experiment, Run, Train, call, evaluate_checkpoint
 from experiments.stats import (
+    DIFFERENCE,
     best_rates,
     compare,
     compare_tasks,
+    describe_difference,
     describe_rates,
     header,
     mean,
@@ -34,11 +41,17 @@ ARMS = {  # arm -> (what it is, settings)
     "f": ("DPO, distillation on y+", NONE | dict(dpo=0.1, kl_chosen=1.0)),
     "g": ("distillation on fresh samples of the student (GKD)",
           NONE | dict(kl_rejected=1.0, refresh_every=1, negatives="any")),
+    "sft+": ("longer SFT, not trained", dict(epochs=0.01)),
+    "a+": ("from longer SFT: more SFT, on the teacher's answers", NONE | dict(nll=1.0)),
+    "e+": ("from longer SFT: full DPD", dict(dpo=0.1, kl_chosen=1.0, kl_rejected=1.0)),
 }
-TRAINED_ARMS = [arm for arm in ARMS if arm not in ("sft", "teacher")]
 PAIRS = [("e", "sft"), ("e", "a"), ("e", "b"), ("e", "c"), ("e", "d"), ("e", "f"), ("e", "g"),
-         ("d", "c"), ("f", "c")]
-RATES = (5e-5, 2.5e-4, 5e-4, 1e-3, 2e-3)
+         ("d", "c"), ("f", "c"), ("sft+", "sft"), ("e+", "sft+"), ("a+", "sft+"), ("e+", "a+")]
+SWEPT_ARMS = "abcdefg"  # (a+) and (e+) take the rates of (a) and (e)
+RATES = (2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+FIRST_RATES = RATES[3:6]
+LENGTHS = (1, 2, 4)     # of SFT, in the speedrun's tokens; the longer one that is the best on the
+                        # dev split is the start of (sft+), (a+), (e+)
 STUDENT = SPEEDRUN / "sft"
 TEACHER = SPEEDRUN / "teacher" / "sft"
 SAMPLES = "out/dpd/samples"
@@ -48,65 +61,137 @@ LIKELIHOODS = {  # of the metrics -> what the table calls it
 }
 
 
+@dataclass(frozen=True)
 class DpdRun(Run):
+    student: Path = STUDENT
     phase = "distill"
 
     def settings(self) -> dict[str, object]:
-        source = TEACHER if self.arm == "teacher" else STUDENT
+        source = TEACHER if self.arm == "teacher" else self.student
         settings = {"init_from": str(source), "distill.teacher": str(TEACHER),
                     "distill.lr": self.lr, "distill.seed": self.seed,
                     "distill.compare": False, "distill.samples": SAMPLES,
                     "distill.keep": 1, "distill.prompts": []}
         if self.lr == 0:  # no samples of its own
             settings["distill.problems"] = {}
-            settings["distill.pairs"] = f"out/dpd/pairs{self.seed}/distill/pairs.jsonl"
+            pairs = pairs_run(self.seed, self.student)
+            settings["distill.pairs"] = f"out/{pairs}/distill/pairs.jsonl"
         _, arm_settings = ARMS[self.arm]
         for key, value in arm_settings.items():
             settings[f"distill.{key}"] = value
         return settings
 
 
-def prepare(seed: int) -> None:
-    """Makes the problems, samples and pairs of a seed, which are the same for all arms."""
-    call(["distill.py", "configs/tiny.py", f"--run=dpd/pairs{seed}", f"--init_from={STUDENT}",
-          "--prepare", f"--distill.teacher={TEACHER}", f"--distill.seed={seed}",
-          f"--distill.samples={SAMPLES}"], Path("out/dpd/pairs.log"))
+# --------------------------------------------------------------------------------------------------
+# What the arms start from
 
+def train_longer(length: int) -> dict:
+    """SFT with `length` times the speedrun's tokens; its result on the dev split."""
+    name = f"dpd/sft{length}x"
+    folder = STUDENT
+    log = Path("out", name, "log.txt")
+    if length > 1:
+        folder = Path("out", name, "sft")
+        stages = []
+        for stage in SFT_RECIPE["stages"]:
+            stages.append(stage | dict(trained_tokens=length * stage["trained_tokens"]))
+        call(["sft.py", "configs/tiny.py", f"--run={name}",
+              f"--init_from={SPEEDRUN / 'pretrain'}", f"--sft.data={SPEEDRUN / 'refine'}"], log,
+             {"sft.stages": stages, "sft.compare": False, "sft.prompts": [], "evaluate.tasks": [],
+              "sft.eval_tasks": []})
+    scores = evaluate_checkpoint(EXPERIMENT.config, name, "dev", folder, log)
+    meta = common.read_meta(common.list_checkpoints(folder)[0])
+    return results.describe_run(meta) | dict(
+        table="longer", arm=f"{length}x", split="dev", checkpoint=str(folder), **scores)
+
+
+def pairs_run(seed: int, student: Path) -> str:
+    """The run that makes a student's pairs of a seed."""
+    return f"dpd/pairs{seed}" if student == STUDENT else f"dpd/pairs{seed}-longer"
+
+
+def prepare(seed: int, student: Path) -> None:
+    """Makes the problems, samples and pairs of a seed, which are the same for all its arms."""
+    name = pairs_run(seed, student)
+    call(["distill.py", "configs/tiny.py", f"--run={name}", f"--init_from={student}",
+          "--prepare", f"--distill.teacher={TEACHER}", f"--distill.seed={seed}",
+          f"--distill.samples={SAMPLES}"], Path("out", f"{name}.log"))
+
+
+# --------------------------------------------------------------------------------------------------
+# The runs and their tables
 
 def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
     """Runs the experiment; returns all results. scale does nothing: the pairs set the steps."""
     if not TEACHER.is_dir():
         raise UserError("there is no out/tiny/teacher: run `bash speedrun.sh` first")
-    for seed in (100, *range(seeds)):
-        prepare(seed)
-    sweep = []
-    for lr in RATES:
-        for arm in TRAINED_ARMS:
-            sweep.append(DpdRun("dpd", "sweep", arm, 100, lr, "dev", ()))
-    sweep = train(sweep)
-    rates = best_rates(sweep) | {"sft": 0.0, "teacher": 0.0}
+    with ThreadPoolExecutor(2) as pool:  # each command has one thread
+        first = pool.map(lambda seed: prepare(seed, STUDENT), (100, *range(seeds)))
+        lengths = list(pool.map(train_longer, LENGTHS))
+        longer = Path(max(lengths[1:], key=lambda result: result["avg"])["checkpoint"])
+        list(first)  # the teacher's samples are read again
+        list(pool.map(lambda seed: prepare(seed, longer), range(seeds)))
+    sweep = sweep_rates(train)
+    rates = best_rates(sweep) | {"sft": 0.0, "teacher": 0.0, "sft+": 0.0}
+    rates |= {"a+": rates["a"], "e+": rates["e"]}
     runs = []
     for seed in range(seeds):
         for arm in ARMS:
-            runs.append(DpdRun("dpd", "arms", arm, seed, rates[arm], "test", ()))
-    return sweep + train(runs)
+            student = longer if arm.endswith("+") else STUDENT
+            runs.append(DpdRun("dpd", "arms", arm, seed, rates[arm], "test", (), student))
+    return lengths + sweep + train(runs)
+
+
+def sweep_rates(train: Train) -> list[dict]:
+    """Results of a sweep: three rates of each arm, then the neighbours of the best, as far as it
+    has any."""
+    missing = list(product(SWEPT_ARMS, FIRST_RATES))
+    sweep = []
+    while missing:
+        runs = [DpdRun("dpd", "sweep", arm, 100, lr, "dev", ()) for arm, lr in missing]
+        sweep += train(runs)
+        tried = {(result["arm"], result["lr"]) for result in sweep}
+        missing = []
+        for arm, best in best_rates(sweep).items():
+            place = RATES.index(best)
+            for lr in RATES[max(place - 1, 0):place + 2]:
+                if (arm, lr) not in tried:
+                    missing.append((arm, lr))
+    return sweep
 
 
 def make_tables(results: list[dict]) -> str:
     """Markdown of all results."""
     rows = [r for r in results if r["table"] == "arms"]
-    arms = {arm: what for arm, (what, _) in ARMS.items()}
+    trained = {r["arm"] for r in rows}
+    arms = {arm: what for arm, (what, _) in ARMS.items() if arm in trained}
+    pairs = [pair for pair in PAIRS if trained.issuperset(pair)]
+    lengths = [r for r in results if r["table"] == "longer"]
     return "\n\n".join([
         describe_rates(results),
-        "### the same pairs and steps", compare(rows, arms, PAIRS),
+        "### SFT for longer, dev split", tabulate_lengths(lengths),
+        "### the same pairs and steps", compare(rows, arms, pairs),
         "### by task", compare_tasks(rows, arms),
         "### where the answers' likelihoods end", tabulate_likelihoods(rows)])
+
+
+def tabulate_lengths(results: list[dict]) -> str:
+    """Markdown: what SFT with more tokens comes to, on the same data."""
+    lines = [header("tokens", "accuracy", *DIFFERENCE[:2])]
+    shorter = None
+    for result in results:
+        change, interval = "", ""
+        if shorter:
+            change, interval, *_ = describe_difference([result], [shorter])
+        lines.append(row(result["arm"], f"{result['avg']:.3f}", change, interval))
+        shorter = result
+    return "\n".join(lines)
 
 
 def tabulate_likelihoods(results: list[dict]) -> str:
     """Markdown: where a run's last ten steps have the answers, in nats per token; and its cost."""
     lines = [header("arm", *LIKELIHOODS.values(), "seconds")]
-    for arm in ARMS:
+    for arm in dict.fromkeys(r["arm"] for r in results):
         rows = [r for r in results if r["arm"] == arm]
         last = [r["last"] for r in rows]
         cells = [f"{mean(last, key):.3f}" if key in last[0] else "" for key in LIKELIHOODS]

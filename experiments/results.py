@@ -25,11 +25,15 @@ def replace(name: str, lines: list[dict]) -> None:
     common.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def describe_run(meta: dict) -> dict:
+    """Commit, command, config, machine, seconds, step and seed of a run, by its checkpoint."""
+    made = {key: meta[key] for key in ("commit", "command", "config", "machine", "seconds", "step")}
+    return made | {"seed": meta[meta["phase"]]["seed"]}
+
+
 def record(name: str, meta: dict, **result) -> None:
     """Appends a result to results/<name>.jsonl, with how its checkpoint says it was made."""
-    line = {key: meta[key] for key in ("commit", "command", "config", "machine", "seconds", "step")}
-    line["seed"] = meta[meta["phase"]]["seed"]
-    append(name, line | result)
+    append(name, describe_run(meta) | result)
 
 
 def read(name: str) -> list[dict]:

@@ -33,7 +33,7 @@ PAIRS = [("c", "b'"), ("e", "d"), ("e", "b"), ("b", "a"), ("e", "a"), ("e", "e/4
 RATES = (2e-3, 4e-3, 8e-3)
 TRAINED_TOKENS = 100_000                          # of each run in the first table
 EPOCHS = 2.0                                      # of each run in the second
-MIXTURE = dict(math=3, code=3, form=2, tools=2)   # as configs/tiny.py's last stage
+MIXTURE = dict(math=3, code=4, form=3, tools=2)   # as in configs/tiny.py's last stage
 REFINED = SPEEDRUN / "refine"
 BEST_OF_N = SPEEDRUN / "best"
 DATA = Path("out/sft_data/arms")
