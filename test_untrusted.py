@@ -20,7 +20,7 @@ import dcp_files
 import hf
 import untrusted
 from common import Dist, UserError
-from data.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer, try_out
+from data.text.tokenizer import TRIAL, Tokenizer, TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer
 
 ALONE = Dist(0, 1, torch.device("cpu"), None)
@@ -311,8 +311,10 @@ def test_a_tokenizer_that_aborts_is_a_message(folders):
     """Memory that runs out ends Rust's process, not this one."""
     spec = json.loads((folders / "tokenizer.json").read_text())
     spec["normalizer"] = {"type": "Sequence", "normalizers": [REPLACE] * 12}
-    assert "ended the process that tried it" in try_out(json.dumps(spec), memory=300 << 20)
-    assert try_out((folders / "tokenizer.json").read_text()) == ""
+    reason = untrusted.try_out(TRIAL, json.dumps(spec), 300 << 20, 10)
+    assert "ended the process that tried it" in reason
+    good = (folders / "tokenizer.json").read_text()
+    assert untrusted.try_out(TRIAL, good, 2 << 30, 10) == ""
 
 
 def test_a_file_that_is_no_file(tmp_path):

@@ -1,6 +1,10 @@
 """What anyone may have made is data, never a program: read within bounds, and shown with care.
 
 Files of a folder that comes from anywhere, answers of servers, addresses with passwords in them.
+What cannot be read without running it is tried out first, by a process with limits:
+
+    python -I untrusted.py SCRIPT BYTES_OF_MEMORY SECONDS < file   # calls try_out(text) of a script
+
 What is wrong with a file is a ValueError (or OSError) here; who knows its place makes the user's
 line of it. docs/SECURITY.md says what is trusted and what is not. Standard library only.
 """
@@ -9,6 +13,10 @@ import json
 import os
 import pickle
 import re
+import resource
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 MOST_JSON = 64 << 20      # bytes of a JSON file; parsed, it may take 28 times as many
@@ -74,6 +82,44 @@ class Unpickler(pickle._Unpickler):
 
 
 # --------------------------------------------------------------------------------------------------
+# What is tried out in a process of its own
+
+def try_out(script: Path, text: str, memory: int, seconds: int) -> str:
+    """Why a process of its own could not call `try_out(text)` of a script; "" if it could.
+
+    What ends that process is a message in this one. The script imports nothing of ours. memory:
+    bytes of address space. seconds: of CPU time; ten times as many may pass.
+    """
+    command = [sys.executable, "-I", __file__, str(script), str(memory), str(seconds)]
+    try:
+        child = subprocess.run(
+            command, input=text.encode(), capture_output=True, timeout=10 * seconds,
+            env={"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    except subprocess.TimeoutExpired:
+        return f"it did not come to an end in {10 * seconds} s"
+    if child.returncode == 0:
+        return ""
+    if child.returncode == 1:
+        return child.stdout.decode("utf-8", "replace") or "the process that tried it failed"
+    return (f"it ended the process that tried it (exit code {child.returncode}: more than "
+            f"{memory >> 20} MB of memory, {seconds} s, or a crash)")
+
+
+def main() -> None:
+    """The process: exit code 0, or 1 with the reason on standard output."""
+    script, memory, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        runpy.run_path(script)["try_out"](sys.stdin.buffer.read().decode())
+    except BaseException as error:  # a PanicException of Rust is no Exception
+        reason = printable(str(error)) or type(error).__name__
+        sys.stdout.buffer.write(reason.encode("utf-8", "replace"))
+        sys.exit(1)
+
+
+# --------------------------------------------------------------------------------------------------
 # What is printed or kept
 
 def mask_secrets(text: str) -> str:
@@ -88,3 +134,7 @@ def printable(text: str, most: int = 200) -> str:
     line = " ".join(text[:10 * most].split())
     signs = [sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in line[:most]]
     return "".join(signs) + ("…" if len(line) > most else "")
+
+
+if __name__ == "__main__":
+    main()

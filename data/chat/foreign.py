@@ -1,4 +1,4 @@
-"""A checkpoint's own chat template: Jinja, rendered by transformers' rules in a sandbox.
+"""A checkpoint's own chat template: Jinja, rendered in a sandbox (template_rules.py).
 
 Such a template makes a text of a conversation, in which control tokens stand by their names. Where
 the assistant begins is found by writing what comes before, with its turn opened; it ends with the
@@ -10,15 +10,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from pathlib import Path
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-
+import untrusted
 from common import UserError
 from data.chat.template import common_prefix_length
+from data.chat.template_rules import compile_template
 from untrusted import printable
 
 TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
@@ -27,53 +24,9 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # what templates cal
 MARK = "\ufdd0"           # no character of any text: behind the first sign of a name that is text
 PROBE = "zebra"
 
-
-class Generation(Extension):
-    """{% generation %} … {% endgeneration %}, by which transformers finds what to train: nothing
-    but what stands inside."""
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
-
-
-class Namespace(jinja2.utils.Namespace):
-    """Jinja's, without a way to Python's own attributes."""
-
-    def __setitem__(self, name: str, value) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace must not have {name}")
-        super().__setitem__(name, value)
-
-
-def _namespace(*args, **attributes) -> Namespace:
-    namespace = Namespace()
-    for name, value in dict(*args, **attributes).items():
-        namespace[name] = value
-    return namespace
-
-
-def _raise(message: str):
-    raise jinja2.TemplateError(message)
-
-
-def _as_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                      sort_keys=sort_keys)
-
-
-@functools.cache
-def _compile(text: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = _as_json  # Jinja's own escapes for HTML
-    environment.globals["raise_exception"] = _raise
-    environment.globals["namespace"] = _namespace
-    environment.globals["dict"] = lambda *args, **items: dict(*args, **items)
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(text)
+RULES = Path(__file__).with_name("template_rules.py")
+TRIAL_MEMORY = 1 << 30  # bytes that the process that tries a template may take
+TRIAL_SECONDS = 5       # … of CPU time: the longest of TRL's templates does with 0.02 s
 
 
 @dataclass
@@ -87,7 +40,7 @@ class ChatTemplate:
         """The text of a conversation in OpenAI's form; UserError where the template refuses it."""
         name = "tool_use" if tools and "tool_use" in self.texts else "default"
         try:
-            return _compile(self.texts[name]).render(
+            return compile_template(self.texts[name]).render(
                 messages=messages, tools=list(tools) or None, documents=None,
                 add_generation_prompt=add_generation_prompt, **self.tokens)
         except Exception as error:  # Jinja's, its author's, and all that Python has
@@ -162,6 +115,13 @@ class ChatTemplate:
                     new["tool_calls"] = _marked(calls, names)
             said.append(new)
         return said, _marked(list(tools), names)
+
+
+@functools.cache
+def try_out(template_json: str) -> str:
+    """Why the texts and tokens of a ChatTemplate cannot be used, as far as a process of its own
+    finds out in little time; "" for no reason."""
+    return untrusted.try_out(RULES, template_json, TRIAL_MEMORY, TRIAL_SECONDS)
 
 
 # --------------------------------------------------------------------------------------------------

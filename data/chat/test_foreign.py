@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import hf
 from common import UserError
+from data.chat import foreign
 from data.chat.conversations import prepare
 from data.chat.template import one_row_per_turn, parse, render, render_weighted
 from data.text.test_tokenizer import llama_like
@@ -189,6 +190,22 @@ def test_a_mask_that_cannot_be_found_is_an_error(text, message, spec, tmp_path):
     tokenizer = hf.load_tokenizer(folder(tmp_path / "f", spec, text, "<|im_end|>"))
     with pytest.raises(UserError, match=message):
         render_weighted([ASK, SAY | {"content": "This."}, ASK, SAY_MORE], tokenizer)
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "5 s"),
+    ("{{ 'x' * 99999999999 }}", "MemoryError"),
+], ids=["time", "memory"])
+def test_a_template_without_bounds_is_refused_at_once(text, reason, spec, tmp_path):
+    path = folder(tmp_path / "f", spec, text, "<|im_end|>")
+    with pytest.raises(UserError, match=f"chat_template.jinja cannot be used: .*{reason}"):
+        hf.load_tokenizer(path)
+
+
+def test_usual_templates_are_not_refused():
+    texts = {path.stem: path.read_text() for path in sorted(TEMPLATES.glob("*.jinja"))}
+    assert len(texts) > 10
+    assert foreign.try_out(json.dumps(dict(texts=texts, tokens={"eos_token": "</s>"}))) == ""
 
 
 def test_sft_rows_where_a_template_forgets(spec, tmp_path):

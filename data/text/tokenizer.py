@@ -13,8 +13,6 @@ import hashlib
 import itertools
 import json
 import re
-import subprocess
-import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +42,8 @@ EOT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>"
 MOST_BYTES = 256 << 20  # of a tokenizer.json
 MOST_IDS = 1 << 22      # of a vocabulary; the largest known to us has 262,144
 
-# The process that tries a file out, and what it may take: a vocabulary of 166,000 ids does with
-# half of the memory and 1.2 s.
+# What tries a file out, and what its process may take: a vocabulary of 166,000 ids
+# does with half of the memory and 1.2 s.
 TRIAL = Path(__file__).with_name("trial.py")
 TRIAL_MEMORY = 2 << 30   # bytes of address space
 TRIAL_SECONDS = 10       # of CPU time
@@ -332,27 +330,7 @@ def _shown(piece: bytes) -> str:
 @functools.lru_cache(8)  # of what is read again, as each checkpoint has a copy
 def _why_not(text: str) -> str:
     """Why a file cannot serve: it is malformed, or a process of its own does not survive it."""
-    return _invalid_ids(text) or try_out(text)
-
-
-def try_out(tokenizer_json: str, memory: int = TRIAL_MEMORY) -> str:
-    """Why a process of its own (trial.py) could not use a file; "" if it could.
-
-    What ends that process is a message in this one.
-    """
-    try:
-        child = subprocess.run(
-            [sys.executable, "-I", str(TRIAL), str(memory), str(TRIAL_SECONDS)],
-            input=tokenizer_json.encode(), capture_output=True, timeout=10 * TRIAL_SECONDS,
-            env={"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
-    except subprocess.TimeoutExpired:
-        return f"it did not come to an end in {10 * TRIAL_SECONDS} s"
-    if child.returncode == 0:
-        return ""
-    if child.returncode == 1:
-        return child.stdout.decode("utf-8", "replace") or "the process that tried it failed"
-    return (f"it ended the process that tried it (exit code {child.returncode}: more than "
-            f"{memory >> 20} MB of memory, {TRIAL_SECONDS} s, or a crash)")
+    return _invalid_ids(text) or untrusted.try_out(TRIAL, text, TRIAL_MEMORY, TRIAL_SECONDS)
 
 
 def _invalid_ids(text: str) -> str:

@@ -1,15 +1,9 @@
-"""The process that tries a tokenizer.json before tokenizer.py uses it, and imports nothing of ours.
+"""How a tokenizer.json is tried out before tokenizer.py uses it; imports nothing of ours.
 
 `tokenizers` takes most faults of a file as an exception, but aborts where memory runs out, and a
-pattern may backtrack without end. Here it has limits of memory and time and meets texts that such
-patterns and normalizers stumble over. Reads the file's text from standard input; exit code 0, or 1
-with the reason on standard output.
-
-    python -I data/text/trial.py BYTES_OF_MEMORY SECONDS < tokenizer.json
+pattern may backtrack without end. Here, in a process that has limits (untrusted.py), it meets texts
+that such patterns and normalizers stumble over.
 """
-import resource
-import sys
-
 MOST_TOKENS = 16   # for each byte of a text
 
 
@@ -33,20 +27,3 @@ def try_out(tokenizer_json: str) -> None:
             ids = tokenizer.encode(text, add_special_tokens=False).ids
             if len(ids) > MOST_TOKENS * len(text.encode()) + 100:
                 raise ValueError(f"it makes {len(ids):,} tokens of {len(text)} characters")
-
-
-def main() -> None:
-    memory, seconds = (int(argument) for argument in sys.argv[1:])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        try_out(sys.stdin.read())
-    except BaseException as error:  # a PanicException of Rust is no Exception
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        sys.stdout.buffer.write(reason.encode("utf-8", "replace"))
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
