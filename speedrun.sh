@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. Half an hour
-# to an hour on 2 CPU cores; a slower machine takes longer, which is no error. `bash speedrun.sh 0.1`
-# shortens every stage to a tenth. Run again, it goes on where it was stopped.
+# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. Half an hour on 2
+# CPU cores without other work; a slower machine takes longer, which is no error. `bash speedrun.sh
+# 0.1` shortens every stage to a tenth. Run again, it goes on where it was stopped. What each phase cost
+# is kept in out/tiny/costs.txt, of a run from nothing.
 set -euo pipefail
 cd "$(dirname "$0")"
 scale=${1:-1}
@@ -16,6 +17,8 @@ source setup.sh requirements.txt
 # sampling 1.2 times. Where two commands can run side by side, they do.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
+from_nothing=yes
+[ ! -e "out/$run" ] || from_nothing=
 names=() took=() cpu=() planned=()
 phase() {  # NAME PLANNED_SECONDS COMMAND…
     local started=$SECONDS used_before
@@ -32,8 +35,8 @@ count_cpu() {  # used: user and system seconds of all commands so far; the last 
 }
 clock=$(mktemp)
 trap 'rm -f "$clock"; kill $(jobs -p) 2> /dev/null || true' EXIT
-phase corpus 30 python -m data.text.corpus configs/tiny.py --run="$run"
-phase pre-training 450 python pretrain.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
+phase corpus 15 python -m data.text.corpus configs/tiny.py --run="$run"
+phase pre-training 440 python pretrain.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
 # Code problems made by machine, which all runs share, beside what the teacher learns from.
 practice() {
     python refine.py configs/tiny.py --run="$run" --scale="$scale" --practice &
@@ -51,17 +54,17 @@ teacher() {
         --scale="$scale" --sft.data="out/$run/practice" "${shorter[@]}"
     wait $! || { cat "out/$run/verifier.log"; return 1; }
 }
-phase practice 60 practice
-phase teacher 270 teacher
-phase refine 180 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
-phase SFT 170 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
-phase DPD 180 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
+phase practice 70 practice
+phase teacher 300 teacher
+phase refine 140 python refine.py configs/tiny.py --run="$run" --scale="$scale" "${rougher[@]}"
+phase SFT 160 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}"
+phase DPD 210 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
     "${easier[@]}"
-phase reward 45 python reward.py configs/tiny.py --run="$run" --scale="$scale"
-phase RL 450 python rl.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
+phase reward 65 python reward.py configs/tiny.py --run="$run" --scale="$scale"
+phase RL 550 python rl.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
     "${anything[@]}"
-phase report 20 python -m report configs/tiny.py --run="$run"
-phase sample 20 python generate.py "out/$run/rl" --chat --temperature=0 \
+phase report 10 python -m report configs/tiny.py --run="$run"
+phase sample 5 python generate.py "out/$run/rl" --chat --temperature=0 \
     'Mia has 12 apples. She buys 7 more. How many apples does Mia have now?'
 
 printf '\n%-14s%10s%10s%10s\n' phase planned took CPU
@@ -70,6 +73,7 @@ for i in "${!names[@]}"; do
     printf '%-14s%8s s%8s s%8s s\n' "${names[i]}" "${planned[i]}" "${took[i]}" "${cpu[i]}"
     # A run that is shortened has no plan; one that goes on where it was stopped is quicker.
     [ "$scale" != 1 ] || [ $((took[i] * 2)) -le $((planned[i] * 3)) ] || slow="$slow ${names[i]}"
+    [ -z "$from_nothing" ] || echo "${took[i]} ${cpu[i]} ${names[i]}" >> "out/$run/costs.txt"
 done
 if [ -n "$slow" ]; then  # no error: the results are right, whatever time they took
     load=$(cut -d ' ' -f 1 /proc/loadavg 2> /dev/null || uptime)

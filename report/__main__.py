@@ -131,10 +131,31 @@ def record(out: Path, phase: str, evaluations: list[dict]) -> None:
     results.record(name, meta, **result)
 
 
+def record_costs(out: Path) -> None:
+    """Appends what speedrun.sh took for each phase to results/speedrun.jsonl, where it says so.
+
+    phases: {name: seconds that passed, and seconds of CPU time (user and system)}.
+    """
+    costs = out / "costs.txt"
+    if not costs.is_file():
+        return
+    phases = {}
+    for line in costs.read_text().splitlines():
+        seconds, cpu_seconds, name = line.split(maxsplit=2)
+        phases[name] = {"seconds": int(seconds), "cpu_seconds": int(cpu_seconds)}
+    made = results.describe_run(common.read_meta(common.list_checkpoints(out / "pretrain")[0]))
+    results.append("speedrun", made | {
+        "command": "bash speedrun.sh",
+        "seconds": sum(phase["seconds"] for phase in phases.values()),
+        "cpu_minutes": round(sum(phase["cpu_seconds"] for phase in phases.values()) / 60, 1),
+        "phases": phases})
+
+
 def main():
     if sys.argv[1:2] == ["--compare"]:
         return compare(sys.argv[2:])
-    flags = {"record": "append last evaluations to results/<phase>.jsonl (rl: rl_run)"}
+    flags = {"record": "append last evaluations to results/<phase>.jsonl (rl: rl_run), and what "
+                       "speedrun.sh took to results/speedrun.jsonl"}
     config = load_config(__doc__, flags=flags, options=("run",), evaluate=EvaluateConfig)
     evaluated = {}
     for phase in PHASES:
@@ -152,6 +173,7 @@ def main():
     if config.record:
         for phase, lines in evaluated.items():
             record(config.out, phase, lines)
+        record_costs(config.out)
     print("\npictures:", *pictures.values())
     print(f"page: {write_page(config, pictures)}")
 

@@ -517,3 +517,20 @@ def test_gain_is_none_without_a_start(tmp_path):
     assert tables.mean_of_numbers([1, None, 2]) == 1.5
     counts = [tables.shorten(n) for n in (950, 1290, 3.2e6, 2.3e13)]
     assert counts == ["950", "1.29k", "3.2M", "23T"]
+
+
+def test_what_a_speedrun_took_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = Path("out/tiny")
+    meta = dict(commit="abc", command="pretrain.py configs/tiny.py", config="hash", seconds=3.0,
+                machine="2 CPU cores", step=10, phase="pretrain", pretrain={"seed": 0})
+    write(out / "pretrain/step_00000010/meta.json", meta)
+    report.record_costs(out)
+    assert not Path("results").exists()  # a run that was not made by speedrun.sh
+    (out / "costs.txt").write_text("15 14 corpus\n441 440 pre-training\n")
+    report.record_costs(out)
+    recorded = json.loads(Path("results/speedrun.jsonl").read_text())
+    assert recorded["phases"] == {"corpus": {"seconds": 15, "cpu_seconds": 14},
+                                  "pre-training": {"seconds": 441, "cpu_seconds": 440}}
+    assert recorded["command"] == "bash speedrun.sh" and recorded["commit"] == "abc"
+    assert recorded["seconds"] == 456 and recorded["cpu_minutes"] == 7.6
