@@ -28,7 +28,7 @@ ARMS = {  # arm -> (what it is, phase it starts from, steps of its stage as a mu
     "a": ("RL from DPD", "distill", 1, {}),
     "b": ("RL from DPD, without the filter", "distill", 1, {"filter_samples": 0}),
     "c": ("RL from SFT", "sft", 1, {}),
-    "d": ("RL from SFT, longer by the time of DPD", "sft", 5, {}),
+    "d": ("RL from SFT, longer by the time of DPD", "sft", 4, {}),
 }
 PAIRS = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
 MIXED = dict(

@@ -225,7 +225,7 @@ def test_arms_of_rl_differ_as_they_say():
         arm: rl.RlRun("rl", "arms", arm, 1, 1e-4, "test", (first,)).settings() for arm in rl.ARMS
     }
     steps = {arm: s["rl.stages"][0]["steps"] for arm, s in settings.items()}
-    assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=50)
+    assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=40)
     assert settings["b"] == settings["a"] | {"rl.filter_samples": 0}
     assert settings["c"] == settings["a"] | {"init_from": "out/tiny/sft"}
 
