@@ -1,6 +1,6 @@
 """What are refinement and reconstruction of SFT data worth?
 
-    python -m experiments.sft_data --seeds 3     # after speedrun.sh; 24 minutes on 2 cores
+    python -m experiments.sft_data --seeds 3     # after speedrun.sh; 27 minutes on 2 cores
 
 Responses to the same problems, made in several ways. (a) to (c) have all problems, (d) and (e)
 those that were reconstructed: to choose (b)'s and (c)'s by that would favour (c), whose answer it
