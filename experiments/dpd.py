@@ -8,7 +8,6 @@ several times as long, on pairs of their own. See experiments/runner.py.
 """
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import common
@@ -17,7 +16,6 @@ from configs.tiny import sft as SFT_RECIPE
 from experiments import results, runner
 from experiments.runner import SPEEDRUN, Experiment, Run, Train, call, evaluate_checkpoint
 from experiments.stats import (
-    DIFFERENCE,
     best_rates,
     compare,
     compare_tasks,
@@ -47,9 +45,11 @@ ARMS = {  # arm -> (what it is, settings)
 }
 PAIRS = [("e", "sft"), ("e", "a"), ("e", "b"), ("e", "c"), ("e", "d"), ("e", "f"), ("e", "g"),
          ("d", "c"), ("f", "c"), ("sft+", "sft"), ("e+", "sft+"), ("a+", "sft+"), ("e+", "a+")]
-SWEPT_ARMS = "abcdefg"  # (a+) and (e+) take the rates of (a) and (e)
-RATES = (2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
-FIRST_RATES = RATES[3:6]
+RATES = {  # arm -> those that the sweep tries: (a) and (c) hardly differ between theirs, DPO alone
+           # does harm at all; (a+) and (e+) take the rates of (a) and (e)
+    "a": (2.5e-4, 5e-4, 1e-3), "b": (2.5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3), "c": (2.5e-4, 5e-4, 1e-3),
+    "d": (2.5e-4, 1e-3), "e": (2.5e-4, 1e-3), "f": (2.5e-4, 1e-3), "g": (2.5e-4, 1e-3),
+}
 LENGTHS = (1, 2, 4)     # of SFT, in the speedrun's tokens; the longer one that is the best on the
                         # dev split is the start of (sft+), (a+), (e+)
 STUDENT = SPEEDRUN / "sft"
@@ -129,9 +129,13 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
         first = pool.map(lambda seed: prepare(seed, STUDENT), (100, *range(seeds)))
         lengths = list(pool.map(train_longer, LENGTHS))
         longer = Path(max(lengths[1:], key=lambda result: result["avg"])["checkpoint"])
-        list(first)  # the teacher's samples are read again
+        list(first)  # wait: the pairs of longer SFT read the teacher's samples
         list(pool.map(lambda seed: prepare(seed, longer), range(seeds)))
-    sweep = sweep_rates(train)
+    sweep = []
+    for arm, arm_rates in RATES.items():
+        for lr in arm_rates:
+            sweep.append(DpdRun("dpd", "sweep", arm, 100, lr, "dev", ()))
+    sweep = train(sweep)
     rates = best_rates(sweep) | {"sft": 0.0, "teacher": 0.0, "sft+": 0.0}
     rates |= {"a+": rates["a"], "e+": rates["e"]}
     runs = []
@@ -140,24 +144,6 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
             student = longer if arm.endswith("+") else STUDENT
             runs.append(DpdRun("dpd", "arms", arm, seed, rates[arm], "test", (), student))
     return lengths + sweep + train(runs)
-
-
-def sweep_rates(train: Train) -> list[dict]:
-    """Results of a sweep: three rates of each arm, then the neighbours of the best, as far as it
-    has any."""
-    missing = list(product(SWEPT_ARMS, FIRST_RATES))
-    sweep = []
-    while missing:
-        runs = [DpdRun("dpd", "sweep", arm, 100, lr, "dev", ()) for arm, lr in missing]
-        sweep += train(runs)
-        tried = {(result["arm"], result["lr"]) for result in sweep}
-        missing = []
-        for arm, best in best_rates(sweep).items():
-            place = RATES.index(best)
-            for lr in RATES[max(place - 1, 0):place + 2]:
-                if (arm, lr) not in tried:
-                    missing.append((arm, lr))
-    return sweep
 
 
 def make_tables(results: list[dict]) -> str:
@@ -177,14 +163,14 @@ def make_tables(results: list[dict]) -> str:
 
 def tabulate_lengths(results: list[dict]) -> str:
     """Markdown: what SFT with more tokens comes to, on the same data."""
-    lines = [header("tokens", "accuracy", *DIFFERENCE[:2])]
-    shorter = None
+    lines = [header("SFT's tokens", "accuracy", "gain on the row above", "95 % over problems")]
+    previous = None
     for result in results:
-        change, interval = "", ""
-        if shorter:
-            change, interval, *_ = describe_difference([result], [shorter])
-        lines.append(row(result["arm"], f"{result['avg']:.3f}", change, interval))
-        shorter = result
+        gain, interval = "", ""
+        if previous:
+            gain, interval, *_ = describe_difference([result], [previous])
+        lines.append(row(result["arm"], f"{result['avg']:.3f}", gain, interval))
+        previous = result
     return "\n".join(lines)
 
 

@@ -230,27 +230,6 @@ def test_arms_of_rl_differ_as_they_say():
     assert settings["c"] == settings["a"] | {"init_from": "out/tiny/sft"}
 
 
-def test_a_sweep_goes_on_until_the_best_rate_has_neighbours():
-    """Accuracy falls on both sides of 1e-3, and for (b) from the lowest rate on."""
-    rounds = []
-
-    def train(runs):
-        rounds.append([(run.arm, run.lr) for run in runs])
-        results = []
-        for run in runs:
-            place = dpd.RATES.index(run.lr)
-            best = 0 if run.arm == "b" else dpd.RATES.index(1e-3)
-            results.append(dict(arm=run.arm, lr=run.lr, avg=0.5 - 0.01 * abs(place - best)))
-        return results
-
-    sweep = dpd.sweep_rates(train)
-    best = stats.best_rates(sweep)
-    assert best == dict.fromkeys("acdefg", 1e-3) | {"b": 2.5e-5}
-    assert len(rounds[0]) == 21 and len(sweep) == 30
-    assert rounds[1:] == [[*((arm, 2e-3 if arm != "b" else 1e-4) for arm in "abcdefg")],
-                          [("b", 5e-5)], [("b", 2.5e-5)]]
-
-
 def test_arms_with_a_plus_start_from_longer_sft_and_its_own_pairs():
     longer = Path("out/dpd/sft4x/sft")
     trained = dpd.DpdRun("dpd", "arms", "e+", 1, 1e-3, "test", (), longer).settings()
