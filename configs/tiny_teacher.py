@@ -1,5 +1,5 @@
-r"""The teacher of the tiny pipeline: it drafts, judges, revises and completes the data of SFT, and
-its distribution is what DPD distils.
+r"""The teacher of the tiny pipeline: it drafts, revises and completes the data of SFT (and would
+judge, if the trial found it good enough), and its distribution is what DPD distils.
 
 The base model, trained for longer than the student, on worked problems and on practice.
 

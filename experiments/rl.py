@@ -33,7 +33,7 @@ ARMS = {  # arm -> (what it is, phase it starts from, steps of its stage as a mu
 PAIRS = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
 MIXED = dict(
     name="mixed",
-    problems=dict(math=800, code=800, taste=600),  # shares as of the stages' steps
+    problems=dict(math=800, code=800, taste=600),  # our choice: equal, or nearly
     reward="pairwise",
     temperature=0.73)                              # the stages' mean over their steps
 RATES = (1e-4, 2e-4)  # swept for (a) and (c); (b) takes the best of (a), (d) that of (c)

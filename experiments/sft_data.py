@@ -28,12 +28,13 @@ ARMS = {
     "e/16": "the same, a sixteenth",
 }
 WHOLE_ARMS = [arm for arm in ARMS if "/" not in arm]
-TABLES = {"the same trained tokens": "tokens", "the same rows and epochs, one seed": "rows"}
+TABLES = {"the same trained tokens": "tokens", "two epochs of each arm's rows, one seed": "rows"}
 PAIRS = [("c", "b'"), ("e", "d"), ("e", "b"), ("b", "a"), ("e", "a"), ("e", "e/4"), ("e/4", "e/16")]
 RATES = (2e-3, 4e-3, 8e-3)
 TRAINED_TOKENS = 100_000                          # of each run in the first table
 EPOCHS = 2.0                                      # of each run in the second
-MIXTURE = dict(math=3, code=4, form=3, tools=2)   # as in configs/tiny.py's last stage
+MIXTURE = dict(math=3, code=4, form=3, tools=2)   # configs/tiny.py's last stage, without
+                                                  # programs made by machine and passkeys
 REFINED = SPEEDRUN / "refine"
 BEST_OF_N = SPEEDRUN / "best"
 DATA = Path("out/sft_data/arms")
@@ -111,9 +112,9 @@ def make_conversations(name: str, share: float) -> dict[str, list[dict]]:
     conversations = {arm: [] for arm in ARMS}
     for i, number in enumerate(numbers):
         drafts = drafted[number]["attempts"]
-        gets_second_drafts = (i * share) % 1 + share >= 1
+        gets_second_drafts = (i * share) % 1 + share >= 1  # evenly over the problems
         if not gets_second_drafts:
-            drafts = drafts[::2]
+            drafts = first_of_each_writer(drafts)
         replies = make_replies(i, refined[number], drafts, kept.get(number))
         if "e" in replies:
             for n in (4, 16):
@@ -124,6 +125,13 @@ def make_conversations(name: str, share: float) -> dict[str, list[dict]]:
                 messages = [*refined[number]["instruction"], reply]
                 conversations[arm].append({"messages": messages})
     return conversations
+
+
+def first_of_each_writer(drafts: list[dict]) -> list[dict]:
+    firsts = {}
+    for draft in drafts:
+        firsts.setdefault(draft["writer"], draft)
+    return list(firsts.values())
 
 
 def read_numbered(path: Path) -> dict[int, dict]:

@@ -117,7 +117,7 @@ class ChatTemplate:
         return said, _marked(list(tools), names)
 
 
-@functools.cache
+@functools.lru_cache(8)
 def try_out(template_json: str) -> str:
     """Why the texts and tokens of a ChatTemplate cannot be used, as far as a process of its own
     finds out in little time; "" for no reason."""
