@@ -435,8 +435,10 @@ def _finish_checkpoint(dist: Dist, aside: Path, meta: dict) -> None:
         names += [".metadata", "tokenizer.json"]
     files = dist.gather({name: _fingerprint(aside / name) for name in names})
     if dist.is_main:
-        text = json.dumps(meta | {"files": files}, indent=1)
-        write_atomic(aside / "meta.json", untrusted.mask_secrets(text))
+        shown = untrusted.mask_values(meta | {"files": files})
+        if "chat_template" in meta:  # another's text, which must stay as it is
+            shown["chat_template"] = meta["chat_template"]
+        write_atomic(aside / "meta.json", json.dumps(shown, indent=1))
 
 
 def _try(part: Callable[[], object]) -> str:

@@ -203,20 +203,19 @@ def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenize
         if difference:
             raise UserError(f"the weights in {folder} cannot go on with tokenizer.path={cfg.path}: "
                             f"{difference}")
+    in_our_form = cfg is not None and cfg.chat_template == "ours"
     if (folder / "config.json").is_file():
         tokenizer.take_ids(**_ids_from_hf(folder, tokenizer))
         tokenizer.opening = _opening_from_hf(folder, tokenizer)
-        tokenizer.chat_template = _template_from_hf(folder)
+        tokenizer.chat_template = None if in_our_form else _template_from_hf(folder)
     elif (folder / "meta.json").is_file():
         meta = common.read_meta(folder)
         ids = _ids_from_meta(meta, folder, tokenizer)
         tokenizer.take_ids(ids.get("bos"), ids.get("eot"), ids.get("eos", []))
         tokenizer.opening = ids.get("opening", tokenizer.opening)  # None: texts begin with nothing
-        tokenizer.chat_template = _template_from_meta(meta, folder)
+        tokenizer.chat_template = None if in_our_form else _template_from_meta(meta, folder)
     if cfg and cfg.eot:
         tokenizer.take_eot(cfg.eot)
-    if cfg and cfg.chat_template == "ours":
-        tokenizer.chat_template = None
     return tokenizer
 
 
@@ -258,7 +257,7 @@ def _template_texts(folder: Path) -> tuple[dict | None, str]:
     for name in ("chat_template.json", "tokenizer_config.json"):
         found = _read_json(folder, name).get("chat_template")
         if isinstance(found, list) and all(isinstance(one, dict) for one in found):
-            found = {one.get("name"): one.get("template") for one in found}
+            found = {str(one.get("name")): one.get("template") for one in found}
         if found is not None:
             return found if isinstance(found, dict) else {"default": found}, name
     return None, ""
@@ -279,7 +278,8 @@ def _checked_template(texts, tokens, file: Path):
                             f"{MOST_TEMPLATE >> 20} MB")
     reason = foreign.try_out(json.dumps(dict(texts=texts, tokens=tokens)))
     if reason:
-        raise UserError(f"the chat template {file} cannot be used: {reason}")
+        raise UserError(f"the chat template {file} cannot be used: {reason} "
+                        "(tokenizer.chat_template=ours does without it)")
     return foreign.ChatTemplate(texts, tokens, str(file))
 
 
@@ -343,7 +343,8 @@ def notes_on(folder: Path, tokenizer: Tokenizer) -> list[str]:
         if ids:
             ends[name] = sorted({names[i] for i in ids})
     if len(set(map(tuple, ends.values()))) > 1:
-        said = "; ".join(f"{' '.join(found)} in {name}" for name, found in ends.items())
+        said = "; ".join(f"{untrusted.printable(' '.join(found))} in {name}"
+                         for name, found in ends.items())
         lines.append(f"{folder} names different ends of an answer ({said}): each of them ends one")
     return lines
 

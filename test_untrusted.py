@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -20,6 +22,7 @@ import dcp_files
 import hf
 import untrusted
 from common import Dist, UserError
+from conftest import ROOT
 from data.text.tokenizer import TRIAL, Tokenizer, TokenizerConfig, train_tokenizer
 from model import ModelConfig, Transformer
 
@@ -295,6 +298,12 @@ BAD_TOKENIZERS = {
                        "invert": False}),
     "added tokens of nothing": lambda spec: spec.update(added_tokens=[1, None]),
     "an added token far away": lambda spec: spec["added_tokens"][0].update(id=10**12),
+    "a gap that would be filled": lambda spec: spec["added_tokens"][0].update(id=400_000),
+    "a token's name that its own pattern backtracks on": lambda spec: spec.update(
+        added_tokens=[spec["added_tokens"][0] | {"content": "qz" * 30_000}],
+        pre_tokenizer={"type": "Split", "pattern": {"Regex": "[qz]*Q|."}, "behavior": "Isolated",
+                       "invert": False}),
+    "much memory in little text": lambda spec: spec.update(x=[[]] * 3_000_000 * 10),
 }
 
 
@@ -315,6 +324,40 @@ def test_a_tokenizer_that_aborts_is_a_message(folders):
     assert "ended the process that tried it" in reason
     good = (folders / "tokenizer.json").read_text()
     assert untrusted.try_out(TRIAL, good, 2 << 30, 10) == ""
+
+
+def write_script(path, body: str):
+    path.write_text(f"def try_out(text):\n    {body}\n")
+    return path
+
+
+@pytest.mark.parametrize("body, reason", [
+    ("pass", ""),
+    ("raise ValueError('so\\x1b[2J')", r"so\x1b[2J"),
+    ("raise SystemExit", "SystemExit"),
+    ("__import__('os')._exit(3)", "exit code 3"),
+    ("__import__('os').kill(__import__('os').getpid(), 9)", "exit code -9"),
+    ("import tqdm", ""),
+    ("import json_of_this_folder", "No module named"),
+])
+def test_a_process_that_tries(tmp_path, monkeypatch, body, reason):
+    """It has the packages that we have, and nothing of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json_of_this_folder.py").write_text("")
+    (tmp_path / "json.py").write_text("raise RuntimeError")
+    script = write_script(tmp_path / "näme with spaces.py", body)
+    found = untrusted.try_out(script, "text \udcff", 1 << 30, 5)
+    assert reason in found and bool(found) == bool(reason)
+
+
+def test_a_process_that_tries_where_children_are_not_waited_for(tmp_path):
+    """SIGCHLD ignored, as some launchers leave it: every child then seems to have ended well."""
+    script = write_script(tmp_path / "bad.py", "raise ValueError('bad')")
+    code = ("import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+            "import untrusted\nfrom pathlib import Path\n"
+            f"print(untrusted.try_out(Path({str(script)!r}), '', 1 << 30, 5))")
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert output.stdout == "bad\n"
 
 
 def test_a_file_that_is_no_file(tmp_path):
@@ -342,6 +385,17 @@ def test_no_password_is_saved_with_a_checkpoint(folders, tmp_path):
                                    meta, folders / "tokenizer.json")
     assert "secret" not in (saved / "meta.json").read_text()
     assert common.read_meta(saved)["rl"] == {"url": "http://***@h"}
+
+
+def test_a_checkpoint_with_what_looks_like_a_secret_can_be_read(folders, tmp_path):
+    """Quotes behind it must not end the JSON; and a chat template stays as its folder has it."""
+    model = torch.nn.Linear(2, 2)
+    template = {"texts": {"default": '<a href="http://h/?token=abc">'}, "tokens": {}}
+    meta = {"rl": {"url": 'at "http://h/?token=abc"'}, "chat_template": template}
+    saved = common.save_checkpoint(ALONE, tmp_path, 1, model, torch.optim.SGD(model.parameters()),
+                                   meta, folders / "tokenizer.json")
+    read = common.read_meta(saved)
+    assert read["chat_template"] == template and read["rl"] == {"url": 'at "http://h/?token=***"'}
 
 
 def test_what_a_server_said_is_printable():

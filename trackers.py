@@ -49,7 +49,8 @@ def describe(config: SimpleNamespace, device: torch.device) -> dict:
             sections[name] = dataclasses.asdict(value)
     made_by = dict(command=config.command, init_from=config.init_from, scale=config.scale,
                    commit=common.current_commit(), machine=common.describe_machine(device))
-    return json.loads(untrusted.mask_secrets(json.dumps(sections | made_by, default=str)))
+    values = json.loads(json.dumps(sections | made_by, default=str))
+    return untrusted.mask_values(values)
 
 
 class TensorBoard:

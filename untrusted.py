@@ -3,7 +3,7 @@
 Files of a folder that comes from anywhere, answers of servers, addresses with passwords in them.
 What cannot be read without running it is tried out first, by a process with limits:
 
-    python -I untrusted.py SCRIPT BYTES_OF_MEMORY SECONDS < file   # calls try_out(text) of a script
+    python -I untrusted.py SCRIPT BYTES_OF_MEMORY SECONDS [FOLDER OF PACKAGES…] < file
 
 What is wrong with a file is a ValueError (or OSError) here; who knows its place makes the user's
 line of it. docs/SECURITY.md says what is trusted and what is not. Standard library only.
@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 
 MOST_JSON = 64 << 20      # bytes of a JSON file; parsed, it may take 28 times as many
+FINE = "fine"             # what a process says that came to its end; its exit code would not do: a
+                          # parent that ignores its children's ends always gets 0
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -90,33 +92,44 @@ def try_out(script: Path, text: str, memory: int, seconds: int) -> str:
     What ends that process is a message in this one. The script imports nothing of ours. memory:
     bytes of address space. seconds: of CPU time; ten times as many may pass.
     """
-    command = [sys.executable, "-I", __file__, str(script), str(memory), str(seconds)]
+    # -I: nothing of the working folder is imported; it also hides the user's own packages, so where
+    # ours come from is said.
+    command = [sys.executable, "-I", __file__, str(script), str(memory), str(seconds),
+               *filter(None, sys.path)]
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     try:
         child = subprocess.run(
-            command, input=text.encode(), capture_output=True, timeout=10 * seconds,
-            env={"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+            command, input=text.encode("utf-8", "replace"), capture_output=True,
+            timeout=10 * seconds, start_new_session=True,  # so that Ctrl-C is not the file's fault
+            env=kept | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
     except subprocess.TimeoutExpired:
         return f"it did not come to an end in {10 * seconds} s"
-    if child.returncode == 0:
+    said = child.stdout.decode("utf-8", "replace")
+    if said == FINE:
         return ""
-    if child.returncode == 1:
-        return child.stdout.decode("utf-8", "replace") or "the process that tried it failed"
-    return (f"it ended the process that tried it (exit code {child.returncode}: more than "
-            f"{memory >> 20} MB of memory, {seconds} s, or a crash)")
+    if said:
+        return printable(said)
+    reason = f"more than {memory >> 20} MB of memory, {seconds} s, or a crash"
+    if child.returncode > 0:  # no signal: Python, or the loader, had something to say
+        last_line = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        reason = printable(last_line) or reason
+    return f"it ended the process that tried it (exit code {child.returncode}: {reason})"
 
 
 def main() -> None:
-    """The process: exit code 0, or 1 with the reason on standard output."""
+    """The process: says FINE on standard output, or what went wrong."""
     script, memory, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    sys.path += [folder for folder in sys.argv[4:] if folder not in sys.path]
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         runpy.run_path(script)["try_out"](sys.stdin.buffer.read().decode())
     except BaseException as error:  # a PanicException of Rust is no Exception
-        reason = printable(str(error)) or type(error).__name__
-        sys.stdout.buffer.write(reason.encode("utf-8", "replace"))
-        sys.exit(1)
+        said = printable(str(error)) or type(error).__name__
+    else:
+        said = FINE
+    sys.stdout.buffer.write(said.encode("utf-8", "replace"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -127,6 +140,17 @@ def mask_secrets(text: str) -> str:
     text = re.sub(r"://[^/\s'\"]*@", "://***@", text)
     return re.sub(r"([?&][\w-]*(?:key|token|secret|password)=)[^&\s'\"]+", r"\1***", text,
                   flags=re.IGNORECASE)
+
+
+def mask_values(value):
+    """A JSON value with mask_secrets in all its texts. (Of JSON as one text it would make none.)"""
+    if isinstance(value, str):
+        return mask_secrets(value)
+    if isinstance(value, (list, tuple)):
+        return [mask_values(item) for item in value]
+    if isinstance(value, dict):
+        return {mask_values(key): mask_values(item) for key, item in value.items()}
+    return value
 
 
 def printable(text: str, most: int = 200) -> str:

@@ -132,7 +132,7 @@ def record(out: Path, phase: str, evaluations: list[dict]) -> None:
 
 
 def record_costs(out: Path) -> None:
-    """Appends what speedrun.sh took for each phase to results/speedrun.jsonl, if it was from nothing.
+    """Appends what each phase of a speedrun from nothing took to results/speedrun.jsonl.
 
     phases: {name: seconds that passed, and seconds of CPU time (user and system)}.
     """

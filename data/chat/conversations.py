@@ -403,8 +403,9 @@ def _ingredients(sources: list[dict], tokenizer, on_bad_line: str) -> dict:
         "code": [sha256(text).hexdigest() for text in code],
     }
     if tokenizer.chat_template:
-        foreign = Path(template.__file__).with_name("foreign.py").read_bytes()
-        made_of["code"].append(sha256(foreign).hexdigest())
+        for name in ("foreign.py", "template_rules.py"):
+            text = Path(template.__file__).with_name(name).read_bytes()
+            made_of["code"].append(sha256(text).hexdigest())
         made_of["chat_template"] = asdict(tokenizer.chat_template)
     return json.loads(json.dumps(made_of))
 

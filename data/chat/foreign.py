@@ -14,8 +14,8 @@ from pathlib import Path
 
 import untrusted
 from common import UserError
+from data.chat import template_rules
 from data.chat.template import common_prefix_length
-from data.chat.template_rules import compile_template
 from untrusted import printable
 
 TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
@@ -24,7 +24,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # what templates cal
 MARK = "\ufdd0"           # no character of any text: behind the first sign of a name that is text
 PROBE = "zebra"
 
-RULES = Path(__file__).with_name("template_rules.py")
+RULES = Path(template_rules.__file__)
 TRIAL_MEMORY = 1 << 30  # bytes that the process that tries a template may take
 TRIAL_SECONDS = 5       # … of CPU time: the longest of TRL's templates does with 0.02 s
 
@@ -40,9 +40,9 @@ class ChatTemplate:
         """The text of a conversation in OpenAI's form; UserError where the template refuses it."""
         name = "tool_use" if tools and "tool_use" in self.texts else "default"
         try:
-            return compile_template(self.texts[name]).render(
-                messages=messages, tools=list(tools) or None, documents=None,
-                add_generation_prompt=add_generation_prompt, **self.tokens)
+            conversation = dict(messages=messages, tools=list(tools) or None,
+                                add_generation_prompt=add_generation_prompt)
+            return template_rules.write(self.texts[name], conversation, self.tokens)
         except Exception as error:  # Jinja's, its author's, and all that Python has
             reason = printable(str(error) or type(error).__name__)
             raise UserError(f"the chat template {self.where} fails: {reason}") from None
@@ -151,7 +151,12 @@ def _call(call: dict) -> dict:
 
 def _names(tokenizer) -> re.Pattern:
     """Finds the control tokens of a text, the longer one where two begin alike."""
-    return re.compile("|".join(map(re.escape, sorted(tokenizer.special, key=len, reverse=True))))
+    return _any_of(tuple(tokenizer.special))
+
+
+@functools.lru_cache(8)  # some tokenizers have thousands
+def _any_of(names: tuple[str, ...]) -> re.Pattern:
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
 def _marked(value, names: re.Pattern):
@@ -188,7 +193,7 @@ def _find_turn(chat: ChatTemplate, text: str, said: list[dict], i: int, tools: l
     elif not _first_stop(alone, start, tokenizer):
         stop_ids = tokenizer.stop_ids
         ends = [name for name, token in tokenizer.special.items() if token in stop_ids]
-        reason = f"ends an answer with none of {', '.join(ends)}"
+        reason = f"ends an answer with none of {printable(', '.join(ends))}"
     elif not text.startswith(before):
         reason = "writes what came before an answer in another form where a conversation goes on"
     elif missing:

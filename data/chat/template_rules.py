@@ -12,6 +12,9 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
+MOST_ADDED = 1_000_000  # characters that a template may write, and besides
+MOST_FACTOR = 100       # … for each one of the conversation
+
 
 class Generation(Extension):
     """{% generation %} … {% endgeneration %}, by which transformers finds what to train: nothing
@@ -40,8 +43,13 @@ def _namespace(*args, **attributes) -> Namespace:
     return namespace
 
 
-def _raise(message: str):
-    raise jinja2.TemplateError(message)
+class TooLong(jinja2.TemplateError):
+    pass
+
+
+def _raise(message):
+    # As a text at once, while limits hold: an object's may be long, or nested too deeply to be made
+    raise jinja2.TemplateError(f"{message}")
 
 
 def _as_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
@@ -62,8 +70,22 @@ def compile_template(text: str) -> jinja2.Template:
     return environment.from_string(text)
 
 
+def write(text: str, conversation: dict, tokens: dict[str, str]) -> str:
+    """What a template's text makes of a conversation; TooLong where it is far longer than that.
+
+    conversation: messages, and maybe tools and add_generation_prompt. tokens: names of control
+    tokens. Raises whatever Jinja, a template's author and Python may raise.
+    """
+    variables = dict(tools=None, documents=None, add_generation_prompt=False) | conversation
+    written = compile_template(text).render(variables | tokens)
+    most = MOST_ADDED + MOST_FACTOR * len(json.dumps(conversation))
+    if len(written) > most:
+        raise TooLong(f"it writes {len(written):,} characters, where {most:,} are plenty")
+    return written
+
+
 def conversations() -> list[dict]:
-    """What a template is tried on: as its variables have it."""
+    """What a template is tried on."""
     system = {"role": "system", "content": "Be brief."}
     question = {"role": "user", "content": "What is 1 + 1?"}
     answer = {"role": "assistant", "content": "2"}
@@ -82,7 +104,8 @@ def conversations() -> list[dict]:
 
 
 def try_out(template_json: str) -> None:
-    """Writes conversations by each text of a template; raises where memory runs out.
+    """Writes conversations by each text of a template; raises where memory runs out, or too much
+    is written.
 
     template_json: "texts" and "tokens" of a foreign.ChatTemplate. What a template refuses is no
     fault here: that is said where it is used.
@@ -90,10 +113,9 @@ def try_out(template_json: str) -> None:
     template = json.loads(template_json)
     for text in template["texts"].values():
         for conversation in conversations():
-            variables = dict(tools=None, documents=None, add_generation_prompt=False)
             try:
-                compile_template(text).render(variables | conversation | template["tokens"])
-            except MemoryError:
+                write(text, conversation, template["tokens"])
+            except (MemoryError, TooLong):
                 raise
             except Exception:
                 pass

@@ -195,10 +195,37 @@ def test_a_mask_that_cannot_be_found_is_an_error(text, message, spec, tmp_path):
 @pytest.mark.parametrize("text, reason", [
     ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "5 s"),
     ("{{ 'x' * 99999999999 }}", "MemoryError"),
-], ids=["time", "memory"])
+    ("{{ 'x ' * 40000000 }}", "it writes 80,000,000 characters"),
+    ("{% set n = namespace(x=['x' * 1000000]) %}{% for i in range(11) %}"
+     "{% set n.x = [n.x, n.x] %}{% endfor %}{{ raise_exception(n.x) }}", "MemoryError"),
+], ids=["time", "memory", "length", "memory of a message"])
 def test_a_template_without_bounds_is_refused_at_once(text, reason, spec, tmp_path):
     path = folder(tmp_path / "f", spec, text, "<|im_end|>")
     with pytest.raises(UserError, match=f"chat_template.jinja cannot be used: .*{reason}"):
+        hf.load_tokenizer(path)
+
+
+def test_a_message_that_cannot_be_made(spec, tmp_path):
+    text = ("{% set n = namespace(x=[]) %}{% for i in range(5000) %}{% set n.x = [n.x] %}"
+            "{% endfor %}{{ raise_exception(n.x) }}")
+    tokenizer = hf.load_tokenizer(folder(tmp_path / "f", spec, text, "<|im_end|>"))
+    with pytest.raises(UserError, match="chat_template.jinja fails: maximum recursion depth"):
+        render([ASK], tokenizer, True)
+
+
+def test_our_form_in_place_of_a_template_that_cannot_be_used(spec, tmp_path):
+    path = folder(tmp_path / "f", spec, "{{ 'x' * 99999999999 }}", "<|im_end|>")
+    with pytest.raises(UserError, match="tokenizer.chat_template=ours does without it"):
+        hf.load_tokenizer(path)
+    tokenizer = hf.load_tokenizer(path, TokenizerConfig(chat_template="ours"))
+    assert tokenizer.chat_template is None
+
+
+def test_a_list_of_templates_without_proper_names(spec, tmp_path):
+    path = folder(tmp_path / "f", spec, "", "<|im_end|>",
+                  chat_template=[{"name": ["default"], "template": "x"}])
+    (path / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="several by name, one of them \"default\""):
         hf.load_tokenizer(path)
 
 

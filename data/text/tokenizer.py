@@ -41,6 +41,8 @@ EOT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>"
 
 MOST_BYTES = 256 << 20  # of a tokenizer.json
 MOST_IDS = 1 << 22      # of a vocabulary; the largest known to us has 262,144
+MOST_GAPS = 1 << 16     # ids below the largest that have no token
+LONGEST_NAME = 1000     # characters of an added token
 
 # What tries a file out, and what its process may take: a vocabulary of 166,000 ids
 # does with half of the memory and 1.2 s.
@@ -222,7 +224,8 @@ class Tokenizer:
         for name in self.special.keys() & other.special.keys():
             ours, theirs = self.special[name], other.special[name]
             if ours != theirs:
-                return f"{name} is {ours} in {self.name} and {theirs} in {other.name}"
+                shown = untrusted.printable(name)
+                return f"{shown} is {ours} in {self.name} and {theirs} in {other.name}"
         return ""
 
     @property
@@ -329,8 +332,8 @@ def _shown(piece: bytes) -> str:
 
 @functools.lru_cache(8)  # of what is read again, as each checkpoint has a copy
 def _why_not(text: str) -> str:
-    """Why a file cannot serve: it is malformed, or a process of its own does not survive it."""
-    return _invalid_ids(text) or untrusted.try_out(TRIAL, text, TRIAL_MEMORY, TRIAL_SECONDS)
+    """Why a file cannot serve: a process of its own does not survive it, or it is malformed."""
+    return untrusted.try_out(TRIAL, text, TRIAL_MEMORY, TRIAL_SECONDS) or _invalid_ids(text)
 
 
 def _invalid_ids(text: str) -> str:
@@ -345,8 +348,11 @@ def _invalid_ids(text: str) -> str:
         return str(error) or type(error).__name__
     if not all(type(i) is int and 0 <= i < MOST_IDS for i in ids):
         return f"its ids must be whole numbers from 0 to {MOST_IDS:,}"
-    if not all(type(name) is str for name in names):
-        return "an added token has no name"
+    n_gaps = max(ids, default=0) + 1 - len({*ids})
+    if n_gaps > MOST_GAPS:
+        return f"{n_gaps:,} of its ids have no token"
+    if not all(type(name) is str and len(name) <= LONGEST_NAME for name in names):
+        return f"an added token has no name, or one of more than {LONGEST_NAME:,} characters"
     return ""
 
 
@@ -372,9 +378,10 @@ def _parse(text: str, name: str) -> dict:
     for token in spec["added_tokens"]:
         i = ids[token["content"]]
         if token["id"] != i:
-            raise UserError(f"{name}: {token['content']} has the id {i} there, and tokenizers "
-                            f"would give it {token['id']}: give the file its vocabulary and added "
-                            "tokens without a gap")
+            shown = untrusted.printable(token["content"])
+            raise UserError(f"{name}: {shown} has the id {i} there, and tokenizers would give it "
+                            f"{token['id']}: give the file its vocabulary and added tokens without "
+                            "a gap")
     return spec
 
 

@@ -4,6 +4,8 @@
 pattern may backtrack without end. Here, in a process that has limits (untrusted.py), it meets texts
 that such patterns and normalizers stumble over.
 """
+import json
+
 MOST_TOKENS = 16   # for each byte of a text
 
 
@@ -20,10 +22,12 @@ def texts() -> list[str]:
 def try_out(tokenizer_json: str) -> None:
     """Uses the file in the ways that we do; raises what it raises."""
     import tokenizers
+    json.loads(tokenizer_json)  # as the parent will: a small file may take much memory
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+    names = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     for deaf in (True, False):
         tokenizer.encode_special_tokens = deaf
-        for text in texts():
+        for text in [*texts(), *names]:
             ids = tokenizer.encode(text, add_special_tokens=False).ids
             if len(ids) > MOST_TOKENS * len(text.encode()) + 100:
                 raise ValueError(f"it makes {len(ids):,} tokens of {len(text)} characters")
