@@ -143,12 +143,12 @@ def record_costs(out: Path) -> None:
     for line in costs.read_text().splitlines():
         seconds, cpu_seconds, name = line.split(maxsplit=2)
         phases[name] = {"seconds": int(seconds), "cpu_seconds": int(cpu_seconds)}
+    seconds = sum(phase["seconds"] for phase in phases.values())
+    cpu_seconds = sum(phase["cpu_seconds"] for phase in phases.values())
     made = results.describe_run(common.read_meta(common.list_checkpoints(out / "pretrain")[0]))
     results.append("speedrun", made | {
-        "command": "bash speedrun.sh",
-        "seconds": sum(phase["seconds"] for phase in phases.values()),
-        "cpu_minutes": round(sum(phase["cpu_seconds"] for phase in phases.values()) / 60, 1),
-        "phases": phases})
+        "command": "bash speedrun.sh", "seconds": seconds,
+        "cpu_minutes": round(cpu_seconds / 60, 1), "phases": phases})
 
 
 def main():
