@@ -33,9 +33,9 @@ ARMS = {  # arm -> (what it is, phase it starts from, steps of its stage as a mu
 PAIRS = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c"), ("a", "d"), ("d", "c")]
 MIXED = dict(
     name="mixed",
-    problems=dict(math=800, code=800, taste=600),  # our choice: equal, or nearly
+    problems={task: n for stage in RECIPE["stages"] for task, n in stage["problems"].items()},
     reward="pairwise",
-    temperature=0.73)                              # the stages' mean over their steps
+    temperature=0.73, kl=0.02)  # the stages' means over their steps
 RATES = (1e-4, 2e-4)  # swept for (a) and (c); (b) takes the best of (a), (d) that of (c)
 
 
