@@ -14,7 +14,15 @@ import common
 from common import UserError
 from configs.tiny import sft as SFT_RECIPE
 from experiments import results, runner
-from experiments.runner import SPEEDRUN, Experiment, Run, Train, call, evaluate_checkpoint
+from experiments.runner import (
+    NO_RATE,
+    SPEEDRUN,
+    Experiment,
+    Run,
+    Train,
+    call,
+    evaluate_checkpoint,
+)
 from experiments.stats import (
     best_rates,
     compare,
@@ -69,7 +77,7 @@ class DpdRun(Run):
     def settings(self) -> dict[str, object]:
         source = TEACHER if self.arm == "teacher" else self.student
         settings = {"init_from": str(source), "distill.teacher": str(TEACHER),
-                    "distill.lr": self.lr, "distill.seed": self.seed,
+                    "distill.lr": self.lr or NO_RATE, "distill.seed": self.seed,
                     "distill.compare": False, "distill.samples": SAMPLES,
                     "distill.keep": 1, "distill.prompts": []}
         if self.lr == 0:  # no samples of its own

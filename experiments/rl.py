@@ -11,7 +11,7 @@ import common
 from common import UserError
 from configs.tiny import rl as RECIPE
 from experiments import runner
-from experiments.runner import SPEEDRUN, Experiment, Run, Train, speedrun_verifier
+from experiments.runner import NO_RATE, SPEEDRUN, Experiment, Run, Train, speedrun_verifier
 from experiments.stats import (
     best_rates,
     compare,
@@ -49,7 +49,8 @@ class RlRun(Run):
         settings = {"init_from": str(SPEEDRUN / source),
                     "rl.reward_model": str(SPEEDRUN / "reward"),
                     "rl.verifier": speedrun_verifier(RECIPE),
-                    "rl.lr": self.lr, "rl.seed": self.seed, "rl.stages": stages, "rl.prompts": []}
+                    "rl.lr": self.lr or NO_RATE, "rl.seed": self.seed, "rl.stages": stages,
+                    "rl.prompts": []}
         for key, value in arm_settings.items():
             settings[f"rl.{key}"] = value
         return settings

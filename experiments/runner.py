@@ -40,6 +40,8 @@ from experiments import results
 
 ROOT = Path(__file__).parent.parent
 SPEEDRUN = Path("out/tiny")  # the run whose phases sft_data, dpd and rl start from
+NO_RATE = 1e-30  # of an arm that is not trained (lr 0): a phase asks for a rate above 0; this one
+                 # changes no weight
 
 
 @dataclass(frozen=True)

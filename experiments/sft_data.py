@@ -35,6 +35,7 @@ TRAINED_TOKENS = 100_000                          # of each run in the first tab
 EPOCHS = 2.0                                      # of each run in the second
 MIXTURE = dict(math=3, code=4, form=3, tools=2)   # configs/tiny.py's last stage, without
                                                   # programs made by machine and passkeys
+STAGE = dict(name="sft", lr=[1, 0.01], curve="1-sqrt", context=256)
 REFINED = SPEEDRUN / "refine"
 BEST_OF_N = SPEEDRUN / "best"
 DATA = Path("out/sft_data/arms")
@@ -183,10 +184,9 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
     """Runs the experiment; returns all results."""
     n_rows = prepare()
     print("rows: " + ", ".join(f"({arm}) {n:,}" for arm, n in n_rows.items()))
-    stage = dict(name="sft", lr=[1, 0.01], curve="1-sqrt", context=256)
     tokens = round(TRAINED_TOKENS * scale)
-    by_tokens = json.dumps(stage | dict(trained_tokens=tokens, mixture=MIXTURE))
-    by_rows = json.dumps(stage | dict(epochs={name: EPOCHS * scale for name in MIXTURE}))
+    by_tokens = json.dumps(STAGE | dict(trained_tokens=tokens, mixture=MIXTURE))
+    by_rows = json.dumps(STAGE | dict(epochs={name: EPOCHS * scale for name in MIXTURE}))
     sweep = []
     for lr in RATES:
         for arm in WHOLE_ARMS:

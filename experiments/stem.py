@@ -13,7 +13,7 @@ import common
 from common import UserError
 from configs.tiny import rl as RECIPE
 from experiments import runner
-from experiments.runner import SPEEDRUN, Experiment, Run, Train, speedrun_verifier
+from experiments.runner import NO_RATE, SPEEDRUN, Experiment, Run, Train, speedrun_verifier
 from experiments.stats import compare, compare_tasks, select_task
 
 ARMS = {  # arm -> (what it is, whether it has the verifier, steps as a multiple)
@@ -32,8 +32,8 @@ class StemRun(Run):
         _, has_verifier, multiple = ARMS[self.arm]
         [stage] = map(json.loads, self.stages)
         stage["steps"] = max(1, multiple * stage["steps"])
-        settings = {"init_from": str(SPEEDRUN / "distill"), "rl.lr": self.lr, "rl.seed": self.seed,
-                    "rl.stages": [stage], "rl.prompts": [],
+        settings = {"init_from": str(SPEEDRUN / "distill"), "rl.lr": self.lr or NO_RATE,
+                    "rl.seed": self.seed, "rl.stages": [stage], "rl.prompts": [],
                     "rl.verifier": speedrun_verifier(RECIPE) if has_verifier else {}}
         if multiple == 0:
             settings["rl.filter_samples"] = 0

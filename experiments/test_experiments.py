@@ -1,11 +1,12 @@
 """The arms share what they must, the statistics are scipy's, runs that begin alike share that."""
-from settings import from_dict
+from settings import from_dict, read_value
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import sft
 from checks import warm
 from data.text.mixture import plan_stages
 from data.text.shards import CorpusConfig
-from experiments import dpd, fg_wsd, rl, runner, sft_data, stats
+from experiments import dpd, fg_wsd, rl, runner, sft_data, stats, stem
 from experiments.fg_wsd import ARMS, PretrainRun, make_stages
 
 
@@ -243,13 +244,18 @@ def test_arms_with_a_plus_start_from_longer_sft_and_its_own_pairs():
 
 
 def test_phases_know_the_settings_of_all_arms():
-    """So that a setting renamed in a phase fails here, not in the middle of an experiment."""
+    """So that a setting renamed in a phase, or a value that it refuses, fails here, not in the
+    middle of an experiment. An arm with the rate 0 is not trained."""
     recipe = tuple(json.dumps(stage) for stage in rl.RECIPE["stages"])
     runs = [PretrainRun("fg_wsd", "true", arm, 0, 1e-3, "test", make_stages(arm)) for arm in ARMS]
-    runs += [sft_data.SftRun("sft_data", "rows", arm, 0, 1e-3, "test", ()) for arm in sft_data.ARMS]
+    sft_stages = (json.dumps(sft_data.STAGE | {"epochs": {"math": 2.0}}),)
+    for arm in sft_data.ARMS:
+        runs.append(sft_data.SftRun("sft_data", "rows", arm, 0, 1e-3, "test", sft_stages))
     for lr in (0.0, 1e-3):
         runs += [dpd.DpdRun("dpd", "arms", arm, 0, lr, "test", ()) for arm in dpd.ARMS]
-    runs += [rl.RlRun("rl", "arms", arm, 0, 1e-4, "test", recipe) for arm in rl.ARMS]
+        runs += [rl.RlRun("rl", "arms", arm, 0, lr, "test", recipe) for arm in rl.ARMS]
+        for arm in stem.ARMS:
+            runs.append(stem.StemRun("stem", "arms", arm, 0, lr, "test", recipe[:1]))
     runs.append(
         rl.RlRun("rl", "mixed", "a", 0, 1e-4, "test", (json.dumps(rl.MIXED | {"steps": 1}),))
     )
@@ -265,7 +271,9 @@ def test_phases_know_the_settings_of_all_arms():
         for name, value in run.settings().items():
             section, _, key = name.partition(".")
             if key:
-                assert key in {field.name for field in fields(classes[section])}, name
+                hints = get_type_hints(classes[section], include_extras=True)
+                assert key in hints, name
+                read_value(name, value, hints[key])
             if key == "stages" and section in stage_classes:
                 for stage in value:
                     from_dict(stage_classes[section], stage, name)
