@@ -1,6 +1,6 @@
 """What is each part of Dual Preference Distillation's loss worth?
 
-    python -m experiments.dpd --seeds 3          # after speedrun.sh; 50 minutes on 2 cores
+    python -m experiments.dpd --seeds 3          # after speedrun.sh; 70 minutes on 2 cores
 
 The arms train on the same pairs for as many steps from the same SFT checkpoint, with other parts of
 the loss; each takes the rate that is the best for it. Those with a plus start from SFT that took
