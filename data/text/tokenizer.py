@@ -44,8 +44,8 @@ MOST_IDS = 1 << 22      # of a vocabulary; the largest known to us has 262,144
 MOST_GAPS = 1 << 16     # ids below the largest that have no token
 LONGEST_NAME = 1000     # characters of an added token
 
-# What tries a file out, and what its process may take: a vocabulary of 166,000 ids
-# does with half of the memory and 1.2 s.
+# What tries a file out, and what its process may take: a vocabulary of 166,000 ids does with half
+# of the memory and 1.2 s.
 TRIAL = Path(__file__).with_name("trial.py")
 TRIAL_MEMORY = 2 << 30   # bytes of address space
 TRIAL_SECONDS = 10       # of CPU time
