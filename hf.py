@@ -276,7 +276,7 @@ def _checked_template(texts, tokens, file: Path):
         if not isinstance(value, str) or len(value) > MOST_TEMPLATE:
             raise UserError(f"{file}: chat_template must be of texts of at most "
                             f"{MOST_TEMPLATE >> 20} MB")
-    reason = foreign.try_out(json.dumps(dict(texts=texts, tokens=tokens)))
+    reason = foreign.try_templates(json.dumps(dict(texts=texts, tokens=tokens)))
     if reason:
         raise UserError(f"the chat template {file} cannot be used: {reason} "
                         "(tokenizer.chat_template=ours does without it)")

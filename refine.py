@@ -429,7 +429,7 @@ def hold_trial(models: dict[str, LLM],
     for family, n in plan.problems.items():
         problems += generate_problems({"family": family, "problems": n, "seed": plan.seed}, 1.0)
     tried = {name: models[name] for name in plan.models}
-    shares = trial.try_out(tried, problems, cfg.prompts)
+    shares = trial.try_models(tried, problems, cfg.prompts)
     cfg = trial.assign(cfg, shares)
     print(f"trial, {len(problems)} problems:")
     for role, by_model in shares.items():

@@ -320,14 +320,14 @@ def test_a_tokenizer_that_aborts_is_a_message(folders):
     """Memory that runs out ends Rust's process, not this one."""
     spec = json.loads((folders / "tokenizer.json").read_text())
     spec["normalizer"] = {"type": "Sequence", "normalizers": [REPLACE] * 12}
-    reason = untrusted.try_out(TRIAL, json.dumps(spec), 300 << 20, 10)
+    reason = untrusted.call_apart(TRIAL, json.dumps(spec), 300 << 20, 10)
     assert "ended the process that tried it" in reason
     good = (folders / "tokenizer.json").read_text()
-    assert untrusted.try_out(TRIAL, good, 2 << 30, 10) == ""
+    assert untrusted.call_apart(TRIAL, good, 2 << 30, 10) == ""
 
 
 def write_script(path, body: str):
-    path.write_text(f"def try_out(text):\n    {body}\n")
+    path.write_text(f"def main(text):\n    {body}\n")
     return path
 
 
@@ -346,7 +346,7 @@ def test_a_process_that_tries(tmp_path, monkeypatch, body, reason):
     (tmp_path / "json_of_this_folder.py").write_text("")
     (tmp_path / "json.py").write_text("raise RuntimeError")
     script = write_script(tmp_path / "näme with spaces.py", body)
-    found = untrusted.try_out(script, "text \udcff", 1 << 30, 5)
+    found = untrusted.call_apart(script, "text \udcff", 1 << 30, 5)
     assert reason in found and bool(found) == bool(reason)
 
 
@@ -355,7 +355,7 @@ def test_a_process_that_tries_where_children_are_not_waited_for(tmp_path):
     script = write_script(tmp_path / "bad.py", "raise ValueError('bad')")
     code = ("import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
             "import untrusted\nfrom pathlib import Path\n"
-            f"print(untrusted.try_out(Path({str(script)!r}), '', 1 << 30, 5))")
+            f"print(untrusted.call_apart(Path({str(script)!r}), '', 1 << 30, 5))")
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert output.stdout == "bad\n"
 

@@ -86,8 +86,8 @@ class Unpickler(pickle._Unpickler):
 # --------------------------------------------------------------------------------------------------
 # What is tried out in a process of its own
 
-def try_out(script: Path, text: str, memory: int, seconds: int) -> str:
-    """Why a process of its own could not call `try_out(text)` of a script; "" if it could.
+def call_apart(script: Path, text: str, memory: int, seconds: int) -> str:
+    """Why a process of its own could not call `main(text)` of a script; "" if it could.
 
     What ends that process is a message in this one. The script imports nothing of ours. memory:
     bytes of address space. seconds: of CPU time; ten times as many may pass.
@@ -124,7 +124,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        runpy.run_path(script)["try_out"](sys.stdin.buffer.read().decode())
+        runpy.run_path(script)["main"](sys.stdin.buffer.read().decode())
     except BaseException as error:  # a PanicException of Rust is no Exception
         said = printable(str(error)) or type(error).__name__
     else:

@@ -50,7 +50,7 @@ class RlRun(Run):
                     "rl.reward_model": str(SPEEDRUN / "reward"),
                     "rl.verifier": speedrun_verifier(RECIPE),
                     "rl.lr": self.lr or NO_RATE, "rl.seed": self.seed, "rl.stages": stages,
-                    "rl.prompts": []}
+                    "rl.prompts": [], "rl.eval_tasks": []}
         for key, value in arm_settings.items():
             settings[f"rl.{key}"] = value
         return settings
@@ -73,14 +73,16 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
     rates = best_rates(sweep)
     rates |= {"b": rates["a"], "d": rates["c"]}
     runs = []
-    for lr in dict.fromkeys((rates["a"], RECIPE["lr"])):
-        for seed in range(seeds):
-            runs.append(RlRun("rl", "stages", "a", seed, lr, "test", chain))
+    for seed in range(seeds):
+        runs.append(RlRun("rl", "stages", "a", seed, RECIPE["lr"], "test", chain))
     steps = sum(json.loads(stage)["steps"] for stage in stages)
     mixed = json.dumps(MIXED | dict(steps=steps))
     for seed in range(seeds):
         runs.append(RlRun("rl", "mixed", "a", seed, RECIPE["lr"], "test", (mixed,)))
-    for arm in "dcb":
+    arms = ["d", "c", "b"]
+    if rates["a"] != RECIPE["lr"]:
+        arms.append("a")  # at the recipe's rate it is the beginning of the chain
+    for arm in arms:
         for seed in range(seeds):
             runs.append(RlRun("rl", "arms", arm, seed, rates[arm], "test", first))
     starts = train([RlRun("rl", "arms", arm, 0, 0.0, "test", first) for arm in ("dpd", "sft")])
@@ -93,20 +95,15 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
 def make_tables(results: list[dict]) -> str:
     """Markdown of all results."""
     arm_rows = [r for r in results if r["table"] == "arms"]
-    start = [r for r in arm_rows if r["arm"] == "dpd"]
-    chains = {lr: start + rows for lr, rows in collect_stage_ends(results).items()}
-    best = best_rates([r for r in results if r["table"] == "sweep"])["a"]
-    for row in chains[best]:
-        if row["arm"] == "STEM":  # the chain's beginning is (a)
-            arm_rows.append(row | {"arm": "a"})
-    parts = [describe_rates(results)]
-    for lr, rows in chains.items():
-        parts += [f"### after each stage, at a rate of {lr:g}", compare_stages(rows, STAGES)]
+    ends = [r for r in arm_rows if r["arm"] == "dpd"] + collect_stage_ends(results)
+    if not any(r["arm"] == "a" for r in arm_rows):  # then it is the beginning of the chain
+        arm_rows += [r | {"arm": "a"} for r in ends if r["arm"] == "STEM"]
+    parts = [describe_rates(results), "### after each stage", compare_stages(ends, STAGES)]
     mixed = [r | {"arm": "mixed"} for r in results if r["table"] == "mixed"]
     if mixed:
-        ends = [r for r in chains[mixed[0]["lr"]] if r["arm"] == "preference"]
+        last = [r for r in ends if r["arm"] == "preference"]
         names = {"preference": "three stages", "mixed": "one stage"}
-        parts += ["### all tasks in one stage, as many steps", compare_stages(ends + mixed, names)]
+        parts += ["### all tasks in one stage, as many steps", compare_stages(last + mixed, names)]
     trained = {r["arm"] for r in arm_rows}
     names = {arm: what for arm, (what, *_) in ARMS.items() if arm in trained}
     pairs = [pair for pair in PAIRS if trained.issuperset(pair)]
@@ -116,17 +113,13 @@ def make_tables(results: list[dict]) -> str:
     return "\n\n".join(parts)
 
 
-def collect_stage_ends(results: list[dict]) -> dict[float, list[dict]]:
-    """{rate: results at the end of each stage of the chains at that rate}, rates rising.
-
-    The arm of such a result is its stage's name.
-    """
-    chains = [r for r in results if r["table"] == "stages"]
-    rates = {chain["lr"] for chain in chains}
-    ends = {lr: [] for lr in sorted(rates)}
-    for chain in chains:
-        for name, scores in chain["stages"].items():
-            ends[chain["lr"]].append(chain | scores | {"arm": name})
+def collect_stage_ends(results: list[dict]) -> list[dict]:
+    """The results at the end of each stage of the chains; the arm of each is its stage's name."""
+    ends = []
+    for chain in results:
+        if chain["table"] == "stages":
+            for name, scores in chain["stages"].items():
+                ends.append(chain | scores | {"arm": name})
     return ends
 
 

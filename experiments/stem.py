@@ -33,7 +33,8 @@ class StemRun(Run):
         [stage] = map(json.loads, self.stages)
         stage["steps"] = max(1, multiple * stage["steps"])
         settings = {"init_from": str(SPEEDRUN / "distill"), "rl.lr": self.lr or NO_RATE,
-                    "rl.seed": self.seed, "rl.stages": [stage], "rl.prompts": [],
+                    "rl.seed": self.seed, "rl.stages": [stage],
+                    "rl.prompts": [], "rl.eval_tasks": [],
                     "rl.verifier": speedrun_verifier(RECIPE) if has_verifier else {}}
         if multiple == 0:
             settings["rl.filter_samples"] = 0

@@ -214,10 +214,13 @@ def test_tables_of_rl():
     assert (
         re.search(r"\| coding \| math \| -0.167 \| ", text) and "| coding | code | +0.500 |" in text
     )
-    assert text.count("after each stage, at a rate of 0.0001") == 1
+    assert text.count("### after each stage") == 1
     assert "| three stages | 0.500 | 0.833 |\n| one stage | 0.333 | 1.000 |" in text
     assert "| one stage | code | +0.167 |" in text and "| one stage | math | -0.167 |" in text
     assert "| (a) RL from DPD | 0.667 | 0.667 0.667 |" in text and "| (a) - (c) | +0.500 |" in text
+    # at a rate of its own, (a) is in results; the chain is not asked
+    own = [dict(table="arms", arm="a", seed=seed) | scores([1, 1, 0], [2, 2, 2]) for seed in (0, 1)]
+    assert "| (a) RL from DPD | 1.000 | 1.000 1.000 |" in rl.make_tables(results + own)
 
 
 def test_arms_of_rl_differ_as_they_say():

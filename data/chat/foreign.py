@@ -118,10 +118,10 @@ class ChatTemplate:
 
 
 @functools.lru_cache(8)
-def try_out(template_json: str) -> str:
+def try_templates(template_json: str) -> str:
     """Why the texts and tokens of a ChatTemplate cannot be used, as far as a process of its own
     finds out in little time; "" for no reason."""
-    return untrusted.try_out(RULES, template_json, TRIAL_MEMORY, TRIAL_SECONDS)
+    return untrusted.call_apart(RULES, template_json, TRIAL_MEMORY, TRIAL_SECONDS)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def conversations() -> list[dict]:
     ]
 
 
-def try_out(template_json: str) -> None:
+def main(template_json: str) -> None:
     """Writes conversations by each text of a template; raises where memory runs out, or too much
     is written.
 

@@ -232,7 +232,7 @@ def test_a_list_of_templates_without_proper_names(spec, tmp_path):
 def test_usual_templates_are_not_refused():
     texts = {path.stem: path.read_text() for path in sorted(TEMPLATES.glob("*.jinja"))}
     assert len(texts) > 10
-    assert foreign.try_out(json.dumps(dict(texts=texts, tokens={"eos_token": "</s>"}))) == ""
+    assert foreign.try_templates(json.dumps(dict(texts=texts, tokens={"eos_token": "</s>"}))) == ""
 
 
 def test_sft_rows_where_a_template_forgets(spec, tmp_path):

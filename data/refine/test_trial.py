@@ -53,7 +53,7 @@ def test_shares():
     everything = ("DRAFT", "CHECKLIST", "JUDGE", "REVISE", "COMPLETE")
     models = {"all": writer(*everything), "none": writer()}
     models |= {role: writer(role) for role in everything}
-    shares = trial.try_out(models, PROBLEMS, PROMPTS)
+    shares = trial.try_models(models, PROBLEMS, PROMPTS)
     assert list(shares) == ["draft", "checklist", "judge", "revise", "complete"]
     for role, by_model in shares.items():
         for name, share in by_model.items():
@@ -62,7 +62,7 @@ def test_shares():
 
 
 def test_one_who_passes_everything_is_no_judge():
-    shares = trial.try_out({"kind": lambda asked: ['[{"pass": true}]'] * len(asked)}, PROBLEMS,
+    shares = trial.try_models({"kind": lambda asked: ['[{"pass": true}]'] * len(asked)}, PROBLEMS,
                            PROMPTS)
     assert shares["judge"]["kind"] == 0.5
 

@@ -32,7 +32,7 @@ class TrialConfig:
             raise ValueError(f"no faults can be planted in {min(unknown)!r}, but in {known}")
 
 
-def try_out(models: dict[str, LLM], problems: list[Problem], prompts: dict) -> dict[str, dict]:
+def try_models(models: dict[str, LLM], problems: list[Problem], prompts: dict) -> dict[str, dict]:
     """{role: {model: share of what came out right}}.
 
     draft: answers. checklist: those that have the family's item. judge: verdicts, the mean of the
@@ -58,7 +58,7 @@ def best_model(shares: dict[str, float]) -> str:
 
 
 def assign(cfg: refinement.Settings, shares: dict[str, dict]) -> refinement.Settings:
-    """The settings with models in place of each "best", by what try_out() returned.
+    """The settings with models in place of each "best", by what try_models() returned.
 
     The better a model drafts, the earlier it stands: of equal drafts the first is kept. Where the
     best judge is not good enough nobody judges, nor writes checklists for judges: what programs

@@ -333,7 +333,7 @@ def _shown(piece: bytes) -> str:
 @functools.lru_cache(8)  # of what is read again, as each checkpoint has a copy
 def _why_not(text: str) -> str:
     """Why a file cannot serve: a process of its own does not survive it, or it is malformed."""
-    return untrusted.try_out(TRIAL, text, TRIAL_MEMORY, TRIAL_SECONDS) or _invalid_ids(text)
+    return untrusted.call_apart(TRIAL, text, TRIAL_MEMORY, TRIAL_SECONDS) or _invalid_ids(text)
 
 
 def _invalid_ids(text: str) -> str:

@@ -19,7 +19,7 @@ def texts() -> list[str]:
     return ["a", "Hello, world! 123 naïve 你好\n\n  x = 1", "".join(signs), *hostile, *longer]
 
 
-def try_out(tokenizer_json: str) -> None:
+def main(tokenizer_json: str) -> None:
     """Uses the file in the ways that we do; raises what it raises."""
     import tokenizers
     json.loads(tokenizer_json)  # as the parent will: a small file may take much memory
