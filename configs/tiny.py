@@ -93,8 +93,8 @@ sft = dict(
 distill = dict(
     teacher="teacher/sft",
     problems=dict(math=1000, code=800, form=500, tools=400) | dict.fromkeys(_programs, 200),
-    n_samples=2, temperature=1.0, max_new_tokens=80, context=256, batch_pairs=32, epochs=2, lr=1e-3,
-    dpo=0.1,
+    n_samples=2, temperature=1.0, max_new_tokens=80, context=256,
+    batch_pairs=32, epochs=2, lr=2.5e-4, dpo=0.1,
     # of a sum over some 40 tokens, beside two means over tokens: with 1 it alone decides, and harms
     log_every=10, prompts=sft["prompts"], eval_tasks=_programs,
 )
