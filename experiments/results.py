@@ -27,8 +27,8 @@ def replace(name: str, lines: list[dict]) -> None:
 
 def describe_run(meta: dict) -> dict:
     """Commit, command, config, machine, seconds, step and seed of a run, by its checkpoint."""
-    made = {key: meta[key] for key in ("commit", "command", "config", "machine", "seconds", "step")}
-    return made | {"seed": meta[meta["phase"]]["seed"]}
+    made = {key: meta[key] for key in ("commit", "config", "machine", "seconds", "step")}
+    return made | {"command": "python " + meta["command"], "seed": meta[meta["phase"]]["seed"]}
 
 
 def record(name: str, meta: dict, **result) -> None:

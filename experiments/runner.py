@@ -218,10 +218,8 @@ def evaluate_run(run: Run, config: str, folder: Path) -> dict:
     else:
         scores = evaluate_checkpoint(config, name, run.split, phase_folder, log)
     meta = common.read_meta(common.list_checkpoints(phase_folder)[0])
-    result = dict(
-        table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr,
-        commit=meta["commit"], command="python " + meta["command"], config=meta["config"],
-        machine=meta["machine"], seconds=meta["seconds"], **scores)
+    result = results.describe_run(meta) | dict(
+        table=run.table, arm=run.arm, seed=run.seed, split=run.split, lr=run.lr, **scores)
     if stages:
         result["stages"] = stages
     metrics = common.read_metrics(phase_folder)
