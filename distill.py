@@ -343,8 +343,8 @@ def sequence_logprobs(
             for pair, values in zip(indices.tolist(), part_sums):
                 sums.setdefault(pair, values)  # a pair may come twice: the first stays
             if top_k is not None:
-                ids, logprobs = teacher_topk(hidden, head, top_k.k)
-                top_k.write(indices, ids.cpu().numpy(), logprobs.cpu().numpy())
+                ids, top_logprobs = teacher_topk(hidden, head, top_k.k)
+                top_k.write(indices, ids.cpu().numpy(), top_logprobs.cpu().numpy())
     return dist.gather(sums)
 
 

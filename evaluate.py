@@ -156,15 +156,15 @@ def task_batches(
 ) -> list[list[int]]:
     """Batches of problem numbers of which a sample is missing, for all ranks.
 
-    Short prompts first, as in generate.sample: a batch holds prompts of like lengths.
+    A batch holds prompts of like lengths, the shortest first: less padding.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    done = {i for i in order if rows.keys() >= set(sample_pairs([i], cfg.k))}
+    done = {i for i in order if rows.keys() >= set(sample_keys([i], cfg.k))}
     pieces = getattr(sampler, "pieces", fixed_pieces)  # an LLM has none
     return pieces(order, done, cfg.k, cfg.max_rows, dist)
 
 
-def sample_pairs(batch: list[int], k: int) -> list[tuple[int, int]]:
+def sample_keys(batch: list[int], k: int) -> list[tuple[int, int]]:
     """(problem, sample) of each of the k samples of the batch's problems."""
     return [(i, j) for i in batch for j in range(k)]
 
@@ -177,7 +177,7 @@ def sample_batch(sampler, tokenizer, prompts: list, batch: list[int],
     server gave no answer.
     """
     if tokenizer is None:
-        yield ask_server(sampler, prompts, sample_pairs(batch, cfg.k), cfg.k)
+        yield ask_server(sampler, prompts, sample_keys(batch, cfg.k), cfg.k)
         return
     parts = sampler.sample(
         [prompts[i] for i in batch], cfg.k, max_new_tokens=cfg.max_new_tokens,

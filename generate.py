@@ -27,6 +27,9 @@ from data.tasks.problem import as_reply
 from kernels.cross_entropy import wide_logits_of
 from model import DecodeStep, KVCache, ModelConfig, Transformer
 
+PASS_TOKENS = 2048  # of one pass of prompts, but for their padding: our choice
+FREE_SHARE = 0.8  # of the free memory that `sample` gives to rows: our choice
+
 
 @dataclass
 class Sample:
@@ -70,7 +73,9 @@ class Row:
 
     @property
     def next_draw(self) -> float:
-        return self.draws[len(self.sample.tokens) - self.has_ended]  # ended: nobody looks at it
+        if self.has_ended:
+            return 0.0  # nobody looks at what is drawn
+        return self.draws[len(self.sample.tokens)]
 
     def append(self, token: int, logprob: float, is_stop: bool) -> None:
         self.sample.tokens.append(token)
@@ -151,7 +156,8 @@ def decode(model: Transformer, prompts: list[Prompt], max_new_tokens: int, tempe
     hidden = weight.new_empty(0, model.cfg.hidden_size)      # of each row's last token
     while True:
         running = [row for row in rows if not row.has_ended]
-        if len(running) <= (n_rows if waiting else len(rows)) * 7 // 8:
+        n_places = n_rows if waiting else len(rows)  # with none waiting the batch only shrinks
+        if len(running) <= n_places * 7 // 8:
             new = take_rows(waiting, n_rows - len(running), seed, max_new_tokens)
             run_prompts(model, [row.prompt for row in new])
             rows, hidden = rearrange(cache, running, new, hidden)
@@ -308,10 +314,6 @@ class DecodeGraphs:
         with torch.cuda.graph(graph):
             hidden = self.model.decode(tokens, step)
         return graph, tokens, positions, hidden
-
-
-PASS_TOKENS = 2048  # of one pass of prompts, but for their padding: our choice
-FREE_SHARE = 0.8  # of the free memory that `sample` gives to rows: our choice
 
 
 def row_bytes(cfg: ModelConfig, dtype: torch.dtype, prompt: int, new: int) -> int:

@@ -44,6 +44,12 @@ from model import NOT_OF_THE_WEIGHTS, ModelConfig, meta_model, training_flops
 from sampler import Embedded
 from schedule import Stage, is_due, stage_at
 
+# Files in the folder of a phase
+PLAN = "plan.json"         # how many steps it will have
+KEPT_SAMPLES = "evaluate"  # a folder: samples of the evaluation that is being done
+PAIRED_REWARDS = "problems.jsonl"  # each problem's reward at each evaluation, for --compare
+SCORES = "scores.json"     # of its last evaluation, for the phases that start from there
+
 # --------------------------------------------------------------------------------------------------
 # Settings
 
@@ -137,7 +143,7 @@ class Run:
     step: int = 0             # … and that are done by now
     seconds: float = 0.0      # of training, the steps before included
     saved_step: int = 0       # of its newest checkpoint
-    saved_at: float = field(default_factory=time.monotonic)  # when it last wrote a checkpoint
+    saved_at: float = field(default_factory=time.monotonic)  # when it last wrote one, or tried to
 
     def __post_init__(self):
         if self.dist.is_main and self.config.track:
@@ -183,7 +189,7 @@ class Run:
         if meta.get("tokenizer") != self.tokenizer.hash:
             differences.append("tokenizer")
         if meta.get("resume_key") != self.resume_key(meta["step"]):
-            differences.append("stages")
+            differences.append("stages, data, batch size or seed")
         if differences:
             raise UserError(
                 f"{path} was trained with other {', '.join(differences)}; choose another --run, or "
@@ -205,7 +211,7 @@ class Run:
 
     def save_is_due(self, step: int, stage: Stage) -> bool:
         """Whether a checkpoint is due after `step` steps: by their number, by the first rank's
-        clock, or since an evaluation is next, which may take hours and needs no other."""
+        clock, or because an evaluation comes next, which may take hours and be killed."""
         cfg = self.cfg
         minutes = (time.monotonic() - self.saved_at) / 60
         is_late = self.dist.is_main and 0 < cfg.save_minutes <= minutes
@@ -240,13 +246,14 @@ class Run:
         meta |= {self.phase: as_json(self.cfg)} | more
         saved = common.save_checkpoint(dist, self.folder, step, self.model, self.optimizer, meta,
                                        self.tokenizer_file, self.cfg.keep)
-        self.saved_step, self.saved_at = step, time.monotonic()
-        if saved is None and must_succeed:
+        self.saved_at = time.monotonic()  # of a try that failed, too: the next is as far away
+        if saved is not None:
+            self.saved_step = step
+        elif must_succeed:
             raise UserError(
                 f"the last checkpoint could not be written to {self.folder}; make room and run the "
                 "same command again"
             )
-
 
     def save_unless_saved(self, plan: list[Stage]) -> None:
         """Writes the checkpoint of the steps that are done, before a signal is obeyed."""
@@ -261,9 +268,9 @@ def evaluation_is_due(cfg: TrainConfig, stage: Stage, step: int) -> bool:
 
 def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str,
           unused: dict[str, str] = {}) -> Run:
-    """Finds the checkpoint that a phase starts from, and takes its tokenizer, or the config's.
+    """A phase's run: its folder locked, its source found, no model yet (load_or_resume makes it).
 
-    unused: settings that have no effect beside the others, each with the reason.
+    The tokenizer is the source's, or the config's. unused: settings that have no effect beside the others, each with the reason.
     """
     source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
     tokenizer_file = Path(config.tokenizer.path or source / "tokenizer.json")
@@ -293,7 +300,10 @@ def say_unused(run: Run, unused: dict[str, str]) -> None:
     if run.dist.world == 1:
         unused = {"shard_size": "there is one process"} | unused
     for setting in dataclasses.fields(run.cfg):
-        given = getattr(run.cfg, setting.name) not in (setting.default, [], {})
+        default = setting.default
+        if setting.default_factory is not dataclasses.MISSING:
+            default = setting.default_factory()
+        given = getattr(run.cfg, setting.name) != default
         if given and setting.name in unused and run.dist.is_main:
             print(f"note: {run.phase}.{setting.name} has no effect: {unused[setting.name]}")
 
@@ -519,8 +529,9 @@ class Log:
              lengths: Sequence[int], seconds: float, **more) -> None:
         """Writes the step's metrics; prints every `log_every` steps.
 
-        n_tokens: that were trained on, on all ranks. lengths: in tokens, of the sequences that went
-        through the model on this rank, for the MFU. more: further metrics.
+        n_tokens: of the step, on all ranks: those in the loss; in rl.py all that were sampled.
+        lengths: in tokens, of the sequences that went through the model on this rank, for the MFU.
+        more: further metrics.
         """
         run, dist = self.run, self.run.dist
         run.step = step + 1
@@ -538,7 +549,8 @@ class Log:
         if dist.is_main and (done % run.cfg.log_every == 0 or done == self.n_steps):
             seconds_per_step = (run.seconds - self.seconds_before) / (done - run.first_step)
             minutes_left = (self.n_steps - done) * seconds_per_step / 60
-            speed = f"{n_tokens / seconds:,.0f} tokens/s  MFU {f'{mfu:.1%}' if mfu else 'n/a'}"
+            mfu_text = f"{mfu:.1%}" if mfu else "n/a"
+            speed = f"{n_tokens / seconds:,.0f} tokens/s  MFU {mfu_text}"
             tqdm.write(
                 f"step {done:>6}/{self.n_steps} {done / self.n_steps:4.0%}  {stage.name:10} "
                 f"loss {loss:.4f}  lr {lr:.2e}  |g| {grad_norm:.2f}  {speed}  {memory:.1f} GB  "
@@ -587,12 +599,6 @@ class Log:
 # Evaluation
 
 
-PLAN = "plan.json"         # in the folder of a phase: how many steps it will have
-KEPT_SAMPLES = "evaluate"  # a folder in it: samples of the evaluation that is being done
-PAIRED_REWARDS = "problems.jsonl"  # in it: each problem's reward at each evaluation, for --compare
-SCORES = "scores.json"     # in it: of its last evaluation, for the phases that start from there
-
-
 def evaluate_and_sample(
     run: Run, stage: Stage, is_last: bool, prompt_format: str = "chat"
 ) -> dict:
@@ -607,7 +613,7 @@ def evaluate_and_sample(
         tqdm.write(f"--- step {run.step}{note}")
     n_problems = run.config.evaluate.n_problems if is_last else run.cfg.eval_problems
     model = run.unsharded_model()
-    scores, found = {}, {}
+    scores, found = {}, {}  # by task; the same by sample_file_name(), for the phases after this one
     if n_problems and run.eval_tasks:
         scores = evaluate_tasks(run, model, n_problems, prompt_format, found)
     texts = []
@@ -675,9 +681,10 @@ def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:
         for text in texts:
             tqdm.write("  | " + text.replace("\n", "\n  | "))
         return texts
-    messages = [[{"role": "user", "content": text}] for text in cfg.prompts]
+    conversations = [[{"role": "user", "content": text}] for text in cfg.prompts]
     prompts = [
-        template.render(message, tokenizer, add_generation_prompt=True) for message in messages
+        template.render(messages, tokenizer, add_generation_prompt=True)
+        for messages in conversations
     ]
     texts = continue_prompts(
         model, tokenizer, prompts, cfg.seed, run.config.evaluate.max_new_tokens
@@ -695,7 +702,10 @@ def continue_prompts(
     samples = sample(
         model, prompts, max_new_tokens=length, temperature=0.6, top_p=0.95, stop=stop, seed=seed
     )
-    return [decode_answer(answer[0].tokens, tokenizer) for answer in samples]
+    texts = []
+    for prompt, (answer,) in zip(prompts, samples):
+        texts.append(decode_answer(answer.tokens, tokenizer, prompt))
+    return texts
 
 
 def evaluate_starting_point(run: Run, prompt_formats: tuple[str, ...]) -> None:

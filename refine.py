@@ -101,7 +101,7 @@ def load_instructions(source: dict, scale: float) -> list[list[dict]]:
                 instructions.append(user_part(record, source))
             except ValueError as error:
                 position.bad_line(f"{part}:{number}", str(error))
-    n = round(scale * source.get("documents", len(instructions)))
+    n = max(1, round(scale * source.get("documents", len(instructions))))
     return instructions[:n]
 
 
@@ -119,7 +119,7 @@ def generate_problems(source: dict, scale: float) -> list[Problem]:
     """Training problems of one family, no question twice."""
     family, seed = source["family"], source["seed"]
     rng = seeded_rng("refine", family, seed)
-    n = round(scale * source["problems"])
+    n = max(1, round(scale * source["problems"]))
     problems = {}
     while len(problems) < n:
         problem = pages.training_problem(family, between(rng, 1, 3), rng)
@@ -397,6 +397,8 @@ def main():
             cases.append(case)
             if record:
                 records.append(record)
+        if not cases:
+            raise UserError(f"refine.instructions[{name!r}]: no instruction got a draft")
         write_lines(folder / "history" / f"{name}.jsonl", [asdict(case) for case in cases])
         write_lines(folder / f"{name}.jsonl", records)
 

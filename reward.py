@@ -20,7 +20,6 @@ from settings import (
     load_config,
 )
 
-import functools
 import json
 import math
 import sys
@@ -397,8 +396,9 @@ def grade(reward_model: Callable, held_out: list[dict]) -> dict[str, float]:
     where the better response is the longer one, the shorter one, and of matched length.
     """
     comparisons = [(pair["question"], pair["better"], pair["worse"]) for pair in held_out]
-    first_right = reward_model(comparisons) > 0.5
-    second_right = 1 - reward_model(swapped(comparisons)) > 0.5
+    first = reward_model(comparisons)
+    second = 1 - reward_model(swapped(comparisons))
+    first_right, second_right = first > 0.5, second > 0.5
     is_right = first_right & second_right
     better_length = np.array([len(better) for _, better, _ in comparisons])
     worse_length = np.array([len(worse) for _, _, worse in comparisons])
@@ -407,7 +407,7 @@ def grade(reward_model: Callable, held_out: list[dict]) -> dict[str, float]:
         "accuracy": is_right,
         "first": first_right,
         "second": second_right,
-        "orders agree": first_right == second_right,
+        "orders agree": (first - 0.5) * (second - 0.5) > 0,  # what is undecided does not agree
         "better is longer": is_right[~matched & (better_length > worse_length)],
         "better is shorter": is_right[~matched & (better_length < worse_length)],
         "matched length": is_right[matched],
@@ -456,10 +456,10 @@ def prepare_pairs(run: loop.Run, preferences: list[dict], left_out: Counter) -> 
     return pairs
 
 
-def read_batch(pairs: list, cfg: RewardConfig, step: int, rank: int, world: int) -> np.ndarray:
-    """The numbers of a rank's pairs of a step."""
-    batch = loop.shuffled_indices(len(pairs), step * cfg.batch_pairs, cfg.batch_pairs, cfg.seed)
-    return batch[rank::world]
+def batch_of_step(step: int, n_pairs: int, cfg: RewardConfig, dist: Dist) -> np.ndarray:
+    """This rank's pairs of a step's global batch."""
+    batch = loop.shuffled_indices(n_pairs, step * cfg.batch_pairs, cfg.batch_pairs, cfg.seed)
+    return batch[dist.rank::dist.world]
 
 
 def main():
@@ -480,9 +480,6 @@ def main():
     model, optimizer = run.model, run.optimizer
 
     log = loop.Log(run, n_steps)
-    batches = loop.Prefetch(
-        functools.partial(read_batch, pairs, cfg), run.first_step, n_steps, dist
-    )
     stop_signal = common.StopSignal(dist)
     for step in range(run.first_step, n_steps):
         started = time.time()
@@ -491,7 +488,7 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        batch = batches.next()
+        batch = batch_of_step(step, len(pairs), cfg, dist)
         sequences = [sequence for i in batch for sequence in pairs[i]]
         loss = train_step(model, sequences, cfg, dist)
         grad_norm = common.clip_grad_norm(model, cfg.grad_clip)

@@ -210,29 +210,28 @@ def surrogate(
     """
     ratio = (logprobs - old).exp()
     clipped = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
-    return -torch.minimum(
-        ratio * advantage, clipped * advantage
-    ), clipped * advantage < ratio * advantage
+    gain, clipped_gain = ratio * advantage, clipped * advantage
+    return -torch.minimum(gain, clipped_gain), clipped_gain < gain
 
 
-def sampling_weights(old: torch.Tensor, sampler: torch.Tensor, most: float) -> torch.Tensor:
-    """min(exp(old - sampler), most): what a token counts that the sampler drew, without a gradient.
+def sampling_weights(old: torch.Tensor, sampled: torch.Tensor, most: float) -> torch.Tensor:
+    """min(exp(old - sampled), most): what a token counts that the sampler drew, without a gradient.
 
     Truncated importance sampling (Ionides, J. Comput. Graph. Stat. 17, 2008), for the difference
     between what samples and what trains (Yao et al., "Your Efficient RL Framework Secretly Brings
     You Off-Policy RL Training", 2025; they cut at 2, as TRL and verl do): other kernels, other
-    rounding, or weights one step old. old, sampler: log-probabilities of tokens or, as GSPO's
+    rounding, or weights one step old. old, sampled: log-probabilities of tokens or, as GSPO's
     ratio, means of a sequence.
     """
-    return (old - sampler).exp().clamp(max=most).detach()
+    return (old - sampled).exp().clamp(max=most).detach()
 
 
 def sampler_distances(
-    old: torch.Tensor, sampler: torch.Tensor, token_mask: torch.Tensor
+    old: torch.Tensor, sampled: torch.Tensor, token_mask: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Sums over tokens: of |old - sampler|, and of what k3 (Schulman, "Approximating KL
+    """Sums over tokens: of |old - sampled|, and of what k3 (Schulman, "Approximating KL
     divergence", 2020) says of KL(sampler || old); all (N,)."""
-    apart = old - sampler
+    apart = old - sampled
     return [(apart.abs() * token_mask).sum(), ((apart.expm1() - apart) * token_mask).sum()]
 
 
@@ -246,12 +245,12 @@ def policy_loss(
     n_tokens: float,
     n_rows: float,
     cfg: RlConfig,
-    sampler: torch.Tensor | None = None,
+    sampled: torch.Tensor | None = None,
 ) -> tuple:
     """(loss, share of tokens or, for GSPO, sequences that are clipped): this pass's part; scalars.
 
     logprobs, old, reference (N,): of the present, the sampling and the stage's first policy.
-    sampler (N,): as the sampler computed old; needed for cfg.tis alone.
+    sampled (N,): as the sampler computed old; needed for cfg.tis alone.
     advantage, loss_mask (R,): of each response.
     n_tokens, n_rows: those in the loss, in the whole step on all ranks.
 
@@ -268,12 +267,12 @@ def policy_loss(
         losses, clipped = surrogate(new_mean, old_mean, advantage, cfg)  # (R,)
         shares = loss_mask / n_rows
         if cfg.tis:
-            sampler_mean = loop.sum_per_sequence(sampler, rows, n) / lengths
-            losses = losses * sampling_weights(old_mean, sampler_mean, cfg.tis)
+            sampled_mean = loop.sum_per_sequence(sampled, rows, n) / lengths
+            losses = losses * sampling_weights(old_mean, sampled_mean, cfg.tis)
     else:
         losses, clipped = surrogate(logprobs, old, advantage[sequence], cfg)  # (N,)
         if cfg.tis:
-            losses = losses * sampling_weights(old, sampler, cfg.tis)
+            losses = losses * sampling_weights(old, sampled, cfg.tis)
         shares = {
             "dapo": loss_mask / n_tokens,
             "grpo": loss_mask / (n_rows * lengths),
@@ -361,15 +360,15 @@ def train_step(
         loss_mask = torch.tensor([rollout.loss_mask for rollout in rollouts]).to(current)  # (R,)
         old = current if batch.old is None else batch.old[i]
         reference = None if batch.reference is None else batch.reference[i]
-        sampler = torch.tensor(flatten(rollout.logprobs for rollout in rollouts)).to(current)
+        sampled = torch.tensor(flatten(rollout.logprobs for rollout in rollouts)).to(current)
         loss, clipped = policy_loss(
-            logprobs, old, rows, advantage, loss_mask, reference, n_tokens, n_rows, cfg, sampler)
+            logprobs, old, rows, advantage, loss_mask, reference, n_tokens, n_rows, cfg, sampled)
         (loss * dist.world).backward()
-        mismatch = max(mismatch, (current - sampler).abs().max().item())
+        mismatch = max(mismatch, (current - sampled).abs().max().item())
         token_mask = loss_mask[rows["sequence"]]
         masked_entropy = (entropy.detach() * token_mask).sum()
         sums = [loss.detach(), clipped, masked_entropy, token_mask.sum()]
-        totals += torch.stack(sums + sampler_distances(old, sampler, token_mask)).double()
+        totals += torch.stack(sums + sampler_distances(old, sampled, token_mask)).double()
     loss, clipped, entropy, n, apart, k3 = dist.sum(*totals.tolist())
     mismatches = dist.gather({dist.rank: mismatch})
     metrics = {

@@ -65,8 +65,8 @@ class Rollout:
 class Judges:
     """Who scores what rules cannot."""
     reward_model: RewardModel | None = None  # compares responses; loaded in stages that ask it …
-    verifier: object = None      # data.verify.agentic.Verifier: decides on answers in other forms
     reward_folder: Path | None = None        # … from here
+    verifier: object = None      # data.verify.agentic.Verifier: decides on answers in other forms
 
 
 def sample_rollouts(
@@ -191,19 +191,26 @@ def reply_text(text: str) -> str:
     return (after_thoughts(text) or "").strip()
 
 
-def is_acceptable(rollout: Rollout) -> bool:
-    """Whether a response has a reply; in `taste` the rule wants the right number, too."""
+def is_acceptable(rollout: Rollout, cfg) -> bool:
+    """Whether a compared response may earn: it has a reply, in `taste` with the right number; one
+    that was cut off may where cfg.cut_earns."""
+    if rollout.finish_reason != "stop" and not cfg.cut_earns:
+        return False
     if rollout.problem.family == "taste":
         return taste.is_correct(rollout.problem, rollout.text)
     return bool(reply_text(rollout.text))
+
+
+def is_compared(problem: Problem, stage) -> bool:
+    """Whether the reward model compares the responses to a problem; else a rule judges each."""
+    return stage.reward == "pairwise" and problem.family in COMPARED
 
 
 def split_groups(groups: list[list[Rollout]], stage) -> tuple[list, list]:
     """The groups that a rule judges, and those whose responses are compared."""
     by_rule, compared = [], []
     for group in groups:
-        is_compared = stage.reward == "pairwise" and group[0].problem.family in COMPARED
-        (compared if is_compared else by_rule).append(group)
+        (compared if is_compared(group[0].problem, stage) else by_rule).append(group)
     return by_rule, compared
 
 
@@ -242,7 +249,7 @@ def assign_rewards(
         can_tell = verdict.rewards.std() > verdict.disagreement
         rewards = verdict.rewards if can_tell else np.full(len(group), 0.5)
         for rollout, reward in zip(group, rewards):
-            rollout.reward = float(reward) if is_acceptable(rollout) else 0.0
+            rollout.reward = float(reward) if is_acceptable(rollout, cfg) else 0.0
     return [verdict.disagreement for verdict in verdicts]
 
 
@@ -261,7 +268,7 @@ def reward_rollouts(
     if stage.reward != "pairwise":
         return {}
     _, compared = split_groups(groups, stage)
-    rates = reference_win_rates(compared, reward_model, state.references)
+    rates = reference_win_rates(compared, reward_model, state.references, cfg)
     rubric = []
     for rollout in flatten(compared):
         if rollout.problem.family == "taste":
@@ -270,7 +277,7 @@ def reward_rollouts(
 
 
 def reference_win_rates(groups: list[list[Rollout]], reward_model: RewardModel | None,
-                        references: dict[str, str]) -> list[np.ndarray]:
+                        references: dict[str, str], cfg) -> list[np.ndarray]:
     """How surely each response beats its problem's reference; 0 for one that is not acceptable."""
     if not groups:
         return []
@@ -279,7 +286,8 @@ def reference_win_rates(groups: list[list[Rollout]], reward_model: RewardModel |
     for rollout in rollouts:
         question = rollout.problem.question
         comparisons.append((question, reply_text(rollout.text), references[question]))
-    rates = win_rates(reward_model, comparisons) * [is_acceptable(rollout) for rollout in rollouts]
+    may_earn = [is_acceptable(rollout, cfg) for rollout in rollouts]
+    rates = win_rates(reward_model, comparisons) * may_earn
     ends = np.cumsum([len(group) for group in groups])
     return np.split(rates, ends[:-1])
 
@@ -353,7 +361,7 @@ def measure_problems(
     keys = [problem.key for problem in problems]
     # until the stage's first checkpoint all of these may change
     settings = [str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples, cfg.temperature,
-                cfg.cut_earns]
+                cfg.max_new_tokens, cfg.cut_earns, cfg.verifier, str(judges.reward_folder)]
     name = f"{stage.name}-{common.hash_json(settings)}".replace(" ", "_")
     folder = run.folder / "filter"
     rows = dist.from_main(
@@ -387,15 +395,10 @@ def sample_and_measure(
     numbers: of the problems in the stage; they alone decide the draws, whoever samples what.
     """
     n_samples, seed = cfg.filter_samples or 1, cfg.seed * 1_000_000
-    greedy_cfg = dataclasses.replace(cfg, temperature=0.0)
+    # before the samples, for a sampler answers one call at a time
+    references = greedy_replies(sampler, tokenizer, problems, cfg, stage)
     for batch in sample_rollouts(sampler, tokenizer, problems, n_samples, cfg, seed, numbers):
-        groups = list(batch.values())
-        compared = [group[0].problem for group in split_groups(groups, stage)[1]]
-        replies = in_order(sample_rollouts(sampler, tokenizer, compared, 1, greedy_cfg, 0))
-        references = {}
-        for (greedy,) in replies:
-            references[greedy.problem.question] = reply_text(greedy.text)
-        means = mean_rewards(groups, stage, judges, cfg, references)
+        means = mean_rewards(list(batch.values()), stage, judges, cfg, references)
         rows = []
         for place in batch:
             problem = problems[place]
@@ -403,6 +406,18 @@ def sample_and_measure(
             mean = means[problem.key]
             rows.append({"number": numbers[place], "mean": mean, "reference": reference})
         yield rows
+
+
+def greedy_replies(sampler, tokenizer, problems: list[Problem], cfg, stage) -> dict[str, str]:
+    """{question: the policy's greedy reply} of the compared problems."""
+    compared = [problem for problem in problems if is_compared(problem, stage)]
+    if not compared:
+        return {}
+    greedy_cfg = dataclasses.replace(cfg, temperature=0.0)
+    replies = {}
+    for (greedy,) in in_order(sample_rollouts(sampler, tokenizer, compared, 1, greedy_cfg, 0)):
+        replies[greedy.problem.question] = reply_text(greedy.text)
+    return replies
 
 
 def mean_rewards(
@@ -415,7 +430,7 @@ def mean_rewards(
     for group in by_rule:
         of_group = [next(rewards) for _ in group]
         values.append([reward for reward in of_group if reward is not None])
-    values += reference_win_rates(compared, judges.reward_model, references)
+    values += reference_win_rates(compared, judges.reward_model, references, cfg)
     means = {}
     for group, numbers in zip(by_rule + compared, values):
         means[group[0].problem.key] = float(np.mean(numbers)) if len(numbers) else None

@@ -44,7 +44,7 @@ from generate import Sample, decode_answer
 from model import meta_model
 from sampler import Served, open_checkpoint, open_sampler, share_missing
 
-CHUNK = 64  # problems that share a seed
+CHUNK = 64  # problems that share a seed where no server answers
 
 # --------------------------------------------------------------------------------------------------
 # Settings
@@ -187,17 +187,18 @@ def sample_checkpoint(
         lambda: {row["number"] for row in common.read_kept_lines(folder, name)})
     servers = cfg.teacher_servers if who == "teacher" else cfg.student_servers
     numbers = range(len(problems))
-    missing = share_missing(numbers, kept, dist)
-    if missing:
+    if servers:
+        pieces = share_missing(numbers, kept, dist)
+    else:
+        size = dist.piece_size(min(CHUNK, len(problems)), cfg.n_samples, cfg.max_rows)
+        pieces = []
+        for chunk in common.cut(numbers, CHUNK):
+            pieces += [piece for piece in common.cut(chunk, size) if not kept.issuperset(piece)]
+    if pieces:  # else the checkpoint need not be loaded
         weights = Path(cfg.served_weights or out / "served") if who == "student" else None
         sampler, tokenizer = open_checkpoint(
             source, servers, dist, getattr(torch, cfg.dtype), weights)
-    if not servers:
-        size = dist.piece_size(min(CHUNK, len(problems)), cfg.n_samples, cfg.max_rows)
-        missing = []
-        for chunk in common.cut(numbers, CHUNK):
-            missing += [piece for piece in common.cut(chunk, size) if not kept.issuperset(piece)]
-    for piece in dist.hand_out(missing, f"samples of the {who}"):
+    for piece in dist.hand_out(pieces, f"samples of the {who}"):
         seed, places = cfg.seed * 1_000_000, piece
         if not servers:
             seed, places = seed + piece[0] // CHUNK, [number % CHUNK for number in piece]
@@ -232,11 +233,13 @@ def evaluate_teacher(run: loop.Run, teacher: Teacher | None) -> None:
     sampler, tokenizer = open_checkpoint(
         source, run.cfg.teacher_servers, run.dist, getattr(torch, run.cfg.dtype))
     settings = dataclasses.replace(
-        run.config.evaluate, prompt_format="chat", system=run.cfg.teacher_system)
+        run.config.evaluate, tasks=run.eval_tasks, prompt_format="chat",
+        system=run.cfg.teacher_system)
     made_by = run.dist.from_main(lambda: loop.weights_key(source, run.cfg.dtype))
     folder = run.folder / loop.KEPT_SAMPLES
     known = {} if run.cfg.teacher_servers else loop.read_known_scores(source, run.dist)
-    scores = evaluate(sampler, tokenizer, settings, run.dist, folder, made_by, known=known)
+    scores = evaluate(
+        sampler, tokenizer, settings, run.dist, folder, made_by, run.verifier, known=known)
     if not run.dist.is_main:
         return
     model = meta_model(hf.read_model_config(source))
@@ -311,7 +314,7 @@ class Choices:
     """What was chosen among the samples of one checkpoint, and what they were like."""
     chosen: dict[int, dict | None]  # problem's number -> the sample, or None for none
     n_samples: Counter              # by task
-    n_right: Counter                # those with any score
+    n_right: Counter                # those that score above 0
     n_tokens: int
 
 

@@ -1,8 +1,9 @@
 """Who answers prompts of token ids: generate.py in this process, or vLLM servers beside it.
 
 A phase has one sampler: `update(model, step)` gives it the weights of now, and `sample(prompts, …)`
-yields {place of a prompt: its n Samples} as they come. Servers are sent token ids and return ids,
-so that nothing is decoded and encoded again; docs/SCALING.md says how they are started.
+yields {place of a prompt: its n Samples} as they come; `pieces(…)` cuts work for the ranks. Servers
+are sent token ids and return ids, so that nothing is decoded and encoded again; docs/SCALING.md
+says how they are started.
 
 Shapes: K likeliest tokens of the probe, V vocabulary.
 """
@@ -46,6 +47,7 @@ class Embedded:
 
     def pieces(self, items: Sequence[int], done: Collection[int], n: int, max_rows: int,
                dist: common.Dist) -> list[Sequence[int]]:
+        """What the ranks are handed out: pieces of the items, but for those that are all done."""
         return fixed_pieces(items, done, n, PIECE_FILLS * max_rows, dist)
 
     def sample(self, prompts: list[list[int]], n: int = 1, *, max_rows: int = 256,
@@ -271,6 +273,7 @@ class Served:
 
     def pieces(self, items: Sequence[int], done: Collection[int], n: int, max_rows: int,
                dist: common.Dist) -> list[Sequence[int]]:
+        """One piece for each rank: all that is not done is asked at once."""
         return share_missing(items, done, dist)
 
     def sample(self, prompts: list[list[int]], n: int = 1, *, max_new_tokens: int = 128,
@@ -341,7 +344,8 @@ class Served:
             try:
                 return await self._complete(server, client, body, read)
             except self.llm.NoAnswer as error:
-                n_failures += server.return_of is None and error.kind != "down"
+                if server.return_of is None and error.kind != "down":  # the server runs
+                    n_failures += 1
                 if n_failures == SAME_REQUEST:
                     raise UserError(str(error)) from None
                 self._lose(server, client, error)

@@ -57,13 +57,12 @@ class StageConfig:
     name: str
     lr: StartAndEnd              # learning rate at the start and at the end, as shares of sft.lr
     context: Count               # tokens a row
-    conversations: NonNegativeInt = 0  # of the stage, …
-    trained_tokens: NonNegativeInt = 0  # … or, in their place, tokens in the loss, …
-    mixture: dict[str, PositiveFloat] = field(default_factory=dict)  # … and each pool's share of
-                                                                     # the conversations: {pool:
-                                                                     # weight}
-    epochs: dict[str, PositiveFloat] = field(default_factory=dict)  # or, in place of these: {pool:
-                                                                    # epochs of the whole pool}
+    conversations: NonNegativeInt = 0  # conversations of the stage; or
+    trained_tokens: NonNegativeInt = 0  # its tokens in the loss; one of the two, with a mixture
+    mixture: dict[str, PositiveFloat] = field(default_factory=dict)  # {pool: its share of the
+                                                                     # stage's conversations}
+    epochs: dict[str, PositiveFloat] = field(default_factory=dict)  # in place of these three:
+                                                                    # {pool: epochs of it}
     curve: Curve = "linear"      # how the rate goes from start to end
     rope_theta: PositiveFloat | None = None  # rotary base from here on (ABF, arXiv 2309.16039);
                                              # None: as before

@@ -1,6 +1,8 @@
 """MFU: of a step whose FLOPs are known, on a device whose peak is known, in all five phases."""
 from settings import load_config
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,46 @@ def test_a_stage_has_its_own_micro_batches_and_recomputation():
 def test_bfloat16_is_slow_on_an_old_cpu(monkeypatch, device, capability, slow):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert common.computes_bfloat16_slowly(torch.device(device)) is slow
+
+
+def test_a_checkpoint_that_cannot_be_written_is_not_taken_for_the_newest(base, monkeypatch):
+    """An evaluation follows the end of the first stage, which found no room on the disk."""
+    mini_phases.prepare(base)
+    save, steps = common.save_checkpoint, []
+
+    def no_room_once(dist, folder, step, *rest):
+        steps.append(step)
+        return None if len(steps) == 1 else save(dist, folder, step, *rest)
+
+    monkeypatch.setattr(common, "save_checkpoint", no_room_once)
+    stage = dict(lr=[1, 1], context=256, epochs=dict(talks=1))
+    stages = [dict(name="a", **stage), dict(name="b", **stage)]
+    base.call(sft.main, *mini_phases.command("sft", "no-room"), f"--sft.stages={stages}",
+              "--sft.eval_problems=2", "--evaluate.n_problems=2", "--evaluate.max_new_tokens=4",
+              "--sft.prompts=[]", "--sft.compare=False")
+    folder = base.folder / "out/no-room/sft"
+    kept = [common.read_meta(path)["step"] for path in common.list_checkpoints(folder)]
+    scored = [line["step"] + 1 for line in common.read_metrics(folder) if "scores" in line]
+    assert kept == [steps[-1]] and scored == [steps[0], steps[-1]]
+
+
+def test_only_what_was_given_is_said_to_have_no_effect(capsys):
+    cfg = rl.RlConfig(stages=[], filter_samples=0)
+    run = SimpleNamespace(phase="rl", cfg=cfg, eval_tasks=["math"],
+                          dist=common.Dist(0, 1, torch.device("cpu"), None))
+    loop.say_unused(run, {"keep_between": "filter_samples is 0"})
+    assert capsys.readouterr().out == ""
+    cfg.keep_between = [0.2, 0.9]
+    loop.say_unused(run, {"keep_between": "filter_samples is 0"})
+    assert capsys.readouterr().out == (
+        "note: rl.keep_between has no effect: filter_samples is 0\n")
+
+
+def test_an_answer_has_the_thoughts_that_its_prompt_began(monkeypatch):
+    """As templates do whose prompt ends with <think>."""
+    answer = SimpleNamespace(tokens=[1])
+    monkeypatch.setattr(loop, "sample", lambda *_, **settings: [[answer]])
+    monkeypatch.setattr(loop, "decode_answer",
+                        lambda tokens, tokenizer, prompt=(): f"{list(prompt)} {tokens}")
+    tokenizer = SimpleNamespace(stop_ids=())
+    assert loop.continue_prompts(None, tokenizer, [[7, 8]], 0) == ["[7, 8] [1]"]

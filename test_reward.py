@@ -360,6 +360,8 @@ def test_grades_by_hand():
         "matched length": 0.0,
         "pairs": 4,
     }
+    undecided = lambda asked: np.full(len(asked), 0.5)  # too long for the context, say
+    assert grade(undecided, held_out)["orders agree"] == 0
 
 
 # ---- whole runs

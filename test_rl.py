@@ -600,6 +600,21 @@ def test_what_a_response_that_was_cut_off_earns(cut_earns, earned):
     assert [r.loss_mask for r in group] == [1, 0]
 
 
+def test_a_compared_response_that_was_cut_off_may_earn_nothing():
+    """In its group and in the filter."""
+    number = TASTE[0].extra["number"]
+    references = {TASTE[0].question: f"Answer: {number} a"}
+    texts = [f"Answer: {number} {word}" for word in ("bb", "ccc")]
+    for cut_earns in (True, False):
+        cfg = settings(cut_earns=cut_earns)
+        group = [rollout(problem=TASTE[0], text=texts[0]),
+                 rollout(problem=TASTE[0], text=texts[1], finish_reason="length")]
+        [rates] = rollouts.reference_win_rates([group], Fake(), references, cfg)
+        rollouts.assign_rewards([group], PAIRWISE, Judges(Fake()), cfg, 0)
+        assert rates.tolist() == [1, cut_earns]
+        assert (group[1].reward > 0) == cut_earns
+
+
 class Fake:
     """A judge that likes the longer text, and the first one by `bias`; asked: what it was shown."""
 
@@ -678,7 +693,7 @@ def test_requests_without_a_rule_need_a_reply_alone():
         "<think>\n?\n</think>\n\nPoem.",
         "<think>\n\n</think>\n\n ",
     ]
-    assert [rollouts.is_acceptable(rollout(problem=ask, text=text)) for text in replies] == [
+    assert [rollouts.is_acceptable(rollout(problem=ask, text=text), settings()) for text in replies] == [
         True,
         False,
         True,
@@ -713,7 +728,7 @@ def test_a_judge_that_contradicts_itself_is_not_followed():
 def test_wins_against_a_reference():
     group, number = taste_group("a", "bb", "ccc"), TASTE[0].extra["number"]
     found = rollouts.reference_win_rates(
-        [group, group[1:]], Fake(), {TASTE[0].question: f"Answer: {number} xx"}
+        [group, group[1:]], Fake(), {TASTE[0].question: f"Answer: {number} xx"}, settings()
     )
     assert [x.tolist() for x in found] == [[0, 0.5, 1, 0], [0.5, 1, 0]]
 
@@ -826,6 +841,34 @@ def test_the_filter_of_comparisons_takes_the_greedy_response_for_reference(monke
         fake_run(tmp_path), Embedded(), settings(filter_samples=4), stage, Judges(Fake()))
     assert kept == [problems[1]]
     assert references == {q.question: f"Answer: {q.extra['number']} ccc" for q in problems}
+
+
+def test_a_sampler_answers_one_call_at_a_time(monkeypatch, tmp_path):
+    """The greedy replies are there before the samples are asked for; rules need none."""
+    calls = []
+
+    def drawn(sampler, tokenizer, some, n, p, seed, numbers=None):
+        calls.append(f"begins {n}")
+        text = "Answer: 1"
+        yield {place: [rollout(problem=q, text=text)] * n for place, q in enumerate(some)}
+        calls.append(f"ends {n}")
+
+    monkeypatch.setattr(rollouts, "sample_rollouts", drawn)
+    monkeypatch.setattr(rollouts, "task_prompt", lambda problem, *_: [1] * 5)
+    cfg = settings(filter_samples=4, keep_between=[-1, 2])
+    asked = {"pairwise": ["begins 1", "ends 1", "begins 4", "ends 4"],
+             "verified": ["begins 4", "ends 4"]}
+    for reward, expected in asked.items():
+        stage = StageConfig(reward, {"taste": 3}, 1, reward=reward)
+        rollouts.filter_problems(fake_run(tmp_path), Embedded(), cfg, stage, Judges(Fake()))
+        assert calls == expected
+        calls.clear()
+
+
+def test_what_the_filter_found_is_of_its_settings(monkeypatch, tmp_path):
+    """A run that was killed after the filter goes on with longer answers: all is asked again."""
+    assert filtered(monkeypatch, tmp_path, [right(2, 2), right(1, 2)], max_new_tokens=9) == [1]
+    assert filtered(monkeypatch, tmp_path, [right(1, 2), right(2, 2)], max_new_tokens=10) == [0]
 
 
 def test_the_filter_leaves_out_what_is_too_long(monkeypatch, tmp_path):
