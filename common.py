@@ -32,7 +32,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-# Read when CUDA starts: without it what rows leave behind in the cache stays in pieces.
+# Read when CUDA starts. Without it, batches of many sizes leave the allocator's cache in pieces.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
@@ -51,7 +51,7 @@ from tqdm import tqdm
 
 import untrusted
 
-# of a checkpoint of one process
+# What dcp.save says each time where one process saves without a group.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
@@ -209,9 +209,9 @@ class Dist:
         bar = progress_bar(total=len(pieces), desc=desc, unit="piece", delay=10,
                            disable=not self.is_main)
         with self.leaving_at_once(), bar:
-            for turn in range(len(pieces)):
-                if self.world > 1:
-                    turn = self.store.add(name, 1) - 1
+            for count in range(len(pieces)):
+                # alone we take them in order; else the store counts the turns of all ranks
+                turn = count if self.world == 1 else self.store.add(name, 1) - 1
                 if turn >= len(pieces):
                     break
                 bar.update(turn - bar.n)  # what all ranks have done, but for those at work
@@ -337,11 +337,16 @@ def set_gradient_sync(model, last_micro_batch: bool) -> None:
 
 def adamw(model, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, not on norms and embeddings (our choice)."""
-    decay, plain = [], []
+    decay, no_decay = [], []
     for name, parameter in model.named_parameters():
-        (plain if parameter.ndim < 2 or "embed_tokens" in name else decay).append(parameter)
-    assert len(decay) + len(plain) == len(list(model.parameters()))
-    groups = [dict(params=decay, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
+        if parameter.ndim < 2 or "embed_tokens" in name:
+            no_decay.append(parameter)
+        else:
+            decay.append(parameter)
+    groups = [
+        dict(params=decay, weight_decay=weight_decay),
+        dict(params=no_decay, weight_decay=0.0),
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
@@ -393,11 +398,20 @@ def save_checkpoint(
             return None
     if dist.is_main:
         _put_in_place(aside, final)
-        for path in list_checkpoints(folder)[max(1, keep):]:
-            if not (path / "meta.json").is_file() or not read_meta(path).get("keep"):
+        found = list_checkpoints(folder)  # newer ones are damaged, or the run would go on from them
+        for path in found[found.index(final) + max(1, keep):]:
+            if not _is_kept_for_good(path):
                 shutil.rmtree(path, ignore_errors=True)
     dist.wait()
     return final
+
+
+def _is_kept_for_good(path: Path) -> bool:
+    """Whether a checkpoint stays whatever `keep` says; one whose meta.json is damaged does not."""
+    try:
+        return bool(read_meta(path).get("keep"))
+    except UserError:
+        return False
 
 
 def _state(model, optimizer) -> dict:
@@ -562,6 +576,9 @@ def _fingerprint(path: Path) -> list[int]:
             crc = zlib.crc32(piece, crc)
     return [path.stat().st_size, crc]
 
+
+# --------------------------------------------------------------------------------------------------
+# Files: locks, whole writes, lines that are kept
 
 @contextmanager
 def naming(path: Path):
@@ -859,6 +876,9 @@ def describe_machine(device: torch.device) -> str:
 
 def current_commit() -> str:
     """The commit that the code runs from, marked where the code differs; '' outside a checkout."""
+    if not shutil.which("git"):  # as in most containers
+        return ""
+
     def git(*command: str) -> str:
         where = ["git", "-C", Path(__file__).parent]
         return subprocess.run([*where, *command], capture_output=True, text=True).stdout.strip()

@@ -36,7 +36,7 @@ import generate
 import hf
 from data.chat import template
 from data.tasks import registry
-from data.tasks.problem import FAMILIES, GENERATED, Problem, document_prompt, final_answer, to_chat
+from data.tasks.problem import FAMILIES, GENERATED, Problem, answer_line, document_prompt, to_chat
 from sampler import fixed_pieces, open_checkpoint
 
 
@@ -206,7 +206,7 @@ def ask_server(server: Callable, prompts: list, pairs: list[tuple[int, int]], k:
 def score_batch(task: str, problems: list[Problem], prompts: list, answers: dict, tokenizer,
                 verifier=None) -> dict[tuple[int, int], dict]:
     """The rows of a batch: of each sample all that is kept, its reward included."""
-    offered_answer = getattr(registry.family(task), "offered", final_answer)
+    offered_answer = getattr(registry.family(task), "offered", answer_line)
     responses = [text or "" for text, _, _ in answers.values()]
     scores = registry.scores([problems[i] for i, _ in answers], responses, verifier)
     rows = {}

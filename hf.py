@@ -81,7 +81,7 @@ def load_initial_weights(dist: Dist, model: Transformer, tokenizer: Tokenizer,
         ends = [tokenizer.pieces[i].decode() for i in (their_tokenizer.eot, tokenizer.eot)]
         print(f"note: documents of {folder} end with {ends[0]}, of this run with {ends[1]}; "
               f"tokenizer.eot={ends[0]} goes on as they did")
-    _load_weights(dist, model, folder)
+    _load_weights(dist, model, folder, checked=True)  # resolve_checkpoint has read the files
     return theirs["rope_theta"]
 
 
@@ -141,7 +141,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     values = common.read_meta(folder).get("model", {})
     values |= {"kernels": "auto"}  # this machine may not be that one
     cfg = from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
-    _check_values(folder / "meta.json", dataclasses.asdict(cfg), dict(zip(HF_NAMES, HF_NAMES)))
+    own_names = {name: name for name in HF_NAMES}
+    _check_values(folder / "meta.json", dataclasses.asdict(cfg), own_names)
     return cfg
 
 
@@ -243,9 +244,10 @@ def _template_from_hf(folder: Path):
 
 
 def _template_texts(folder: Path) -> tuple[dict | None, str]:
-    """A folder's chat templates by name, as transformers looks for them, and the file.
+    """A folder's chat templates by name, and the file.
 
-    A file of its own goes before tokenizer_config.json, where it may be one or a list of several.
+    As in transformers a file of its own goes before tokenizer_config.json, where it may be one or a
+    list of several. What stands in additional_chat_templates/ is not read: see notes_on.
     """
     if (folder / "chat_template.jinja").exists():
         try:
@@ -336,6 +338,9 @@ def notes_on(folder: Path, tokenizer: Tokenizer) -> list[str]:
         lines = [f"chats have our own form, ChatML, and not that of {folder / file}"]
     else:
         lines = [f"{folder} has no chat template: chats have our own form, ChatML"]
+    if (folder / "additional_chat_templates").is_dir():
+        lines.append(f"{folder / 'additional_chat_templates'} is not read: chats with tools have "
+                     "the form of all others")
     names = {i: name for name, i in tokenizer.special.items()}
     ends = {}
     for name in CONFIGS:
@@ -467,7 +472,7 @@ def config_from_hf(folder: Path) -> ModelConfig:
             raise UserError(f"{file}: {HF_NAMES[ours]} is missing")
     values.setdefault("n_kv_heads", values["n_heads"])
     if "head_dim" not in values:
-        _check_values(file, values, HF_NAMES)
+        _check_values(file, values, HF_NAMES)  # before these two are divided
         values["head_dim"] = values["hidden_size"] // values["n_heads"]
     _check_values(file, values, HF_NAMES)
     return from_dict(ModelConfig, values, str(file))
@@ -609,10 +614,10 @@ def _open_safetensors(folder: Path) -> dict:
         if single.exists():
             names = {single.name}
         else:
-            names = untrusted.read_json(folder, index.name).get("weight_map")
-            if not isinstance(names, dict):
+            weight_map = untrusted.read_json(folder, index.name).get("weight_map")
+            if not isinstance(weight_map, dict):
                 raise ValueError(f"{index.name} has no weight_map")
-            names = dict.fromkeys(map(str, names.values()))
+            names = {str(name) for name in weight_map.values()}
         for name in sorted(names):
             file = safe_open(untrusted.file_inside(folder, name), framework="pt")
             files |= dict.fromkeys(file.keys(), file)
@@ -803,8 +808,9 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict:
     our training, whatever the file said; chat templates are exempt from it.
     """
     spec = fill_gaps(json.loads(tokenizer.json))
-    spec["added_tokens"] = [token | {"normalized": False} if token["content"] in tokenizer.special
-                            else token for token in spec["added_tokens"]]
+    for token in spec["added_tokens"]:
+        if token["content"] in tokenizer.special:
+            token["normalized"] = False
     begin, special_tokens = [], {}
     for name, i in tokenizer.special.items():
         if i == tokenizer.opening:

@@ -270,7 +270,8 @@ def start(phase: str, config: SimpleNamespace, dist: Dist, default_source: str,
           unused: dict[str, str] = {}) -> Run:
     """A phase's run: its folder locked, its source found, no model yet (load_or_resume makes it).
 
-    The tokenizer is the source's, or the config's. unused: settings that have no effect beside the others, each with the reason.
+    The tokenizer is the source's, or the config's. unused: settings that have no effect beside the
+    others, each with the reason.
     """
     source = hf.resolve_checkpoint(dist, config.init_from or default_source, config.out)
     tokenizer_file = Path(config.tokenizer.path or source / "tokenizer.json")

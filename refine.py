@@ -30,17 +30,10 @@ import numpy as np
 import common
 from common import UserError
 from data.chat.conversations import normalize
+from data.chat.template import split_thoughts
 from data.llm import LLM, cached
 from data.refine import checklist, practice, trial
-from data.refine.refinement import (
-    Case,
-    Settings,
-    nth_draw,
-    reconstruct,
-    refine,
-    split_thoughts,
-    with_usage,
-)
+from data.refine.refinement import Case, Settings, nth_draw, reconstruct, refine, with_usage
 from data.tasks import pages, registry
 from data.tasks.problem import Problem, between, seeded_rng
 from data.text import sources

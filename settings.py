@@ -121,7 +121,7 @@ def read_value(name: str, value, hint):
             note = f" (no number may be beyond {LARGEST:.0e})"
         raise UserError(f"{name} must be {describe(hint)}{note}, not {shorten(value)}")
     if origin is list:
-        return [read_value(f"{name}[{i}]", item, *inner[:1]) for i, item in enumerate(value)]
+        return [read_value(f"{name}[{i}]", item, inner[0]) for i, item in enumerate(value)]
     if origin is dict:
         return {key: read_value(f"{name}[{key!r}]", item, inner[1]) for key, item in value.items()}
     return read
@@ -285,8 +285,8 @@ def load_config(
         section, key, text = parse_argument(argument)
         if section:
             if section not in raw:
-                hint = nearest(section, SECTIONS)
-                raise UserError(f"unknown section {section!r} in {argument!r}{hint}")
+                suggestion = nearest(section, SECTIONS)
+                raise UserError(f"unknown section {section!r} in {argument!r}{suggestion}")
             if section in sections:  # another script's setting may stand in the command
                 raw[section][key] = parse_text(text, hint_of(sections[section], key))
         else:
@@ -309,10 +309,11 @@ def read_option(argument: str, key: str, text: str, flags: dict, options: tuple,
         if name in OPTIONS:
             raise UserError(f"{script_name()} takes no --{name}")
         owners = [section for section, cls in sections.items() if hint_of(cls, key)]
-        hint = nearest(key, [*options, *flags, *sections])
+        suggestion = nearest(key, [*options, *flags, *sections])
         if owners:
-            hint = f"; did you mean {' or '.join(f'--{owner}.{key}' for owner in owners)}?"
-        raise UserError(f"unknown option {argument!r}{hint}")
+            settings = " or ".join(f"--{owner}.{key}" for owner in owners)
+            suggestion = f"; did you mean {settings}?"
+        raise UserError(f"unknown option {argument!r}{suggestion}")
     value = read_value(f"--{name}", parse_text(text, OPTION_TYPES[name]), OPTION_TYPES[name])
     if name == "run" and (not value.strip("./") or value.startswith("/") or ".." in value):
         raise UserError(f"--run must be the name of a folder under out/, not {value!r}")

@@ -117,6 +117,27 @@ def test_a_checkpoint_that_is_written_again_is_never_absent(saved, monkeypatch):
     assert common.read_meta(folder / "step_00000003")["again"]
 
 
+def test_a_run_that_went_on_from_behind_a_damaged_checkpoint_keeps_what_it_writes(saved):
+    """Step 3 is damaged, so the run goes on from 1: 2 is its newest, whatever the number says."""
+    folder, model, optimizer = saved
+    damaged = next((folder / "step_00000003").glob("*.distcp"))
+    damaged.write_bytes(b"")
+    assert common.find_checkpoint(D, folder).name == "step_00000001"
+    save = lambda step: common.save_checkpoint(
+        D, folder, step, model, optimizer, {}, folder / "tokenizer.json", keep=1)
+    assert save(2) == folder / "step_00000002"
+    assert common.find_checkpoint(D, folder).name == "step_00000002"
+    (folder / "step_00000002" / "meta.json").write_text("{")  # torn: in the way of no later save
+    save(4)
+    assert [p.name for p in common.list_checkpoints(folder)] == ["step_00000004", "step_00000001"]
+
+
+def test_a_machine_without_git_has_no_commit(monkeypatch):
+    assert common.current_commit()
+    monkeypatch.setenv("PATH", "")
+    assert common.current_commit() == ""
+
+
 def test_a_checkpoint_before_the_first_step_has_no_optimizer_state(tmp_path):
     """torch would make one, by a step: with it the steps to come are others (pytorch #164929)."""
     (tmp_path / "tokenizer.json").write_text("{}")

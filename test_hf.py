@@ -379,7 +379,9 @@ def test_what_is_said_of_others_folders(tokenizer, tmp_path):
         generation_config={"eos_token_id": [end, other], "temperature": 0.7, "top_k": 20,
                            "do_sample": True, "repetition_penalty": 1.1, "min_p": 0.0})
     ours = hf.load_tokenizer(folder)
-    no_template, ends = hf.notes_on(folder, ours)
+    (folder / "additional_chat_templates").mkdir()
+    no_template, more, ends = hf.notes_on(folder, ours)
+    assert more.startswith(f"{folder}/additional_chat_templates is not read: ")
     assert no_template == f"{folder} has no chat template: chats have our own form, ChatML"
     assert "</s> <|im_end|> in generation_config.json; </s> in config.json" in ends
     assert {end, other} <= set(ours.stop_ids)

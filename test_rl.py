@@ -693,7 +693,8 @@ def test_requests_without_a_rule_need_a_reply_alone():
         "<think>\n?\n</think>\n\nPoem.",
         "<think>\n\n</think>\n\n ",
     ]
-    assert [rollouts.is_acceptable(rollout(problem=ask, text=text), settings()) for text in replies] == [
+    cfg = settings()
+    assert [rollouts.is_acceptable(rollout(problem=ask, text=text), cfg) for text in replies] == [
         True,
         False,
         True,

@@ -20,8 +20,9 @@ import sys
 from pathlib import Path
 
 MOST_JSON = 64 << 20      # bytes of a JSON file; parsed, it may take 28 times as many
-FINE = "fine"             # what a process says that came to its end; its exit code would not do: a
-                          # parent that ignores its children's ends always gets 0
+# What call_apart's process prints where all went well. Its exit code would not do: a parent that
+# ignores SIGCHLD always gets 0.
+FINE = "fine"
 
 
 def file_inside(folder: Path, name: str) -> Path:

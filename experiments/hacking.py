@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -59,7 +58,7 @@ def train_judge(judge: str) -> None:
 
 
 def train_policy(judge: str, seed: int) -> list[dict]:
-    """Trains a policy; returns and records the rows of measure_policy."""
+    """Trains a policy; returns the rows of measure_policy, with how it was made."""
     reward = "pairwise" if JUDGES[judge] else "verified"
     stage = dict(name="preference", problems=dict(taste=600), steps=N_STEPS, temperature=1.0,
                  lr=[2, 2], reward=reward)
@@ -73,10 +72,8 @@ def train_policy(judge: str, seed: int) -> list[dict]:
     if JUDGES[judge]:
         held_out = json.loads((judge_folder / "held_out.json").read_text())
         rows[0]["accuracy"] = held_out["accuracy"]
-    meta = common.read_meta(common.list_checkpoints(folder)[0])
-    for row in rows:
-        results.record("hacking", meta, **row)
-    return rows
+    made = results.describe_run(common.read_meta(common.list_checkpoints(folder)[0]))
+    return [made | row for row in rows]
 
 
 def measure_policy(judge: str, folder: Path) -> list[dict]:
@@ -170,11 +167,15 @@ def main():
     if not SOURCE.is_dir():
         raise UserError(f"there is no {SOURCE}: run `bash speedrun.sh` first")
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    policies = list(product(JUDGES, range(args.seeds)))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(train_judge, JUDGES))
-        row_lists = list(pool.map(train_policy, *zip(*policies)))
-    rows = [row for row_list in row_lists for row in row_list]
+        jobs = []
+        for judge in JUDGES:
+            jobs += [pool.submit(train_policy, judge, seed) for seed in range(args.seeds)]
+        rows = []
+        for job in jobs:
+            rows += job.result()
+    results.replace("hacking", rows)
     print(make_table(rows))
     print("picture:", plot_judges(rows, Path("out/hacking/hacking.png")))
 

@@ -16,6 +16,8 @@ seeds agree in sign.
 A run is kept under out/<name>/runs/ by the hash of its settings, the code and the data: nothing
 runs twice, and a killed experiment goes on. Arms that begin alike share that part.
 """
+from settings import read_config_file
+
 import argparse
 import hashlib
 import json
@@ -115,14 +117,19 @@ def run_script(command: list[str], output: TextIO) -> int:
 
 
 def hash_code_and_data(config: str, name: str, phase: str) -> str:
-    """Hash of all that a run depends on beside its settings: the code, the config, the data."""
+    """Hash of all that a run depends on beside its settings: the code, the config with what it
+    imports, the data, and the speedrun's checkpoints, which runs start from or ask."""
     program = (f"import sys, {phase}, evaluate\n"
                "for module in [*sys.modules.values()]: print(getattr(module, '__file__', None))")
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                              check=True, cwd=ROOT)
     modules = map(Path, set(process.stdout.splitlines()))
     code = sorted(path for path in modules if ROOT in path.parents)
-    hashes = [hash_file(path) for path in (Path(config), *code)]
+    hashes = [common.hash_json(read_config_file(Path(config)))]
+    hashes += [hash_file(path) for path in code]
+    if phase != "pretrain":  # a meta.json has the checksums of its checkpoint's files
+        metas = sorted(SPEEDRUN.glob("**/step_*/meta.json"))
+        hashes += [hash_file(path) for path in metas]
     folder = Path("out", name)
     for manifest in sorted(folder.glob("data/*/manifest.json")):
         shards = json.loads(manifest.read_text())["shards"]
@@ -175,6 +182,7 @@ def inherit(run: Run, folder: Path, others: list[tuple[Run, Path]]) -> None:
                 longest, source = shared, checkpoint
     if source:
         unfinished = folder / "pretrain.tmp"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a copy that was killed
         shutil.copytree(source, unfinished / source.name)
         unfinished.rename(folder / "pretrain")
 

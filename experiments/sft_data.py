@@ -2,17 +2,18 @@
 
     python -m experiments.sft_data --seeds 3     # after speedrun.sh; 27 minutes on 2 cores
 
-Responses to the same problems, made in several ways. (a) to (c) have all problems, (d) and (e)
-those that were reconstructed: to choose (b)'s and (c)'s by that would favour (c), whose answer it
-confirms. The first table has the same trained tokens for all arms, the second the same
-epochs of each arm's rows. See experiments/runner.py.
+Responses to the same problems, made in several ways. (a), (b) and (c) have all problems; (d) and
+(e) those whose chain of thought was reconstructed. To leave the others out of (b) and (c), too,
+would favour (c): a chain is kept only where it leads to (c)'s own answer. The first table has the
+same trained tokens for all arms, the second the same epochs of each arm's rows. See
+experiments/runner.py.
 """
 import json
 from pathlib import Path
 
 import common
 from common import UserError
-from data.refine.refinement import split_thoughts
+from data.chat.template import split_thoughts
 from experiments import runner
 from experiments.runner import SPEEDRUN, Experiment, Run, Train, call
 from experiments.stats import best_rates, compare, describe_rates

@@ -1,8 +1,10 @@
 """The arms share what they must, the statistics are scipy's, runs that begin alike share that."""
 from settings import from_dict, read_value
 
+import importlib
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,6 +123,8 @@ def test_a_run_goes_on_from_one_that_begins_alike(tmp_path, monkeypatch):
     a, c = (PretrainRun("t", "true", arm, 0, 1e-3, "dev", make_stages(arm, 0.02)) for arm in "ac")
     alone = runner.finish(replace(c, table="alone"), "c.py", version, [])
     others = [(run, run.folder(version)) for run in (a, c)]
+    killed = c.folder(version) / "pretrain.tmp"  # in the midst of the copy of what they share
+    (killed / "step_00000001").mkdir(parents=True)
     first = runner.finish(a, "c.py", version, others)
     shared = runner.finish(c, "c.py", version, others)
     assert "going on from" in (c.folder(version) / "log.txt").read_text()
@@ -139,6 +143,24 @@ def test_a_run_goes_on_from_one_that_begins_alike(tmp_path, monkeypatch):
         common.UserError, match="failed with exit code 2; .*log.txt ends with: error"
     ):
         runner.finish(replace(a, stages=("{}",)), "c.py", version, [])
+
+
+def test_a_result_is_of_the_config_and_of_the_checkpoints_it_starts_from(tmp_path, monkeypatch):
+    """What the config imports counts, and what the speedrun made, beside the settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a config's folder is put in front
+    Path("c.py").write_text("from parent import sft\n")
+    meta = Path("out/tiny/sft/step_00000009/meta.json")
+    meta.parent.mkdir(parents=True)
+    hashes = set()
+    for lr in (1, 2):
+        for checksum in (3, 4):
+            Path("parent.py").write_text(f"sft = dict(lr={lr})\n")
+            meta.write_text(f'{{"files": {checksum}}}')
+            monkeypatch.delitem(sys.modules, "parent", raising=False)
+            importlib.invalidate_caches()
+            hashes.add(runner.hash_code_and_data("c.py", "t", "sft"))
+    assert len(hashes) == 4
 
 
 def test_replies_of_the_sft_arms():

@@ -515,7 +515,7 @@ def _read_manifest(folder: Path) -> dict:
             n_bytes = np.dtype(kind).itemsize * manifest[size]
             if (folder / f"{file}.bin").stat().st_size != n_bytes:
                 return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):  # also one that older code wrote
         return {}
     return manifest
 

@@ -98,23 +98,24 @@ class ChatTemplate:
         """Messages of data/chat/template.py and tools, in OpenAI's form and marked."""
         if system not in ("", "released") and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
-        names = _names(tokenizer)
+        pattern = _control_pattern(tokenizer)
         queries = [i for i, message in enumerate(messages) if message["role"] == "user"]
         last_query = max(queries, default=-1)
         said = []
         for i, message in enumerate(messages):
-            new = {"role": message["role"], "content": _marked(message.get("content") or "", names)}
+            content = _marked(message.get("content") or "", pattern)
+            new = {"role": message["role"], "content": content}
             if message["role"] == "assistant":
-                reasoning = _marked(message.get("reasoning") or "", names)
+                reasoning = _marked(message.get("reasoning") or "", pattern)
                 if reasoning and self.reads_reasoning:
                     new |= dict.fromkeys(REASONING, reasoning)
                 elif reasoning and i > last_query:
                     new["content"] = f"<think>\n{reasoning}\n</think>\n\n{new['content']}"
                 calls = [_call(call) for call in message.get("tool_calls") or []]
                 if calls:
-                    new["tool_calls"] = _marked(calls, names)
+                    new["tool_calls"] = _marked(calls, pattern)
             said.append(new)
-        return said, _marked(list(tools), names)
+        return said, _marked(list(tools), pattern)
 
 
 @functools.lru_cache(8)
@@ -128,7 +129,7 @@ def try_templates(template_json: str) -> str:
 # A conversation as templates take it
 
 def tokens_of(*configs: dict) -> dict[str, str]:
-    """The names of TOKENS that a folder's configs give, the later ones first."""
+    """{name of TOKENS: the token}, as a folder's configs say; of two the later config counts."""
     tokens = {}
     for config in configs:
         for key in TOKENS:
@@ -149,7 +150,7 @@ def _call(call: dict) -> dict:
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _names(tokenizer) -> re.Pattern:
+def _control_pattern(tokenizer) -> re.Pattern:
     """Finds the control tokens of a text, the longer one where two begin alike."""
     return _any_of(tuple(tokenizer.special))
 
@@ -159,17 +160,17 @@ def _any_of(names: tuple[str, ...]) -> re.Pattern:
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
 
-def _marked(value, names: re.Pattern):
+def _marked(value, pattern: re.Pattern):
     """A JSON value with a mark in each control token's name."""
     if isinstance(value, str):
         value = value.replace(MARK, "\N{REPLACEMENT CHARACTER}")
-        if not names.search(value):
+        if not pattern.search(value):
             return value
-        return re.sub(f"(?={names.pattern})(.)", rf"\1{MARK}", value, flags=re.DOTALL)
+        return re.sub(f"(?={pattern.pattern})(.)", rf"\1{MARK}", value, flags=re.DOTALL)
     if isinstance(value, list):
-        return [_marked(item, names) for item in value]
+        return [_marked(item, pattern) for item in value]
     if isinstance(value, dict):
-        return {_marked(key, names): _marked(item, names) for key, item in value.items()}
+        return {_marked(key, pattern): _marked(item, pattern) for key, item in value.items()}
     return value
 
 
@@ -206,7 +207,7 @@ def _find_turn(chat: ChatTemplate, text: str, said: list[dict], i: int, tools: l
 
 def _first_stop(text: str, start: int, tokenizer) -> int:
     """The end of the first token that ends an answer; 0: there is none."""
-    for control in _names(tokenizer).finditer(text, start):
+    for control in _control_pattern(tokenizer).finditer(text, start):
         if tokenizer.special[control[0]] in tokenizer.stop_ids:
             return control.end()
     return 0
@@ -240,7 +241,7 @@ def _pieces(text: str, tokenizer) -> Iterator[tuple[int, str]]:
     What a control token takes of the blanks beside it ("lstrip", "rstrip") is in no piece.
     """
     start, strips = 0, False
-    for control in [*_names(tokenizer).finditer(text), None]:
+    for control in [*_control_pattern(tokenizer).finditer(text), None]:
         piece = text[start:control.start() if control else None]
         if strips:
             start += len(piece) - len(piece.lstrip())

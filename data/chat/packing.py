@@ -1,4 +1,5 @@
-"""Whole conversations packed into rows, and which rows each step takes: SFT's mixture.py.
+"""Whole conversations packed into rows, and which rows each step takes: for SFT what
+data/text/mixture.py is for pre-training.
 
 No conversation is split, none sees another (doc_start), and a batch is a pure function of (stage,
 step, rank, world size), so that a resumed run needs no saved iterator and any world size sees the

@@ -13,8 +13,7 @@ import numpy as np
 
 from common import UserError
 from data.chat import template
-from data.chat.template import after_thoughts
-from data.refine.refinement import split_thoughts
+from data.chat.template import after_thoughts, split_thoughts
 
 SIDES = ("chosen", "rejected")  # of a pair, in this order wherever both stand
 CHOSEN, REJECTED = 0, 1

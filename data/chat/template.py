@@ -361,19 +361,19 @@ def parse(answer: list[int], tokenizer) -> dict:
 def _split_calls(answer: list[int], tokenizer) -> tuple[list[str], list[dict]]:
     """The texts before, between and after an answer's calls, and the calls."""
     texts, calls = [], []
-    text, start = [], 0  # text: ids since the last call; start: where in it a block begins, 0: none
+    ids, start = [], 0  # ids: since the last call; start: where in them a block begins, 0: none
     for token in answer:
-        text.append(token)
+        ids.append(token)
         if token == tokenizer.special.get("<tool_call>"):
-            start = len(text)
+            start = len(ids)
         elif token == tokenizer.special.get("</tool_call>"):
-            call = _read_call(tokenizer.decode(text[start:-1])) if start else None
+            call = _read_call(tokenizer.decode(ids[start:-1])) if start else None
             if call:
-                texts.append(tokenizer.decode(text[:start - 1]))
+                texts.append(tokenizer.decode(ids[:start - 1]))
                 calls.append(call)
-                text = []
+                ids = []
             start = 0
-    return [*texts, tokenizer.decode(text)], calls
+    return [*texts, tokenizer.decode(ids)], calls
 
 
 def _read_call(text: str) -> dict | None:
@@ -403,3 +403,13 @@ def after_thoughts(response: str) -> str | None:
     """The text that is scored: after the last </think>; None for thoughts that never end."""
     text = response.rpartition("</think>")[2]
     return None if "<think>" in text else text
+
+
+def split_thoughts(response: str) -> tuple[str, str]:
+    """(chain of thought, content) of a response, without tags.
+
+    The chain is "" without thoughts, the content is "" if they never end.
+    """
+    content = after_thoughts(response)
+    chain = response if content is None else response.rpartition("</think>")[0]
+    return re.sub("</?think>", "", chain).strip("\n"), (content or "").strip("\n")

@@ -434,6 +434,9 @@ def test_made_again_when_and_only_when_something_changes(tmp_path, tokenizer, js
     with open(tmp_path / "pool" / "weights.bin", "r+b") as f:
         f.truncate(10)
     assert made(source)
+    for older in ("{}", "[]", "{"):  # as older code wrote it, or not whole
+        manifest.write_text(older)
+        assert made(source)
     good = tmp_path / "good.jsonl"
     good.write_text(json.dumps({"messages": [USER, ANSWER]}))
     assert made(source, {"path": str(good)}) and made({"path": str(good)})

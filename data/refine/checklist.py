@@ -23,7 +23,7 @@ from data.refine.refinement import Item
 from data.sets.programs import extract_program
 from data.tasks import code, form
 from data.tasks.math import NAMES
-from data.tasks.problem import Problem, final_answer, only_number
+from data.tasks.problem import Problem, answer_line, only_number
 from data.verify import answers, jail, sandbox
 from data.verify.symbolic import Failed
 
@@ -172,7 +172,7 @@ def last_result(text: str) -> str:
 
 
 def _check_answer(response: str) -> str:
-    result, answer = last_result(response), only_number(final_answer(response))
+    result, answer = last_result(response), only_number(answer_line(response))
     if result and answer and Fraction(result) != int(answer):
         return "The answer is not the last result."
     return ""
@@ -221,7 +221,9 @@ def _parse_expression(text: str) -> ast.expr | None:
 def find_program(response: str, name: str) -> str | None:
     """The program that defines the function: a fenced block or the text, or else made of an answer
     in x."""
-    problem = Problem("", "", "", (), "", 0, {"names": [name]})
+    # extract_program reads nothing of a problem but its extra
+    problem = Problem(family="", key="", question="", steps=(), answer="", level=0,
+                      extra={"names": [name]})
     program = extract_program(response, problem) or ""
     if re.search(rf"^(?:async +)?def +{name}\b|^{name} *=", program, re.MULTILINE):
         return program
@@ -232,7 +234,7 @@ def find_program(response: str, name: str) -> str | None:
 
 
 def _answered_expression(response: str) -> str:
-    return final_answer(response).removeprefix("return ").strip()
+    return answer_line(response).removeprefix("return ").strip()
 
 
 def _check_examples(
@@ -287,7 +289,7 @@ def compose_steps(chain: str) -> str:
     for name, step in re.findall(r"\b([a-z]) = (.{1,200}?)\.(?=\s+[a-z] = |\s*$)", chain):
         composed = re.sub(r"\b[a-z]\b", substitute, step)
         if len(composed) > 2000:                # steps may double each time
-            return "?"
+            return "?"  # no expression: whoever evaluates it fails
         expressions[name] = composed
     return composed
 
@@ -328,7 +330,7 @@ def _form_items(instruction: str) -> Iterator[Item]:
 
 
 def _check_form(kind: str, value: str | int, response: str) -> str:
-    reply = final_answer(response)
+    reply = answer_line(response)
     _, holds = form.CONSTRAINTS[kind]
     if reply and holds(reply, value):
         return ""
@@ -353,7 +355,7 @@ def _parse_json(text: str) -> object:
 
 
 def _check_call_in(instruction: str, response: str) -> str:
-    return check_call(instruction, _parse_json(final_answer(response)))
+    return check_call(instruction, _parse_json(answer_line(response)))
 
 
 def check_call(instruction: str, call: object) -> str:
@@ -412,7 +414,7 @@ def leads_to(instruction: str, chain: str, solution: str) -> bool | None:
 
 
 def _same_call(chain: str, solution: str) -> bool | None:
-    call, answered_call = call_from_steps(chain), _parse_json(final_answer(solution))
+    call, answered_call = call_from_steps(chain), _parse_json(answer_line(solution))
     if call is None:
         return None
     return json.dumps(call, sort_keys=True) == json.dumps(answered_call, sort_keys=True)
@@ -420,8 +422,9 @@ def _same_call(chain: str, solution: str) -> bool | None:
 
 def _same_program(chain: str, solution: str, inputs: list) -> bool | None:
     """Whether both give the same values, or fail, for all inputs; None: one fails for the first."""
-    by_chain = [_evaluate(compose_steps(chain), x) for x in inputs]
-    by_solution = [_evaluate(_answered_expression(solution), x) for x in inputs]
+    composed, answered = compose_steps(chain), _answered_expression(solution)
+    by_chain = [_evaluate(composed, x) for x in inputs]
+    by_solution = [_evaluate(answered, x) for x in inputs]
     if isinstance(by_chain[0], jail.Raised) or isinstance(by_solution[0], jail.Raised):
         return None
     for ours, theirs in zip(by_chain, by_solution):
@@ -433,7 +436,7 @@ def _same_program(chain: str, solution: str, inputs: list) -> bool | None:
 
 def _same_answer(chain: str, solution: str) -> bool | None:
     reached = last_result(chain) or answers.final_answer(chain)
-    stated = only_number(final_answer(solution)) or answers.final_answer(solution)
+    stated = only_number(answer_line(solution)) or answers.final_answer(solution)
     if not stated or not reached:
         return None
     with suppress(Failed):

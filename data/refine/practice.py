@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+from data.chat.template import split_thoughts
 from data.refine import refinement
 from data.refine.checklist import parse_offer, runnable_items
 from data.tasks import code, form, registry, tools
@@ -227,7 +228,7 @@ def _failed_items(problem: Problem, response: str) -> list[dict]:
             failed.append({"item": item.text, "critique": critique, "by": "program"})
     if failed:
         return failed
-    chain, _ = refinement.split_thoughts(response)
+    chain, _ = split_thoughts(response)
     critique = compare_steps(problem, chain) or "The answer is wrong."
     return [{"item": ITEMS[problem.family][0], "critique": critique, "by": "program"}]
 
@@ -300,7 +301,7 @@ def checklist_record(problem: Problem, prompts: dict) -> dict:
 
 def verdict_record(problem: Problem, response: str, prompts: dict) -> dict:
     """The verdict on the family's judged item alone: what programs check, they check."""
-    chain, _ = refinement.split_thoughts(response)
+    chain, _ = split_thoughts(response)
     critique = compare_steps(problem, chain)
     verdict = {"pass": False, "critique": critique} if critique else {"pass": True}
     text = refinement.visible_text(response, thoughts=True)

@@ -31,7 +31,7 @@ from typing import Annotated
 from tqdm import tqdm
 
 from common import UserError
-from data.chat.template import after_thoughts
+from data.chat.template import after_thoughts, split_thoughts
 from data.llm import LLM, first_json
 from data.verify import sandbox
 from data.verify.agentic import ask
@@ -174,16 +174,6 @@ def _fill(templates: dict, name: str, fields: dict) -> str:
 
 # --------------------------------------------------------------------------------------------------
 # Answers, and what is read out of them
-
-def split_thoughts(response: str) -> tuple[str, str]:
-    """(chain of thought, content) of a response, without tags.
-
-    The chain is "" without thoughts, the content is "" if they never end.
-    """
-    content = after_thoughts(response)
-    chain = response if content is None else response.rpartition("</think>")[0]
-    return re.sub("</?think>", "", chain).strip("\n"), (content or "").strip("\n")
-
 
 def visible_text(response: str, thoughts: bool) -> str:
     """What programs, evaluators and reviser see of a response: its chain (with thoughts) and its

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from data.chat.template import split_thoughts
 from data.refine import refinement
 from data.refine.checklist import leads_to, runnable_items
 from data.refine.practice import (
@@ -150,7 +151,7 @@ def test_planted_faults(family):
             and said
             and said == critique_response(problem, faulty)
         )
-        assert refinement.split_thoughts(faulty)[0] and faulty != to_response(problem)
+        assert split_thoughts(faulty)[0] and faulty != to_response(problem)
         assert i > 5 or plant_fault(problem, seeded_rng("faults", i)) == (faulty, said)
         caught += (
             said.startswith("f(")
@@ -251,7 +252,7 @@ def test_records_are_what_the_refinement_asks_and_reads(family):
             visible = refinement.visible_text(text, True)
             content = f"{problem.question}\n{visible}\n1. {ITEMS[family][0]}"
             assert request[0]["content"] == content
-            judged = compare_steps(problem, refinement.split_thoughts(text)[0])
+            judged = compare_steps(problem, split_thoughts(text)[0])
             assert (
                 refinement.parse_verdicts(reply["content"], 1) == [judged]
                 and reply["role"] == "assistant"

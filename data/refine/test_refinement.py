@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from common import UserError
+from data.chat.template import split_thoughts
 from data.llm import cached
 from data.refine.refinement import (
     GENERAL,
@@ -25,7 +26,6 @@ from data.refine.refinement import (
     refine,
     revision_prompt,
     run_side_by_side,
-    split_thoughts,
     verdict_prompt,
     visible_text,
 )

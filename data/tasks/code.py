@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import combinations
 
-from data.tasks.problem import Problem, between, distinct, final_answer, pick
+from data.tasks.problem import Problem, answer_line, between, distinct, pick
 
 # An operation: its phrase, code around the inner expression {x}, meaning, and the range of its
 # constant {k}. The meaning is written another way than the code, so that each checks the other.
@@ -134,7 +134,7 @@ def problems(split: str, n: int, seed: int) -> list[Problem]:
 
 def reward(problem: Problem, response: str) -> float:
     """1.0 if the answer, an expression in x with or without 'return', passes every hidden test."""
-    answer = final_answer(response).removeprefix("return ").strip()
+    answer = answer_line(response).removeprefix("return ").strip()
     try:
         if len(answer) > MOST_CHARACTERS:
             return 0.0

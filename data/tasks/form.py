@@ -8,7 +8,7 @@ shows the other's held-out problems.
 import random
 
 from data.tasks.math import NAMES
-from data.tasks.problem import Problem, between, distinct, final_answer, only_number, pick, shuffled
+from data.tasks.problem import Problem, answer_line, between, distinct, only_number, pick, shuffled
 
 STORIES = {"pages": "reads", "miles": "runs", "hours": "works", "euros": "saves"}
 OPENERS = ("So", "Now", "Then")
@@ -71,7 +71,7 @@ def problems(split: str, n: int, seed: int) -> list[Problem]:
 
 def reward(problem: Problem, response: str) -> float:
     """1.0 if the reply is one sentence with the right number alone, and keeps every constraint."""
-    reply = final_answer(response)
+    reply = answer_line(response)
     if only_number(reply) != str(problem.extra["number"]):
         return 0.0
     for kind, value in problem.extra["constraints"].items():

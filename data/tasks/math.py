@@ -10,9 +10,9 @@ from itertools import islice
 
 from data.tasks.problem import (
     Problem,
+    answer_line,
     between,
     distinct,
-    final_answer,
     only_number,
     pick,
     same_number,
@@ -66,7 +66,7 @@ same = same_number
 
 def reward(problem: Problem, response: str) -> float:
     """1.0 if the answer holds one number, the right one; a unit beside it does no harm."""
-    return float(only_number(final_answer(response)) == problem.answer)
+    return float(only_number(answer_line(response)) == problem.answer)
 
 
 # ---- drills

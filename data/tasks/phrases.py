@@ -34,8 +34,8 @@ def spell(n: int) -> str:
 class Form:
     wording: str                        # with {a} and maybe {b}
     code: str                           # the same in Python, operands in the same order
+    # (rng, value) -> operands that give the value; None where there are none
     operands: Callable[[random.Random, int], tuple[int, ...] | None]
-    # of a value, None where it has none
 
 
 def _parts_of_sum(rng: random.Random, value: int) -> tuple[int, int] | None:

@@ -131,7 +131,7 @@ def as_reply(page: str) -> str:
     return f"<think>\n{work.strip()}\n</think>\n\nAnswer: {answer.strip()}"
 
 
-def final_answer(response: str) -> str:
+def answer_line(response: str) -> str:
     """What a response offers as its answer: the line after the last 'Answer:', or its last line.
 
     A base model that runs on into a next problem is judged on its own; thoughts that never end

@@ -9,9 +9,9 @@ from functools import partial
 
 from data.tasks.problem import (
     Problem,
+    answer_line,
     between,
     distinct,
-    final_answer,
     only_number,
     pick,
     same_number,
@@ -61,4 +61,4 @@ same = same_number
 
 def reward(problem: Problem, response: str) -> float:
     """1.0 if the answer holds one number and it is the passkey."""
-    return float(only_number(final_answer(response)) == problem.answer)
+    return float(only_number(answer_line(response)) == problem.answer)

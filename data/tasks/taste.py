@@ -12,10 +12,10 @@ from data.tasks.form import OPENERS, STORIES, make_key, make_question
 from data.tasks.math import NAMES
 from data.tasks.problem import (
     Problem,
+    answer_line,
     assign_split,
     between,
     distinct,
-    final_answer,
     only_number,
     pick,
     seeded_rng,
@@ -49,12 +49,12 @@ def problems(split: str, n: int, seed: int) -> list[Problem]:
 
 def is_correct(problem: Problem, response: str) -> bool:
     """The rule that gates everything: one number, the right one."""
-    return only_number(final_answer(response)) == str(problem.extra["number"])
+    return only_number(answer_line(response)) == str(problem.extra["number"])
 
 
 def rubric(problem: Problem, response: str) -> float:
     """Share of the four points of form that a reply has."""
-    reply = final_answer(response)
+    reply = answer_line(response)
     words = reply.rstrip(".!").split()
     points = [
         problem.extra["name"] in words,

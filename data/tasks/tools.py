@@ -7,7 +7,7 @@ no argument.
 import json
 import random
 
-from data.tasks.problem import Problem, between, distinct, final_answer, pick, shuffled
+from data.tasks.problem import Problem, answer_line, between, distinct, pick, shuffled
 
 DAYS = ("Monday", "Tuesday", "Friday", "Sunday")
 CITIES = ("Rome", "Paris", "Oslo", "Lima", "Cairo", "Delhi")
@@ -79,7 +79,7 @@ def problems(split: str, n: int, seed: int) -> list[Problem]:
 def reward(problem: Problem, response: str) -> float:
     """1.0 if the answer is JSON of the same call: key order and spaces do not matter, types do."""
     try:
-        return float(_canonical(final_answer(response)) == _canonical(problem.answer))
+        return float(_canonical(answer_line(response)) == _canonical(problem.answer))
     except (ValueError, RecursionError):        # no JSON, or nested too deeply to be a call
         return 0.0
 

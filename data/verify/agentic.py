@@ -36,7 +36,7 @@ from typing import Annotated
 
 from tqdm import tqdm
 
-from common import UserError
+from common import UserError, keep_lines
 from data.llm import LLM
 from data.verify.sandbox import Result, Sandbox
 
@@ -88,6 +88,22 @@ class Prompts:
     last: str = LAST         # goes behind the last message that the model is sent
 
 
+def check_prompts(prompts: dict[str, str]) -> None:
+    """ValueError for a name that is no field of Prompts, and for a text with unknown {fields}."""
+    unknown = set(prompts) - set(Prompts.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(Prompts.__dataclass_fields__)
+        raise ValueError(f"there is no prompt {min(unknown)!r}; there are {known}")
+    words = Prompts(**prompts)
+    try:
+        words.case.format(question="", gold="", answer="")
+        for text in (words.ran, words.silent):
+            text.format(status="", stdout="", stderr="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"case, ran and silent are templates ({error!r}): write braces that are "
+                         "no field twice, as {{ and }}") from None
+
+
 # possessive (*+), so that no text takes longer than its length
 BLOCK = re.compile(
     r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+(\w*+)[^\n`]*+\n(.*?)(?:^[ \t]*+\1[`~]*+[ \t]*+$|\Z)",
@@ -123,10 +139,7 @@ class VerifierConfig:
     prompts: dict[str, str] = field(default_factory=dict)  # fields of Prompts
 
     def __post_init__(self):
-        unknown = set(self.prompts) - set(Prompts.__dataclass_fields__)
-        if unknown:
-            known = ", ".join(Prompts.__dataclass_fields__)
-            raise ValueError(f"there is no prompt {min(unknown)!r}; there are {known}")
+        check_prompts(self.prompts)
 
 
 class Verifier:
@@ -178,16 +191,13 @@ class Verifier:
 
 
 def save_verdicts(path: Path, verdicts: dict[tuple[str, str, str], Verdict]) -> None:
-    """Appends to JSON Lines, in one write: a killed run keeps what was decided."""
-    lines = []
+    """Adds to JSON Lines, in one write: a killed run keeps what was decided."""
+    rows = []
     for (question, gold, answer), verdict in verdicts.items():
         case = {"question": question, "gold": gold, "answer": answer}
-        lines.append(json.dumps(case | asdict(verdict)) + "\n")
-    if not lines:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as file:
-        file.write("".join(lines).encode())
+        rows.append(case | asdict(verdict))
+    if rows:
+        keep_lines(path, rows)
 
 
 def read_verdicts(path: Path) -> dict[tuple[str, str, str], Verdict]:
@@ -287,7 +297,7 @@ def read_message(text: str) -> tuple[str | None, bool | None]:
             programs.append(textwrap.dedent(block[3]))
     if programs:    # a verdict before the evidence is a guess
         return "\n".join(programs), None
-    # splitlines knows more line ends
+    # no splitlines(): to it U+2028 and the like end a line, too
     lines = [line for line in BLOCK.sub("```", text).split("\n") if line.strip()]
     verdict = VERDICT.fullmatch(lines[-1].rstrip()) if lines else None
     return None, verdict[1].lower() == "equivalent" if verdict else None

@@ -62,7 +62,7 @@ def final_answer(response: str) -> str | None:
         return None
     if "\\boxed" in text or "\\fbox" in text:
         answer = _boxed_together(text)
-    elif "####" in text:
+    elif "####" in text and not _STATEMENT.search(text, text.rfind("####")):
         start = text.rfind("####") + 4
         answer = text[start:start + MAX_ANSWER + 9].lstrip("# ").partition("\n")[0]
     else:
@@ -119,21 +119,22 @@ def _boxed_together(text: str) -> str | None:
     """The last box, and those before it that only commas and the like separate from it."""
     start = _outermost_box(text)
     content, _ = _box(text, start)
-    contents = []
+    contents, named = [], []
     while content:
         name = _NAME_BEFORE_BOX.search(text[max(0, start - 9):start])
-        contents.append(f"{name[1]}={content}" if name else content)
+        contents.append(content)
+        named.append(f"{name[1]}={content}" if name else content)
         next_start = start
         start = _last_box(text, start)
         content, end = _box(text, start)
         is_joined = 0 < end <= next_start and next_start - end < 60
         if not is_joined or not _BETWEEN_BOXES.fullmatch(text[end:next_start]):
             break
-    if not contents:
+    if not named:
         return None
-    if len(set(contents)) == 1:
-        return contents[0].partition("=")[2] if name else contents[0]
-    return ", ".join(reversed(contents))
+    if len(set(named)) == 1:  # one answer, maybe said twice: its name says nothing
+        return contents[0]
+    return ", ".join(reversed(named))
 
 
 def _stated(text: str) -> str | None:

@@ -21,6 +21,7 @@ from data.verify.agentic import (
     verify,
 )
 from data.verify.sandbox import Limits, Sandbox
+from data.verify.transcripts import TranscriptsConfig
 
 
 @pytest.fixture(scope="module")
@@ -368,6 +369,15 @@ def test_limits_of_a_step(server, box, tmp_path):  # noqa: F811
 def test_wrong_settings(settings):
     with pytest.raises(UserError, match=f"verifier.{next(iter(settings))}|verifier: .*sytem"):
         from_dict(VerifierConfig, {"model": {}} | settings, "verifier")
+
+
+@pytest.mark.parametrize("prompts", [
+    {"case": "{golden}"}, {"ran": "{stdout} {}"}, {"silent": "nothing }"}, {"sytem": "x"}])
+def test_a_wrong_prompt_is_said_before_any_case(prompts):
+    for cls in (VerifierConfig, TranscriptsConfig):
+        given = {"prompts": prompts} | ({"model": {}} if cls is VerifierConfig else {})
+        with pytest.raises(UserError, match="are templates|there is no prompt 'sytem'"):
+            from_dict(cls, given, "section")
 
 
 def test_few_words_for_a_small_model(server, box):  # noqa: F811

@@ -17,6 +17,9 @@ from data.verify import answers, symbolic
 from data.verify.answers import Verifier, check_golds, decide, equal, final_answer, judge, reward
 
 ANSWERS = {
+    "### Answer\n7": "7",
+    "#### Answer\n7": "7",  # a heading, and not GSM8K's mark
+    "#### Conclusion\nThe answer is 7.": "7",
     r"\boxed{5}": "5",
     r"a \boxed{3} then \boxed{\frac{1}{2}}.": r"\frac{1}{2}",
     r"\boxed{\{1,2\}}": r"\{1,2\}",

@@ -21,7 +21,7 @@ from data.llm import LLM
 from data.tasks.phrases import draw_phrase, spell
 from data.tasks.problem import assign_split, between, pick, seeded_rng
 from data.verify import sandbox
-from data.verify.agentic import Prompts, messages_to_send, quote, verify
+from data.verify.agentic import Prompts, check_prompts, messages_to_send, quote, verify
 from data.verify.sandbox import Sandbox
 
 
@@ -30,6 +30,9 @@ class TranscriptsConfig:
     n: Count = 9000         # conversations
     seed: Seed = 8
     prompts: dict[str, str] = field(default_factory=dict)  # data.verify.agentic.Prompts
+
+    def __post_init__(self):
+        check_prompts(self.prompts)
 
 
 @dataclass(frozen=True)
