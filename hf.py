@@ -35,7 +35,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")  # what weights may be saved as, in safet
 
 
 # --------------------------------------------------------------------------------------------------
-# In
+# Weights, in
 
 def load(path: str | Path, device="cpu",
          dtype: torch.dtype = torch.float32,
@@ -126,26 +126,6 @@ def resolve_checkpoint(dist: Dist, source: str | Path, out: Path = Path(".")) ->
     return folder
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether a checkpoint was trained here: its folder is one of ours, or an export of one."""
-    if not (folder / "config.json").is_file():
-        return True
-    texts, _ = _template_texts(folder)
-    return texts == {"default": CHAT_TEMPLATE}
-
-
-def read_model_config(folder: Path) -> ModelConfig:
-    """The model's shape, of a Hugging Face folder or a checkpoint of ours."""
-    if (folder / "config.json").is_file():
-        return config_from_hf(folder)
-    values = common.read_meta(folder).get("model", {})
-    values |= {"kernels": "auto"}  # this machine may not be that one
-    cfg = from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
-    own_names = {name: name for name in HF_NAMES}
-    _check_values(folder / "meta.json", dataclasses.asdict(cfg), own_names)
-    return cfg
-
-
 def _model_without_weights(folder: Path) -> Transformer:
     """A folder's model on the meta device.
 
@@ -184,6 +164,91 @@ def _load_weights(dist: Dist, model: Transformer, folder: Path, checked: bool = 
     else:
         common.load_checkpoint(dist, folder, model, checked=checked)
 
+
+def load_safetensors(model: Transformer, folder: Path, assign=common.assign) -> None:
+    """Copies a folder's safetensors into a model, one tensor at a time.
+
+    They are one file, or several with an index. `assign(parameter, full_tensor)` puts each tensor
+    into place, sharded or not, in the parameter's type. Raises UserError for files that are absent
+    or broken, and names tensors that are missing, unknown or of another shape.
+    """
+    files = _open_safetensors(Path(folder))
+    _check_shapes(folder, model.cfg, files)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            assign(parameter, files[_hf_name(name)].get_tensor(_hf_name(name)))
+
+
+def _check_shapes(folder: Path, cfg: ModelConfig, files: dict) -> None:
+    """UserError for tensors that are missing, unknown, of another shape or no floats.
+
+    files: as _open_safetensors gives. Only the files' headers are read.
+    """
+    known, missing = set(), []
+    for name, shape in _shapes(cfg):
+        name = _hf_name(name)
+        known.add(name)
+        if name not in files:
+            missing.append(name)
+            if len(missing) > 3:
+                break
+            continue
+        tensor = files[name].get_slice(name)
+        if tensor.get_shape() != shape:
+            raise UserError(f"{folder}: {name} has the shape {tensor.get_shape()}, "
+                            f"the config says {shape}")
+        if tensor.get_dtype() not in FLOATS:
+            raise UserError(f"{folder}: {name} is of the type {tensor.get_dtype()}, none of "
+                            f"{', '.join(FLOATS)}")
+    _refuse(folder, "has no tensor", missing)
+
+    # Frequencies were saved by transformers long ago; a tied lm_head may be there as a second copy.
+    ignored = {name for name in files if name.endswith("rotary_emb.inv_freq")}
+    if cfg.tie_embeddings:
+        ignored.add("lm_head.weight")
+    unknown = sorted(files.keys() - known - ignored)
+    _refuse(folder, "has a tensor that a plain Llama of this config has not:", unknown)
+
+
+def _open_safetensors(folder: Path) -> dict:
+    """{tensor's name: the open file that holds it}"""
+    single = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
+    if not single.exists() and not index.exists():
+        raise UserError(f"{folder} has neither {single.name} nor {index.name}")
+    files = {}
+    try:
+        if single.exists():
+            names = {single.name}
+        else:
+            weight_map = untrusted.read_json(folder, index.name).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ValueError(f"{index.name} has no weight_map")
+            names = {str(name) for name in weight_map.values()}
+        for name in sorted(names):
+            file = safe_open(untrusted.file_inside(folder, name), framework="pt")
+            files |= dict.fromkeys(file.keys(), file)
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = untrusted.printable(str(error))
+        raise UserError(f"cannot read the weights in {folder}: {reason}; "
+                        "is the download whole?") from error
+    return files
+
+
+def _hf_name(name: str) -> str:
+    """Hugging Face's name of a parameter of ours."""
+    return name if name.startswith("lm_head") else "model." + name
+
+
+def _refuse(folder: Path, what: str, names: list[str]) -> None:
+    """Raises UserError that shows the first of the names, where there are any."""
+    if names:
+        more = " and more" if len(names) > 3 else ""
+        raise UserError(f"{folder} {what} {untrusted.printable(', '.join(names[:3]))}{more}")
+
+
+# --------------------------------------------------------------------------------------------------
+# Tokenizer and chat template, in
 
 def load_tokenizer(folder: Path, cfg: TokenizerConfig | None = None) -> Tokenizer:
     """A checkpoint's tokenizer, with the document start and ends, and the chat template, that its
@@ -326,6 +391,14 @@ def _opening_from_hf(folder: Path, tokenizer: Tokenizer) -> int | None:
     return tokenizer.bos if wants_bos else None
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a checkpoint was trained here: its folder is one of ours, or an export of one."""
+    if not (folder / "config.json").is_file():
+        return True
+    texts, _ = _template_texts(folder)
+    return texts == {"default": CHAT_TEMPLATE}
+
+
 def notes_on(folder: Path, tokenizer: Tokenizer) -> list[str]:
     """What a user should know of how another's folder is served, a line each; none of ours."""
     if is_ours(folder):
@@ -416,6 +489,9 @@ def _read_json(folder: Path, name: str) -> dict:
         raise UserError(f"cannot read {folder / name}: {reason}") from error
 
 
+# --------------------------------------------------------------------------------------------------
+# The model's shape, in
+
 # A config's numbers in our and in their words, and the most that each may be: far above every
 # model, and so small that no product of them overflows.
 HF_NAMES = {
@@ -445,6 +521,18 @@ MOST = {
     "norm_eps": 1.0,
     "init_std": 1e3,
 }
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The model's shape, of a Hugging Face folder or a checkpoint of ours."""
+    if (folder / "config.json").is_file():
+        return config_from_hf(folder)
+    values = common.read_meta(folder).get("model", {})
+    values |= {"kernels": "auto"}  # this machine may not be that one
+    cfg = from_dict(ModelConfig, values, f"{folder / 'meta.json'}: model")
+    own_names = {name: name for name in HF_NAMES}
+    _check_values(folder / "meta.json", dataclasses.asdict(cfg), own_names)
+    return cfg
 
 
 def config_from_hf(folder: Path) -> ModelConfig:
@@ -556,88 +644,6 @@ def _check_plain_llama(file: Path, config: dict, rope: dict) -> None:
             said = untrusted.printable(json.dumps(value))
             raise UserError(f"{file}: {key} = {said} is not supported, "
                             f"only {json.dumps(supported[key])} (a plain Llama)")
-
-
-def load_safetensors(model: Transformer, folder: Path, assign=common.assign) -> None:
-    """Copies a folder's safetensors into a model, one tensor at a time.
-
-    They are one file, or several with an index. `assign(parameter, full_tensor)` puts each tensor
-    into place, sharded or not, in the parameter's type. Raises UserError for files that are absent
-    or broken, and names tensors that are missing, unknown or of another shape.
-    """
-    files = _open_safetensors(Path(folder))
-    _check_shapes(folder, model.cfg, files)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            assign(parameter, files[_hf_name(name)].get_tensor(_hf_name(name)))
-
-
-def _check_shapes(folder: Path, cfg: ModelConfig, files: dict) -> None:
-    """UserError for tensors that are missing, unknown, of another shape or no floats.
-
-    files: as _open_safetensors gives. Only the files' headers are read.
-    """
-    known, missing = set(), []
-    for name, shape in _shapes(cfg):
-        name = _hf_name(name)
-        known.add(name)
-        if name not in files:
-            missing.append(name)
-            if len(missing) > 3:
-                break
-            continue
-        tensor = files[name].get_slice(name)
-        if tensor.get_shape() != shape:
-            raise UserError(f"{folder}: {name} has the shape {tensor.get_shape()}, "
-                            f"the config says {shape}")
-        if tensor.get_dtype() not in FLOATS:
-            raise UserError(f"{folder}: {name} is of the type {tensor.get_dtype()}, none of "
-                            f"{', '.join(FLOATS)}")
-    _refuse(folder, "has no tensor", missing)
-
-    # Frequencies were saved by transformers long ago; a tied lm_head may be there as a second copy.
-    ignored = {name for name in files if name.endswith("rotary_emb.inv_freq")}
-    if cfg.tie_embeddings:
-        ignored.add("lm_head.weight")
-    unknown = sorted(files.keys() - known - ignored)
-    _refuse(folder, "has a tensor that a plain Llama of this config has not:", unknown)
-
-
-def _open_safetensors(folder: Path) -> dict:
-    """{tensor's name: the open file that holds it}"""
-    single = folder / "model.safetensors"
-    index = folder / "model.safetensors.index.json"
-    if not single.exists() and not index.exists():
-        raise UserError(f"{folder} has neither {single.name} nor {index.name}")
-    files = {}
-    try:
-        if single.exists():
-            names = {single.name}
-        else:
-            weight_map = untrusted.read_json(folder, index.name).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise ValueError(f"{index.name} has no weight_map")
-            names = {str(name) for name in weight_map.values()}
-        for name in sorted(names):
-            file = safe_open(untrusted.file_inside(folder, name), framework="pt")
-            files |= dict.fromkeys(file.keys(), file)
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = untrusted.printable(str(error))
-        raise UserError(f"cannot read the weights in {folder}: {reason}; "
-                        "is the download whole?") from error
-    return files
-
-
-def _hf_name(name: str) -> str:
-    """Hugging Face's name of a parameter of ours."""
-    return name if name.startswith("lm_head") else "model." + name
-
-
-def _refuse(folder: Path, what: str, names: list[str]) -> None:
-    """Raises UserError that shows the first of the names, where there are any."""
-    if names:
-        more = " and more" if len(names) > 3 else ""
-        raise UserError(f"{folder} {what} {untrusted.printable(', '.join(names[:3]))}{more}")
 
 
 # --------------------------------------------------------------------------------------------------
