@@ -360,15 +360,16 @@ def run(cfg: SynthesizeConfig, folder: Path) -> dict[str, dict]:
             key = draft.get("key", draft["question"])
             if not reason and key in known:
                 reason = "made before"
-            known.add(key)
-            ends[reason or "kept"] += 1
             if not reason:
+                known.add(key)
                 records.append(to_record(draft, key))
+            ends[reason or "kept"] += 1
         common.write_atomic(folder / f"{way}.jsonl", to_lines(records))
         training = [record for record in records if record["split"] == "train"]
         conversations += [to_conversation(record) for record in training[:cfg.conversations]]
         splits = Counter(record["split"] for record in records)
-        counts[way] = {"made": ends.total(), "kept": ends.pop("kept", 0), "splits": dict(splits),
+        n_made, n_kept = ends.total(), ends.pop("kept", 0)
+        counts[way] = {"made": n_made, "kept": n_kept, "splits": dict(splits),
                        "refused": dict(ends.most_common())}
     common.write_atomic(folder / "programs.jsonl", to_lines(conversations))
     record = {"settings": common.hash_json(asdict(cfg)), "ways": counts}

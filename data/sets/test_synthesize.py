@@ -54,6 +54,18 @@ def test_by_grammar(tmp_path, box):
     assert [(tmp_path / name).read_text() for name in FILES] == texts
 
 
+def test_a_refused_draft_is_in_the_way_of_no_later_one(tmp_path, monkeypatch):
+    """The second of three drafts of the same problem is the first that holds."""
+    draft = dict(key="k", question="q", name="f", solution="def f(x):\n    return x", tests=[])
+    ends = ["a wrong variant passes", "", ""]
+    monkeypatch.setattr(synthesize, "draw_drafts", lambda cfg, box: {"forward": [draft] * 3})
+    monkeypatch.setattr(synthesize, "check", lambda drafts, way, cfg, box: ends)
+    monkeypatch.setattr(synthesize, "to_conversation", lambda record: {})
+    counts = synthesize.run(SynthesizeConfig(n=3), tmp_path)
+    assert counts["forward"]["made"] == 3 and counts["forward"]["kept"] == 1
+    assert counts["forward"]["refused"] == {"a wrong variant passes": 1, "made before": 1}
+
+
 def check_kept(problem, solution):
     """The known solution earns the reward, fenced as SFT has it; wrong ones and cheats do not."""
     _, reply = to_chat(problem)
