@@ -93,7 +93,7 @@ def evaluate(sampler, tokenizer, cfg: EvaluateConfig, dist: common.Dist | None =
             lambda: family.problems(cfg.split, cfg.n_problems, cfg.seed))
         prompts = [task_prompt(problem, tokenizer, cfg.prompt_format, cfg.system)
                    for problem in problems]
-        name = sample_file_name(task, problems, prompts, cfg, made_by)
+        name = sample_file_name(task, problems, prompts, cfg, made_by, verifier)
         if name in known:
             scores[task] = known[name]
             continue
@@ -140,13 +140,13 @@ def task_prompt(problem: Problem, tokenizer, prompt_format: str,
 
 
 def sample_file_name(task: str, problems: list[Problem], prompts: list, cfg: EvaluateConfig,
-                     made_by: str) -> str:
+                     made_by: str, verifier=None) -> str:
     """The beginning of the names of a task's sample files: other settings have another one."""
     questions = [(problem.key, problem.answer, prompt)
                  for problem, prompt in zip(problems, prompts)]
     key = [made_by, cfg.k, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, questions]
-    if cfg.verifier:
-        key.append(cfg.verifier)
+    if verifier and hasattr(registry.family(task), "judge"):
+        key.append(verifier.key)
     set_name = task.partition("=")[0]
     return f"{set_name}-{common.hash_json(key)}"
 

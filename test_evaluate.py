@@ -165,7 +165,7 @@ def test_scores_of_gold_and_of_nothing(monkeypatch, tokenizer):
 
 
 def test_a_verifier_scores_what_rules_leave_open(monkeypatch, tokenizer, tmp_path):
-    """Held out problems whose gold is a phrase; and its settings are part of a file's name."""
+    """Held out problems whose gold is a phrase; its model and words are part of a file's name."""
     problems = registry.family("phrases").problems("dev", 2, 0)
     value = problems[0].extra["value"]
     answers = {(0, 0): (f"Answer: {value}", "stop", 3), (0, 1): ("Answer: -1", "stop", 3),
@@ -188,11 +188,14 @@ def test_a_verifier_scores_what_rules_leave_open(monkeypatch, tokenizer, tmp_pat
     assert len(list((tmp_path / "verdicts").iterdir())) == 1
     by_rules = evaluate.score_batch("phrases", problems, prompts, answers, tokenizer)
     assert [row["reward"] for row in by_rules.values()] == [0, 0, 0, 1]
-    names = {
-        evaluate.sample_file_name("phrases", problems, prompts, EvaluateConfig(verifier=v), "")
-        for v in ({}, spec, spec | {"turns": 2})
-    }
-    assert len(names) == 3
+    other_model = spec | {"model": {"checkpoint": "another run's, under the same name"}}
+    names = {"phrases": set(), "math": set()}
+    for verifier_spec in ({}, spec, spec | {"turns": 2}, other_model):
+        judge = evaluate.open_verifier(verifier_spec, ["phrases"], tmp_path, one)
+        for task, found in names.items():
+            found.add(evaluate.sample_file_name(
+                task, problems, prompts, EvaluateConfig(), "", judge))
+    assert len(names["phrases"]) == 4 and len(names["math"]) == 1  # which no verifier sees
     for wrong, message in (
         ({"modle": {}}, "unknown key 'modle'"),
         ({"turns": 2}, "model is missing"),

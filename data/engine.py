@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from common import progress_bar
 WORTH = 32e6   # bytes of input that are worth the start of a process, about two seconds
 RETRIES = 10   # of an item whose worker or machine died
 WINDOW = 4096  # items that Ray knows of at a time
+SECONDS_TO_CONNECT = 10.0  # to a Ray cluster
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
@@ -136,11 +138,23 @@ def connect():
     except ImportError:
         raise UserError("--engine=ray needs Ray: pip install ray") from None
     if not ray.is_initialized():
+        check_address(os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(log_to_driver=False, logging_level=40)  # workers import from where we are
         except Exception as error:  # what can go wrong has no common base
             raise UserError(f"no Ray cluster at RAY_ADDRESS: {error!r:.200}") from None
     return ray
+
+
+def check_address(address: str) -> None:
+    """UserError where nobody answers at HOST:PORT: Ray itself would try for ten minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto", "local", or none
+        return
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
 
 
 def _work_in(folder: str, work: Callable, item: object) -> object:

@@ -2,10 +2,11 @@
 from settings import UserError
 
 import os
+import socket
 
 import pytest
 
-from data.engine import Engine
+from data.engine import Engine, check_address
 
 
 def square(item: int, plus: int) -> int:
@@ -32,3 +33,14 @@ def test_one_and_several_processes_give_the_same():
 def test_a_worker_that_dies_ends_the_work_in_one_line():
     with pytest.raises(UserError, match="a worker was killed .*fewer workers"):
         list(Engine(workers=2).map(square, [66, 1], "test", [2, 1], plus=1))
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once():
+    """Ray is not asked: it would try for ten minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in ("", "auto", "local", f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            check_address(address)
+    for address in (f"127.0.0.1:{port}", "127.0.0.1:99999"):
+        with pytest.raises(UserError, match=f"no Ray cluster answers at RAY_ADDRESS={address}: "):
+            check_address(address)

@@ -152,6 +152,7 @@ class Verifier:
 
     def __init__(self, llm: LLM, box: Sandbox, cfg: VerifierConfig, path: Path):
         self.llm, self.box, self.cfg, self.path = llm, box, cfg, path
+        self.key = path.name.partition(".")[0]  # another one for another model or other words
         self.prompts = Prompts(**cfg.prompts)
         self.verdicts = read_verdicts(path)
         self.counts = Counter()
