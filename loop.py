@@ -678,7 +678,9 @@ def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:
     if prompt_format == "document":
         prompts = [tokenizer.encode_prompt(text) for text in cfg.prompts]
         answers = continue_prompts(model, tokenizer, prompts, cfg.seed)
-        texts = [prompt + answer for prompt, answer in zip(cfg.prompts, answers)]
+        texts = []
+        for prompt, tokens in zip(cfg.prompts, answers):
+            texts.append(prompt + decode_answer(tokens, tokenizer))
         for text in texts:
             tqdm.write("  | " + text.replace("\n", "\n  | "))
         return texts
@@ -687,9 +689,12 @@ def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:
         template.render(messages, tokenizer, add_generation_prompt=True)
         for messages in conversations
     ]
-    texts = continue_prompts(
+    answers = continue_prompts(
         model, tokenizer, prompts, cfg.seed, run.config.evaluate.max_new_tokens
     )
+    texts = []
+    for prompt, tokens in zip(prompts, answers):  # a prompt may have begun the thoughts
+        texts.append(decode_answer(tokens, tokenizer, prompt))
     for prompt, text in zip(cfg.prompts, texts):
         tqdm.write(f"  > {prompt}\n  | " + text.replace("\n", "\n  | "))
     return texts
@@ -697,16 +702,13 @@ def answer_prompts(run: Run, model, prompt_format: str) -> list[str]:
 
 def continue_prompts(
     model, tokenizer, prompts: list[list[int]], seed: int, length: int = 60
-) -> list[str]:
-    """What the model writes after each prompt: at most `length` tokens at temperature 0.6."""
+) -> list[list[int]]:
+    """The tokens that the model writes after each prompt: at most `length`, temperature 0.6."""
     stop = tokenizer.stop_ids
     samples = sample(
         model, prompts, max_new_tokens=length, temperature=0.6, top_p=0.95, stop=stop, seed=seed
     )
-    texts = []
-    for prompt, (answer,) in zip(prompts, samples):
-        texts.append(decode_answer(answer.tokens, tokenizer, prompt))
-    return texts
+    return [answer.tokens for (answer,) in samples]
 
 
 def evaluate_starting_point(run: Run, prompt_formats: tuple[str, ...]) -> None:

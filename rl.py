@@ -412,7 +412,8 @@ def begin_stage(
         dtype = getattr(torch, cfg.dtype)
         judges.reward_model = load_reward_model(
             judges.reward_folder, run.dist.device, dtype, cfg.context)
-    problems, references = filter_problems(run, sampler, cfg, stage.settings, judges)
+    problems, references = filter_problems(
+        run, sampler, cfg, stage.settings, judges, is_resumed=step > stage.first_step)
     asked = verifier_metrics(judges, run.dist)  # so that the first step's counts are its own
     if asked and run.dist.is_main:
         print(f"  verifier: {asked['verifier_cases']:.0f} answers, "

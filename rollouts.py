@@ -117,6 +117,7 @@ def make_group(
 
 
 KEPT = "sampled"  # folder of the phase: the samples of the step that is being done
+FILTER = "filter"  # another one: what the filter of each stage measured
 
 
 @dataclass
@@ -297,12 +298,12 @@ def reference_win_rates(groups: list[list[Rollout]], reward_model: RewardModel |
 
 
 def filter_problems(
-    run: loop.Run, sampler, cfg, stage, judges: Judges
+    run: loop.Run, sampler, cfg, stage, judges: Judges, is_resumed: bool = False
 ) -> tuple[list[Problem], dict[str, str]]:
     """The stage's problems that the policy sometimes solves and sometimes does not, with a table.
 
     And {question: the policy's greedy reply} of compared problems, which their samples are measured
-    against.
+    against. is_resumed: the stage goes on in its midst, with the filter that it began with.
     """
     candidates = run.dist.from_main(lambda: load_problems(stage, run.config.scale, cfg.seed))
     problems = []
@@ -320,7 +321,8 @@ def filter_problems(
         if run.dist.is_main:
             print(f"{counts}, no filter", flush=True)
         return problems, {}
-    means, references = measure_problems(run, sampler, cfg, stage, problems, judges)
+    means, references = measure_problems(
+        run, sampler, cfg, stage, problems, judges, is_resumed)
     low, high = cfg.keep_between
     kept = []
     for problem, mean in zip(problems, means):
@@ -350,20 +352,15 @@ def load_problems(stage, scale: float, seed: int) -> list[Problem]:
 
 
 def measure_problems(
-    run: loop.Run, sampler, cfg, stage, problems: list[Problem], judges: Judges
+    run: loop.Run, sampler, cfg, stage, problems: list[Problem], judges: Judges, is_resumed: bool
 ) -> tuple[list[float | None], dict[str, str]]:
     """The mean reward of each problem's samples, and {question: greedy reply} of compared problems.
 
     Compared problems: the mean win rate against the greedy reply. The ranks share the work; what
     they find is kept on disk as it comes, and a resumed run has the same.
     """
-    dist = run.dist
-    keys = [problem.key for problem in problems]
-    # until the stage's first checkpoint all of these may change
-    settings = [str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples, cfg.temperature,
-                cfg.max_new_tokens, cfg.cut_earns, cfg.verifier, str(judges.reward_folder)]
-    name = f"{stage.name}-{common.hash_json(settings)}".replace(" ", "_")
-    folder = run.folder / "filter"
+    dist, folder = run.dist, run.folder / FILTER
+    name = dist.from_main(lambda: name_filter(run, cfg, stage, problems, judges, is_resumed))
     rows = dist.from_main(
         lambda: {row["number"]: row for row in common.read_kept_lines(folder, name)})
     numbers = list(range(len(problems)))
@@ -385,6 +382,30 @@ def measure_problems(
         if rows[number]["reference"] is not None:
             references[problem.question] = rows[number]["reference"]
     return means, references
+
+
+def name_filter(
+    run: loop.Run, cfg, stage, problems: list[Problem], judges: Judges, is_resumed: bool
+) -> str:
+    """The beginning of the names of the files that keep what a filter measures.
+
+    Until the stage's first checkpoint problems, settings and weights may change: they have another
+    name then. After it the policy is no longer the one that was measured: the name stays.
+    """
+    keys = common.hash_json([problem.key for problem in problems])
+    chosen = run.folder / FILTER / f"{stage.name}.json".replace(" ", "_")
+    if is_resumed and chosen.is_file():
+        before = json.loads(chosen.read_text())
+        if before["problems"] == keys:
+            return before["name"]
+    folders = [folder for folder in (run.source, judges.reward_folder) if folder]
+    weights = [loop.weights_key(folder, cfg.dtype) for folder in folders]
+    key = [str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples, cfg.temperature,
+           cfg.max_new_tokens, cfg.cut_earns, judges.verifier and judges.verifier.key, weights]
+    name = f"{stage.name}-{common.hash_json(key)}".replace(" ", "_")
+    chosen.parent.mkdir(parents=True, exist_ok=True)
+    common.write_atomic(chosen, json.dumps({"name": name, "problems": keys}))
+    return name
 
 
 def sample_and_measure(

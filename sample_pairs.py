@@ -248,7 +248,8 @@ def evaluate_teacher(run: loop.Run, teacher: Teacher | None) -> None:
     cost = {}
     if (source / "meta.json").is_file():
         meta = common.read_meta(source)
-        cost = {key: meta[key] for key in ("step", "seconds", "command")}
+        cost = {"step": meta["step"], "seconds": meta["seconds"],
+                "command": "python " + meta["command"]}
         steps = common.read_metrics(source.parent)
         cost["trained_tokens"] = sum(line.get("tokens", 0) for line in steps)
     record = without_rows(scores) | {"cost": cost}

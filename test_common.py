@@ -133,7 +133,6 @@ def test_a_run_that_went_on_from_behind_a_damaged_checkpoint_keeps_what_it_write
 
 
 def test_a_machine_without_git_has_no_commit(monkeypatch):
-    assert common.current_commit()
     monkeypatch.setenv("PATH", "")
     assert common.current_commit() == ""
 

@@ -189,13 +189,15 @@ def test_a_verifier_scores_what_rules_leave_open(monkeypatch, tokenizer, tmp_pat
     by_rules = evaluate.score_batch("phrases", problems, prompts, answers, tokenizer)
     assert [row["reward"] for row in by_rules.values()] == [0, 0, 0, 1]
     other_model = spec | {"model": {"checkpoint": "another run's, under the same name"}}
-    names = {"phrases": set(), "math": set()}
-    for verifier_spec in ({}, spec, spec | {"turns": 2}, other_model):
+    (tmp_path / "p.jsonl").write_text("")
+    without_a_judge = f"humaneval={tmp_path / 'p.jsonl'}"
+    names = {"phrases": set(), "math": set(), without_a_judge: set()}
+    for verifier_spec in ({}, spec, spec | {"turns": 2}, spec | {"seconds": 1.0}, other_model):
         judge = evaluate.open_verifier(verifier_spec, ["phrases"], tmp_path, one)
         for task, found in names.items():
             found.add(evaluate.sample_file_name(
                 task, problems, prompts, EvaluateConfig(), "", judge))
-    assert len(names["phrases"]) == 4 and len(names["math"]) == 1  # which no verifier sees
+    assert [len(found) for found in names.values()] == [5, 1, 1]  # no verifier sees the others
     for wrong, message in (
         ({"modle": {}}, "unknown key 'modle'"),
         ({"turns": 2}, "model is missing"),

@@ -168,11 +168,15 @@ def test_only_what_was_given_is_said_to_have_no_effect(capsys):
         "note: rl.keep_between has no effect: filter_samples is 0\n")
 
 
-def test_an_answer_has_the_thoughts_that_its_prompt_began(monkeypatch):
-    """As templates do whose prompt ends with <think>."""
-    answer = SimpleNamespace(tokens=[1])
-    monkeypatch.setattr(loop, "sample", lambda *_, **settings: [[answer]])
+@pytest.mark.parametrize("form, expected", [("chat", "[7] 8 9"), ("document", "text8 9")])
+def test_an_answer_has_the_thoughts_that_its_prompt_began(monkeypatch, form, expected):
+    """As templates do whose prompt ends with <think>; a page is printed with its beginning."""
+    monkeypatch.setattr(loop, "sample", lambda *_, **settings: [[SimpleNamespace(tokens="8 9")]])
+    monkeypatch.setattr(loop.template, "render", lambda messages, *_, **settings: [7])
     monkeypatch.setattr(loop, "decode_answer",
-                        lambda tokens, tokenizer, prompt=(): f"{list(prompt)} {tokens}")
-    tokenizer = SimpleNamespace(stop_ids=())
-    assert loop.continue_prompts(None, tokenizer, [[7, 8]], 0) == ["[7, 8] [1]"]
+                        lambda tokens, _, prompt="": f"{prompt} {tokens}" if prompt else tokens)
+    run = SimpleNamespace(
+        cfg=SimpleNamespace(prompts=["text"], seed=0),
+        tokenizer=SimpleNamespace(stop_ids=(), encode_prompt=lambda text: [7]),
+        config=SimpleNamespace(evaluate=SimpleNamespace(max_new_tokens=4)))
+    assert loop.answer_prompts(run, None, form) == [expected]

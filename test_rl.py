@@ -739,6 +739,7 @@ def fake_run(folder) -> SimpleNamespace:
     return SimpleNamespace(
         dist=ONE,
         config=SimpleNamespace(scale=1.0),
+        source=None,
         folder=folder,
         tokenizer=None,
         tokenizer_file=folder / "start/tokenizer.json",
@@ -748,7 +749,7 @@ def fake_run(folder) -> SimpleNamespace:
 
 
 def filtered(
-    monkeypatch, folder, rewards: list[list], again=False, stage=None, **changes
+    monkeypatch, folder, rewards: list[list], again=False, stage=None, is_resumed=False, **changes
 ) -> list[int]:
     """Which of the first problems of `math` are kept where the samples of each get these
     rewards."""
@@ -779,8 +780,8 @@ def filtered(
         "scores",
         lambda problems, responses, _: [registry.Score(json.loads(text)) for text in responses],
     )
-    run = fake_run(folder)
-    kept, _ = rollouts.filter_problems(run, Embedded(), settings(**changes), stage, Judges())
+    kept, _ = rollouts.filter_problems(
+        fake_run(folder), Embedded(), settings(**changes), stage, Judges(), is_resumed)
     return [problems.index(problem) for problem in kept]
 
 
@@ -870,6 +871,9 @@ def test_what_the_filter_found_is_of_its_settings(monkeypatch, tmp_path):
     """A run that was killed after the filter goes on with longer answers: all is asked again."""
     assert filtered(monkeypatch, tmp_path, [right(2, 2), right(1, 2)], max_new_tokens=9) == [1]
     assert filtered(monkeypatch, tmp_path, [right(1, 2), right(2, 2)], max_new_tokens=10) == [0]
+    # in the midst of the stage the policy is no longer the one that was measured
+    other = dict(rewards=[right(2, 2), right(2, 2)], max_new_tokens=11)
+    assert filtered(monkeypatch, tmp_path, again=True, is_resumed=True, **other) == [0]
 
 
 def test_the_filter_leaves_out_what_is_too_long(monkeypatch, tmp_path):

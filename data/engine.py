@@ -152,8 +152,8 @@ def check_address(address: str) -> None:
     if not port.isdigit():  # "auto", "local", or none
         return
     try:
-        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
-    except (OSError, OverflowError) as error:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError, ValueError) as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
 
 

@@ -41,6 +41,6 @@ def test_a_cluster_that_does_not_answer_is_said_at_once():
         port = server.getsockname()[1]
         for address in ("", "auto", "local", f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
             check_address(address)
-    for address in (f"127.0.0.1:{port}", "127.0.0.1:99999"):
+    for address in (f"127.0.0.1:{port}", "127.0.0.1:99999", "my..host:1"):
         with pytest.raises(UserError, match=f"no Ray cluster answers at RAY_ADDRESS={address}: "):
             check_address(address)

@@ -167,16 +167,14 @@ def main():
     if not SOURCE.is_dir():
         raise UserError(f"there is no {SOURCE}: run `bash speedrun.sh` first")
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    policies = [(judge, seed) for judge in JUDGES for seed in range(args.seeds)]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(train_judge, JUDGES))
-        jobs = []
-        for judge in JUDGES:
-            jobs += [pool.submit(train_policy, judge, seed) for seed in range(args.seeds)]
         rows = []
-        for job in jobs:
-            rows += job.result()
-    results.replace("hacking", rows)
+        for found in pool.map(lambda policy: train_policy(*policy), policies):
+            rows += found
     print(make_table(rows))
+    results.replace("hacking", rows)
     print("picture:", plot_judges(rows, Path("out/hacking/hacking.png")))
 
 

@@ -125,11 +125,12 @@ def hash_code_and_data(config: str, name: str, phase: str) -> str:
                              check=True, cwd=ROOT)
     modules = map(Path, set(process.stdout.splitlines()))
     code = sorted(path for path in modules if ROOT in path.parents)
-    hashes = [common.hash_json(read_config_file(Path(config)))]
+    hashes = [json.dumps(read_config_file(Path(config)), default=str)]
     hashes += [hash_file(path) for path in code]
-    if phase != "pretrain":  # a meta.json has the checksums of its checkpoint's files
-        metas = sorted(SPEEDRUN.glob("**/step_*/meta.json"))
-        hashes += [hash_file(path) for path in metas]
+    if phase != "pretrain":
+        for meta in sorted(SPEEDRUN.glob("**/step_*/meta.json")):
+            if meta.relative_to(SPEEDRUN).parts[0] != "rl":  # which no run starts from
+                hashes.append(common.read_meta(meta.parent)["files"])  # with their checksums
     folder = Path("out", name)
     for manifest in sorted(folder.glob("data/*/manifest.json")):
         shards = json.loads(manifest.read_text())["shards"]

@@ -99,7 +99,7 @@ def check_prompts(prompts: dict[str, str]) -> None:
         words.case.format(question="", gold="", answer="")
         for text in (words.ran, words.silent):
             text.format(status="", stdout="", stderr="")
-    except (KeyError, IndexError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, ValueError) as error:
         raise ValueError(f"case, ran and silent are templates ({error!r}): write braces that are "
                          "no field twice, as {{ and }}") from None
 

@@ -372,7 +372,8 @@ def test_wrong_settings(settings):
 
 
 @pytest.mark.parametrize("prompts", [
-    {"case": "{golden}"}, {"ran": "{stdout} {}"}, {"silent": "nothing }"}, {"sytem": "x"}])
+    {"case": "{golden}"}, {"case": "{answer.text}"}, {"ran": "{stdout} {}"},
+    {"silent": "nothing }"}, {"sytem": "x"}])
 def test_a_wrong_prompt_is_said_before_any_case(prompts):
     for cls in (VerifierConfig, TranscriptsConfig):
         given = {"prompts": prompts} | ({"model": {}} if cls is VerifierConfig else {})

@@ -20,6 +20,10 @@ ANSWERS = {
     "### Answer\n7": "7",
     "#### Answer\n7": "7",  # a heading, and not GSM8K's mark
     "#### Conclusion\nThe answer is 7.": "7",
+    "##### Answer\n7": "7",
+    " #### Answer\n7": "7",
+    "#### blue": "blue",
+    "#### 5\n\nNote: the answer is in dollars.": "5",
     r"\boxed{5}": "5",
     r"a \boxed{3} then \boxed{\frac{1}{2}}.": r"\frac{1}{2}",
     r"\boxed{\{1,2\}}": r"\{1,2\}",
