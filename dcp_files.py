@@ -108,6 +108,6 @@ def load(folder: Path, state: dict) -> None:
         dcp.load(state, storage_reader=_Reader(folder, metadata), planner=_Planner(), no_dist=True)
     except dcp.api.CheckpointException as failed:  # a BaseException; holds each rank's own error
         reasons = "; ".join(str(error) for error, _ in failed.failures.values())
-        raise ValueError(reasons.splitlines()[0]) from None
+        raise ValueError(reasons.partition("\n")[0]) from None
     except (pickle.UnpicklingError, RuntimeError, KeyError, AssertionError, TypeError) as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise ValueError(str(error).partition("\n")[0]) from None

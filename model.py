@@ -139,7 +139,8 @@ class DecodeStep(NamedTuple):
 
 class Layout(NamedTuple):
     """Where the tokens stand: what attention needs beside them, the same in all layers."""
-    cos: torch.Tensor               # (..., T, 1, D): rotary positions, as rotate() wants them
+    cos: torch.Tensor               # (..., T, 1, D/2) fp32 as rotary() makes it; in the blocks
+                                    # (..., T, 1, D), as rotate() wants it
     sin: torch.Tensor
     doc_start: torch.Tensor | None = None  # (B, T) int32: where each token's document begins
     shared: object | None = None    # a data.chat.packing.SharedPrefix: rows that begin alike
@@ -287,9 +288,10 @@ class Transformer(nn.Module):
         step: of cache.next_step(). Without a gradient.
         """
         positions = step.positions
-        B, n_heads, S = len(positions), 2 * self.cfg.n_kv_heads, step.cache.layers[0].shape[3]
-        columns = torch.arange(B * n_heads, device=positions.device).view(B, n_heads) * S
-        places = (columns + positions[:, None]).flatten()
+        B, n_runs, S = len(positions), 2 * self.cfg.n_kv_heads, step.cache.layers[0].shape[3]
+        # a layer (B, 2, K, S, D) as places of D numbers: a row has 2 K runs of S places each
+        run_starts = torch.arange(B * n_runs, device=positions.device).view(B, n_runs) * S
+        places = (run_starts + positions[:, None]).flatten()
         cos, sin = self.rotary(positions[:, None])
         filled = Filled((positions + 1).int(), step.parts)
         layout = Layout(cos, sin, cache=step.cache, places=places, filled=filled)

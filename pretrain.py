@@ -156,16 +156,21 @@ def make_plan(
     return plan
 
 
-def resume_key(plan: list[MixtureStage], step: int) -> list:
-    """The plan's past at a step, as JSON: a run goes on from checkpoints of the same past."""
+def resume_key(
+    plan: list[MixtureStage], pool_sizes: dict[str, int], seed: int, step: int
+) -> list:
+    """The run's past at a step, as JSON: a run goes on from checkpoints of the same past.
+
+    Positions say how much of each pool was read; in which order, its size and the seed.
+    """
     past = []
     for stage in plan:
         if stage.first_step < step:
             end = min(stage.end_step, step)
-            past.append(
-                [stage.name, stage.context, stage.rows, stage.first_step, end, stage.start]
-            )
-    return past
+            sizes = {pool: pool_sizes[pool] for pool in stage.tokens}
+            past.append([stage.name, stage.context, stage.rows, stage.first_step, end, sizes,
+                         stage.positions(end), stage.start])
+    return [seed, *past]
 
 
 def print_plan(
@@ -177,16 +182,19 @@ def print_plan(
         f"{'stage':14}{'steps':>10}{'tokens':>9}  {'learning rate':22}{'context':>8}"
         f"{'rope base':>11}{'FLOPs':>10}  mixture, epochs of each pool so far"
     )
-    position, theta, total_flops = {}, config.model.rope_theta, 0.0
+    position, theta = {}, config.model.rope_theta
+    total_tokens, total_flops = 0, 0.0
     for stage in plan:
         theta = stage.settings.rope_theta or theta
         start, end = stage.settings.lr
-        tokens = sum(stage.tokens.values())
+        taken = stage.taken()
+        tokens = sum(taken.values())
+        total_tokens += tokens
         flops = tokens * flops_per_token(config.model, stage.context)
         total_flops += flops
         position |= stage.positions(stage.end_step)
         shares = []
-        for pool, n in stage.tokens.items():
+        for pool, n in taken.items():
             shares.append(f"{pool} {n / tokens:.0%} (to {position[pool] / pool_sizes[pool]:.2f})")
         rate = f"{peak * start:.2e} -> {peak * end:.2e}"
         print(
@@ -200,7 +208,6 @@ def print_plan(
                 f"note: pool {pool!r} is repeated {epochs:.1f} times; past 4 epochs repeated "
                 "tokens are worth little (arXiv 2305.16264)"
             )
-    total_tokens = sum(sum(stage.tokens.values()) for stage in plan)
     h100_hours = total_flops / (0.4 * 989e12) / 3600
     print(f"{plan[-1].end_step:,} steps, {total_tokens:.4g} tokens, {total_flops:.3g} FLOPs"
           f" = {h100_hours:,.3g} hours of one H100 at 40 % of its bf16 peak")
@@ -326,6 +333,7 @@ def train_step(model, batch: Batch, settings: StageConfig, dist: Dist) -> tuple[
     if not batch.doc_start.any():  # one document a row: the causal mask alone
         doc_start = None
     (n_tokens,) = dist.sum(float((batch.targets >= 0).sum()))
+    denominator = max(1.0, n_tokens)  # a stage's last batch may be a document's last token alone
     nats = torch.zeros((), device=dist.device)
     n_rows, context = tokens.shape
     rows_per_pass = max(1, (settings.micro_tokens or n_rows * context) // context)
@@ -338,10 +346,10 @@ def train_step(model, batch: Batch, settings: StageConfig, dist: Dist) -> tuple[
             targets[rows].flatten(),
             kernels=model.cfg.kernels,
         )
-        (loss * (dist.world / n_tokens)).backward()
+        (loss * (dist.world / denominator)).backward()
         nats += loss.detach()
     (total,) = dist.sum(nats.item())
-    return total / n_tokens, int(n_tokens)
+    return total / denominator, int(n_tokens)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -349,15 +357,23 @@ def train_step(model, batch: Batch, settings: StageConfig, dist: Dist) -> tuple[
 
 
 def plan_only(config: SimpleNamespace, stages: list[StageConfig]) -> None:
-    """--plan: prints the table of stages; pool_tokens stands in for a corpus that is not there."""
-    pool_sizes = config.pretrain.pool_tokens
-    if pool_sizes and not config.corpus.path:
-        config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
-    else:
-        tokenizer, train, _ = open_data(config, stages)
-        loop.set_vocab_size(config.model, tokenizer.n_vocab)
-        pool_sizes = sizes_of_pools(train)
+    """--plan: prints the table of stages."""
+    pool_sizes = known_pool_sizes(config, stages)
     print_plan(config, make_plan(config, stages, pool_sizes), pool_sizes)
+
+
+def known_pool_sizes(config: SimpleNamespace, stages: list[StageConfig]) -> dict[str, int]:
+    """Tokens of each pool as it is prepared; before that, those that pool_tokens estimates."""
+    try:
+        tokenizer, train, _ = open_data(config, stages)
+    except UserError as error:
+        if config.corpus.path or not config.pretrain.pool_tokens:
+            raise
+        print(f"note: pretrain.pool_tokens stands in for the corpus: {error}")
+        config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+        return config.pretrain.pool_tokens
+    loop.set_vocab_size(config.model, tokenizer.n_vocab)
+    return sizes_of_pools(train)
 
 
 def sizes_of_pools(pools: dict[str, list]) -> dict[str, int]:
@@ -368,10 +384,9 @@ def sizes_of_pools(pools: dict[str, list]) -> dict[str, int]:
     return sizes
 
 
-def load_weights(run: loop.Run, plan: list[MixtureStage]) -> None:
+def load_weights(run: loop.Run) -> None:
     """Weights of the newest checkpoint, of the branch's start, of --init_from, or random ones."""
     config, cfg = run.config, run.cfg
-    run.resume_key = lambda step: resume_key(plan, step)
     loop.make_model(run)
     newest = common.find_checkpoint(run.dist, run.folder)
     if newest:
@@ -421,7 +436,8 @@ def main():
     tokenizer_file = data_folder(config) / "tokenizer.json"
     run = loop.open_run(
         "pretrain", config, dist, tokenizer, tokenizer_file, None, unused_settings(cfg))
-    load_weights(run, plan)
+    run.resume_key = lambda step: resume_key(plan, pool_sizes, cfg.seed, step)
+    load_weights(run)
     model, optimizer = run.model, run.optimizer
     if dist.is_main:
         print_plan(config, plan, pool_sizes)

@@ -2,6 +2,7 @@
 input."""
 from settings import load_config
 
+import dataclasses
 import json
 import math
 import re
@@ -11,6 +12,7 @@ import subprocess
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +20,8 @@ import common
 import loop
 import pretrain
 from conftest import ROOT, Mini
-from data.text.mixture import plan_stages
+from data.text.mixture import IGNORE, Batch, plan_stages
+from model import ModelConfig, Transformer, init_weights
 from pretrain import PretrainConfig, StageConfig
 from schedule import Stage, learning_rate
 
@@ -90,8 +93,6 @@ def test_report_schedule_of_3b():
 
 def test_accumulation_does_not_change_the_gradient():
     """1 x 8 rows = 8 x 1 accumulated, with documents of uneven lengths: one denominator for all."""
-    from data.text.mixture import IGNORE, Batch
-    from model import ModelConfig, Transformer, init_weights
     rng = torch.Generator().manual_seed(0)
     model = Transformer(ModelConfig(2, 32, 48, 2, 1, 16, vocab_size=64)).double()
     init_weights(model, 0)
@@ -262,6 +263,14 @@ def test_other_stages_do_not_go_on_from_a_checkpoint(mini, whole):
     assert "trained with other stages" in output
     output = mini.pretrain("--run=whole", "--model.n_layers=1", "--model.ffn_size=32", code=2)
     assert "trained with other model.n_layers, model.ffn_size" in output
+    # the seed orders each pool; the mixture of a stage says how much of each was read so far
+    leave_early(mini, "early")
+    assert "batch size or seed" in mini.pretrain("--run=early", "--pretrain.seed=1", code=2)
+    config = load_config("", [str(mini.folder / "mini.py")], pretrain=PretrainConfig)
+    stages = [dataclasses.asdict(stage) for stage in config.pretrain.stages]
+    stages[1]["mixture"] = dict(high=3, medium=1)
+    output = mini.pretrain("--run=early", f"--pretrain.stages={stages}", code=2)
+    assert "trained with other stages, data" in output
     assert "settings that have changed since: grad_clip" in mini.pretrain(
         "--run=whole", "--pretrain.grad_clip=2.0"
     )
@@ -346,6 +355,27 @@ def test_output_and_files(mini, whole):
     assert list(dict.fromkeys(stage_ends)) == ["warmup", "stable", "decay"]
     last = [line for line in metrics(mini, "whole") if "validation" in line][-1]
     assert set(last["validation"]) == {"high", "medium"} and set(last["scores"]) == {"math"}
+
+
+def test_a_batch_without_a_target_changes_nothing():
+    """A stage's last batch may hold the last token of a document alone: nothing follows it."""
+    model = Transformer(ModelConfig(1, 32, 48, 2, 1, 16, vocab_size=64))
+    init_weights(model, 0)
+    batch = Batch(np.zeros((1, 8), np.int64), np.full((1, 8), IGNORE, np.int64),
+                  np.arange(8, dtype=np.int32)[None])
+    alone = common.Dist(0, 1, torch.device("cpu"), None)
+    stage = pretrain.StageConfig("s", [1, 1], 8, tokens=8, mixture={"p": 1})
+    assert pretrain.train_step(model, batch, stage, alone) == (0.0, 0)
+    assert common.clip_grad_norm(model, 1.0) == 0.0
+
+
+def test_the_plan_is_of_the_corpus_where_there_is_one(mini, whole):
+    """pool_tokens only stands in for it."""
+    estimates = "--pretrain.pool_tokens={'high': 10, 'medium': 10}"
+    prepared = mini.pretrain("--plan", estimates)
+    assert prepared == mini.pretrain("--plan") and "stands in" not in prepared
+    elsewhere = mini.pretrain("--plan", estimates, "--corpus.folder=nowhere")
+    assert "pretrain.pool_tokens stands in for the corpus: no data in nowhere" in elsewhere
 
 
 def test_plan_needs_no_data(mini):

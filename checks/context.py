@@ -29,8 +29,8 @@ BINS = np.arange(0, 257, 32)
 
 @torch.no_grad()
 def loss_by_position(model, tokenizer, folder: Path) -> list[float]:
-    """Mean loss (nats a token) of held-out long documents, by position in the document, in bins of
-    32."""
+    """Mean loss (nats per token) of held-out long documents, by position in the document, in bins
+    of 32."""
     stream = PoolStream("long", read_pool(folder / "long", "val", tokenizer.hash), 0, 256)
     tokens, targets, starts = (torch.from_numpy(x) for x in stream.read(0, stream.size))
     total, count = np.zeros(8), np.zeros(8)
@@ -95,7 +95,7 @@ def main():
             passkeys(model, tokenizer),
         )
         print(f"{name} the context stage: {path}, RoPE base {model.rope_theta:,.0f}")
-    print("\nloss by position (nats a token)\n" + f"{'position':>12}{'before':>10}{'after':>10}")
+    print("\nloss by position (nats per token)\n" + f"{'position':>12}{'before':>10}{'after':>10}")
     for i in range(8):
         print(
             f"{BINS[i]:>7}-{BINS[i + 1] - 1:<4}{results['before'][0][i]:>10.3f}"
@@ -125,7 +125,7 @@ def main():
         )
         distance, accuracy, error = zip(*rows)
         keys.errorbar(distance, accuracy, error, fmt="o-", capsize=3, color=plots.COLORS[i])
-    loss.set(xlabel="position in the document (tokens)", ylabel="loss (nats a token)")
+    loss.set(xlabel="position in the document (tokens)", ylabel="loss (nats per token)")
     loss.legend(frameon=False)
     keys.set(
         xlabel="tokens between key and question",

@@ -16,7 +16,9 @@ model = dict(
     vocab_size=49_152, tie_embeddings=True, rope_theta=100_000.0, max_context=8192,
 )
 
-sft = smollm2.sft | dict(lr=1e-4, batch_tokens=2**16, micro_tokens=2**15, compile=True)
+sft = smollm2.sft | dict(
+    lr=1e-4, batch_tokens=2**16, micro_tokens=2**15, dtype="bfloat16", compile=True,
+)
 
 _gsm8k = "gsm8k=corpora/gsm8k/train.jsonl"
 distill = dict(
@@ -31,7 +33,7 @@ rl = smollm2.rl | dict(
     stages=[dict(name="constraints", problems={f"constraints={_prompts}": 5000}, steps=300,
                  lr=[1, 0.1])],
     lr=2e-6, group_size=16, batch_groups=32, filter_samples=8, max_new_tokens=768, context=1536,
-    micro_rows=32, max_rows=512, compile=True,
+    micro_rows=32, max_rows=512, dtype="bfloat16", compile=True,
 )
 
 evaluate = smollm2.evaluate | dict(n_problems=256, max_new_tokens=768)

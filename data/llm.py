@@ -366,7 +366,8 @@ def _read_cache(path: Path) -> dict[str, str | None]:
         texts = {line["key"]: line["text"] for line in lines}
     except (ValueError, TypeError, KeyError):
         texts = {}
-    if data and not texts:
+    is_ours = b'{"key": '.startswith(data[:8])  # a torn first line is all of it
+    if not is_ours or (whole and not texts):
         raise UserError(f"{path} is damaged, or no file of a model's answers: move it away")
     if whole != data:
         os.truncate(path, len(whole))

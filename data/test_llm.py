@@ -420,6 +420,15 @@ def test_cached_cuts_a_torn_line(server, tmp_path):
         assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
+def test_cached_cuts_a_first_line_that_is_torn(server, tmp_path):
+    """Killed, or a full disk, at the very first answer."""
+    for torn in ('{"key": "3f', '{"k', '{"key": "3f", "text": "é'):
+        path = tmp_path / "answers.jsonl"
+        path.write_text(torn)
+        assert len(cached(make(server), path)(ask("a"))) == 1
+        assert len(path.read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "content", ["hello", '{"key": 1}\n', "[1]\n", '{"key": "a", "text": "b"}\nx\n', "\0" * 9]
 )

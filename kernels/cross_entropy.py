@@ -165,7 +165,7 @@ def logits_of(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
 
 def wide_logits_of(hidden: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
     """logits_of in fp32 where a GPU can, for what decides log-probabilities: bf16 has a resolution
-    of 0.125 at 16, so that sampler and trainer would differ by hundredths of a nat a token."""
+    of 0.125 at 16, so that sampler and trainer would differ by hundredths of a nat per token."""
     if hidden.is_cuda and hidden.dtype == torch.bfloat16:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32).div_(temperature)
     return logits_of(hidden, weight, temperature)

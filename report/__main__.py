@@ -86,14 +86,7 @@ def read_pretrain_config(config: SimpleNamespace) -> SimpleNamespace:
 def make_plan(config: SimpleNamespace) -> list[MixtureStage]:
     """The stages in steps: with the sizes of the prepared pools, or else the config's estimates."""
     stages = pretrain.read_stages(config)
-    try:
-        _, pools, _ = pretrain.open_data(config, stages)
-        pool_sizes = pretrain.sizes_of_pools(pools)
-    except UserError:
-        pool_sizes = config.pretrain.pool_tokens
-        if config.corpus.path or not pool_sizes:
-            raise
-    return pretrain.make_plan(config, stages, pool_sizes)
+    return pretrain.make_plan(config, stages, pretrain.known_pool_sizes(config, stages))
 
 
 # --------------------------------------------------------------------------------------------------

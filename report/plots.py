@@ -166,7 +166,7 @@ def plot_loss(axis, steps: list[dict], evaluations: list[dict]) -> None:
         y = [line["validation"][pool]["loss"] for line in measured]
         axis.plot(x, y, "o-", ms=4, lw=1.2, color=color_at(i), label=f"held-out {pool}")
     set_log_scale(axis)
-    axis.set_ylabel("loss (nats a token)")
+    axis.set_ylabel("loss (nats per token)")
     place_legend(axis)
 
 
@@ -182,9 +182,10 @@ def plot_plan(path: Path, config: SimpleNamespace, plan: list[MixtureStage]) -> 
     spans, mixtures = [], {}
     first = 0
     for stage in plan:
-        last = first + sum(stage.tokens.values())
+        taken = stage.taken()
+        last = first + sum(taken.values())
         spans.append((stage.name, first, last))
-        mixtures[stage.name] = stage.tokens
+        mixtures[stage.name] = taken
         steps = np.unique(np.linspace(stage.first_step, stage.end_step - 1, 200).astype(int))
         x = first + (steps + 1 - stage.first_step) / stage.n_steps * (last - first)
         rates = [learning_rate(config.pretrain.lr, stage, int(step)) for step in steps]
@@ -210,14 +211,16 @@ def read_mixtures(meta: dict) -> dict[str, dict[str, float]]:
 
     A stage in epochs of several pools has no weights.
     """
-    stages = meta.get("pretrain", {}).get("stages", ())
+    stages = {stage["name"]: stage for stage in meta.get("pretrain", {}).get("stages", ())}
     mixtures = {}
-    for stage, past in zip(stages, meta.get("resume_key", ())):
-        pools = past[-1]  # {pool: tokens that were read before}
-        mixture = stage.get("mixture", {})
+    if not stages:
+        return mixtures
+    _, *past = meta["resume_key"]  # the first entry is no stage
+    for name, *_, pools in past:   # pools: {pool: tokens that were read before}
+        mixture = stages[name].get("mixture", {})
         if mixture.keys() != pools.keys():
             mixture = dict.fromkeys(pools, 1) if len(pools) == 1 else {}
-        mixtures[stage["name"]] = mixture
+        mixtures[name] = mixture
     return mixtures
 
 
@@ -253,9 +256,9 @@ def plot_distill(folder: Path) -> Path:
     steps = [line for line in common.read_metrics(folder) if "loss" in line]
     figure, axes = new_figure(5)
     terms, margin, share, chosen, rejected = axes
-    plot_curve(terms, steps, "dpo", "preference (nats a pair)", COLORS[0])
-    plot_curve(terms, steps, "kl_chosen", "KL on y+ (nats a token)", COLORS[1])
-    plot_curve(terms, steps, "kl_rejected", "KL on y- (nats a token)", COLORS[2])
+    plot_curve(terms, steps, "dpo", "preference (nats per pair)", COLORS[0])
+    plot_curve(terms, steps, "kl_chosen", "KL on y+ (nats per token)", COLORS[1])
+    plot_curve(terms, steps, "kl_rejected", "KL on y- (nats per token)", COLORS[2])
     plot_curve(margin, steps, "margin", "mean over pairs", COLORS[3])
     plot_curve(share, steps, "accuracy", "share of pairs", COLORS[4])
     for who, style in (("student", "-"), ("reference", "--"), ("teacher", ":")):
@@ -264,8 +267,8 @@ def plot_distill(folder: Path) -> Path:
     terms.set(ylabel="terms of the loss")
     margin.set(ylabel="margin (nats)")
     share.set(ylabel="margin above 0", ylim=(-0.03, 1.03))
-    chosen.set_ylabel("log p of y+\n(nats a token)")
-    rejected.set_ylabel("log p of y-\n(nats a token)")
+    chosen.set_ylabel("log p of y+\n(nats per token)")
+    rejected.set_ylabel("log p of y-\n(nats per token)")
     rejected.set_xlabel("step")
     for axis in axes:
         place_legend(axis)
@@ -289,7 +292,7 @@ def plot_rl(folder: Path) -> Path:
     plot_curve(length, steps, "length_right", "right", COLORS[1])
     plot_curve(length, steps, "length_wrong", "wrong", COLORS[2])
     reward.set(ylabel="rollouts", ylim=(-0.03, 1.03))
-    entropy.set_ylabel("entropy\n(nats a token)")
+    entropy.set_ylabel("entropy\n(nats per token)")
     length.set(ylabel="response (tokens)", xlabel="step")
     for axis in (reward, entropy, length):
         place_legend(axis)

@@ -343,8 +343,8 @@ def rl_rows(folder: Path) -> list[list[str]]:
     if not steps:
         return []
     keep_between = read_newest_meta(folder).get("rl", {}).get("keep_between", (0, 1))
-    rows = [["stage", "steps", "problems kept", "reward", "entropy (nats a token)",
-             "tokens a response", "cut off"]]
+    rows = [["stage", "steps", "problems kept", "reward", "entropy (nats per token)",
+             "tokens per response", "cut off"]]
     for stage in dict.fromkeys(line["stage"] for line in steps):
         stage_steps = [line for line in steps if line["stage"] == stage]
         rows.append([

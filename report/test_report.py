@@ -88,6 +88,7 @@ def fabricate(out: Path) -> None:
             command="pretrain.py c.py",
             pretrain=dict(seed=77, stages=stages),
             resume_key=[
+                77,
                 ["warmup", 8, 8, 0, 5, dict(high=0, low=0)],
                 [HOSTILE, 8, 8, 5, 10, dict(high=9)],
             ],

@@ -248,10 +248,10 @@ def fit(texts: list[str], grades: np.ndarray, dimensions: list[str],
     throughout.
     """
     grades, dimensions = np.asarray(grades, np.float32), list(dimensions)
-    overall = overall_grade(grades, dimensions)
     if len(texts) < 20:
         raise UserError(f"{len(texts)} labelled documents are too few to learn from; label some "
                         "hundreds")
+    overall = overall_grade(grades, dimensions)
     if np.ptp(overall) == 0:
         raise UserError(f"all {len(texts)} labelled documents have the same overall grade, "
                         f"{overall[0]:g}: there is nothing to tell apart; label good and bad ones")

@@ -48,7 +48,6 @@ from data.text.sources import (
     kept,
     parts,
     read,
-    records,
     text_columns,
 )
 
@@ -149,19 +148,24 @@ def read_labels(path: Path) -> tuple[list[str], np.ndarray, list[str]]:
 
     UserError names the file and line of a fault.
     """
+    def refuse(where: str, what: str) -> None:
+        raise UserError(f"{where}: {what}")
+
     texts, grades = [], []
     dimensions = []
-    for number, record in enumerate(records({"path": str(path)}), 1):
-        tags = record.get("tags")
-        if not dimensions and isinstance(tags, dict):
-            dimensions = list(tags)
-        if not _is_label(record, dimensions):
-            raise UserError(f"{path}: record {number} must be {{\"text\": …, \"tags\": "
-                            "{dimension: 0 … 9}} with the dimensions of the first, "
-                            f"{', '.join(dimensions) or 'of which there are none'}; "
-                            f"it has {', '.join(record)}")
-        texts.append(record["text"])
-        grades.append([tags[name] for name in dimensions])
+    source = {"path": str(path)}
+    for part in parts(source):
+        for number, record in read(source, part, bad_line=refuse):
+            tags = record.get("tags")
+            if not dimensions and isinstance(tags, dict):
+                dimensions = list(tags)
+            if not _is_label(record, dimensions):
+                raise UserError(f"{path}: record {number} must be {{\"text\": …, \"tags\": "
+                                "{dimension: 0 … 9}} with the dimensions of the first, "
+                                f"{', '.join(dimensions) or 'of which there are none'}; "
+                                f"it has {', '.join(record)}")
+            texts.append(record["text"])
+            grades.append([tags[name] for name in dimensions])
     return texts, np.array(grades), dimensions
 
 
@@ -421,6 +425,11 @@ def check_settings(cfg: QualityConfig) -> None:
         reason = invalid_reason(source)
         if reason:
             raise UserError(reason)
+    for source in cfg.sources:
+        for limit in ("documents", "megabytes"):
+            if limit in source:
+                raise UserError(f"{limit} has no effect here: the filter reads {source} whole")
+    _import_function(cfg.embed)  # its error, too
 
 
 def label_step(cfg: QualityConfig, work: list, folder: Path, labels: Path) -> None:
@@ -449,9 +458,14 @@ def fit_step(cfg: QualityConfig, folder: Path, labels: Path, made_by: str) -> No
 def sign_step(work: list, signatures: Path, engine: Engine) -> None:
     """Signs the documents of all parts that are not signed yet."""
     items = list(enumerate(work))
-    sizes = [part.bytes or 0 for _, part in work]
+    sizes = _sizes(work)
     for _ in engine.map(sign_part, items, "sign", sizes, folder=signatures):
         pass
+
+
+def _sizes(work: list) -> list[int]:
+    """Bytes of each (source, part); where nobody knows, as many as a range of a large file has."""
+    return [int(LARGEST) if part.bytes is None else part.bytes for _, part in work]
 
 
 def merge_step(work: list, signatures: Path, engine: Engine) -> None:
@@ -484,7 +498,7 @@ def classify_step(cfg: QualityConfig, work: list, folder: Path, signatures: Path
         if _made_by(folder / "classified" / f"{number:05d}.json") != made_by:
             items.append((number, (source, part), int(firsts[number])))
     print(f"classify: {len(items)} of {len(work)} parts to do")
-    sizes = [part.bytes or 0 for _, (_, part), _ in items]
+    sizes = _sizes([each for _, each, _ in items])
     for _ in engine.map(classify_part, items, "classify", sizes, cfg=cfg, folder=folder,
                         signatures=signatures, made_by=made_by):
         pass

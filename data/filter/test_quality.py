@@ -5,6 +5,7 @@ import json
 import random
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -215,6 +216,8 @@ def test_tf_idf_is_scikit_learns():
         (dict(sources=[{"path": "nothing/here"}]), "no .txt, .md, .jsonl, .parquet"),
         (dict(sources=[{"pat": "x"}]), "must have one of"),
         (dict(high=1.0), "quality.drop=3.0 is above quality.high=1.0"),
+        (dict(sources=[{"path": "x", "megabytes": 100}]), "megabytes has no effect here"),
+        (dict(embed="nothing:here"), "embed='nothing:here' must name a function"),
     ],
 )
 def test_wrong_settings_are_one_line(setup, change, message):
@@ -230,6 +233,7 @@ def test_wrong_settings_are_one_line(setup, change, message):
             "all 120 labelled documents have the same overall grade, 7",
         ),
         (labels(10), "10 labelled documents are too few"),
+        ([], "0 labelled documents are too few"),
         (labels()[:50] + [{"text": "x", "tags": {"overall": 3}}], "record 51 must be"),
         (
             labels()[:50] + [{"text": "x", "tags": {"accuracy": 3, "overall": 12}}],
@@ -245,6 +249,19 @@ def test_wrong_settings_are_one_line(setup, change, message):
 def test_bad_labels_are_one_line(setup, rows, message):
     with pytest.raises(UserError, match=message):
         run(setup, labels=write(setup.tmp / "bad.jsonl", rows))
+
+
+def test_a_broken_line_of_labels_is_named(setup):
+    path = write(setup.tmp / "broken.jsonl", labels())
+    Path(path).write_text("{bad\n" + Path(path).read_text())
+    with pytest.raises(UserError, match="broken.jsonl:1: "):
+        run(setup, labels=path)
+
+
+def test_parts_of_unknown_size_are_work_for_many_processes():
+    """A data set of the hub says no sizes: each part counts as much as a range of a large file."""
+    work = [({}, SimpleNamespace(bytes=None)), ({}, SimpleNamespace(bytes=7))]
+    assert quality._sizes(work) == [quality.LARGEST, 7]
 
 
 def test_documents_of_one_character_and_of_many_megabytes(setup):

@@ -60,8 +60,9 @@ def documents(sources: list[dict], cfg: CorpusConfig, share: float, position: Re
     """[(split, text)] of each document of a pool after `position`, which moves along.
 
     Two for a .txt file, whose end is held out, else one: the text's hash decides the split, so that
-    no copy of a held-out document is trained. share: that is held out. duplicates: of each
-    document, in order, whether it is left out because another one stays.
+    no copy of a held-out document is trained in its pool (in one that holds out less, it may be).
+    share: that is held out. duplicates: of each document, in order, whether it is left out because
+    another one stays.
     """
     for text, is_whole_file in texts(sources, position, cfg.column, cfg.megabytes or inf):
         if duplicates is not None and duplicates[position.number - 1]:
@@ -301,21 +302,24 @@ def prepare_pools(folder: Path, tokenizer: tuple[Path, str], cfg: CorpusConfig, 
     """The manifest of each pool, whose shards are made, or gone on with, or left as they are."""
     pools = _pools(folder, tokenizer, cfg)
     manifests = {pool.name: read_manifest(pool.folder) for pool in pools}
-    todo = []
+    todo, changed = [], []
     for pool in pools:
         manifest = manifests[pool.name]
         if manifest and manifest["settings"] != pool.settings:
             print(f"pool {pool.name}: settings, sources or tokenizer changed; it is made again")
-            _empty(pool.folder)
-            manifest = None
-        if manifest and _is_whole(pool.folder, manifest):
+            changed.append(pool)
+        elif manifest and _is_whole(pool.folder, manifest):
             print(f"pool {pool.name}: ready, nothing to do")
-        else:
-            todo.append(pool)
-    _cut_into_pieces([pool for pool in pools if pool in todo or pool.name in cfg.dedup], tokenizer,
-                     cfg)
-    if cfg.dedup and todo:
+            continue
+        todo.append(pool)
+    if not todo:  # then no hub is asked
+        return manifests
+    to_read = [pool for pool in pools if pool in todo or pool.name in cfg.dedup]
+    _cut_into_pieces(to_read, tokenizer, cfg)
+    if cfg.dedup:
         mark_duplicates(folder / "duplicates", pools, cfg, engine)
+    for pool in changed:  # only now: a hub that does not answer costs no shards
+        _empty(pool.folder)
     made = _make(todo, cfg, command, engine)
     for pool in todo:
         manifests[pool.name] = _join(pool, [made[piece.folder] for piece in pool.pieces], command)
@@ -531,6 +535,8 @@ def verify(folder: Path, engine: Engine = Engine()) -> int:
     manifest = read_manifest(folder)
     if not manifest:
         raise UserError(f"no data in {folder}: nothing to verify")
+    if not manifest["complete"]:
+        raise UserError(f"{folder} is not finished: `{manifest['command']}` goes on with it")
     entries = manifest["shards"]
     sizes = [entry["bytes"] for entry in entries]
     for entry, reason in engine.map(check_shard, entries, f"verify {folder.name}", sizes,

@@ -108,17 +108,21 @@ class PoolStream:
     def _locate(self, position: int) -> tuple[_Window, int]:
         """The window that holds a stream position, and the offset of the position in it."""
         epoch, offset = divmod(position, self.size)
-        if epoch not in self._epochs:
-            self._epochs = {epoch: self._permute_shards(epoch)}
-        groups, ends = self._epochs[epoch]
+        permuted = self._epochs.get(epoch)
+        if permuted is None:
+            permuted = self._permute_shards(epoch)
+            self._epochs = {epoch: permuted}
+        groups, ends = permuted
         number = bisect_right(ends, offset)
         if number > 0:
             offset -= int(ends[number - 1])
-        if (epoch, number) not in self._windows:
-            self._windows[epoch, number] = self._shuffle(epoch, number, groups[number])
+        window = self._windows.get((epoch, number))
+        if window is None:  # names of their own, since Mixture.sources may read in another thread
+            window = self._shuffle(epoch, number, groups[number])
+            self._windows[epoch, number] = window
             while len(self._windows) > 2:  # this one and the one that a batch may begin in
                 self._windows.popitem(last=False)
-        return self._windows[epoch, number], offset
+        return window, offset
 
     def _permute_shards(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Shard numbers of each window of an epoch, and one past the last token of each window."""
@@ -176,6 +180,11 @@ class MixtureStage(Stage):
             taken = min(n * self.context, self.tokens[pool])
             positions[pool] = self.start[pool] + taken
         return positions
+
+    def taken(self) -> dict[str, int]:
+        """Tokens that it takes of each pool: fewer than `tokens` where a branch leaves it early."""
+        ends = self.positions(self.end_step)
+        return {pool: end - self.start[pool] for pool, end in ends.items()}
 
 
 def rows_before(n: int, pool_rows: list[int]) -> list[int]:
@@ -333,7 +342,9 @@ class Mixture:
         shape = (-(-stage.rows // world), stage.context)
         tokens = np.zeros(shape, np.int64)
         targets = np.full(shape, IGNORE, np.int64)
-        doc_start = np.zeros(shape, np.int32)
+        # Padding is documents of one token, since doc_start may never fall along a row
+        # (kernels/attention.py).
+        doc_start = np.tile(np.arange(stage.context, dtype=np.int32), (shape[0], 1))
         rank_rows = _rows_of_step(stage, step)[rank::world]
         for i, (pool, k) in enumerate(rank_rows):
             first = k * stage.context

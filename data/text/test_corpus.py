@@ -168,6 +168,23 @@ def test_second_run_does_nothing_and_changes_are_seen(tmp_path, tokenizer, jsonl
     assert sum(len(read(folder, split, tokenizer)) for split in ("train", "val")) == 301
 
 
+def test_what_is_ready_asks_no_hub_and_no_shard_goes_before_the_hub_answers(
+    tmp_path, tokenizer, jsonl, monkeypatch
+):
+    folder = tmp_path / "data"
+    make(folder, tokenizer, jsonl)
+    before = contents(folder)
+
+    def offline(*_):
+        raise UserError("Offline?")
+
+    monkeypatch.setattr(corpus, "_cut_into_pieces", offline)
+    make(folder, tokenizer, jsonl)
+    with pytest.raises(UserError, match="Offline"):
+        make(folder, tokenizer, jsonl, shard_tokens=4000)
+    assert contents(folder) == before
+
+
 # Makes the pool in child processes that are killed at random moments soon after a shard, until one
 # comes to its end.
 KILLER = """
@@ -339,6 +356,8 @@ def test_flipped_byte_foreign_tokenizer_and_unfinished_pools(tmp_path, tokenizer
     (folder / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     with pytest.raises(UserError, match="not finished"):
         read_pool(folder, "train", tokenizer.hash)
+    with pytest.raises(UserError, match="not finished"):
+        verify(folder)
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path, tokenizer, jsonl):

@@ -204,8 +204,22 @@ def test_branch_goes_on_where_the_pools_stood(pools):
     a, b = Mixture(pools, plans, 0), Mixture(pools, branched, 0)
     for step in range(10):
         np.testing.assert_array_equal(a.batch(step).tokens, b.batch(step).tokens)
+    taken = [sum(plan.taken().values()) for plan in branched]
+    assert taken == [640, 320]  # of 1600 tokens of the first stage a branch at step 10 takes these
+    assert [plan.taken() for plan in plans] == [plan.tokens for plan in plans]
     with pytest.raises(UserError, match="cannot branch"):
         branch(plans, 10, "nowhere")
+
+
+def test_padding_sees_nothing_and_is_seen_by_nothing(pools):
+    """Documents of one token, so that doc_start never falls along a row: kernels skip by it."""
+    sizes = {name: sum(s.n_tokens for s in shards) for name, shards in pools.items()}
+    plans = plan_stages([stage(tokens=70, mixture=dict(high=1))], sizes, batch_tokens=64)
+    last = Mixture(pools, plans, seed=0).batch(plans[0].end_step - 1)
+    padding = np.flatnonzero((last.targets == IGNORE).all(0))
+    assert len(padding) > 1 and (np.diff(last.doc_start) >= 0).all()
+    rows = last.doc_start[:, padding[-1]]
+    np.testing.assert_array_equal(rows, padding[-1])
 
 
 def test_sources_name_the_shards(pools):
