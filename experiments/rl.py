@@ -1,6 +1,6 @@
 """What does each of RL's stages change, and what are the filter and a start from DPD worth?
 
-    python -m experiments.rl --seeds 3           # after speedrun.sh; 37 minutes on 2 cores
+    python -m experiments.rl --seeds 3           # after speedrun.sh; an hour on 2 cores
 
 The three stages one after another, and all tasks in one stage; then the first stage alone: with and
 without the filter of problems, and from SFT in place of DPD. See experiments/runner.py.
@@ -95,12 +95,9 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
 def make_tables(results: list[dict]) -> str:
     """Markdown of all results."""
     arm_rows = [r for r in results if r["table"] == "arms"]
-    ends = [r for r in arm_rows if r["arm"] == "dpd"]
-    ends += collect_stage_ends(results, RECIPE["lr"])
-    if not any(r["arm"] == "a" for r in arm_rows):  # then it is the beginning of a chain
-        best = best_rates([r for r in results if r["table"] == "sweep"])["a"]
-        arm_rows += [r | {"arm": "a"} for r in collect_stage_ends(results, best)
-                     if r["arm"] == "STEM"]
+    ends = [r for r in arm_rows if r["arm"] == "dpd"] + collect_stage_ends(results)
+    if not any(r["arm"] == "a" for r in arm_rows):  # then it is the beginning of the chains
+        arm_rows += [r | {"arm": "a"} for r in ends if r["arm"] == "STEM"]
     parts = [describe_rates(results), "### after each stage", compare_stages(ends, STAGES)]
     mixed = [r | {"arm": "mixed"} for r in results if r["table"] == "mixed"]
     if mixed:
@@ -116,14 +113,11 @@ def make_tables(results: list[dict]) -> str:
     return "\n\n".join(parts)
 
 
-def collect_stage_ends(results: list[dict], lr: float) -> list[dict]:
-    """The results at the end of each stage of the chains at a rate.
-
-    The arm of such a result is its stage's name.
-    """
+def collect_stage_ends(results: list[dict]) -> list[dict]:
+    """The results at the end of each stage of the chains; the arm of each is its stage's name."""
     ends = []
     for chain in results:
-        if chain["table"] == "stages" and chain["lr"] == lr:
+        if chain["table"] == "stages":
             for name, scores in chain["stages"].items():
                 ends.append(chain | scores | {"arm": name})
     return ends
