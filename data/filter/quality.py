@@ -391,11 +391,13 @@ LARGEST = 128e6  # bytes of a file's range
 def run(cfg: QualityConfig, folder: Path, engine: Engine = Engine()) -> None:
     """All steps that cfg.step asks for, each only as far as it is not done."""
     check_settings(cfg)
+    steps = STEPS if cfg.step == "all" else (cfg.step,)
+    if "classify" in steps:
+        check_evaluation_sets(cfg.evaluation_sets)
     work = [(source, part) for source in cfg.sources for part in parts(source, LARGEST)]
     if not work:
         raise UserError("quality.sources is empty: name what is to be filtered")
     folder.mkdir(parents=True, exist_ok=True)
-    steps = STEPS if cfg.step == "all" else (cfg.step,)
     labels = Path(cfg.labels) if cfg.labels else folder / "labels.jsonl"
     if "label" in steps and not cfg.labels and not labels.is_file():
         label_step(cfg, work, folder, labels)
@@ -430,6 +432,14 @@ def check_settings(cfg: QualityConfig) -> None:
             if limit in source:
                 raise UserError(f"{limit} has no effect here: the filter reads {source} whole")
     _import_function(cfg.embed)  # its error, too
+
+
+def check_evaluation_sets(evaluation_sets: list[dict]) -> None:
+    """Reads the sets that the last step looks for: their errors come before hours of work."""
+    known = _load_contamination(json.dumps(evaluation_sets))
+    if known.too_short:
+        print(f"note: {known.too_short:,} of {known.n_items:,} evaluation items have fewer than "
+              f"{dedup.SHORTEST} words and are not looked for")
 
 
 def label_step(cfg: QualityConfig, work: list, folder: Path, labels: Path) -> None:

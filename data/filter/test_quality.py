@@ -217,6 +217,7 @@ def test_tf_idf_is_scikit_learns():
         (dict(sources=[{"pat": "x"}]), "must have one of"),
         (dict(high=1.0), "quality.drop=3.0 is above quality.high=1.0"),
         (dict(sources=[{"path": "x", "megabytes": 100}]), "megabytes has no effect here"),
+        (dict(labels="", evaluation_sets=[{"path": "nothing/there"}]), "nothing/there"),
         (dict(embed="nothing:here"), "embed='nothing:here' must name a function"),
     ],
 )
