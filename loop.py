@@ -189,7 +189,7 @@ class Run:
         if meta.get("tokenizer") != self.tokenizer.hash:
             differences.append("tokenizer")
         if meta.get("resume_key") != self.resume_key(meta["step"]):
-            differences.append("stages, data, batch size or seed")
+            differences.append("stages, data, batch size or seed (or by an earlier version)")
         if differences:
             raise UserError(
                 f"{path} was trained with other {', '.join(differences)}; choose another --run, or "
@@ -639,12 +639,12 @@ def evaluate_tasks(run: Run, model, n_problems: int, prompt_format: str,
     """The scores of the phase's tasks. known: as in evaluate()."""
     settings = dataclasses.replace(run.config.evaluate, tasks=run.eval_tasks,
                                    n_problems=n_problems, prompt_format=prompt_format, system="")
-    made_by = run.dist.from_main(lambda: _key_of_run(run))  # on all ranks the same
+    made_by = run.dist.from_main(lambda: key_of_run(run))  # on all ranks the same
     return evaluate(Embedded(model), run.tokenizer, settings, run.dist, run.folder / KEPT_SAMPLES,
                     made_by, run.verifier, known)
 
 
-def _key_of_run(run: Run) -> str:
+def key_of_run(run: Run) -> str:
     """What tells the present weights from all others."""
     if run.step == 0:
         return weights_key(run.source, run.cfg.dtype)

@@ -358,22 +358,26 @@ def train_step(model, batch: Batch, settings: StageConfig, dist: Dist) -> tuple[
 
 def plan_only(config: SimpleNamespace, stages: list[StageConfig]) -> None:
     """--plan: prints the table of stages."""
-    pool_sizes = known_pool_sizes(config, stages)
+    pool_sizes, missing = known_pool_sizes(config, stages)
+    if missing:
+        print(f"note: pretrain.pool_tokens stands in for the corpus: {missing}")
     print_plan(config, make_plan(config, stages, pool_sizes), pool_sizes)
 
 
-def known_pool_sizes(config: SimpleNamespace, stages: list[StageConfig]) -> dict[str, int]:
-    """Tokens of each pool as it is prepared; before that, those that pool_tokens estimates."""
+def known_pool_sizes(
+    config: SimpleNamespace, stages: list[StageConfig]
+) -> tuple[dict[str, int], str]:
+    """Tokens of each pool as it is prepared, and ""; before that, those that pool_tokens estimates,
+    and what is missing."""
     try:
         tokenizer, train, _ = open_data(config, stages)
     except UserError as error:
         if config.corpus.path or not config.pretrain.pool_tokens:
             raise
-        print(f"note: pretrain.pool_tokens stands in for the corpus: {error}")
         config.model.vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
-        return config.pretrain.pool_tokens
+        return config.pretrain.pool_tokens, str(error)
     loop.set_vocab_size(config.model, tokenizer.n_vocab)
-    return sizes_of_pools(train)
+    return sizes_of_pools(train), ""
 
 
 def sizes_of_pools(pools: dict[str, list]) -> dict[str, int]:

@@ -398,10 +398,13 @@ def name_filter(
         before = json.loads(chosen.read_text())
         if before["problems"] == keys:
             return before["name"]
-    folders = [folder for folder in (run.source, judges.reward_folder) if folder]
-    weights = [loop.weights_key(folder, cfg.dtype) for folder in folders]
-    key = [str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples, cfg.temperature,
-           cfg.max_new_tokens, cfg.cut_earns, judges.verifier and judges.verifier.key, weights]
+    key = [loop.key_of_run(run), str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples,
+           cfg.temperature, cfg.max_new_tokens, cfg.cut_earns]
+    verifier = judges.verifier
+    if verifier:
+        key += [verifier.key, verifier.cfg.seconds, verifier.cfg.max_cases]
+    if stage.reward == "pairwise" and judges.reward_folder:
+        key.append(loop.weights_key(judges.reward_folder, cfg.dtype))
     name = f"{stage.name}-{common.hash_json(key)}".replace(" ", "_")
     chosen.parent.mkdir(parents=True, exist_ok=True)
     common.write_atomic(chosen, json.dumps({"name": name, "problems": keys}))

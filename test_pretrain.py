@@ -357,7 +357,7 @@ def test_output_and_files(mini, whole):
     assert set(last["validation"]) == {"high", "medium"} and set(last["scores"]) == {"math"}
 
 
-def test_a_batch_without_a_target_changes_nothing():
+def test_a_batch_without_a_target_has_no_gradient():
     """A stage's last batch may hold the last token of a document alone: nothing follows it."""
     model = Transformer(ModelConfig(1, 32, 48, 2, 1, 16, vocab_size=64))
     init_weights(model, 0)

@@ -736,10 +736,12 @@ def test_wins_against_a_reference():
 
 def fake_run(folder) -> SimpleNamespace:
     """What the filter needs of a run."""
+    (folder / "start").mkdir(exist_ok=True)
     return SimpleNamespace(
         dist=ONE,
         config=SimpleNamespace(scale=1.0),
-        source=None,
+        cfg=settings(),
+        source=folder / "start",
         folder=folder,
         tokenizer=None,
         tokenizer_file=folder / "start/tokenizer.json",
@@ -871,9 +873,13 @@ def test_what_the_filter_found_is_of_its_settings(monkeypatch, tmp_path):
     """A run that was killed after the filter goes on with longer answers: all is asked again."""
     assert filtered(monkeypatch, tmp_path, [right(2, 2), right(1, 2)], max_new_tokens=9) == [1]
     assert filtered(monkeypatch, tmp_path, [right(1, 2), right(2, 2)], max_new_tokens=10) == [0]
+    (tmp_path / "start").mkdir(exist_ok=True)
+    (tmp_path / "start/weights").write_text("other ones")
+    assert filtered(monkeypatch, tmp_path, [right(2, 2), right(1, 2)], max_new_tokens=10) == [1]
+    assert filtered(monkeypatch, tmp_path, [right(2, 2), right(1, 2)], max_new_tokens=10) == [1]
     # in the midst of the stage the policy is no longer the one that was measured
     other = dict(rewards=[right(2, 2), right(2, 2)], max_new_tokens=11)
-    assert filtered(monkeypatch, tmp_path, again=True, is_resumed=True, **other) == [0]
+    assert filtered(monkeypatch, tmp_path, again=True, is_resumed=True, **other) == [1]
 
 
 def test_the_filter_leaves_out_what_is_too_long(monkeypatch, tmp_path):

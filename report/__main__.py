@@ -86,7 +86,8 @@ def read_pretrain_config(config: SimpleNamespace) -> SimpleNamespace:
 def make_plan(config: SimpleNamespace) -> list[MixtureStage]:
     """The stages in steps: with the sizes of the prepared pools, or else the config's estimates."""
     stages = pretrain.read_stages(config)
-    return pretrain.make_plan(config, stages, pretrain.known_pool_sizes(config, stages))
+    pool_sizes, _ = pretrain.known_pool_sizes(config, stages)
+    return pretrain.make_plan(config, stages, pool_sizes)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -215,8 +215,8 @@ def read_mixtures(meta: dict) -> dict[str, dict[str, float]]:
     mixtures = {}
     if not stages:
         return mixtures
-    _, *past = meta["resume_key"]  # the first entry is no stage
-    for name, *_, pools in past:   # pools: {pool: tokens that were read before}
+    past = [entry for entry in meta["resume_key"] if isinstance(entry, list)]  # the seed is none
+    for name, *_, pools in past:  # pools: {pool: tokens that were read before}
         mixture = stages[name].get("mixture", {})
         if mixture.keys() != pools.keys():
             mixture = dict.fromkeys(pools, 1) if len(pools) == 1 else {}

@@ -391,13 +391,14 @@ LARGEST = 128e6  # bytes of a file's range
 def run(cfg: QualityConfig, folder: Path, engine: Engine = Engine()) -> None:
     """All steps that cfg.step asks for, each only as far as it is not done."""
     check_settings(cfg)
-    steps = STEPS if cfg.step == "all" else (cfg.step,)
-    if "classify" in steps:
-        check_evaluation_sets(cfg.evaluation_sets)
     work = [(source, part) for source in cfg.sources for part in parts(source, LARGEST)]
     if not work:
         raise UserError("quality.sources is empty: name what is to be filtered")
     folder.mkdir(parents=True, exist_ok=True)
+    steps = STEPS if cfg.step == "all" else (cfg.step,)
+    n_classified = len(list((folder / "classified").glob("*.json")))
+    if "classify" in steps and n_classified < len(work):
+        check_evaluation_sets(cfg.evaluation_sets)
     labels = Path(cfg.labels) if cfg.labels else folder / "labels.jsonl"
     if "label" in steps and not cfg.labels and not labels.is_file():
         label_step(cfg, work, folder, labels)

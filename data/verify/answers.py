@@ -39,7 +39,8 @@ _STATEMENT = re.compile(r"""
     ^[ \t\#>*_]*+ (?:the\ )?(?:final\ |correct\ )?answer [*_ \t]*+$ |
     答案[*_\s]*+(?:应该?)?(?:是|为|选|[:=：]) | 答[:：] | 故选""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE)
-_HEADING = re.compile(r"[*_ ]*+(?:[A-Za-z]{3,}+[:*_ ]*+)++")  # words alone, behind ####
+# Behind ####: a number is GSM8K's mark; "3. Conclusion" and other words may be a heading.
+_MARKED = re.compile(r"[*_ $£€¥]*+(?!\d+[.)] )[-+−.(\[{\\]*+\d")
 # A decimal point ends no sentence, nor does that of 'Rs. 10'; an exclamation is no factorial.
 _END = re.compile(r"""
     \n|[。！？]|(?<!Rs)\.(?=[\s*_]|$)|!(?=[*_]*\s*(?:[A-Z]|$))|,?\s(?:because|since)\b""",
@@ -53,7 +54,7 @@ _NAME_BEFORE_BOX = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*=\s*$")
 def final_answer(response: str) -> str | None:
     """The last box; without one the last '#### x' line (GSM8K); else what follows 'answer is'.
 
-    Where words alone stand behind ####, it may be a heading above what says the answer.
+    Where no number stands behind ####, it may be a heading above what says the answer.
     Boxes with nothing but commas, 'and' or 'or' between them are one answer: `x=\\boxed{3}` and
     `y=\\boxed{5}` are 'x=3, y=5'. Of 'answer is', 'Answer:', '答案' and headings that say 'Answer'
     the last, too. None for no answer: also thoughts that never end, a last box that never ends,
@@ -67,7 +68,7 @@ def final_answer(response: str) -> str | None:
     elif "####" in text:
         start = text.rfind("####") + 4
         answer = text[start:start + MAX_ANSWER + 9].lstrip("# ").partition("\n")[0]
-        if _HEADING.fullmatch(answer):
+        if not _MARKED.match(answer):
             answer = _stated(text[len(text[:start].rstrip("#")):]) or answer
     else:
         answer = _stated(text)
