@@ -388,9 +388,10 @@ def sizes_of_pools(pools: dict[str, list]) -> dict[str, int]:
     return sizes
 
 
-def load_weights(run: loop.Run) -> None:
+def load_weights(run: loop.Run, plan: list[MixtureStage], pool_sizes: dict[str, int]) -> None:
     """Weights of the newest checkpoint, of the branch's start, of --init_from, or random ones."""
     config, cfg = run.config, run.cfg
+    run.resume_key = lambda step: resume_key(plan, pool_sizes, cfg.seed, step)
     loop.make_model(run)
     newest = common.find_checkpoint(run.dist, run.folder)
     if newest:
@@ -440,8 +441,7 @@ def main():
     tokenizer_file = data_folder(config) / "tokenizer.json"
     run = loop.open_run(
         "pretrain", config, dist, tokenizer, tokenizer_file, None, unused_settings(cfg))
-    run.resume_key = lambda step: resume_key(plan, pool_sizes, cfg.seed, step)
-    load_weights(run)
+    load_weights(run, plan, pool_sizes)
     model, optimizer = run.model, run.optimizer
     if dist.is_main:
         print_plan(config, plan, pool_sizes)
