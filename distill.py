@@ -365,7 +365,7 @@ def cache_logprobs(run: loop.Run, teacher, pairs: list[Pair], n_steps: int) -> n
     if logprobs is not None:
         return logprobs
     run.folder.mkdir(parents=True, exist_ok=True)
-    batches = [batch_of_step(step, len(pairs), cfg, dist) for step in range(n_batches)]
+    batches = [loop.batch_of_step(step, len(pairs), cfg, dist) for step in range(n_batches)]
     reference = run.model
     if run.first_step > 0:  # then the model is no longer what training began with
         reference = hf.load_frozen(dist, run.source, cfg.dtype)
@@ -474,12 +474,6 @@ def resume_key(pairs: list[Pair], source: Path, cfg: DistillConfig) -> list:
     ]
 
 
-def batch_of_step(step: int, n_pairs: int, cfg: DistillConfig, dist: Dist) -> np.ndarray:
-    """This rank's pairs of a step's global batch."""
-    batch = loop.shuffled_indices(n_pairs, step * cfg.batch_pairs, cfg.batch_pairs, cfg.seed)
-    return batch[dist.rank::dist.world]
-
-
 def refresh_if_due(
     run: loop.Run, step: int, plan: list[Stage], problems: list, pairs: list[Pair],
     cached_logprobs: np.ndarray, scorers: tuple,
@@ -502,7 +496,7 @@ def refresh_if_due(
     for refresh_step in refreshes:
         sample_pairs.refresh_negatives(run, problems, pairs, refresh_step, n_steps, key)
     end = min(start + cfg.refresh_every, n_steps)
-    batches = [batch_of_step(n, len(pairs), cfg, dist) for n in range(start, end)]
+    batches = [loop.batch_of_step(n, len(pairs), cfg, dist) for n in range(start, end)]
     for who, model in enumerate(scorers):
         if model is not None:
             sums = sequence_logprobs(
@@ -559,7 +553,7 @@ def main():
             group["lr"] = lr
 
         refresh_if_due(run, step, plan, problems, pairs, cached_logprobs, scorers)
-        batch = batch_of_step(step, len(pairs), cfg, dist)
+        batch = loop.batch_of_step(step, len(pairs), cfg, dist)
         loss, n_tokens, metrics = train_step(
             model, kl_teacher, pairs, batch, cached_logprobs, cfg, dist)
         grad_norm = common.clip_grad_norm(model, cfg.grad_clip)

@@ -146,7 +146,7 @@ def sample_file_name(task: str, problems: list[Problem], prompts: list, cfg: Eva
                  for problem, prompt in zip(problems, prompts)]
     key = [made_by, cfg.k, cfg.temperature, cfg.top_p, cfg.max_new_tokens, cfg.seed, questions]
     if verifier and getattr(registry.family(task), "judge", None):
-        key += [verifier.key, verifier.cfg.seconds, verifier.cfg.max_cases]
+        key.append(verifier.key)
     set_name = task.partition("=")[0]
     return f"{set_name}-{common.hash_json(key)}"
 

@@ -412,6 +412,12 @@ def shuffled_indices(n: int, first: int, count: int, seed: int) -> np.ndarray:
     return stream[first % n:][:count]
 
 
+def batch_of_step(step: int, n_pairs: int, cfg, dist: Dist) -> np.ndarray:
+    """This rank's pairs of a step's global batch. cfg: of DPD or of the reward model."""
+    batch = shuffled_indices(n_pairs, step * cfg.batch_pairs, cfg.batch_pairs, cfg.seed)
+    return batch[dist.rank::dist.world]
+
+
 def micro_batches(model, n_rows: int, rows_per_pass: int) -> Iterator[slice]:
     """Slices of a rank's rows, one per forward pass; gradients are reduced after the last alone."""
     for first in range(0, n_rows, rows_per_pass):

@@ -456,12 +456,6 @@ def prepare_pairs(run: loop.Run, preferences: list[dict], left_out: Counter) -> 
     return pairs
 
 
-def batch_of_step(step: int, n_pairs: int, cfg: RewardConfig, dist: Dist) -> np.ndarray:
-    """This rank's pairs of a step's global batch."""
-    batch = loop.shuffled_indices(n_pairs, step * cfg.batch_pairs, cfg.batch_pairs, cfg.seed)
-    return batch[dist.rank::dist.world]
-
-
 def main():
     config = load_config(
         __doc__, model=ModelConfig, tokenizer=TokenizerConfig, reward=RewardConfig)
@@ -488,7 +482,7 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        batch = batch_of_step(step, len(pairs), cfg, dist)
+        batch = loop.batch_of_step(step, len(pairs), cfg, dist)
         sequences = [sequence for i in batch for sequence in pairs[i]]
         loss = train_step(model, sequences, cfg, dist)
         grad_norm = common.clip_grad_norm(model, cfg.grad_clip)

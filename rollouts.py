@@ -400,9 +400,8 @@ def name_filter(
             return before["name"]
     key = [loop.key_of_run(run), str(run.tokenizer_file), keys, stage.reward, cfg.filter_samples,
            cfg.temperature, cfg.max_new_tokens, cfg.cut_earns]
-    verifier = judges.verifier
-    if verifier:
-        key += [verifier.key, verifier.cfg.seconds, verifier.cfg.max_cases]
+    if judges.verifier:
+        key.append(judges.verifier.key)
     if stage.reward == "pairwise" and judges.reward_folder:
         key.append(loop.weights_key(judges.reward_folder, cfg.dtype))
     name = f"{stage.name}-{common.hash_json(key)}".replace(" ", "_")

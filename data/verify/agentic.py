@@ -152,7 +152,8 @@ class Verifier:
 
     def __init__(self, llm: LLM, box: Sandbox, cfg: VerifierConfig, path: Path):
         self.llm, self.box, self.cfg, self.path = llm, box, cfg, path
-        self.key = path.name.partition(".")[0]  # another one for another model or other words
+        model_and_words = path.name.partition(".")[0]
+        self.key = [model_and_words, cfg.seconds, cfg.max_cases]  # what decides the verdicts
         self.prompts = Prompts(**cfg.prompts)
         self.verdicts = read_verdicts(path)
         self.counts = Counter()
