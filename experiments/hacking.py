@@ -61,7 +61,7 @@ def train_policy(judge: str, seed: int) -> list[dict]:
     """Trains a policy; returns the rows of measure_policy, with how it was made."""
     reward = "pairwise" if JUDGES[judge] else "verified"
     stage = dict(name="preference", problems=dict(taste=600), steps=N_STEPS, temperature=1.0,
-                 lr=[2, 2], reward=reward)
+                 lr=[1, 1], reward=reward)
     judge_folder = Path("out") / run_name(judge) / "reward"
     run = f"{run_name(judge)}/{seed}"
     call_phase("rl", run, {

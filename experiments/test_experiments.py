@@ -208,7 +208,7 @@ def test_tables_of_rl():
     for seed in range(2):
         results += [
             dict(table="arms", arm=arm, seed=seed) | scores([1, 1, 0], [0, 1, 0])
-            for arm in ("dpd", "sft", "b", "c", "d")
+            for arm in ("dpd", "sft", "b", "c")
         ]
         ends = dict(
             STEM=scores([1, 1, 0], [1, 2, 1]),
@@ -251,9 +251,10 @@ def test_arms_of_rl_differ_as_they_say():
         arm: rl.RlRun("rl", "arms", arm, 1, 1e-4, "test", (first,)).settings() for arm in rl.ARMS
     }
     steps = {arm: s["rl.stages"][0]["steps"] for arm, s in settings.items()}
-    assert steps == dict(dpd=1, sft=1, a=10, b=10, c=10, d=40)
+    assert steps == dict(dpd=1, sft=1, a=10, b=10, c=20)
     assert settings["b"] == settings["a"] | {"rl.filter_samples": 0}
-    assert settings["c"] == settings["a"] | {"init_from": "out/tiny/sft"}
+    longer = [settings["a"]["rl.stages"][0] | dict(steps=20)]
+    assert settings["c"] == settings["a"] | {"init_from": "out/tiny/sft", "rl.stages": longer}
 
 
 def test_arms_with_a_plus_start_from_longer_sft_and_its_own_pairs():
