@@ -40,9 +40,12 @@ def attention(
     """
     D = q.shape[-1]
     if not use_triton(q, kernels) or D > 128:
+        attend = plain_attention
         if q.dtype == torch.bfloat16 and q.requires_grad and not q.is_cuda:
-            return spelled_out_attention(q, k, v, doc_start)
-        return plain_attention(q, k, v, doc_start)
+            attend = spelled_out_attention
+        if doc_start is None or q.is_cuda or torch.compiler.is_compiling():
+            return attend(q, k, v, doc_start)
+        return attend_in_blocks(attend, q, k, v, doc_start)
     padding = max(16, triton.next_power_of_2(D)) - D  # zeros add nothing to the scores
     if padding:
         q, k, v = (F.pad(x, (0, padding)) for x in (q, k, v))
@@ -85,6 +88,27 @@ def spelled_out_attention(q, k, v, doc_start=None):
     scores = (q * q.shape[-1]**-0.5 @ k.mT).unflatten(2, (-1, T)) + mask  # (B, K, G, T, S)
     o = (scores.softmax(-1).flatten(2, 3) @ v).unflatten(2, (-1, T)).flatten(1, 2)
     return o.transpose(1, 2)
+
+
+LEAST_BLOCK, MOST_BLOCKS = 32, 16  # queries of a block and blocks of a row on a CPU; our choice
+
+
+def attend_in_blocks(attend, q, k, v, doc_start):
+    """attend(q, k, v, doc_start), a block of queries at a time, each with the keys that it may see.
+
+    A CPU's SDPA reads all keys of a row that the mask hides. Where in a row the keys of a block
+    begin must be known in Python, so this is for tensors in a CPU's memory.
+    """
+    T, S = q.shape[1], k.shape[1]
+    size = max(LEAST_BLOCK, -(-T // MOST_BLOCKS))
+    first_keys = doc_start[:, ::size].amin(0).tolist()  # starts never fall along a row
+    blocks = zip(q.split(size, 1), doc_start.split(size, 1), first_keys)
+    outputs = []
+    end = S - T
+    for queries, starts, first in blocks:
+        end += queries.shape[1]
+        outputs.append(attend(queries, k[:, first:end], v[:, first:end], starts - first))
+    return torch.cat(outputs, 1)
 
 
 class Filled(NamedTuple):

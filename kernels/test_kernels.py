@@ -1,9 +1,11 @@
 """The kernels against their definitions in float64, values and gradients."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import kernels.attention as attention_module
 from kernels.attention import attention
 from kernels.rmsnorm import add_rms_norm, rms_norm
 
@@ -52,6 +54,43 @@ def test_attention(heads, T, docs):
     ]
     d_out = rand(B, T, H, D + 1)[..., 1:]
     assert_same(attention(*inputs, docs), plain_attention(*inputs, docs), inputs, d_out)
+
+
+@pytest.mark.parametrize("T", [97, 80], ids=["T=S, a block of one query", "T<S"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_attention_in_blocks(T, dtype):
+    """Documents longer than a block, shorter ones, and padding, whose tokens see themselves."""
+    S = 97
+    lengths = [[60, 20, 17], [3, 40, 46] + [1] * 8]
+    starts = [np.repeat(np.cumsum([0, *row[:-1]]), row)[S - T :] for row in lengths]
+    docs = torch.from_numpy(np.array(starts)).int()
+    inputs = [rand(2, n, heads, 4).requires_grad_() for n, heads in ((T, 4), (S, 2), (S, 2))]
+    d_out = rand(2, T, 4, 4)
+    if dtype == torch.float64:
+        assert_same(attention(*inputs, docs), plain_attention(*inputs, docs), inputs, d_out)
+        return
+    near = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    ours, plain = attention(*near, docs), plain_attention(*inputs, docs)
+    found = torch.autograd.grad(ours, near, d_out.to(dtype))
+    for a, b in zip((ours, *found), (plain, *torch.autograd.grad(plain, inputs, d_out))):
+        torch.testing.assert_close(a.double(), b, atol=0.05, rtol=0.05)
+
+
+def test_a_block_reads_only_its_keys(monkeypatch):
+    sizes = []
+
+    def attend(q, k, v, starts):
+        sizes.append((q.shape[1], k.shape[1], int(starts.min())))
+        return q
+
+    monkeypatch.setattr(attention_module, "plain_attention", attend)
+    docs = torch.tensor([[0] * 50 + [50] * 28, [0] * 30 + [30] * 48]).int()
+    attention(rand(2, 78, 4, 4), rand(2, 78, 2, 4), rand(2, 78, 2, 4), docs)
+    assert sizes == [(32, 32, 0), (32, 64, 0), (14, 48, 0)]  # the last from key 30 on
+    sizes.clear()
+    docs = torch.zeros(1, 1000).int()
+    attention(rand(1, 1000, 4, 4), rand(1, 1000, 2, 4), rand(1, 1000, 2, 4), docs)
+    assert [n for n, _, _ in sizes] == [63] * 15 + [55]
 
 
 def test_attention_in_bfloat16_stays_near():
