@@ -2,9 +2,8 @@
 
     python -m experiments.rl --seeds 3           # after speedrun.sh; an hour on 2 cores
 
-The three stages one after another, and all tasks in one stage; then the first stage alone: with and
-without the filter of problems, and from SFT, for as long as DPD and the stage take together. See
-experiments/runner.py.
+The three stages one after another; then the first stage alone: without the filter of problems, and
+from SFT, for as long as DPD and the stage take together. See experiments/runner.py.
 """
 import json
 
@@ -31,11 +30,6 @@ ARMS = {  # arm -> (what it is, phase it starts from, steps of its stage as a mu
     "c": ("RL from SFT, longer by the time of DPD", "sft", 2, {}),
 }
 PAIRS = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c")]
-MIXED = dict(
-    name="mixed",
-    problems={task: n for stage in RECIPE["stages"] for task, n in stage["problems"].items()},
-    reward="pairwise", lr=[1, 0.1],
-    temperature=0.69, kl=0.015)  # the stages' means over their steps
 RATES = (1e-4, 2e-4)  # swept for (a) and (c); (b) takes the best of (a)
 
 
@@ -75,10 +69,6 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
     runs = []
     for seed in range(seeds):
         runs.append(RlRun("rl", "stages", "a", seed, RECIPE["lr"], "test", chain))
-    steps = sum(json.loads(stage)["steps"] for stage in stages)
-    mixed = json.dumps(MIXED | dict(steps=steps))
-    for seed in range(seeds):
-        runs.append(RlRun("rl", "mixed", "a", seed, RECIPE["lr"], "test", (mixed,)))
     arms = ["c", "b"]
     if rates["a"] != RECIPE["lr"]:
         arms.append("a")  # at the recipe's rate it is the beginning of the chain
@@ -99,11 +89,6 @@ def make_tables(results: list[dict]) -> str:
     if not any(r["arm"] == "a" for r in arm_rows):  # then it is the beginning of the chains
         arm_rows += [r | {"arm": "a"} for r in ends if r["arm"] == "STEM"]
     parts = [describe_rates(results), "### after each stage", compare_stages(ends, STAGES)]
-    mixed = [r | {"arm": "mixed"} for r in results if r["table"] == "mixed"]
-    if mixed:
-        last = [r for r in ends if r["arm"] == "preference"]
-        names = {"preference": "three stages", "mixed": "one stage"}
-        parts += ["### all tasks in one stage, as many steps", compare_stages(last + mixed, names)]
     trained = {r["arm"] for r in arm_rows}
     names = {arm: what for arm, (what, *_) in ARMS.items() if arm in trained}
     pairs = [pair for pair in PAIRS if trained.issuperset(pair)]

@@ -216,9 +216,6 @@ def test_tables_of_rl():
             preference=scores([2, 2, 1], [1, 1, 1]),
         )
         results.append(
-            dict(table="mixed", arm="a", seed=seed, lr=1e-4) | scores([2, 2, 2], [1, 1, 0])
-        )
-        results.append(
             dict(table="stages", arm="a", seed=seed, lr=1e-4, stages=ends) | ends["preference"]
         )
     assert (
@@ -237,8 +234,6 @@ def test_tables_of_rl():
         re.search(r"\| coding \| math \| -0.167 \| ", text) and "| coding | code | +0.500 |" in text
     )
     assert text.count("### after each stage") == 1
-    assert "| three stages | 0.500 | 0.833 |\n| one stage | 0.333 | 1.000 |" in text
-    assert "| one stage | code | +0.167 |" in text and "| one stage | math | -0.167 |" in text
     assert "| (a) RL from DPD | 0.667 | 0.667 0.667 |" in text and "| (a) - (c) | +0.500 |" in text
     # at a rate of its own, (a) is in results; the chain is not asked
     own = [dict(table="arms", arm="a", seed=seed) | scores([1, 1, 0], [2, 2, 2]) for seed in (0, 1)]
@@ -282,9 +277,6 @@ def test_phases_know_the_settings_of_all_arms():
         runs += [rl.RlRun("rl", "arms", arm, 0, lr, "test", recipe) for arm in rl.ARMS]
         for arm in stem.ARMS:
             runs.append(stem.StemRun("stem", "arms", arm, 0, lr, "test", recipe[:1]))
-    runs.append(
-        rl.RlRun("rl", "mixed", "a", 0, 1e-4, "test", (json.dumps(rl.MIXED | {"steps": 1}),))
-    )
     classes = {
         "corpus": CorpusConfig,
         "pretrain": pretrain.PretrainConfig,
