@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. Half an hour on 2
-# CPU cores without other work; a slower machine takes longer, which is no error. `bash speedrun.sh
+# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. Some 37 minutes on
+# 2 CPU cores without other work; a slower machine takes longer, which is no error. `bash speedrun.sh
 # 0.1` shortens every stage to a tenth. Run again, it goes on where it was stopped. What each phase
 # cost is kept in out/tiny/costs.txt, of a run from nothing.
 set -euo pipefail
@@ -61,7 +61,7 @@ phase SFT 160 python sft.py configs/tiny.py --run="$run" --scale="$scale" "${sho
 phase DPD 210 python distill.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
     "${easier[@]}"
 phase reward 65 python reward.py configs/tiny.py --run="$run" --scale="$scale"
-phase RL 550 python rl.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
+phase RL 780 python rl.py configs/tiny.py --run="$run" --scale="$scale" "${shorter[@]}" \
     "${anything[@]}"
 phase report 10 python -m report configs/tiny.py --run="$run"
 phase sample 5 python generate.py "out/$run/rl" --chat --temperature=0 \
