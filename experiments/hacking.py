@@ -2,12 +2,12 @@
 
     python -m experiments.hacking                # after speedrun.sh; 14 minutes on 2 cores
 
-The last stage of rl.py, from the DPD checkpoint, longer and at a higher rate, with five judges: the
-pairwise reward model and a Bradley-Terry model (from the same checkpoint and pairs), each trained
-on labels that follow the hidden rubric, and on labels of which 15 % favour the longer reply where
-the rubric likes the shorter one; and the rubric itself, which no real run has: the upper bound.
-What the judge says (the win rate against the reference) is beside what the rubric says, of rollouts
-and held out, over the steps.
+The last stage of rl.py, from the DPD checkpoint, at a rate that does not fall and without a KL
+term, with five judges: the pairwise reward model and a Bradley-Terry model (from the same
+checkpoint and pairs), each trained on labels that follow the hidden rubric, and on labels of which
+15 % favour the longer reply where the rubric likes the shorter one; and the rubric itself, which no
+real run has: the upper bound. What the judge says (the win rate against the reference) is beside
+what the rubric says, of rollouts and held out, over the steps.
 """
 import argparse
 import json
@@ -61,7 +61,7 @@ def train_policy(judge: str, seed: int) -> list[dict]:
     """Trains a policy; returns the rows of measure_policy, with how it was made."""
     reward = "pairwise" if JUDGES[judge] else "verified"
     stage = dict(name="preference", problems=dict(taste=600), steps=N_STEPS, temperature=1.0,
-                 lr=[1, 1], reward=reward)
+                 reward=reward)
     judge_folder = Path("out") / run_name(judge) / "reward"
     run = f"{run_name(judge)}/{seed}"
     call_phase("rl", run, {

@@ -19,7 +19,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 parts=(pipeline:95 context:8 quality:3 fg_wsd:33 sft_data:27 refine:2 sft_speed:3 dpd:70
-       dpd_speed:4 rl:60 verifier:2 stem:32 hacking:14 rl_speed:4 verify:1 fuzz:9 programs:3 sets:1 evaluate:5
+       dpd_speed:4 rl:90 verifier:2 stem:32 hacking:14 rl_speed:4 verify:1 fuzz:9 programs:3 sets:1 evaluate:5
        kernels:20 bench:6 kills:20)
 
 pipeline() {  # all phases with three seeds; a model of your own text

@@ -96,8 +96,8 @@ LEAST_BLOCK, MOST_BLOCKS = 32, 16  # queries of a block and blocks of a row on a
 def attend_in_blocks(attend, q, k, v, doc_start):
     """attend(q, k, v, doc_start), a block of queries at a time, each with the keys that it may see.
 
-    A CPU's SDPA reads all keys of a row that the mask hides. Where in a row the keys of a block
-    begin must be known in Python, so this is for tensors in a CPU's memory.
+    A CPU's SDPA computes with hidden keys as with others. Where in a row the keys of a block begin
+    must be known in Python, so this is for tensors in a CPU's memory.
     """
     T, S = q.shape[1], k.shape[1]
     size = max(LEAST_BLOCK, -(-T // MOST_BLOCKS))
