@@ -2,5 +2,5 @@
 from configs.tiny import evaluate, model, rl
 
 evaluate = evaluate | dict(
-    tasks=["math", "code", "tools", "form", "taste"], n_problems=1024, k=4, max_new_tokens=80,
+    tasks=["math", "code", "tools", "form", "taste"], n_problems=1024, k=2, max_new_tokens=80,
 )

@@ -1,9 +1,10 @@
 """What does each of RL's stages change, and what are the filter and a start from DPD worth?
 
-    python -m experiments.rl --seeds 3           # after speedrun.sh; some 90 minutes on 2 cores
+    python -m experiments.rl --seeds 3           # after speedrun.sh; some 50 minutes on 2 cores
 
 The three stages one after another; then the first stage alone: without the filter of problems, and
-from SFT, for as long as DPD and the stage take together. See experiments/runner.py.
+from SFT, for as long as DPD and the stage take together. All at the recipe's rate, which was chosen
+on the dev split. See experiments/runner.py.
 """
 import json
 
@@ -12,14 +13,7 @@ from common import UserError
 from configs.tiny import rl as RECIPE
 from experiments import runner
 from experiments.runner import NO_RATE, SPEEDRUN, Experiment, Run, Train, speedrun_verifier
-from experiments.stats import (
-    best_rates,
-    compare,
-    compare_stages,
-    compare_tasks,
-    describe_rates,
-    select_task,
-)
+from experiments.stats import compare, compare_stages, compare_tasks, select_task
 
 STAGES = {"dpd": "DPD", "STEM": "STEM", "coding": "coding", "preference": "preference"}
 ARMS = {  # arm -> (what it is, phase it starts from, steps of its stage as a multiple, settings)
@@ -30,7 +24,6 @@ ARMS = {  # arm -> (what it is, phase it starts from, steps of its stage as a mu
     "c": ("RL from SFT, longer by the time of DPD", "sft", 2, {}),
 }
 PAIRS = [("a", "dpd"), ("a", "b"), ("c", "sft"), ("a", "c")]
-RATES = (1e-4, 2e-4)  # swept for (a) and (c); (b) takes the best of (a)
 
 
 class RlRun(Run):
@@ -59,24 +52,14 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
         steps = max(1, round(stage["steps"] * scale))
         stages.append(json.dumps(stage | dict(steps=steps)))
     chain, first = tuple(stages), tuple(stages[:1])
-    sweep = []
-    for arm in "ac":
-        for lr in RATES:
-            sweep.append(RlRun("rl", "sweep", arm, 100, lr, "dev", first))
-    sweep = train(sweep)
-    rates = best_rates(sweep)
-    rates["b"] = rates["a"]
     runs = []
     for seed in range(seeds):
         runs.append(RlRun("rl", "stages", "a", seed, RECIPE["lr"], "test", chain))
-    arms = ["c", "b"]
-    if rates["a"] != RECIPE["lr"]:
-        arms.append("a")  # at the recipe's rate it is the beginning of the chain
-    for arm in arms:
+    for arm in "cb":
         for seed in range(seeds):
-            runs.append(RlRun("rl", "arms", arm, seed, rates[arm], "test", first))
+            runs.append(RlRun("rl", "arms", arm, seed, RECIPE["lr"], "test", first))
     starts = train([RlRun("rl", "arms", arm, 0, 0.0, "test", first) for arm in ("dpd", "sft")])
-    results = list(sweep)
+    results = []
     for start in starts:  # not trained, so the same for every seed
         results += [start | {"seed": seed} for seed in range(seeds)]
     return results + train(runs)
@@ -84,17 +67,14 @@ def run_arms(seeds: int, scale: float, train: Train) -> list[dict]:
 
 def make_tables(results: list[dict]) -> str:
     """Markdown of all results."""
+    ends = [r for r in results if r["arm"] == "dpd"] + collect_stage_ends(results)
     arm_rows = [r for r in results if r["table"] == "arms"]
-    ends = [r for r in arm_rows if r["arm"] == "dpd"] + collect_stage_ends(results)
-    if not any(r["arm"] == "a" for r in arm_rows):  # then it is the beginning of the chains
-        arm_rows += [r | {"arm": "a"} for r in ends if r["arm"] == "STEM"]
-    parts = [describe_rates(results), "### after each stage", compare_stages(ends, STAGES)]
-    trained = {r["arm"] for r in arm_rows}
-    names = {arm: what for arm, (what, *_) in ARMS.items() if arm in trained}
-    pairs = [pair for pair in PAIRS if trained.issuperset(pair)]
+    arm_rows += [r | {"arm": "a"} for r in ends if r["arm"] == "STEM"]  # the chains' beginnings
+    names = {arm: what for arm, (what, *_) in ARMS.items()}
     math_rows = [select_task(r, "math") for r in arm_rows]
-    parts += ["### the first stage alone, in mathematics", compare(math_rows, names, pairs),
-              "### the first stage alone, by task", compare_tasks(arm_rows, names)]
+    parts = ["### after each stage", compare_stages(ends, STAGES),
+             "### the first stage alone, in mathematics", compare(math_rows, names, PAIRS),
+             "### the first stage alone, by task", compare_tasks(arm_rows, names)]
     return "\n\n".join(parts)
 
 

@@ -201,10 +201,7 @@ def test_tables_of_rl():
             tasks=dict(math=sum(math) / 6, code=sum(code) / 6),
         )
 
-    results = [
-        dict(table="sweep", arm=arm, seed=100, lr=lr, avg=avg, correct=[])
-        for arm, lr, avg in (("a", 1e-4, 0.5), ("a", 2e-4, 0.4), ("c", 1e-4, 0.4), ("c", 2e-4, 0.5))
-    ]
+    results = []
     for seed in range(2):
         results += [
             dict(table="arms", arm=arm, seed=seed) | scores([1, 1, 0], [0, 1, 0])
@@ -223,7 +220,6 @@ def test_tables_of_rl():
         and stats.select_task(results[-1], "math")["avg"] == 0.5
     )
     text = rl.make_tables(results)
-    assert "(a) 0.0001, (c) 0.0002" in text
     assert (
         "| DPD | 0.167 | 0.333 |" in text
         and "| STEM | 0.667 | 0.333 |" in text
@@ -235,9 +231,6 @@ def test_tables_of_rl():
     )
     assert text.count("### after each stage") == 1
     assert "| (a) RL from DPD | 0.667 | 0.667 0.667 |" in text and "| (a) - (c) | +0.500 |" in text
-    # at a rate of its own, (a) is in results; the chain is not asked
-    own = [dict(table="arms", arm="a", seed=seed) | scores([1, 1, 0], [2, 2, 2]) for seed in (0, 1)]
-    assert "| (a) RL from DPD | 1.000 | 1.000 1.000 |" in rl.make_tables(results + own)
 
 
 def test_arms_of_rl_differ_as_they_say():
