@@ -3,6 +3,7 @@
 DCP's own reader unpickles .metadata, and what is no tensor, with whatever functions the file names:
 a folder would run as a program. What is wrong with one is a ValueError (or OSError) here.
 """
+import enum
 import io
 import pickle
 from pathlib import Path
@@ -34,11 +35,26 @@ CLASSES = {  # all that DCP writes into a .metadata
 }
 
 
+class _Unpickler(Unpickler):
+    """Python before 3.11.4, Debian 12's, writes a member of an enum as getattr(its class, name)."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
+        return super().find_class(module, name)
+
+
+def _enum_member(kind: type, name: str) -> enum.Enum:
+    if not isinstance(kind, enum.EnumType):
+        raise pickle.UnpicklingError(f"it asks {kind} for {name}: a program in place of data")
+    return kind[name]
+
+
 def read_metadata(folder: Path) -> Metadata:
     """A checkpoint's .metadata, checked: it places every tensor inside of the folder's files."""
     data = read_bytes(file_inside(folder, ".metadata"), MOST_METADATA)
     try:
-        metadata = Unpickler(data, CLASSES).load()
+        metadata = _Unpickler(data, CLASSES).load()
         _check(folder, metadata)
     except OSError:
         raise

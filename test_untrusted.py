@@ -1,7 +1,10 @@
 """Folders from anywhere: no program in them runs, nothing outside of them is read, each fault is
 one line."""
 import builtins
+import copyreg
 import dataclasses
+import enum
+import io
 import json
 import os
 import pickle
@@ -115,6 +118,28 @@ def test_metadata_is_data(ours, tmp_path):
     with pytest.raises(UserError, match="io.open"):
         common.load_checkpoint(ALONE, ours, model)
     assert not mark.exists()
+
+
+def test_an_enum_of_any_python(ours):
+    """Python 3.11.2 pickles a member of an enum by getattr, which for all else is a program."""
+    def dump(found) -> bytes:
+        buffer = io.BytesIO()
+        pickler = pickle.Pickler(buffer)
+        by_getattr = {type(encoding): lambda member: (getattr, found(member))}
+        pickler.dispatch_table = copyreg.dispatch_table | by_getattr
+        pickler.dump(dcp_files.read_metadata(ours))
+        return buffer.getvalue()
+
+    encoding = embedding(dcp_files.read_metadata(ours)).properties.__getstate__()[3]
+    assert isinstance(encoding, enum.Enum)
+    old = dump(lambda member: (type(member), member.name))
+    assert b"getattr" in old
+    (ours / ".metadata").write_bytes(old)
+    seal(ours)
+    common.load_checkpoint(ALONE, ours, Transformer(CFG))
+    (ours / ".metadata").write_bytes(dump(lambda member: (dcp_files.Metadata, "__init__")))
+    seal(ours)
+    assert "__init__: a program in place of data" in refused(ours)
 
 
 def test_what_is_no_tensor_is_data_too(ours, tmp_path):
