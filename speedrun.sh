@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. Some 37 minutes on
+# The whole pipeline at tiny scale, from nothing to a report: `bash speedrun.sh`. Some 45 minutes on
 # 2 CPU cores without other work; a slower machine takes longer, which is no error. `bash speedrun.sh
 # 0.1` shortens every stage to a tenth. Run again, it goes on where it was stopped. What each phase
 # cost is kept in out/tiny/costs.txt, of a run from nothing.

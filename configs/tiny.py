@@ -1,4 +1,4 @@
-"""About 1M parameters, 2 CPU cores, 37 minutes: the whole method small enough to watch.
+"""About 1M parameters, 2 CPU cores, 45 minutes: the whole method small enough to watch.
 
 The high pool is verified textbook pages; the medium pool is text of this Python installation, with
 corrupted copies of such pages in it. Sizes, rates and shares are our choice.
