@@ -1,6 +1,6 @@
 """What does each of RL's stages change, and what are the filter and a start from DPD worth?
 
-    python -m experiments.rl --seeds 3           # after speedrun.sh; some 50 minutes on 2 cores
+    python -m experiments.rl --seeds 3           # after speedrun.sh; 53 minutes on 2 cores
 
 The three stages one after another; then the first stage alone: without the filter of problems, and
 from SFT, for as long as DPD and the stage take together. All at the recipe's rate, which was chosen
