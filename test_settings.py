@@ -26,6 +26,7 @@ from typing import Annotated, Literal
 
 import pytest
 
+from checks import plain
 from conftest import ROOT
 
 
@@ -224,3 +225,17 @@ def test_options_without_a_config(options, message, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         settings.run_read_options(ROOT / "generate.py")
     assert message in capsys.readouterr().err
+
+
+def test_read_options_needs_nothing_of_its_script(monkeypatch, capsys):
+    """It is run by itself; one that names what its script imports would end the command at once."""
+    scripts = []
+    for path in plain.code_files("*.py", "checks/*.py", "data/**/*.py", "experiments/*.py"):
+        if "\ndef read_options()" in path.read_text():
+            scripts.append(path)
+    assert len(scripts) >= 3
+    for path in scripts:
+        monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+        with pytest.raises(SystemExit, match="0"):
+            settings.run_read_options(path)
+        assert capsys.readouterr().out.startswith("usage:"), path

@@ -40,7 +40,7 @@ from pretrain import PretrainConfig, check_stages, train_step
 
 
 def main():
-    config, n_micro = read_options()
+    config, n_micro = load_bench_config()
     cfg = config.pretrain
     check_stages(cfg.stages)
     dist = common.init_distributed(cfg.dtype)
@@ -66,7 +66,7 @@ def main():
                 results.append("bench", origin | line)
 
 
-def read_options() -> tuple[SimpleNamespace, int]:
+def load_bench_config() -> tuple[SimpleNamespace, int]:
     """The config, with the vocabulary's size and the option --compile, and --micro_batches."""
     name = "--micro_batches="
     own_options = [option for option in sys.argv[1:] if option.startswith(name)]
