@@ -117,7 +117,8 @@ _verifier = dict(model=dict(checkpoint="verifier/sft", max_new_tokens=40, temper
 # Rollouts at the temperature at which answers are asked for: at 1, half the gain is lost. Many
 # problems with 4 samples of each in the filter, in place of the report's 16: a problem that comes
 # back five times is learned by heart. Rates fall, for the noise of the last steps costs the other
-# tasks; the later stages have half of STEM's: at all of it each cost mathematics 0.02 to 0.03.
+# tasks; the later stages have half of STEM's: tried with all of it, each cost mathematics 0.02 to
+# 0.03.
 rl = dict(
     stages=[
         dict(name="STEM", problems=dict(math=1000, phrases=600), steps=80, lr=[1, 0.1]),
