@@ -18,7 +18,8 @@ trainer's loop, logging and saving are left out; it does not keep the sampler's 
 which ours does and compares with the update's. In ours: so are loop.py's and rl.py's loop, rollout
 files and statistics; a context of just one response leaves no padding in our rows where all are
 equally long (with the default of 256 a quarter would be, for attention alone), though neither is
-there any in TRL's. Ours runs a prompt once for its group, TRL with each response.
+there any in TRL's. Ours runs a prompt once for its group, TRL with each response; a pass of its
+update is a group.
 Prompts come to both as ids: neither renders or tokenizes them. Left out, in ours too: vLLM, which
 TRL can sample with on a GPU.
 """
@@ -71,7 +72,7 @@ def ours(tokenizer, prompts: list[list[int]], case: Case, d):
     """A function that takes a step and returns its tokens, and the seconds of its parts."""
     p = rl.RlConfig(
         stages=[], group_size=GROUP, batch_groups=GROUPS, max_new_tokens=case.new,
-        context=PROMPT + case.new
+        context=PROMPT + case.new, micro_rows=GROUP
     )
     model, optimizer = loop.build_model(SHAPE, p, d)
     init_weights(model, 0, common.assign)
