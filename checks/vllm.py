@@ -1,18 +1,20 @@
 """Does a real vLLM server sample for RL as this process does? `python -m checks.vllm
---vllm=ENVIRONMENT/bin/vllm --init_from=out/tiny/sft`, about 15 minutes on two cores.
+--vllm=ENVIRONMENT/bin/vllm`, after speedrun.sh; about 10 minutes on two cores.
 
 The server is started on an export of the checkpoint, in fp32, with a prefix cache and without any
 of our generation config. It is held against the trainer:
 
 1. log-probabilities of its answers, at two temperatures, also after new weights
 2. weights that were reloaded without a pause are seen by the probe
-3. 20 steps of RL on arithmetic, by this process and by the server: held-out scores before, after
+3. 20 steps of RL on arithmetic, by this process and by the server: held-out scores before, after.
+   They begin at the end of SFT's first stage, where twenty steps can teach something
 4. some steps with rl.ahead=1: answers by weights that are one update older, corrected by rl.tis. In
    the midst of it the server is killed while it answers, and started again
 
 How vLLM is installed on a machine without a GPU: docs/SCALING.md.
 """
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -34,6 +36,8 @@ from common import UserError
 from data.tasks import registry
 from evaluate import task_prompt
 from experiments import results
+from experiments.runner import evaluate_checkpoint
+from experiments.stats import paired_difference
 from kernels.cross_entropy import linear_logprobs
 from sampler import Served, in_order
 
@@ -41,9 +45,9 @@ STEPS, AHEAD_STEPS, KILLED_AT = 20, 6, 2
 CONFIG = f"""
 from configs.tiny import *
 rl = rl | dict(
-    stages=[dict(name="STEM", problems=dict(math=640), steps={STEPS})], reward_model="",
-    verifier={{}}, filter_samples=0, eval_tasks=[], log_every=1)
-evaluate = dict(tasks=["math"], n_problems=400, k=4, max_new_tokens=80)
+    stages=[dict(name="STEM", problems=dict(math=640), steps={STEPS}, lr=[1, 0.1])],
+    reward_model="", verifier={{}}, filter_samples=0, eval_tasks=[], prompts=[], log_every=1)
+evaluate = dict(tasks=["math"], n_problems=1024, k=4, max_new_tokens=80)
 """
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the commands that reload weights
@@ -146,8 +150,9 @@ def post(url: str, body: dict) -> None:
 
 
 def run_rl(folder: Path, name: str, source: Path, *options: str) -> subprocess.Popen:
+    """Starts RL; it evaluates nothing itself."""
     command = [sys.executable, str(ROOT / "rl.py"), "served.py", f"--run={name}",
-               f"--init_from={source}", *options]
+               f"--init_from={source}", "--evaluate.tasks=[]", *options]
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, cwd=folder, env=os.environ | settings, text=True,
                             stdout=open(folder / f"{name}.log", "w"), stderr=subprocess.STDOUT)
@@ -161,16 +166,23 @@ def finish(process: subprocess.Popen, folder: Path, name: str) -> dict:
     run = folder / "out" / name / "rl"
     lines = common.read_metrics(run)
     steps = [line for line in lines if "loss" in line]
-    scores = {}
-    if (run / "before.json").is_file():
-        before = json.loads((run / "before.json").read_text())["math"]
-        after = next(line for line in lines if line.get("scores"))["scores"]["math"]
-        scores = dict(before=before["avg"], after=after["avg"], stderr=after["stderr"])
     rewards = [round(line["reward"], 3) for line in steps]
     mismatches = [line.get("logprob_mismatch", 0.0) for line in steps]
     seconds = [line["rollout_s"] for line in steps]
-    return scores | dict(steps=len(steps), reward=rewards, mismatch=max(mismatches),
-                         rollout_s=sum(seconds) / len(seconds))
+    return dict(steps=len(steps), reward=rewards, mismatch=max(mismatches),
+                rollout_s=sum(seconds) / len(seconds))
+
+
+def held_out(folder: Path, name: str, checkpoint: Path) -> dict:
+    """A checkpoint's answers to the problems that nobody trains on: experiments.runner's result."""
+    return evaluate_checkpoint("served.py", f"held_out/{name}", "test", checkpoint,
+                               folder / f"held_out-{name}.log")
+
+
+def describe_rise(before: dict, after: dict) -> dict:
+    """The held-out score before and after RL, and half the gain's 95 % interval."""
+    gain, half, _ = paired_difference([after], [before])
+    return dict(before=before["avg"], after=after["avg"], gain=gain, half_interval=half)
 
 
 def kill_in_the_midst(server: Vllm, folder: Path, name: str) -> str:
@@ -191,39 +203,62 @@ def kill_in_the_midst(server: Vllm, folder: Path, name: str) -> str:
     return next(line for line in lines if "waiting for" in line)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vllm", required=True, help="the command of an environment that has it")
-    parser.add_argument("--init_from", default="out/tiny/sft", help="checkpoint of the tiny model")
-    parser.add_argument("--write", action="store_true", help="append to results/vllm.jsonl")
-    args = parser.parse_args()
-    one = common.Dist(0, 1, torch.device("cpu"), None)
-    source = hf.resolve_checkpoint(one, args.init_from).resolve()
-    started, found = time.time(), {}
-    folder = Path(tempfile.mkdtemp())
+def first_stage_end() -> Path:
+    """Where the speedrun's SFT stood at the end of its first stage."""
+    kept = [path for path in common.list_checkpoints(Path("out/tiny/sft"))
+            if common.read_meta(path)["keep"]]
+    if not kept:
+        raise UserError("there is no out/tiny/sft: run `bash speedrun.sh`, or give --init_from")
+    return kept[-1]
+
+
+def check(vllm: Path, source: Path, folder: Path) -> dict:
+    """All that the check finds; folder: the present one, where runs and logs are left."""
+    found = {}
     (folder / "served.py").write_text(CONFIG)
     model, tokenizer = hf.load(source)
     hf.export(hf.untie(model), tokenizer, folder / "start", torch.float32)
     embedded = run_rl(folder, "embedded", source)
-    server = Vllm(args.vllm, folder / "start", folder / "vllm.log")
+    server = Vllm(str(vllm), folder / "start", folder / "vllm.log")
     try:
         found["weights"] = check_weights(server, source, folder)
         print(found["weights"], flush=True)
         found["embedded"] = finish(embedded, folder, "embedded")
-        print(found["embedded"], flush=True)
         servers = f"--rl.servers=['{server.url}']"
         found["served"] = finish(run_rl(folder, "served", source, servers), folder, "served")
-        print(found["served"], flush=True)
         stages = [dict(name="STEM", problems=dict(math=100), steps=AHEAD_STEPS)]
         run = run_rl(folder, "ahead", source, servers, "--rl.ahead=1", "--rl.tis=2.0",
-                     f"--rl.stages={stages}", "--rl.filter_samples=0", "--evaluate.tasks=[]",
-                     "--rl.max_rows=32")
+                     f"--rl.stages={stages}", "--rl.max_rows=32")
         said = kill_in_the_midst(server, folder, "ahead")
         found["ahead"] = finish(run, folder, "ahead") | dict(said=said)
-        print(found["ahead"], flush=True)
     finally:
+        embedded.kill()
         server.kill()
+    start = held_out(folder, "start", source)
+    for name in ("embedded", "served"):
+        found[name] |= describe_rise(start, held_out(folder, name, folder / "out" / name / "rl"))
+    for name in ("embedded", "served", "ahead"):
+        print(name, found[name], flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vllm", required=True, help="the command of an environment that has it")
+    parser.add_argument("--init_from", default="",
+                        help="checkpoint of the tiny model (default: where SFT's first stage ends)")
+    parser.add_argument("--write", action="store_true", help="append to results/vllm.jsonl")
+    args = parser.parse_args()
+    one = common.Dist(0, 1, torch.device("cpu"), None)
+    source = hf.resolve_checkpoint(one, args.init_from or str(first_stage_end())).resolve()
+    vllm = Path(args.vllm).absolute()
+    started = time.time()
+    folder = Path(tempfile.mkdtemp())
+    with contextlib.chdir(folder):
+        found = check(vllm, source, folder)
+    for name in ("embedded", "served"):
+        assert found[name]["gain"] > found[name]["half_interval"], found[name]
     assert found["served"]["steps"] == STEPS and found["served"]["mismatch"] < 1e-4
     if args.write:
         origin = bench.describe_origin("checks.vllm", 0, torch.device("cpu"))
