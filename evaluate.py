@@ -283,17 +283,19 @@ def server_llm(cfg: EvaluateConfig) -> Callable:
     return llm.http_llm(from_dict(llm.LLMConfig, settings, "evaluate.endpoint"), read)
 
 
-def open_verifier(spec: dict, tasks: Sequence[str], out: Path, dist: common.Dist):
+def open_verifier(
+        spec: dict, tasks: Sequence[str], out: Path, dist: common.Dist, init_from: str = ""):
     """The data.verify.agentic.Verifier of a config; None where no task leaves an answer open.
 
-    spec: VerifierConfig. Its verdicts are kept in out/<run>/verdicts, by its model and words.
+    spec: VerifierConfig; its model is sought in out, and in the run that init_from is of. Its
+    verdicts are kept in out/<run>/verdicts, by its model and words.
     """
     if not spec or not any(getattr(registry.family(task), "judge", None) for task in tasks):
         return None
     from data.verify import agentic, sandbox  # only who has a verifier waits for them
 
     cfg = from_dict(agentic.VerifierConfig, spec, "verifier")
-    llm, identity = generate.open_llm(cfg.model, "verifier.model", out)
+    llm, identity = generate.open_llm(cfg.model, "verifier.model", out, init_from)
     name = common.hash_json([identity, cfg.turns, cfg.must_compute, cfg.prompts])
     path = out / "verdicts" / f"{name}.{dist.rank}.jsonl"
     return agentic.Verifier(llm, sandbox.shared(), cfg, path)

@@ -428,11 +428,13 @@ class LocalLLM:
         return texts
 
 
-def open_llm(spec: dict, where: str, out: Path) -> tuple[Callable, dict]:
+def open_llm(
+        spec: dict, where: str, out: Path, init_from: str = "") -> tuple[Callable, dict]:
     """A language model of a config, as data.llm.LLM says, and what decides its answers, as JSON.
 
     spec: {"checkpoint": a phase of the run or a path, and fields of LocalLLM}, or {"url": of an
-    OpenAI-compatible endpoint, and fields of data.llm.LLMConfig}. where: its name in messages.
+    OpenAI-compatible endpoint, and fields of data.llm.LLMConfig}. where: its name in messages; out,
+    init_from: where a phase is sought (hf.resolve_checkpoint).
     """
     spec = dict(spec)
     if "checkpoint" not in spec:
@@ -440,7 +442,7 @@ def open_llm(spec: dict, where: str, out: Path) -> tuple[Callable, dict]:
 
         return llm.http_llm(from_dict(llm.LLMConfig, spec, where)), spec
     one_process = common.Dist(0, 1, torch.device("cpu"), None)
-    folder = hf.resolve_checkpoint(one_process, spec.pop("checkpoint"), out)
+    folder = hf.resolve_checkpoint(one_process, spec.pop("checkpoint"), out, init_from)
     model = from_dict(LocalLLM, {"path": str(folder)} | spec, where)
     spec["weights"] = common.list_files(folder)
     return model, spec

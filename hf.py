@@ -104,14 +104,21 @@ def load_frozen(dist: Dist, folder: Path, dtype: str) -> Transformer:
     return model
 
 
-def resolve_checkpoint(dist: Dist, source: str | Path, out: Path = Path(".")) -> Path:
+def resolve_checkpoint(
+        dist: Dist, source: str | Path, out: Path = Path("."), init_from: str = "") -> Path:
     """The folder of the checkpoint that a path means; UserError where it means none, or a damaged
     one.
 
     A Hugging Face folder is one as it is; of ours it may be a phase of this run (a folder in
-    `out`), or any phase's folder or checkpoint.
+    `out`), any phase's folder or checkpoint, or else a phase of the run that `init_from` is of.
     """
     path = out / source if (out / source).is_dir() else Path(source)
+    if init_from and not path.is_dir():
+        elsewhere = run_of_checkpoint(Path(init_from)) / source
+        if elsewhere.is_dir():
+            path = elsewhere
+            if dist.is_main:
+                print(f"note: {source} is {path}: {out} has none")
     if (path / "config.json").is_file():
         return path
     if (path / "meta.json").is_file():
@@ -124,6 +131,11 @@ def resolve_checkpoint(dist: Dist, source: str | Path, out: Path = Path(".")) ->
                         "nor a Hugging Face folder (with config.json; "
                         "`hf download NAME --local-dir FOLDER` gets one)")
     return folder
+
+
+def run_of_checkpoint(path: Path) -> Path:
+    """The folder of the run that a phase's folder, or a checkpoint in one, is of."""
+    return path.parent.parent if path.name.startswith("step_") else path.parent
 
 
 def _model_without_weights(folder: Path) -> Transformer:

@@ -165,8 +165,16 @@ class Run:
     @functools.cached_property
     def verifier(self):
         """Who decides in evaluations on answers that rules leave open; None for nobody."""
-        spec = self.config.evaluate.verifier
-        return open_verifier(spec, self.eval_tasks, self.config.out, self.dist)
+        return self.open_verifier(self.config.evaluate.verifier, self.eval_tasks)
+
+    def open_verifier(self, spec: dict, tasks: list[str]):
+        """evaluate.open_verifier, its model sought where find_checkpoint seeks."""
+        return open_verifier(spec, tasks, self.config.out, self.dist, self.config.init_from)
+
+    def find_checkpoint(self, name: str) -> Path:
+        """A checkpoint that the config names: a phase of this run, any, or of the run that
+        --init_from is of."""
+        return hf.resolve_checkpoint(self.dist, name, self.config.out, self.config.init_from)
 
     def unsharded_model(self):
         """A plain module with the present weights, for sampling (common.unsharded_copy)."""

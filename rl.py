@@ -45,7 +45,7 @@ from data.chat.packing import pack, share_prefixes
 from data.tasks.problem import Problem
 from data.text.tokenizer import TokenizerConfig
 from data.verify import sandbox
-from evaluate import EvaluateConfig, open_verifier
+from evaluate import EvaluateConfig
 from kernels.cross_entropy import linear_logprobs, linear_logprobs_entropy
 from model import ModelConfig
 from reward import load_reward_model
@@ -494,13 +494,13 @@ def resume_key(plan: list[Stage], cfg: RlConfig, source: Path, step: int) -> lis
 
 def open_judges(run: loop.Run) -> Judges:
     """The verifier and the reward model's folder, where a stage needs them."""
-    cfg, dist = run.cfg, run.dist
+    cfg = run.cfg
     judges = Judges()
     if any(stage.reward == "pairwise" for stage in cfg.stages):
-        judges.reward_folder = hf.resolve_checkpoint(dist, cfg.reward_model, run.config.out)
+        judges.reward_folder = run.find_checkpoint(cfg.reward_model)
     tasks = [task for stage in cfg.stages for task in stage.problems]
     loop.check_tasks(run, *tasks)
-    judges.verifier = open_verifier(cfg.verifier, tasks, run.config.out, dist)
+    judges.verifier = run.open_verifier(cfg.verifier, tasks)
     return judges
 
 

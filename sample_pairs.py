@@ -107,7 +107,7 @@ def find_teacher(run: loop.Run) -> Teacher | None:
     """The teacher that the config names, if any."""
     if not run.cfg.teacher:
         return None
-    source = hf.resolve_checkpoint(run.dist, run.cfg.teacher, run.config.out)
+    source = run.find_checkpoint(run.cfg.teacher)
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     return Teacher(source, not run.tokenizer.disagreement(tokenizer))
 

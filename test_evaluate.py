@@ -175,7 +175,7 @@ def test_a_verifier_scores_what_rules_leave_open(monkeypatch, tokenizer, tmp_pat
         texts = [messages[0]["content"] for messages in conversations]
         return [f"Verdict: {'equivalent' if value in text else 'different'}" for text in texts]
 
-    monkeypatch.setattr(evaluate.generate, "open_llm", lambda spec, where, out: (llm, spec))
+    monkeypatch.setattr(evaluate.generate, "open_llm", lambda spec, where, *_: (llm, spec))
     spec = dict(model=dict(checkpoint="verifier/sft"), prompts=dict(system="", case="{answer}"))
     one = Dist(0, 1, torch.device("cpu"), None)
     assert evaluate.open_verifier(spec, ["math", "code"], tmp_path, one) is None

@@ -548,6 +548,24 @@ def test_checkpoint_of_ours(tied, tokenizer, tmp_path, capsys):
         hf.load(newest)
 
 
+def test_a_phase_is_found_in_the_run_that_another_starts_from(tokenizer, tmp_path, capsys):
+    """`rl.py --run=other --init_from=out/tiny/distill` asks tiny's reward model: other has none."""
+    for phase in ("distill", "reward", "teacher/sft"):
+        checkpoint(tmp_path / "tiny" / phase, our_model(), tokenizer, 5, tmp_path)
+    checkpoint(tmp_path / "other/reward", our_model(), tokenizer, 7, tmp_path)
+    one = common.Dist(0, 1, torch.device("cpu"), None)
+    for start in ("tiny/distill", "tiny/distill/step_00000005"):
+        start = str(tmp_path / start)
+        folder = hf.resolve_checkpoint(one, "teacher/sft", tmp_path / "other", start)
+        assert folder == tmp_path / "tiny/teacher/sft/step_00000005"
+        assert f"note: teacher/sft is {folder.parent}" in capsys.readouterr().out
+        folder = hf.resolve_checkpoint(one, "reward", tmp_path / "other", start)
+        assert folder == tmp_path / "other/reward/step_00000007"
+        assert not capsys.readouterr().out
+        with pytest.raises(UserError, match="^verifier/sft is no checkpoint"):
+            hf.resolve_checkpoint(one, "verifier/sft", tmp_path / "other", start)
+
+
 def test_start_from(tokenizer, tmp_path):
     source = our_model()
     checkpoint(tmp_path / "out/pretrain", source, tokenizer, 5, tmp_path)

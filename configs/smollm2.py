@@ -23,7 +23,7 @@ sft = dict(
         dict(name="warmup", epochs=dict(gsm8k=0.05), lr=[0, 1], context=1024),
         dict(name="solutions", epochs=dict(gsm8k=0.95), lr=[1, 0.1], curve="cosine", context=1024),
     ],
-    dtype="float32", log_every=5, save_every=25,
+    dtype="float32", log_every=1, save_every=25,
     prompts=["Tom has 3 bags of 12 apples. He eats 4. How many apples are left?"],
 )
 
