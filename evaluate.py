@@ -551,7 +551,7 @@ def main():
     if dist.is_main:
         print(f"{source}, split {cfg.split}, {cfg.prompt_format} form", flush=True)
 
-    verifier = open_verifier(cfg.verifier, cfg.tasks, config.out, dist)
+    verifier = open_verifier(cfg.verifier, cfg.tasks, config.out, dist, cfg.checkpoint)
     scores = evaluate(sampler, tokenizer, cfg, dist, config.out / "evaluate", made_by, verifier)
 
     if dist.is_main:
