@@ -882,13 +882,17 @@ def add_caveat(text: str) -> None:
 
 
 def describe_machine(device: torch.device) -> str:
-    """What a result was measured on, in a few words."""
+    """What a result was measured on, in a few words.
+
+    Python's version is among them, for its library is in the tiny recipe's text.
+    """
+    python = f"Python {platform.python_version()}"
     if device.type == "cuda":
-        machine = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+        machine = [f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}", python]
     else:
-        machine = (f"{os.cpu_count()} CPU cores ({platform.machine()}), "
-                   f"{torch.get_num_threads()} threads")
-    return ", ".join([machine, *_caveats])
+        machine = [f"{os.cpu_count()} CPU cores ({platform.machine()})", python,
+                   f"{torch.get_num_threads()} threads"]
+    return ", ".join([*machine, *_caveats])
 
 
 def current_commit() -> str:
