@@ -1130,7 +1130,7 @@ def test_a_run_with_a_verifier(base, monkeypatch, capsys):
                 texts[i] = "Verdict: equivalent" if equal else "Verdict: different"
         return texts
 
-    monkeypatch.setattr(generate, "open_llm", lambda spec, where, out: (llm, spec))
+    monkeypatch.setattr(generate, "open_llm", lambda spec, where, *_: (llm, spec))
     options = (
         "--run=verified",
         "--rl.stages=[{'name': 'STEM', 'problems': {'math': 4, 'phrases': 10}, 'steps': 3}]",
