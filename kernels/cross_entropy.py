@@ -207,7 +207,8 @@ def logprobs_rows(
             logits, targets, results, d, logits.stride(0), logits.shape[1],
             WITH_ENTROPY=with_entropy, **launch(logits))
         return results
-    if d is not None:  # an entropy that only the log shows has no gradient
+    if d is not None:  # nobody reads the results again, and an entropy that only the log shows has
+                       # no gradient
         with_entropy = with_entropy and bool(d[1].any())
     # Few passes over the logits, and in place: on a CPU they take as long as the product.
     z = logits.to(results.dtype)
